@@ -1,0 +1,1 @@
+"""Another checkpoint becomes ours; ours travels to the Hub."""

@@ -1,0 +1,1 @@
+"""Decoding strategies: one file a strategy."""

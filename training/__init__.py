@@ -1,0 +1,1 @@
+"""Fine-tuning: data, collators and trainers over the Hugging Face Trainer."""
