@@ -1,0 +1,75 @@
+"""The golden fixture of the reference implementation, and tiny models to run beside it.
+
+`WAVEDRAFT_RAVEN_GOLDEN` names another fixture of the same layout: the path of its .json and .safetensors without the suffix.
+"""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from wavedraft.modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+
+torch.set_num_threads(1)
+STEM = os.environ.get("WAVEDRAFT_RAVEN_GOLDEN", str(Path(__file__).parent / "data" / "raven_tiny_golden"))
+
+
+@functools.cache
+def records() -> dict:
+    """The fixture's JSON."""
+    return json.loads(Path(STEM + ".json").read_text())
+
+
+@functools.cache
+def tensors() -> dict:
+    """The fixture's tensors."""
+    return load_file(STEM + ".safetensors")
+
+
+def checkpoint(variant: str) -> dict:
+    """The fixture's weights under the released names; "slow" has the state's half of its adapter scaled up."""
+    weights = {name.removeprefix("weights/"): t for name, t in tensors().items() if name.startswith("weights/")}
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    if variant == "slow":
+        width = records()["meta"]["config"]["n_embd"]
+        weights["transformer.adapter.weight"][:, :width] *= records()["meta"]["slow_adapter_state_gain"]
+    return weights
+
+
+@functools.cache
+def golden_model(variant: str) -> RecurrentDepthForCausalLM:
+    """The fixture's model."""
+    model = RecurrentDepthForCausalLM(RecurrentDepthConfig(**records()["meta"]["config"])).eval()
+    weights = checkpoint(variant)
+    model.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
+    return model
+
+
+def prompt_ids(name: str) -> torch.Tensor:
+    """One of the fixture's prompts, [1, T]."""
+    return torch.tensor([records()["prompts"][name]])
+
+
+def random_model(seed: int = 0, **changes) -> RecurrentDepthForCausalLM:
+    """A tiny model of odd sizes and large random weights, so that its texts vary."""
+    torch.manual_seed(seed)
+    sizes = {
+        "n_embd": 24,
+        "n_heads": 3,
+        "intermediate_size": 40,
+        "vocab_size": 37,
+        "block_size": 160,
+        "n_layers_in_prelude": 1,
+        "n_layers_in_recurrent_block": 3,
+        "n_layers_in_coda": 1,
+        "mean_recurrence": 6,
+    }
+    model = RecurrentDepthForCausalLM(RecurrentDepthConfig(**{**sizes, **changes})).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name and "ln_f" not in name:
+                parameter.copy_(torch.randn_like(parameter) * (parameter.shape[-1] ** -0.5 if "wte" not in name else 1))
+    return model
