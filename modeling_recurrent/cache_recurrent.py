@@ -95,7 +95,7 @@ class RecurrentCache(Cache):
     def write_and_read(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, recurrence: int | torch.Tensor, window: Window
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store [B, H, T, D] keys and values, and return all that the window's tokens may look at, [B, H, kv_length, D].
+        """Store [B, H, T, D] keys and values, and return what the window may look at, [B, H, kv_length, D].
 
         `recurrence` counts from 1 and is 1 for prelude and coda layers. As a tensor [B] it gives each row of the call
         its own; then T is 1, and the row of the call is the (cache row, recurrence) it names.

@@ -33,7 +33,7 @@ def rotary_table(config: RecurrentDepthConfig, device: torch.device | str | None
 
 
 def rotate_pairs(heads: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Rotate adjacent pairs (even channel real, odd imaginary) of [..., H, D] by the angles of [..., 1, D/2, 2], in fp32."""
+    """Rotate adjacent pairs (even channel real, odd imaginary) of [..., H, D] by [..., 1, D/2, 2] angles, in fp32."""
     real, imaginary = heads.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rotary.unbind(-1)
     rotated = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
@@ -223,7 +223,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
     def initial_states(
         self, input_embeds: torch.Tensor, init_scale: float = 1.0, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """s_0 for [B, T, E] prelude outputs: truncated normal (cut at 3 deviations) times `init_scale`, 0 giving zeros."""
+        """s_0 for [B, T, E] prelude outputs: truncated normal times `init_scale` (0: zeros)."""
         if init_scale == 0:
             return torch.zeros_like(input_embeds)
         drawn = torch.empty(input_embeds.shape, dtype=torch.float32, device=input_embeds.device)

@@ -1,6 +1,6 @@
 """The golden fixture of the reference implementation, and tiny models to run beside it.
 
-`WAVEDRAFT_RAVEN_GOLDEN` names another fixture of the same layout: the path of its .json and .safetensors without the suffix.
+`WAVEDRAFT_RAVEN_GOLDEN` names another fixture of the same layout: the path of its two files without their suffix.
 """
 
 import functools
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-
 from wavedraft.modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 torch.set_num_threads(1)
