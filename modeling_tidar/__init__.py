@@ -1,1 +1,6 @@
 """A TiDAR model: what its checkpoint is, its masks, and its forward (arXiv 2511.08923)."""
+
+from .configuration_tidar import TiDARConfig
+from .modeling_tidar import DraftObjective, TiDARForCausalLM, TiDAROutput
+
+__all__ = ["DraftObjective", "TiDARConfig", "TiDARForCausalLM", "TiDAROutput"]

@@ -1,0 +1,84 @@
+"""How much of a draft stands: by equality (greedy), by rejection sampling (sampled).
+
+B sequences, K drafted tokens, V vocabulary.
+"""
+
+import torch
+
+
+def accept_by_equality(draft_ids: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+    """Accepts the longest run in which each next draft token is the one the model itself would have written.
+
+    Args:
+        draft_ids: [B, K]; the first is already decided.
+        target_ids: [B, K] the model's own choice behind each draft token.
+
+    Returns:
+        [B] number of accepted tokens, 1 to K.
+    """
+    agrees = draft_ids[:, 1:] == target_ids[:, :-1]
+    return 1 + agrees.long().cumprod(dim=1).sum(dim=1)
+
+
+def accept_by_rejection(
+    draft_ids: torch.Tensor, target_probs: torch.Tensor, draft_probs: torch.Tensor, uniforms: torch.Tensor
+) -> torch.Tensor:
+    """Accepts draft token d with probability min(1, target(d) / draft(d)), up to the first rejection
+    (Leviathan et al., arXiv 2211.17192, algorithm 1).
+
+    Args:
+        draft_ids: [B, K]; the first is already decided.
+        target_probs: [B, K, V] the autoregressive side behind each draft token.
+        draft_probs: [B, K - 1, V] what draft tokens 2..K were drawn from.
+        uniforms: [B, K - 1] in [0, 1).
+
+    Returns:
+        [B] number of accepted tokens, 1 to K.
+    """
+    drawn = draft_ids[:, 1:, None]
+    target = target_probs[:, :-1].gather(2, drawn).squeeze(2)
+    draft = draft_probs.gather(2, drawn).squeeze(2)
+    stands = uniforms * draft < target
+    return 1 + stands.long().cumprod(dim=1).sum(dim=1)
+
+
+def residual_probs(target_probs: torch.Tensor, draft_probs: torch.Tensor, num_accepted: torch.Tensor) -> torch.Tensor:
+    """What the token behind the accepted run is drawn from: the normalised positive part of target - draft where a
+    draft token was rejected, the target itself where all K were accepted (arXiv 2211.17192, section 2.3).
+
+    Args:
+        target_probs: [B, K, V].
+        draft_probs: [B, K - 1, V].
+        num_accepted: [B], 1 to K.
+
+    Returns:
+        [B, V] probabilities.
+    """
+    rows = torch.arange(len(num_accepted), device=num_accepted.device)
+    draft_length = target_probs.shape[1]
+    target = target_probs[rows, num_accepted - 1]
+    if draft_length == 1:
+        return target
+    draft = draft_probs[rows, (num_accepted - 1).clamp(max=draft_length - 2)]
+    residual = torch.where((num_accepted < draft_length)[:, None], (target - draft).clamp(min=0), target)
+    total = residual.sum(dim=-1, keepdim=True)
+    # Rounding can leave nothing of two equal distributions; a rejection is then as good as a draw from the target.
+    return torch.where(total > 0, residual / total, target)
+
+
+def sample(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Draws one id a row by inverting the cumulative distribution, so that one uniform number is one draw.
+
+    Args:
+        probs: [..., V], need not be normalised.
+        uniforms: [...] in [0, 1).
+
+    Returns:
+        [...] ids, each with a probability above 0.
+    """
+    cumulative = probs.double().cumsum(dim=-1)
+    threshold = uniforms.double().unsqueeze(-1) * cumulative[..., -1:]
+    # The first id whose cumulative probability exceeds the threshold: one of probability 0 never does so first.
+    ids = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    last_possible = probs.shape[-1] - 1 - (probs.flip(-1) > 0).long().argmax(dim=-1)
+    return torch.minimum(ids, last_possible)

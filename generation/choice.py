@@ -1,0 +1,115 @@
+"""How the next token is chosen: greedily, or by sampling. Both verify a draft and write the next one.
+
+A unfinished rows, K drafted tokens, V vocabulary.
+"""
+
+import torch
+
+from .acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
+from .transcript import Scores
+
+
+def decided_run(draft_ids: torch.Tensor, num_accepted: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
+    """What a forward decides, [A, K]: draft tokens 2..a, then the model's own next token; the rest is undecided.
+
+    Draft token 1 was decided by the forward before.
+    """
+    place = torch.arange(draft_ids.shape[1], device=draft_ids.device)
+    shifted_ids = torch.cat([draft_ids[:, 1:], next_ids[:, None]], dim=1)
+    return torch.where(place == num_accepted[:, None] - 1, next_ids[:, None], shifted_ids)
+
+
+def last_decided(decided_ids: torch.Tensor, num_decided: torch.Tensor) -> torch.Tensor:
+    return decided_ids.gather(1, num_decided[:, None] - 1)  # [A, 1]
+
+
+class Greedy:
+    """The most likely token; ids are compared, never probabilities."""
+
+    def __init__(self, scores: Scores):
+        self.scores = scores
+
+    def first(self, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decides the first token from the prefill's logits [A, 1, V]: ids [A, 1] and their number [A]."""
+        ids = self.scores(target_logits).argmax(dim=-1)
+        return ids, torch.ones_like(ids[:, 0])
+
+    def verify(self, draft_ids: torch.Tensor, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decides 1 to K tokens from a draft [A, K] and the logits behind each of its tokens [A, K, V]."""
+        if self.scores.depend_on_prefix:
+            self.scores.transcript.write_undecided(draft_ids[:, 1:])
+        target_ids = self.scores(target_logits).argmax(dim=-1)
+        num_accepted = accept_by_equality(draft_ids, target_ids)
+        return decided_run(draft_ids, num_accepted, last_decided(target_ids, num_accepted)[:, 0]), num_accepted
+
+    def draft(self, decided_ids: torch.Tensor, num_decided: torch.Tensor, draft_logits: torch.Tensor) -> torch.Tensor:
+        """Writes the next draft [A, K]: the last decided token, then the masks' predictions [A, K - 1, V]."""
+        draft_ids = last_decided(decided_ids, num_decided)
+        if not self.scores.depend_on_prefix:
+            return torch.cat([draft_ids, self.scores(draft_logits).argmax(dim=-1)], dim=1)
+        for slot in range(draft_logits.shape[1]):
+            ids = self.scores(draft_logits[:, slot : slot + 1], offset=slot).argmax(dim=-1)
+            self.scores.transcript.write_undecided(ids, offset=slot)
+            draft_ids = torch.cat([draft_ids, ids], dim=1)
+        return draft_ids
+
+    def keep_rows(self, places: list[int]) -> None:
+        pass
+
+
+class Sampled:
+    """A draw from the processed distribution: speculative sampling with the autoregressive side as the target and
+    the masks as the drafter (arXiv 2211.17192). Every processor and warper acts on both sides.
+
+    Args:
+        seeds: one for each row, so that a row's draws do not depend on the batch it is in; None draws from the
+            device's global generator.
+    """
+
+    def __init__(self, scores: Scores, seeds: list[int] | None):
+        self.scores = scores
+        self.generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def _uniforms(self, like: torch.Tensor, num: int) -> torch.Tensor:
+        """[A, num] draws from [0, 1)."""
+        if self.generators is None:
+            return torch.rand(len(like), num, device=like.device)
+        return torch.stack([torch.rand(num, generator=g) for g in self.generators]).to(like.device)
+
+    def _probs(self, logits: torch.Tensor, offset: int = 0) -> torch.Tensor:
+        return self.scores(logits, offset).float().softmax(dim=-1)
+
+    def first(self, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decides the first token from the prefill's logits [A, 1, V]: ids [A, 1] and their number [A]."""
+        ids = sample(self._probs(target_logits), self._uniforms(target_logits, 1))
+        return ids, torch.ones_like(ids[:, 0])
+
+    def verify(self, draft_ids: torch.Tensor, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decides 1 to K tokens from a draft [A, K] and the logits behind each of its tokens [A, K, V]."""
+        if self.scores.depend_on_prefix:
+            self.scores.transcript.write_undecided(draft_ids[:, 1:])
+        target_probs = self._probs(target_logits)
+        uniforms = self._uniforms(target_logits, draft_ids.shape[1])
+        num_accepted = accept_by_rejection(draft_ids, target_probs, self.draft_probs, uniforms[:, 1:])
+        next_ids = sample(residual_probs(target_probs, self.draft_probs, num_accepted), uniforms[:, 0])
+        return decided_run(draft_ids, num_accepted, next_ids), num_accepted
+
+    def draft(self, decided_ids: torch.Tensor, num_decided: torch.Tensor, draft_logits: torch.Tensor) -> torch.Tensor:
+        """Draws the next draft [A, K]: the last decided token, then one draw from each mask's [A, K - 1, V]."""
+        num_slots = draft_logits.shape[1]
+        uniforms = self._uniforms(draft_logits, num_slots)
+        first_ids = last_decided(decided_ids, num_decided)
+        if not self.scores.depend_on_prefix:
+            self.draft_probs = self._probs(draft_logits)
+            return torch.cat([first_ids, sample(self.draft_probs, uniforms)], dim=1)
+        draft_ids, probs = [first_ids], []
+        for slot in range(num_slots):
+            probs.append(self._probs(draft_logits[:, slot : slot + 1], offset=slot))
+            draft_ids.append(sample(probs[-1], uniforms[:, slot : slot + 1]))
+            self.scores.transcript.write_undecided(draft_ids[-1], offset=slot)
+        self.draft_probs = torch.cat(probs, dim=1) if probs else draft_logits.float()
+        return torch.cat(draft_ids, dim=1)
+
+    def keep_rows(self, places: list[int]) -> None:
+        if self.generators is not None:
+            self.generators = [self.generators[place] for place in places]

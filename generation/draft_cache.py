@@ -1,0 +1,113 @@
+"""Keys and values at slots of their own per row, so that rejecting a draft costs nothing.
+
+B sequences, H key heads, C slots, Q queries, D channels a head.
+"""
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+
+class DraftCacheLayer(CacheLayerMixin):
+    """One layer's keys and values, [B, H, C, D], written in place at the slots the cache points to."""
+
+    def __init__(self, cache: "DraftCache"):
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[3])
+        self.values = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.reserve(self.cache.num_slots)
+        rows, slots = self.cache.write_index(key_states.device)
+        self.keys[rows, :, slots] = key_states.transpose(1, 2)
+        self.values[rows, :, slots] = value_states.transpose(1, 2)
+        return self.keys[:, :, : self.cache.num_slots], self.values[:, :, : self.cache.num_slots]
+
+    def reserve(self, num_slots: int) -> None:
+        """Makes room for `num_slots`, growing by half so that the copies stay rare. Unused slots are zero: an
+        invisible key may be anything finite."""
+        capacity = self.keys.shape[2]
+        if num_slots > capacity:
+            capacity = max(num_slots, capacity + capacity // 2)
+            for name in ("keys", "values"):
+                old = getattr(self, name)
+                new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
+                new[:, :, : old.shape[2]] = old
+                setattr(self, name, new)
+
+    def get_seq_length(self) -> int:
+        return self.cache.max_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.max_length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class DraftCache(Cache):
+    """A cache whose rows have lengths of their own.
+
+    A forward of Q queries writes slots `lengths[b] .. lengths[b] + Q - 1` of row b. Accepting `a` tokens adds `a` to
+    the row's length; the keys of rejected tokens and of masks, behind it, are overwritten by the next forward.
+
+    Attributes:
+        lengths: [B] slots in use, on the model's device.
+        max_length: the longest row's length, known to the host without a sync.
+        num_slots: slots visible in the forward under way: `max_length` + Q.
+    """
+
+    def __init__(self, batch_size: int, num_layers: int, device: torch.device):
+        super().__init__(layers=[DraftCacheLayer(self) for _ in range(num_layers)])
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.max_length = 0
+        self.num_slots = 0
+
+    @classmethod
+    def from_dynamic(cls, cache: DynamicCache, batch_size: int, num_layers: int, device: torch.device) -> "DraftCache":
+        """Takes over the keys and values of a conversation's earlier turns (copied: the original is untouched)."""
+        drafts = cls(batch_size, num_layers, device)
+        drafts.accept(torch.full_like(drafts.lengths, cache.get_seq_length()), cache.get_seq_length())
+        for layer, past in zip(drafts.layers, cache.layers, strict=False):
+            layer.lazy_initialization(past.keys, past.values)
+            layer.keys, layer.values = past.keys.clone(), past.values.clone()
+        return drafts
+
+    def to_dynamic(self, num_slots: int) -> DynamicCache:
+        """The first `num_slots` slots as a stock cache, column for column as `generate` returns it."""
+        cache = DynamicCache()
+        for index, layer in enumerate(self.layers):
+            cache.update(layer.keys[:, :, :num_slots].clone(), layer.values[:, :, :num_slots].clone(), index)
+        return cache
+
+    def begin_forward(self, num_queries: int) -> None:
+        """Points each row's next `num_queries` writes at the slots behind its length."""
+        self._slots = self.lengths[:, None] + torch.arange(num_queries, device=self.lengths.device)  # [B, Q]
+        self._rows = torch.arange(len(self.lengths), device=self.lengths.device)[:, None]  # [B, 1]
+        self.num_slots = self.max_length + num_queries
+
+    def write_index(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._rows.to(device), self._slots.to(device)
+
+    def accept(self, num_accepted: torch.Tensor, max_length: int) -> None:
+        """Keeps the first `num_accepted` [B] of what was just written; `max_length` is the longest row's new length."""
+        self.lengths = self.lengths + num_accepted
+        self.max_length = max_length
+
+    def keep_rows(self, rows: list[int], max_length: int) -> None:
+        """Drops every row but these, of which the longest has `max_length` slots in use."""
+        self.max_length = max_length
+        index = torch.tensor(rows, device=self.lengths.device)
+        self.lengths = self.lengths[index]
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys = layer.keys[index.to(layer.keys.device)]
+                layer.values = layer.values[index.to(layer.values.device)]

@@ -1,0 +1,189 @@
+"""The one call of the network: it reads tokens and drafts what may follow each of them.
+
+A unfinished rows, P prompt tokens, K drafted tokens, M branches, N clean queries, D channels, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache
+
+from .draft_cache import DraftCache
+from .mask_gate import MaskGate
+from .structured_mask import draft_mask_function, draft_positions, real_slot_function, structured_attention_mask
+
+
+def lm_head_logits(model: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The model's logits [..., V] of its last hidden states [..., D], read from what its config says it does to them:
+    a scale (Cohere), a divisor (Granite), a soft cap (Gemma 2). Conversion proves that this equals `forward`."""
+    config = model.config.get_text_config()
+    logits = model.get_output_embeddings()(hidden_states)
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+class DraftForward:
+    """Feeds a model N clean tokens and M blocks of K masks at a time, and keeps the clean tokens it is told to.
+
+    Args:
+        draft_length: K.
+        attention_mask: [B, P], 0 for padding; None where there is none.
+        past_key_values: the cache of an earlier turn, or None.
+
+    Attributes:
+        num_forwards, num_prefill_forwards: calls of the network, counted where it is called.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        draft_length: int,
+        batch_size: int,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+    ):
+        self.model = model
+        self.draft_length = draft_length
+        self.mask_embedding_id = model.config.tidar_config["mask_embedding_id"]
+        self.gate = MaskGate.of(model)
+        num_layers, device = model.config.get_text_config().num_hidden_layers, model.device
+        if past_key_values is not None and past_key_values.get_seq_length():
+            self.cache = DraftCache.from_dynamic(past_key_values, batch_size, num_layers, device)
+        else:
+            self.cache = DraftCache(batch_size, num_layers, device)
+        self.row_lengths = [self.cache.max_length] * batch_size
+        self.is_real_slot = None if attention_mask is None else attention_mask.to(device).bool()
+        text_config = model.config.get_text_config()
+        has_position_table = getattr(text_config, "rope_parameters", None) is None
+        # A mask may stand behind the last row of a learned position table; its prediction is never used there.
+        self.last_position = text_config.max_position_embeddings - 1 if has_position_table else None
+        self.num_forwards = self.num_prefill_forwards = 0
+
+    def prefill(self, prompt_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+        """Reads the uncached part of the prompts [B, P] and drafts one block behind it.
+
+        Args:
+            position_ids: [B, at least the uncached part of P]; None counts the columns.
+
+        Returns:
+            logits behind the last prompt token, [B, 1, V].
+        """
+        device = self.cache.lengths.device
+        num_clean = prompt_ids.shape[1] - self.cache.max_length
+        if position_ids is None:
+            position_ids = torch.arange(prompt_ids.shape[1], device=device).expand(len(prompt_ids), -1)
+        positions = position_ids[:, -num_clean:].to(device)
+        target_logits = self._forward(prompt_ids[:, -num_clean:].to(device), positions, [num_clean], num_read=1)
+        self.num_prefill_forwards += 1
+        self.next_positions = positions[:, -1:] + 1
+        self._advance(torch.full_like(self.cache.lengths, num_clean), [num_clean] * len(prompt_ids))
+        return target_logits
+
+    def verify_and_draft(self, draft_ids: torch.Tensor) -> torch.Tensor:
+        """Reads a draft [A, K] and drafts one block behind each of its tokens.
+
+        Returns:
+            logits behind each draft token, [A, K, V].
+        """
+        positions = self.next_positions + torch.arange(self.draft_length, device=draft_ids.device)
+        branches = list(range(1, self.draft_length + 1))
+        target_logits = self._forward(draft_ids, positions, branches, num_read=self.draft_length)
+        self.num_forwards += 1
+        return target_logits
+
+    def branch_logits(self, branch: torch.Tensor) -> torch.Tensor:
+        """Logits of masks 2..K of one block a row: `branch` [A] counts blocks from 0. Slot 1 is never read: the
+        model's own next token takes its place.
+
+        Returns:
+            [A, K - 1, V]
+        """
+        first = branch * self.draft_length + 1
+        slots = first[:, None] + torch.arange(self.draft_length - 1, device=branch.device)
+        rows = torch.arange(len(branch), device=branch.device)[:, None]
+        hidden_states = self.mask_states[rows.to(self.mask_states.device), slots.to(self.mask_states.device)]
+        return lm_head_logits(self.model, hidden_states).to(branch.device)
+
+    def accept(self, num_accepted: torch.Tensor, counts: list[int]) -> None:
+        """Keeps the first `num_accepted` [A] of the draft just read (`counts`: the same, on the host)."""
+        self.next_positions = self.next_positions + num_accepted[:, None]
+        self._advance(num_accepted, counts)
+
+    def keep_rows(self, places: list[int]) -> None:
+        """Takes every other row out of the forward."""
+        self.next_positions = self.next_positions[places]
+        self.mask_states = self.mask_states[places]
+        self.row_lengths = [self.row_lengths[place] for place in places]
+        if self.is_real_slot is not None:
+            self.is_real_slot = self.is_real_slot[places]
+        self.cache.keep_rows(places, max(self.row_lengths))
+
+    def _advance(self, num_kept: torch.Tensor, counts: list[int]) -> None:
+        self.row_lengths = [length + count for length, count in zip(self.row_lengths, counts, strict=True)]
+        self.cache.accept(num_kept, max(self.row_lengths))
+
+    def _forward(
+        self, clean_ids: torch.Tensor, clean_positions: torch.Tensor, branches: list[int], num_read: int
+    ) -> torch.Tensor:
+        """The network's one call: logits of the last `num_read` clean tokens; the masks' states are kept aside."""
+        num_rows, num_clean = clean_ids.shape
+        num_masks = len(branches) * self.draft_length
+        branch_lengths = torch.tensor(branches, device=clean_ids.device)
+        mask_ids = clean_ids.new_full((num_rows, num_masks), self.mask_embedding_id)
+        after_first = draft_positions(num_clean, self.draft_length, branch_lengths)[num_clean:]
+        position_ids = torch.cat([clean_positions, clean_positions[:, -1:] + 1 - num_clean + after_first], dim=1)
+        if self.last_position is not None:
+            position_ids = position_ids.clamp(max=self.last_position)
+        self.cache.begin_forward(num_clean + num_masks)
+        attention_mask = self._attention_mask(num_clean, branch_lengths)
+        with self.gate.open(num_masks) if self.gate else nullcontext(), self._keep_last_states() as last_states:
+            output = self.model(
+                input_ids=torch.cat([clean_ids, mask_ids], dim=1),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=torch.arange(num_clean - num_read, num_clean, device=clean_ids.device),
+                return_dict=True,
+            )
+        self.mask_states = last_states[0][:, num_clean:]
+        return output.logits.to(clean_ids.device)
+
+    def _attention_mask(self, num_clean: int, branch_lengths: torch.Tensor) -> Any:
+        cached_lengths = self.cache.lengths
+        conditions = []
+        if self.is_real_slot is not None:
+            num_new = self.cache.num_slots - self.is_real_slot.shape[1]
+            is_real_slot = nn.functional.pad(self.is_real_slot, (0, num_new), value=True)
+            conditions.append(real_slot_function(is_real_slot, cached_lengths))
+        return structured_attention_mask(
+            self.model.config,
+            lambda window: draft_mask_function(
+                num_clean, self.draft_length, branch_lengths, cached_lengths, sliding_window=window
+            ),
+            *conditions,
+            batch_size=len(cached_lengths),
+            query_length=num_clean + len(branch_lengths) * self.draft_length,
+            key_length=self.cache.num_slots,
+            dtype=self.model.dtype,
+            device=cached_lengths.device,
+        )
+
+    @contextmanager
+    def _keep_last_states(self) -> Iterator[list[torch.Tensor]]:
+        """Catches what the decoder hands to the lm_head, so that the head is run on the rows that are read only."""
+        caught: list[torch.Tensor] = []
+        decoder = getattr(self.model, self.model.base_model_prefix)
+        handle = decoder.register_forward_hook(lambda module, args, output: caught.append(output[0]))
+        try:
+            yield caught
+        finally:
+            handle.remove()

@@ -1,0 +1,40 @@
+"""What a decode returns: the sequences, and how they were won."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+
+@dataclass
+class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
+    """`generate(return_dict_in_generate=True)` of a model that drafts. B sequences, K drafted tokens.
+
+    Attributes:
+        sequences: [B, P + N] prompt and new ids, padded behind each row's end.
+        num_forwards: decode forwards of the whole batch; the prefill is counted apart.
+        num_prefill_forwards: forwards that read the prompt.
+        tokens_per_forward: [B] tokens each row got from its decode forwards, by their number. Plain decoding has
+            1.0. The token the prefill decides is not counted, nor what was drafted behind the end of the text.
+        accepted_lengths: [B, K] how often a forward of the row accepted 1, 2, ..., K tokens.
+    """
+
+    num_forwards: int | None = None
+    num_prefill_forwards: int | None = None
+    tokens_per_forward: torch.Tensor | None = None
+    accepted_lengths: torch.Tensor | None = None
+
+
+class Statistics:
+    """Counts, row by row, what each decode forward accepted."""
+
+    def __init__(self, batch_size: int, draft_length: int):
+        self.accepted_lengths = torch.zeros(batch_size, draft_length, dtype=torch.long)
+
+    def add(self, rows: list[int], num_accepted: list[int]) -> None:
+        for row, count in zip(rows, num_accepted, strict=True):
+            self.accepted_lengths[row, count - 1] += 1
+
+    def tokens_per_forward(self, num_new_tokens: list[int]) -> torch.Tensor:
+        """[B] tokens by forwards, the prefill's token left out; NaN for a row that needed no decode forward."""
+        return (torch.tensor(num_new_tokens) - 1) / self.accepted_lengths.sum(dim=1)

@@ -1,0 +1,153 @@
+"""Who may see whom in a forward that reads tokens and drafts more: one rule for training, prefill and decoding.
+
+B sequences, N clean tokens, M blocks of K masks, Q = N + M*K queries, C cached slots.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
+
+MaskFunction = Callable[..., torch.Tensor]
+
+
+def draft_positions(num_clean: int, draft_length: int, branch_lengths: torch.Tensor) -> torch.Tensor:
+    """Position of each query, counted from the first clean token: 0..N-1, then K from each branch's length on.
+
+    Args:
+        branch_lengths: how many clean tokens each block sees, [M]: its first mask stands right behind them.
+
+    Returns:
+        [N + M*K] integers.
+    """
+    device = branch_lengths.device
+    clean = torch.arange(num_clean, device=device)
+    blocks = branch_lengths[:, None] + torch.arange(draft_length, device=device)  # [M, K]
+    return torch.cat([clean, blocks.flatten()])
+
+
+def draft_mask_function(
+    num_clean: int,
+    draft_length: int,
+    branch_lengths: torch.Tensor,
+    cached_lengths: torch.Tensor | None = None,
+    sliding_window: int | None = None,
+) -> MaskFunction:
+    """The structured mask of TiDAR as an index function for transformers' mask interface.
+
+    Queries are N clean tokens, then M blocks of K masks. Keys are the same Q entries, standing in each row's
+    cache right behind what is already cached. Everyone sees the whole cache; a clean token sees the clean tokens up
+    to itself; block j sees the first `branch_lengths[j]` clean tokens and the whole of itself.
+
+    With N = S and branch lengths 0, K, 2K, ... this is the training mask; with N = P and the one length P it is the
+    prefill; with N = K and lengths 1..K it is the decode step (arXiv 2511.08923, figures 2 and 3).
+
+    Args:
+        branch_lengths: [M] integers in [0, N], M >= 1.
+        cached_lengths: [B] slots already cached in each row; None means none.
+        sliding_window: keys at a distance of this many positions or more are hidden; None hides none.
+    """
+
+    num_blocks = len(branch_lengths)
+
+    def block_of(index: torch.Tensor) -> torch.Tensor:  # -1 for clean tokens and for what is cached
+        return torch.where(index < num_clean, -1, (index - num_clean) // draft_length)
+
+    def length_seen(block: torch.Tensor) -> torch.Tensor:
+        return branch_lengths[block.clamp(0, num_blocks - 1)]
+
+    def position(index: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        return torch.where(block < 0, index, length_seen(block) + (index - num_clean) % draft_length)
+
+    def may_see(batch_idx, head_idx, q_idx, kv_idx):
+        key = kv_idx if cached_lengths is None else kv_idx - cached_lengths[batch_idx]  # negative: cached
+        query_block, key_block = block_of(q_idx), block_of(key)
+        num_seen = torch.where(query_block < 0, q_idx + 1, length_seen(query_block))
+        visible = torch.where(key_block < 0, key < num_seen, key_block == query_block)
+        if sliding_window is not None:
+            visible = visible & (position(q_idx, query_block) - position(key, key_block) < sliding_window)
+        return visible
+
+    return may_see
+
+
+def real_slot_function(is_real_slot: torch.Tensor, cached_lengths: torch.Tensor) -> MaskFunction:
+    """Hides padding: a slot counts only where `is_real_slot` [B, C] says so. A query always sees itself, so that
+    a padding row stays finite."""
+
+    def may_see(batch_idx, head_idx, q_idx, kv_idx):
+        return is_real_slot[batch_idx, kv_idx] | (kv_idx - cached_lengths[batch_idx] == q_idx)
+
+    return may_see
+
+
+def same_document_function(document_ids: torch.Tensor) -> MaskFunction:
+    """Hides other documents. `document_ids` [B, Q] names each query's document; padding is a document of its own."""
+
+    def may_see(batch_idx, head_idx, q_idx, kv_idx):
+        return document_ids[batch_idx, q_idx] == document_ids[batch_idx, kv_idx]
+
+    return may_see
+
+
+def attention_windows(config: Any) -> dict[str, int | None]:
+    """Sliding window (in positions, None for full attention) of each kind of layer in a stock decoder.
+
+    Raises:
+        ValueError: a kind of layer keeps no keys and values that a rejected draft could be taken back from.
+    """
+    config = config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:
+        return {"full_attention": window}
+    windows = {"full_attention": None, "sliding_attention": window}
+    if refused := sorted(set(layer_types) - set(windows)):
+        raise ValueError(
+            f"Layers of the kind {', '.join(refused)} cannot verify a draft: their state cannot be taken back when a "
+            "token is rejected, or their mask is not a window. Supported kinds: full_attention, sliding_attention."
+        )
+    return {kind: windows[kind] for kind in sorted(set(layer_types))}
+
+
+def structured_attention_mask(
+    config: Any,
+    mask_function_of_window: Callable[[int | None], MaskFunction],
+    *other_conditions: MaskFunction,
+    batch_size: int,
+    query_length: int,
+    key_length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """Writes a mask in the form that the config's attention implementation reads.
+
+    Args:
+        mask_function_of_window: makes the index function for a given sliding window.
+        other_conditions: index functions that must hold as well (padding, documents).
+
+    Returns:
+        What `forward(attention_mask=...)` takes: an additive tensor (eager), a boolean one (sdpa) or a BlockMask
+        (flex_attention), [B, 1, Q, keys]; a dictionary of them where layers differ in their window.
+    """
+    implementation = config._attn_implementation
+    if implementation not in ("eager", "sdpa", "flex_attention"):
+        raise ValueError(
+            f"Attention implementation {implementation!r} cannot express the structured mask of a draft. Load the "
+            "model with attn_implementation='sdpa', 'eager' or 'flex_attention'."
+        )
+    masks = {
+        kind: ALL_MASK_ATTENTION_FUNCTIONS[implementation](
+            batch_size=batch_size,
+            q_length=query_length,
+            kv_length=key_length,
+            mask_function=and_masks(mask_function_of_window(window), *other_conditions),
+            allow_is_causal_skip=False,
+            dtype=dtype,
+            device=device,
+            config=config,
+        )
+        for kind, window in attention_windows(config).items()
+    }
+    return masks if len(masks) > 1 else next(iter(masks.values()))

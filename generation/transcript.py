@@ -1,0 +1,166 @@
+"""The text as it is written: what is decided, where each row ends, and what the user is shown.
+
+B sequences, A rows still being written, L columns (prompt and new tokens), V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+
+
+class Transcript:
+    """Rows of ids that grow at paces of their own and end on their own.
+
+    Attributes:
+        ids: [B, L] the prompt and what is decided; behind a row's length stands what is not decided yet.
+        lengths: columns in use in each row, a host list.
+        active: the rows still being written, in order; every tensor of the decode has one row for each.
+    """
+
+    def __init__(
+        self,
+        input_ids: torch.Tensor,
+        stopping_criteria: StoppingCriteriaList,
+        pad_token_id: int | None,
+        draft_length: int,
+        streamer: Any = None,
+    ):
+        batch_size, self.prompt_length = input_ids.shape
+        self.max_length = stopping_criteria.max_length
+        assert self.max_length is not None, "generate always sets a maximum length"
+        self.ids = torch.nn.functional.pad(input_ids, (0, self.max_length - self.prompt_length + draft_length))
+        self.lengths = [self.prompt_length] * batch_size
+        self.active = list(range(batch_size))
+        self.pad_token_id = pad_token_id
+        self.streamer = streamer
+        self.num_streamed = self.prompt_length
+        self.eos_token_ids = {
+            int(token)
+            for criterion in stopping_criteria
+            if isinstance(criterion, EosTokenCriteria)
+            for token in criterion.eos_token_id.tolist()
+        }
+        self.criteria = StoppingCriteriaList(
+            [c for c in stopping_criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)]
+        )
+        self.num_checked = self.prompt_length  # columns the criteria have seen
+        self.is_ended = [False] * batch_size
+
+    def write_undecided(self, undecided_ids: torch.Tensor, offset: int = 0) -> None:
+        """Puts [A, n] ids behind each active row's length, where logits processors look for their prefix."""
+        start = torch.tensor([self.lengths[row] + offset for row in self.active], device=self.ids.device)
+        columns = start[:, None] + torch.arange(undecided_ids.shape[1], device=self.ids.device)
+        rows = torch.tensor(self.active, device=self.ids.device)[:, None]
+        self.ids[rows, columns.clamp(max=self.ids.shape[1] - 1)] = undecided_ids
+
+    def extend(self, decided_ids: torch.Tensor, num_decided: torch.Tensor) -> list[int]:
+        """Adds the first `num_decided` [A] of `decided_ids` [A, K] to the active rows: the one host sync a forward.
+
+        Returns:
+            `num_decided` on the host. A row that ends here keeps fewer.
+        """
+        self.write_undecided(decided_ids)
+        on_host = torch.cat([num_decided[:, None], decided_ids], dim=1).tolist()
+        for row, (count, *tokens) in zip(self.active, on_host, strict=True):
+            for token in tokens[:count]:
+                self.lengths[row] += 1
+                if token in self.eos_token_ids or self.lengths[row] >= self.max_length:
+                    self.is_ended[row] = True
+                    break
+        if self.criteria:
+            self._apply_criteria()
+        self._stream()
+        return [count for count, *_ in on_host]
+
+    def _apply_criteria(self) -> None:
+        """Shows the criteria each new column of the whole batch, as plain decoding would have.
+
+        A row ahead of the others waits, undisturbed, until they reach its column.
+        """
+        while self.num_checked < self.max_length:
+            column = self.num_checked + 1
+            unfinished = [row for row, length in enumerate(self.lengths) if not self._is_final(row, self.num_checked)]
+            if not unfinished or any(self.lengths[row] < column for row in unfinished):
+                return
+            shown = self.ids[:, :column].clone()
+            for row, length in enumerate(self.lengths):
+                shown[row, length:] = self.pad_token_id if self.pad_token_id is not None else 0
+            stops = self.criteria(shown, None).tolist()
+            self.num_checked = column
+            for row in unfinished:
+                if stops[row]:
+                    self.lengths[row] = column
+                    self.is_ended[row] = True
+
+    def _is_final(self, row: int, column: int) -> bool:
+        return self.is_ended[row] and self.lengths[row] <= column
+
+    def _stream(self) -> None:
+        if self.streamer is None:
+            return
+        length = min(self.lengths[0], self.num_checked) if self.criteria else self.lengths[0]
+        if length > self.num_streamed:
+            self.streamer.put(self.ids[0, self.num_streamed : length].cpu())
+            self.num_streamed = length
+
+    def drop_ended(self) -> list[int]:
+        """Takes the ended rows out of `active`; returns which of the active rows stay, by their place in it."""
+        places = [place for place, row in enumerate(self.active) if not self.is_ended[row]]
+        self.active = [self.active[place] for place in places]
+        return places
+
+    @property
+    def num_new_tokens(self) -> list[int]:
+        return [length - self.prompt_length for length in self.lengths]
+
+    def sequences(self) -> torch.Tensor:
+        """[B, longest] prompt and new ids, padded behind each row's end."""
+        sequences = self.ids[:, : max(self.lengths)].clone()
+        for row, length in enumerate(self.lengths):
+            if length < sequences.shape[1]:
+                assert self.pad_token_id is not None, "rows of unequal length without a pad token"
+                sequences[row, length:] = self.pad_token_id
+        return sequences
+
+
+class Scores:
+    """Runs the user's logits processors exactly as plain decoding would: on the prefix each position really has.
+
+    Args:
+        excluded_id: an id that must never be generated (the mask token, where it has a logit), or None.
+    """
+
+    def __init__(self, processors: LogitsProcessorList, transcript: Transcript, excluded_id: int | None):
+        self.processors = processors
+        self.transcript = transcript
+        self.excluded_id = excluded_id
+
+    @property
+    def depend_on_prefix(self) -> bool:
+        return len(self.processors) > 0
+
+    def __call__(self, logits: torch.Tensor, offset: int = 0) -> torch.Tensor:
+        """Processed logits, [A, n, V]; `logits[a, i]` follow the row's length plus `offset + i` tokens.
+
+        Processors see the whole batch, one call for each distinct prefix length, as their contract promises them.
+        """
+        if self.excluded_id is not None:
+            logits[..., self.excluded_id] = -torch.inf
+        if not self.depend_on_prefix:
+            return logits
+        ids, active = self.transcript.ids, self.transcript.active
+        first = [self.transcript.lengths[row] + offset for row in active]
+        num_positions = logits.shape[1]
+        scores = torch.empty_like(logits, dtype=torch.float32)
+        for length in range(min(first), max(first) + num_positions):
+            places = [a for a, start in enumerate(first) if start <= length < start + num_positions]
+            if not places:
+                continue
+            steps = [length - first[a] for a in places]
+            rows = [active[a] for a in places]
+            batch = torch.zeros(len(ids), logits.shape[2], dtype=torch.float32, device=logits.device)
+            batch[rows] = logits[places, steps].float()
+            scores[places, steps] = self.processors(ids[:, :length], batch)[rows]
+        return scores

@@ -1,0 +1,72 @@
+"""What makes a checkpoint a TiDAR checkpoint: one validated dictionary, `tidar_config`, inside the stock config."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TiDARConfig:
+    """How a checkpoint was taught to draft (arXiv 2511.08923).
+
+    The model's own config stays the stock one, with its stock `model_type`; these fields stand in it under
+    `tidar_config`. How one decodes (a shorter draft, a seed) is no property of a checkpoint: see `generate`.
+
+    Args:
+        draft_length: K, how many tokens one block of masks drafts; 1 or more.
+        mask_token_id: the id that stands for a mask in `input_ids`. At or above the vocabulary's size (where
+            conversion puts it) it is input-only: no text can contain it and no logit exists for it. Inside the
+            vocabulary (checkpoints trained elsewhere) its logit is excluded whenever text is generated.
+        mask_embedding_id: the row of the embedding table a mask reads, in [0, vocabulary size). Needed when
+            `mask_token_id` is outside the vocabulary; by default `mask_token_id` itself.
+    """
+
+    draft_length: int
+    mask_token_id: int
+    mask_embedding_id: int | None = None
+
+    @classmethod
+    def from_model_config(cls, config: Any) -> "TiDARConfig":
+        """The `tidar_config` of a transformers config, checked against its vocabulary.
+
+        Raises:
+            ValueError: there is none, it lacks or has unknown fields, or a value is out of range.
+        """
+        stored = getattr(config, "tidar_config", None)
+        if not stored:
+            raise ValueError(
+                f"This {config.model_type!r} checkpoint has no `tidar_config` in its config.json, so it has no mask "
+                "token and cannot draft. Convert it first: `wavedraft convert SOURCE TARGET --draft-length 8`."
+            )
+        return cls.from_dict(stored, vocab_size=config.get_text_config().vocab_size)
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any], vocab_size: int) -> "TiDARConfig":
+        """Checks a stored dictionary against a vocabulary of `vocab_size` rows and fills the default row."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(stored) - known):
+            raise ValueError(
+                f"`tidar_config` has the unknown fields {unknown}; it may have {sorted(known)}. "
+                "Remove them from config.json, or update wavedraft if a newer version wrote them."
+            )
+        values = {name: stored.get(name) for name in known}
+        for name in ("draft_length", "mask_token_id"):
+            if not isinstance(values[name], int) or isinstance(values[name], bool):
+                raise ValueError(
+                    f"`tidar_config.{name}` must be an integer, but is {values[name]!r}. "
+                    "Convert the checkpoint again: `wavedraft convert SOURCE TARGET`."
+                )
+        if values["draft_length"] < 1:
+            raise ValueError(f"`tidar_config.draft_length` must be at least 1, but is {values['draft_length']}.")
+        if values["mask_token_id"] < 0:
+            raise ValueError(f"`tidar_config.mask_token_id` must be 0 or more, but is {values['mask_token_id']}.")
+        if values["mask_embedding_id"] is None:
+            values["mask_embedding_id"] = values["mask_token_id"]
+        if not isinstance(values["mask_embedding_id"], int) or not 0 <= values["mask_embedding_id"] < vocab_size:
+            raise ValueError(
+                f"`tidar_config.mask_embedding_id` must be a row of the embedding table, from 0 to {vocab_size - 1} "
+                f"(`config.vocab_size` is {vocab_size}), but is {values['mask_embedding_id']!r}."
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, int | None]:
+        return asdict(self)

@@ -1,0 +1,82 @@
+"""The masks a TiDAR model is trained with; prefill and decoding use the same rule (`structured_mask`).
+
+S clean tokens, then S masks in blocks of K.
+"""
+
+from typing import Any
+
+import torch
+
+from ..generation.structured_mask import (
+    draft_mask_function,
+    draft_positions,
+    same_document_function,
+    structured_attention_mask,
+)
+
+
+def training_branch_lengths(sequence_length: int, draft_length: int, device: Any = None) -> torch.Tensor:
+    """0, K, 2K, ...: how many clean tokens each block of the doubled sequence sees, [ceil(S / K)]."""
+    return torch.arange(0, sequence_length, draft_length, device=device)
+
+
+def mask_positions(sequence_length: int, draft_length: int, branch_lengths: torch.Tensor) -> torch.Tensor:
+    """Positions of the masks, [M*K] or fewer: a last block ends where the sequence does. All blocks give 0..S-1."""
+    positions = draft_positions(sequence_length, draft_length, branch_lengths)[sequence_length:]
+    return positions[positions < sequence_length]
+
+
+def training_mask(sequence_length: int, draft_length: int) -> torch.Tensor:
+    """The doubled sequence's mask as booleans, [2S, 2S], row sees column (arXiv 2511.08923, figure 2)."""
+    branch_lengths = training_branch_lengths(sequence_length, draft_length)
+    may_see = draft_mask_function(sequence_length, draft_length, branch_lengths)
+    index = torch.arange(2 * sequence_length)
+    return may_see(0, 0, index[:, None], index[None, :])
+
+
+def decode_mask(draft_length: int, branch_lengths: list[int] | None = None) -> torch.Tensor:
+    """The decode step's mask without the cached prefix, as booleans, [K + M*K, K + M*K]; by default M = K branches."""
+    branches = torch.tensor(branch_lengths or range(1, draft_length + 1))
+    may_see = draft_mask_function(draft_length, draft_length, branches)
+    index = torch.arange(draft_length * (1 + len(branches)))
+    return may_see(0, 0, index[:, None], index[None, :])
+
+
+def training_attention_mask(
+    config: Any,
+    draft_length: int,
+    branch_lengths: torch.Tensor,
+    document_ids: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+    half: str = "both",
+) -> Any:
+    """The doubled sequence's mask for `forward`, with other documents and padding hidden in both halves.
+
+    Args:
+        branch_lengths: [M] the blocks that are drafted: `training_branch_lengths`, or some of them.
+        document_ids: [B, S] the document of each clean token; an id of its own (say -1) marks padding.
+        half: which queries to write rows for: "both"; "clean", which needs no masks as keys; or "masks", for clean
+            tokens that were run before and stand in a cache.
+    """
+    batch_size, sequence_length = document_ids.shape
+    positions = mask_positions(sequence_length, draft_length, branch_lengths)
+    same_document = same_document_function(torch.cat([document_ids, document_ids[:, positions]], dim=1))
+
+    num_skipped = sequence_length if half == "masks" else 0
+    num_keys = sequence_length if half == "clean" else sequence_length + len(positions)
+
+    def mask_function_of_window(window):
+        may_see = draft_mask_function(sequence_length, draft_length, branch_lengths, sliding_window=window)
+        return lambda b, h, q, kv: may_see(b, h, q + num_skipped, kv)
+
+    return structured_attention_mask(
+        config,
+        mask_function_of_window,
+        lambda b, h, q, kv: same_document(b, h, q + num_skipped, kv),
+        batch_size=batch_size,
+        query_length=num_keys - num_skipped,
+        key_length=num_keys,
+        dtype=dtype,
+        device=document_ids.device,
+    )

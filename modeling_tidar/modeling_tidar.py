@@ -1,0 +1,438 @@
+"""A TiDAR model: any stock decoder of transformers that also drafts (arXiv 2511.08923).
+
+The class is made for the checkpoint at hand: `TiDARQwen3ForCausalLM` is `Qwen3ForCausalLM` with the mixin below in
+front. Config, `model_type` and state-dict names stay stock, so the same folder is also the stock model.
+
+B sequences, S tokens, K drafted tokens, V vocabulary.
+"""
+
+import inspect
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
+)
+from transformers.cache_utils import DynamicCache
+from transformers.utils import ModelOutput, logging
+
+from ..generation.decode_tidar import decode_tidar
+from ..generation.draft_forward import lm_head_logits
+from ..generation.mask_gate import MaskGate
+from ..generation.options_tidar import TiDAROptions
+from ..generation.structured_mask import attention_windows
+from ..generation.travelling_code import write_travelling_code
+from .configuration_tidar import TiDARConfig
+from .losses_tidar import DRAFT_LOSSES, IGNORED, cross_entropy
+from .masking_tidar import mask_positions, training_attention_mask, training_branch_lengths
+
+logger = logging.get_logger(__name__)
+PREFIX = "TiDAR"
+
+
+@dataclass
+class TiDAROutput(ModelOutput):
+    """What `forward(objective=...)` returns.
+
+    Attributes:
+        loss: (alpha * ar_loss + diffusion_loss) / (1 + alpha); the diffusion loss alone where the base is frozen.
+        ar_loss: mean next-token cross-entropy of the clean tokens; None in gated mode, which does not compute it.
+        diffusion_loss: mean loss of the masks, each on the token of its own position.
+    """
+
+    loss: torch.Tensor | None = None
+    ar_loss: torch.Tensor | None = None
+    diffusion_loss: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DraftObjective:
+    """What a forward with labels teaches.
+
+    Args:
+        mode: "joint" trains every token of the doubled sequence (the paper's); "gated" runs the clean half without
+            gradient and opens the adapter's gate for the masks only.
+        draft_loss: "cross_entropy" on the tokens; "kl" or "tv" against the autoregressive side's distribution.
+        alpha: weight of the autoregressive loss in joint mode (arXiv 2511.08923, equation 3).
+    """
+
+    mode: str = "joint"
+    draft_loss: str = "cross_entropy"
+    alpha: float = 1.0
+
+    def __post_init__(self):
+        if self.mode not in ("joint", "gated"):
+            raise ValueError(f"`mode` must be 'joint' or 'gated', but is {self.mode!r}.")
+        if self.draft_loss not in DRAFT_LOSSES:
+            raise ValueError(f"`draft_loss` must be one of {sorted(DRAFT_LOSSES)}, but is {self.draft_loss!r}.")
+        if self.alpha < 0:
+            raise ValueError(f"`alpha` must be 0 or more, but is {self.alpha}.")
+
+
+class TiDARMixin:
+    """Drafting, in front of a stock `...ForCausalLM` class. Without `objective`, `forward` is the stock one."""
+
+    stock_class: type[PreTrainedModel]
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        TiDARConfig.from_model_config(config)
+        attention_windows(config)
+        super().__init__(config, *args, **kwargs)
+
+    @property
+    def tidar_config(self) -> TiDARConfig:
+        return TiDARConfig.from_model_config(self.config)
+
+    # -- forward and the training loss
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *args: Any,
+        objective: DraftObjective | None = None,
+        document_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The stock forward; with an `objective`, the TiDAR loss of `input_ids` [B, S] under `labels` [B, S].
+
+        `mask_token_id` in `input_ids` reads the checkpoint's mask embedding.
+
+        Args:
+            objective: what to teach; None leaves the forward stock.
+            document_ids: [B, S] with an objective: which document of a packed row each token belongs to. By
+                default a row is one document and `attention_mask` [B, S] marks its padding.
+
+        Returns:
+            The stock output, or `TiDAROutput`.
+        """
+        if objective is not None:
+            assert input_ids is not None
+            return self._objective_forward(input_ids, objective, document_ids, *args, **kwargs)
+        if input_ids is not None:
+            tidar = self.config.tidar_config
+            input_ids = input_ids.masked_fill(input_ids == tidar["mask_token_id"], tidar["mask_embedding_id"])
+        return super().forward(input_ids, *args, **kwargs)  # type: ignore[misc]
+
+    def _objective_forward(
+        self,
+        input_ids: torch.Tensor,
+        objective: DraftObjective,
+        document_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> TiDAROutput:
+        if document_ids is None:
+            document_ids = torch.zeros_like(input_ids)
+        if attention_mask is not None:
+            document_ids = document_ids.masked_fill(attention_mask == 0, -1)
+        labels = (input_ids if labels is None else labels).masked_fill(document_ids == -1, IGNORED)
+        # Nothing in its own document predicts a first token.
+        starts_document = document_ids != nn.functional.pad(document_ids, (1, 0), value=-1)[:, :-1]
+        ar_labels = labels.masked_fill(starts_document, IGNORED)
+        if objective.mode == "joint":
+            return self._joint_loss(input_ids, document_ids, labels, ar_labels, objective, num_items_in_batch)
+        return self._gated_loss(input_ids, document_ids, labels, ar_labels, objective, num_items_in_batch)
+
+    def _joint_loss(self, input_ids, document_ids, labels, ar_labels, objective, num_items_in_batch) -> TiDAROutput:
+        blocks = training_branch_lengths(input_ids.shape[1], self.tidar_config.draft_length, input_ids.device)
+        clean_states, mask_states, positions = self._doubled_states(input_ids, document_ids, blocks)
+        labels = labels if objective.draft_loss == "cross_entropy" else ar_labels
+        diffusion_loss = self._draft_loss(objective, mask_states, positions, clean_states, labels, num_items_in_batch)
+        predicting = (ar_labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        losses = cross_entropy(self.lm_head_logits(clean_states[predicting]), ar_labels[:, 1:][predicting])
+        ar_loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else max(len(losses), 1))
+        loss = (objective.alpha * ar_loss + diffusion_loss) / (1 + objective.alpha)
+        return TiDAROutput(loss=loss, ar_loss=ar_loss, diffusion_loss=diffusion_loss)
+
+    def _gated_loss(self, input_ids, document_ids, labels, ar_labels, objective, num_items_in_batch) -> TiDAROutput:
+        """Only blocks with something to learn are run, and slot 1 of a block teaches nothing: decoding puts the
+        model's own next token there."""
+        sequence_length, draft_length = input_ids.shape[1], self.tidar_config.draft_length
+        labels = labels if objective.draft_loss == "cross_entropy" else ar_labels
+        is_first_slot = torch.arange(sequence_length, device=labels.device) % draft_length == 0
+        labels = labels.masked_fill(is_first_slot, IGNORED)
+        has_label = nn.functional.pad((labels != IGNORED).any(dim=0), (0, -sequence_length % draft_length))
+        blocks = has_label.view(-1, draft_length).any(dim=1).nonzero()[:, 0] * draft_length
+        if not len(blocks):
+            raise ValueError(
+                f"No token of this batch can teach a draft of {draft_length} tokens (`config.tidar_config.draft_length`): no "
+                "label lies behind the first slot of a block. Give longer texts, or labels that are not all -100."
+            )
+        if MaskGate.of(self) is None:
+            raise ValueError(
+                "`mode='gated'` needs a gated adapter (a PEFT LoRA with `alora_invocation_tokens`), but the model has "
+                "none. Add one with `wavedraft.training.gated_adapter_config`, or train with `mode='joint'`."
+            )
+        # Checkpointed layers take no cache: the clean half is then run together with the masks.
+        states = self._doubled_states if self.is_gradient_checkpointing else self._cached_states
+        clean_states, mask_states, positions = states(input_ids, document_ids, blocks)
+        loss = self._draft_loss(objective, mask_states, positions, clean_states, labels, num_items_in_batch)
+        if self.is_gradient_checkpointing and loss.requires_grad:
+            MaskGate.of(self).open_in_backward(loss, len(positions))
+        return TiDAROutput(loss=loss, diffusion_loss=loss)
+
+    def _draft_loss(self, objective, mask_states, positions, clean_states, labels, num_items_in_batch) -> torch.Tensor:
+        """Mean loss of the masks [B, M, D] at `positions` [M] on the labels of the same positions."""
+        rows, masks = (labels[:, positions] != IGNORED).nonzero(as_tuple=True)
+        target_logits = None
+        if objective.draft_loss != "cross_entropy":
+            with torch.no_grad():
+                target_logits = self.lm_head_logits(clean_states[rows, positions[masks] - 1])
+        draft_logits = self.lm_head_logits(mask_states[rows, masks])
+        losses = DRAFT_LOSSES[objective.draft_loss](draft_logits, labels[rows, positions[masks]], target_logits)
+        return losses.sum() / (num_items_in_batch if num_items_in_batch is not None else max(len(losses), 1))
+
+    def _doubled_states(self, input_ids, document_ids, blocks) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Last hidden states of the clean half [B, S, D], of the masks [B, M, D], and the masks' positions [M]."""
+        (batch_size, sequence_length), tidar, gate = input_ids.shape, self.tidar_config, MaskGate.of(self)
+        positions = mask_positions(sequence_length, tidar.draft_length, blocks)
+        mask_ids = input_ids.new_full((batch_size, len(positions)), tidar.mask_embedding_id)
+        both_positions = torch.cat([torch.arange(sequence_length, device=input_ids.device), positions])
+        mask = training_attention_mask(self.config, tidar.draft_length, blocks, document_ids, dtype=self.dtype)
+        with gate.open(len(positions)) if gate else nullcontext():
+            states = self.base_model(
+                input_ids=torch.cat([input_ids, mask_ids], dim=1),
+                attention_mask=mask,
+                position_ids=both_positions.expand(batch_size, -1),
+                use_cache=False,
+            )[0]
+        return states[:, :sequence_length], states[:, sequence_length:], positions
+
+    def _cached_states(self, input_ids, document_ids, blocks) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same, with the clean half run without a graph and the adapter: it does not learn."""
+        (batch_size, sequence_length), tidar, gate = input_ids.shape, self.tidar_config, MaskGate.of(self)
+        positions = mask_positions(sequence_length, tidar.draft_length, blocks)
+        clean_mask, mask = (
+            training_attention_mask(self.config, tidar.draft_length, blocks, document_ids, dtype=self.dtype, half=half)
+            for half in ("clean", "masks")
+        )
+        past_key_values = DynamicCache()
+        with torch.no_grad():
+            clean_states = self.base_model(
+                input_ids=input_ids,
+                attention_mask=clean_mask,
+                position_ids=torch.arange(sequence_length, device=input_ids.device).expand(batch_size, -1),
+                past_key_values=past_key_values,
+                use_cache=True,
+            )[0]
+        with gate.open(len(positions)):
+            mask_states = self.base_model(
+                input_ids=input_ids.new_full((batch_size, len(positions)), tidar.mask_embedding_id),
+                attention_mask=mask,
+                position_ids=positions.expand(batch_size, -1),
+                past_key_values=past_key_values,
+                use_cache=True,
+            )[0]
+        return clean_states, mask_states, positions
+
+    def lm_head_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of last hidden states [..., D], exactly as the stock forward makes them."""
+        return lm_head_logits(self, hidden_states)
+
+    # -- generate
+
+    def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
+        """Takes our own keywords out of `generate`'s, or from the generation config, and checks them first of all."""
+        given = {name: kwargs.pop(name) for name in TiDAROptions.names() if name in kwargs}
+        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        for name, value in given.items():
+            setattr(generation_config, name, value)
+        TiDAROptions.of(generation_config, self.config)
+        return generation_config, model_kwargs
+
+    def _sample(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """The decode `generate` runs for greedy search and sampling: drafting, unless it was turned off."""
+        options = TiDAROptions.of(generation_config, self.config)
+        reason = self._reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs)
+        if options.draft_length == 0 or reason:
+            if reason and options.draft_length:
+                logger.warning_once(f"Decoding without drafts: {reason}. The text is the same.")
+            return super()._sample(
+                input_ids,
+                self._without_mask_token(logits_processor, input_ids.device),
+                stopping_criteria,
+                generation_config,
+                synced_gpus=synced_gpus,
+                streamer=streamer,
+                **model_kwargs,
+            )
+        return decode_tidar(
+            self,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            draft_length=options.draft_length,
+            seeds=options.seeds(len(input_ids)),
+            streamer=streamer,
+            attention_mask=model_kwargs.get("attention_mask"),
+            position_ids=model_kwargs.get("position_ids"),
+            past_key_values=model_kwargs.get("past_key_values"),
+        )
+
+    def _reason_for_plain_decoding(
+        self, generation_config: GenerationConfig, synced_gpus: bool, model_kwargs: dict[str, Any]
+    ) -> str | None:
+        """What `generate` was asked for that a drafting forward has no answer to; None is the rule."""
+        if synced_gpus:
+            return "ranks that share a model (FSDP, ZeRO-3) must run the same number of forwards"
+        if generation_config.output_attentions or generation_config.output_hidden_states:
+            return "attentions and hidden states of a drafting forward are not one token's"
+        if model_kwargs.get("inputs_embeds") is not None:
+            return "the prompt is given as embeddings"
+        if generation_config.cache_implementation is not None:
+            return f"the cache is of the kind {generation_config.cache_implementation!r}"
+        if not model_kwargs.get("use_cache", True):
+            return "there is no cache"
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() and type(cache) is not DynamicCache:
+            return f"the cache handed in is a {type(cache).__name__}"
+        return None
+
+    def _without_mask_token(self, logits_processor: LogitsProcessorList, device: torch.device) -> LogitsProcessorList:
+        mask_token_id = self.tidar_config.mask_token_id
+        if mask_token_id >= self.config.get_text_config().vocab_size:
+            return logits_processor
+        suppress = SuppressTokensLogitsProcessor([mask_token_id], device=str(device))
+        return LogitsProcessorList([suppress, *logits_processor])
+
+    # -- vocabulary, saving
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Stock; an input-only mask id moves behind the new vocabulary."""
+        old_size = self.config.get_text_config().vocab_size
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        new_size = self.config.get_text_config().vocab_size
+        tidar = dict(self.config.tidar_config)
+        if tidar["mask_token_id"] >= old_size and new_size != old_size:
+            tidar["mask_token_id"] += new_size - old_size
+            self.config.tidar_config = tidar
+        return embeddings
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Stock, plus the code the checkpoint needs to draft where wavedraft is not installed.
+
+        The config keeps the stock architecture, so that the folder also loads as the stock model.
+        """
+        push_to_hub = kwargs.pop("push_to_hub", False)
+        hub_kwargs = {name: kwargs.pop(name) for name in ("repo_id", "commit_message", "create_pr") if name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True) and not getattr(self, "_hf_peft_config_loaded", False):
+            write_travelling_code(type(self), self.stock_class.__name__, Path(save_directory))
+        if push_to_hub:
+            repo_id = hub_kwargs.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, token=kwargs.get("token"), **hub_kwargs)
+
+
+class TiDARForCausalLM:
+    """The door to drafting models: gives the class that fits a checkpoint's own architecture."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        raise TypeError(
+            "TiDARForCausalLM has no architecture of its own: use `TiDARForCausalLM.from_pretrained(folder_or_hub_id)` "
+            "or `TiDARForCausalLM.from_config(config)`."
+        )
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> PreTrainedModel:
+        """Loads a TiDAR checkpoint; keywords are those of transformers' `from_pretrained`. No code of the checkpoint
+        is run.
+
+        Raises:
+            ValueError: the checkpoint was not converted, or its architecture cannot draft.
+        """
+        hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+        config = AutoConfig.from_pretrained(name_or_path, **{name: kwargs[name] for name in hub if name in kwargs})
+        TiDARConfig.from_model_config(config)
+        return tidar_class(stock_class_of(config)).from_pretrained(name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: Any, **kwargs: Any) -> PreTrainedModel:
+        """A drafting model of random weights for a stock config with a `tidar_config` in it."""
+        return tidar_class(stock_class_of(config))._from_config(config, **kwargs)
+
+
+def stock_class_of(config: Any) -> type[PreTrainedModel]:
+    """The stock `...ForCausalLM` class of a config.
+
+    Raises:
+        ValueError: it is no decoder-only language model of transformers, or cannot take a rejected token back.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{config.model_type!r} is an encoder-decoder: its decoder does not read its own prompt, so it cannot "
+            "draft in the same forward. Use a decoder-only model, such as Llama, Mistral, Qwen2, Qwen3, Gemma, Phi or OLMo."
+        )
+    try:
+        stock_class = AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        raise ValueError(
+            f"transformers has no causal language model for the architecture {config.model_type!r}. Supported are its "
+            "decoder-only models, such as Llama, Mistral, Qwen2, Qwen3, Gemma, Phi or OLMo."
+        ) from None
+    attention_windows(config)
+    return stock_class
+
+
+@cache
+def tidar_class(stock_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The drafting class over a stock `...ForCausalLM` class of transformers."""
+    members = {
+        "stock_class": stock_class,
+        "__module__": __name__,
+        "__doc__": f"{stock_class.__name__} that also drafts (TiDAR, arXiv 2511.08923).",
+    }
+    # transformers reads the stock class's source for these; a class made at run time has none.
+    members["_can_set_attn_implementation_cached_value"] = stock_class._can_set_attn_implementation()
+    members["_can_set_experts_implementation_cached_value"] = stock_class._can_set_experts_implementation()
+    members["forward"] = forward_with_signature_of(stock_class)
+    return type(PREFIX + stock_class.__name__, (TiDARMixin, stock_class, GenerationMixin), members)
+
+
+def forward_with_signature_of(stock_class: type[PreTrainedModel]) -> Any:
+    """The mixin's forward under the stock signature and our two keywords: Trainer and `generate` read it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return TiDARMixin.forward(self, *args, **kwargs)
+
+    stock = inspect.signature(stock_class.forward)
+    parameters = {**stock.parameters}
+    ours = inspect.signature(TiDARMixin.forward).parameters
+    rest = [parameters.pop(name) for name, p in stock.parameters.items() if p.kind is p.VAR_KEYWORD]
+    forward.__signature__ = stock.replace(  # type: ignore[attr-defined]
+        parameters=[*parameters.values(), ours["objective"], ours["document_ids"], *rest]
+    )
+    forward.__doc__ = TiDARMixin.forward.__doc__
+    return forward
+
+
+def __getattr__(name: str) -> type[PreTrainedModel]:
+    """`TiDARQwen3ForCausalLM` and its like, so that `auto_map` can name the class of any family (PEP 562)."""
+    stock_class = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if not (isinstance(stock_class, type) and issubclass(stock_class, PreTrainedModel)):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return tidar_class(stock_class)
