@@ -1,0 +1,217 @@
+"""Self-written text: the base model answers prompts itself, and what a draft may learn from the answers.
+
+A prompt is a row `{"kind", "prompt"}`; an answered one adds `"answer"`, `"finished"` (it ended with EOS and was not cut
+at the length limit) and `"num_tokens"` (new tokens, EOS counted). Shapes: B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+BATCHES_SORTED_TOGETHER = 5  # wide enough for even lengths, narrow enough that a run stopped early holds every kind
+
+
+def regenerate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[dict[str, str]],
+    output_path: str | Path,
+    *,
+    max_new_tokens: int = 192,
+    batch_size: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
+    max_answer_tokens: int | None = None,
+    has_progress_bar: bool = True,
+) -> int:
+    """Let `model` answer `prompts` and append a JSON row for each to `output_path`; returns the tokens in that file.
+
+    Stopped at any moment and called again with the same arguments, it goes on where it was and ends with the same
+    file: batches are laid out from `prompts` alone, each is seeded by itself, and a batch that was cut in the middle is
+    computed again and only its missing rows are added. A torn last line is dropped. Repeated prompts are answered once.
+
+    `temperature` 0 is greedy. `max_answer_tokens` ends the run after the batch in which the file reaches that many
+    tokens. Prompts go through the tokenizer's chat template when it has one, and as they are otherwise.
+    """
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(
+            f"`max_new_tokens` and `batch_size` must be at least 1, but are {max_new_tokens} and {batch_size}."
+        )
+    if temperature < 0:
+        raise ValueError(f"`temperature` must be 0 (greedy) or more, but is {temperature}.")
+    output_path = Path(output_path)
+    drop_torn_line(output_path)
+    answered = {row["prompt"]: row["num_tokens"] for row in read_rows(output_path)} if output_path.exists() else {}
+    num_tokens = sum(answered.values())
+
+    rows = list({row["prompt"]: row for row in prompts}.values())
+    num_answered = sum(row["prompt"] in answered for row in rows)
+    with (
+        output_path.open("ab") as file,
+        tqdm(total=len(rows), initial=num_answered, unit="prompt", disable=not has_progress_bar) as bar,
+    ):
+        for number, batch in enumerate(batches_of(rows, batch_size)):
+            if max_answer_tokens is not None and num_tokens >= max_answer_tokens:
+                break
+            missing = [row for row in batch if row["prompt"] not in answered]
+            if not missing:
+                continue
+            answers = answer_batch(
+                model,
+                tokenizer,
+                [row["prompt"] for row in batch],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed + number,
+            )
+            for row, answer in zip(batch, answers, strict=True):
+                if row["prompt"] in answered:
+                    continue
+                line = json.dumps({"kind": row["kind"], "prompt": row["prompt"], **answer}, ensure_ascii=False) + "\n"
+                file.write(line.encode())
+                file.flush()
+                answered[row["prompt"]] = answer["num_tokens"]
+                num_tokens += answer["num_tokens"]
+            os.fsync(file.fileno())
+            bar.update(len(missing))
+            bar.set_postfix(tokens=num_tokens)
+    return num_tokens
+
+
+def batches_of(rows: Sequence[dict[str, str]], batch_size: int) -> Iterator[list[dict[str, str]]]:
+    """Batches of like prompts: by kind, then by length, within every few batches of the order given."""
+    window = batch_size * BATCHES_SORTED_TOGETHER
+    for start in range(0, len(rows), window):
+        alike = sorted(rows[start : start + window], key=lambda row: (row["kind"], len(row["prompt"])))
+        for first in range(0, len(alike), batch_size):
+            yield alike[first : first + batch_size]
+
+
+@torch.inference_mode()
+def answer_batch(
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, seed: int
+) -> list[dict[str, Any]]:
+    """The answers to one batch, decoded together from left-padded prompts."""
+    if tokenizer.chat_template is not None:
+        prompts = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            for prompt in prompts
+        ]
+    encoded = tokenizer(
+        list(prompts),
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=tokenizer.chat_template is None,  # a chat template writes them itself
+    ).to(model.device)
+    input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]  # (B, T)
+
+    sampling: dict[str, Any] = {"do_sample": temperature > 0}
+    if temperature > 0:
+        sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+    eos_token_ids = eos_ids_of(model, tokenizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        output_ids = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos_token_ids,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )  # (B, T + new)
+
+    answers = []
+    for answer_ids in output_ids[:, input_ids.shape[1] :].tolist():
+        end = next((place for place, token_id in enumerate(answer_ids) if token_id in eos_token_ids), None)
+        kept_ids = answer_ids if end is None else answer_ids[:end]
+        answers.append(
+            {
+                "answer": tokenizer.decode(kept_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+                "finished": end is not None,
+                "num_tokens": len(kept_ids) + (end is not None),
+            }
+        )
+    return answers
+
+
+def eos_ids_of(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer, from the generation config, else from the tokenizer."""
+    eos_token_id = model.generation_config.eos_token_id
+    if eos_token_id is None:
+        eos_token_id = tokenizer.eos_token_id
+    return list(eos_token_id) if isinstance(eos_token_id, (list, tuple)) else [eos_token_id]
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut what follows the last newline: the row that was being written when a run was killed."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    with Path(path).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def cut_at_loop(text: str, *, ngram_length: int = 8, max_repeats: int = 6) -> str:
+    """`text` up to where it starts to go round in circles; all of it where it does not.
+
+    A loop is a run of `ngram_length` words (or runs of punctuation) that stands more than `max_repeats` times in the
+    text. One round is kept: the cut is before the second of them.
+    """
+    words = list(re.finditer(r"\w+|[^\w\s]+", text))
+    ngrams = [
+        tuple(word.group() for word in words[start : start + ngram_length])
+        for start in range(len(words) - ngram_length + 1)
+    ]
+    repeated = {ngram for ngram, count in Counter(ngrams).items() if count > max_repeats}
+    seen = set()
+    for start, ngram in enumerate(ngrams):
+        if ngram in seen:
+            return text[: words[start].start()].rstrip()
+        if ngram in repeated:
+            seen.add(ngram)
+    return text
+
+
+def without_loops(
+    rows: Iterable[dict[str, Any]], *, min_words: int = 16
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The rows worth learning from, and how many were `kept`, `cut` at a loop, and `dropped`.
+
+    A looping answer is cut (and is then not finished: no EOS follows it), and dropped where fewer than `min_words`
+    words are left; an empty answer is dropped. `num_tokens` of a cut row is no longer known and is taken out.
+    """
+    kept: list[dict[str, Any]] = []
+    counts = {"kept": 0, "cut": 0, "dropped": 0}
+    for row in rows:
+        answer = cut_at_loop(row["answer"])
+        is_cut = answer != row["answer"]
+        if not answer.strip() or (is_cut and len(answer.split()) < min_words):
+            counts["dropped"] += 1
+            continue
+        if is_cut:
+            counts["cut"] += 1
+            row = {key: value for key, value in row.items() if key != "num_tokens"} | {
+                "answer": answer,
+                "finished": False,
+            }
+        kept.append(row)
+        counts["kept"] += 1
+    return kept, counts
