@@ -33,7 +33,7 @@ class MaskGate:
             for name, variant in getattr(module, "lora_variant", {}).items():
                 if isinstance(variant, cls):
                     gate = gate or variant
-                elif getattr(variant, "__name__", "") == "ALoraLinearVariant":
+                elif type(variant).__name__ == "ALoraLinearVariant":
                     ungated.append((module, name, variant))
         for module, name, variant in ungated:
             gate = gate or cls(variant)

@@ -121,7 +121,8 @@ class TiDARMixin:
         """
         if objective is not None:
             assert input_ids is not None
-            return self._objective_forward(input_ids, objective, document_ids, *args, **kwargs)
+            given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names them all
+            return self._objective_forward(input_ids, objective, document_ids, *args, **given)
         if input_ids is not None:
             tidar = self.config.tidar_config
             input_ids = input_ids.masked_fill(input_ids == tidar["mask_token_id"], tidar["mask_embedding_id"])
@@ -179,10 +180,10 @@ class TiDARMixin:
                 "none. Add one with `wavedraft.training.gated_adapter_config`, or train with `mode='joint'`."
             )
         # Checkpointed layers take no cache: the clean half is then run together with the masks.
-        states = self._doubled_states if self.is_gradient_checkpointing else self._cached_states
+        states = self._doubled_states if self.is_activation_checkpointing else self._cached_states
         clean_states, mask_states, positions = states(input_ids, document_ids, blocks)
         loss = self._draft_loss(objective, mask_states, positions, clean_states, labels, num_items_in_batch)
-        if self.is_gradient_checkpointing and loss.requires_grad:
+        if self.is_activation_checkpointing and loss.requires_grad:
             MaskGate.of(self).open_in_backward(loss, len(positions))
         return TiDAROutput(loss=loss, diffusion_loss=loss)
 

@@ -1,0 +1,165 @@
+"""One fine-tune from a converted checkpoint to a model that drafts, through Trainer and PEFT."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import AutoTokenizer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..modeling_tidar import DraftObjective, TiDARForCausalLM
+from .dialogue import IGNORED, PaddingCollator, encode_rows, read_jsonl
+from .gated_adapter import gated_adapter_config
+from .regenerate import without_loops
+from .trainer_tidar import TiDARTrainer, measure_drafting
+
+
+def finetune(
+    model_path: str | Path,
+    data_path: str | Path,
+    output_dir: str | Path,
+    *,
+    eval_prompts_path: str | Path | None = None,
+    mode: str = "gated",
+    draft_loss: str = "cross_entropy",
+    alpha: float = 1.0,
+    rank: int = 32,
+    max_steps: int = 300,
+    batch_size: int = 4,
+    gradient_accumulation_steps: int = 1,
+    learning_rate: float | None = None,
+    max_length: int = 320,
+    num_eval_prompts: int = 10,
+    eval_steps: int | None = None,
+    save_steps: int = 100,
+    bf16: bool = False,
+    activation_checkpointing: bool = False,
+    resume: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Teaches a converted checkpoint to draft and reports real tokens per forward before and after.
+
+    Args:
+        model_path: a TiDAR checkpoint (`wavedraft convert`).
+        data_path: JSONL rows as `dialogue.encode_row` reads them; best what the model itself wrote.
+        output_dir: where checkpoints and the result go. Gated, or with a `rank` above 0, the result is a PEFT
+            adapter; otherwise a whole checkpoint.
+        eval_prompts_path: JSONL rows with `prompt`, never trained on.
+        mode: "gated" (base frozen, text unchanged) or "joint" (the paper's loss).
+        rank: of the LoRA adapter; 0, in joint mode only, trains every weight.
+        learning_rate: by default 1e-3 for an adapter, 1e-5 for every weight.
+        resume: goes on from the last checkpoint in `output_dir`.
+
+    Returns:
+        The report that is also written to `output_dir`/report.json.
+
+    Raises:
+        ValueError: nothing to learn from, an argument out of range, or an `output_dir` in use without `resume`.
+    """
+    output_dir = Path(output_dir)
+    if mode == "gated" and rank < 1:
+        raise ValueError(f"`rank` must be at least 1 in gated mode, whose base is frozen, but is {rank}.")
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, but is {max_steps}.")
+    last_checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    if resume and last_checkpoint is None:
+        raise ValueError(f"There is no checkpoint to resume from in {output_dir}. Start without `--resume`.")
+    if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
+        raise ValueError(f"{output_dir} is not empty. Go on with `--resume`, or choose another folder.")
+    objective = DraftObjective(mode=mode, draft_loss=draft_loss, alpha=alpha)
+
+    set_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    model = TiDARForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16 if bf16 and rank else torch.float32)
+    rows = list(read_jsonl(data_path))
+    written = [row for row in rows if "answer" in row]
+    rows, filtered = without_loops(written) if len(written) == len(rows) else (rows, None)
+    dataset = encode_rows(rows, tokenizer, max_length, model.config.tidar_config["draft_length"])
+    if not dataset:
+        raise ValueError(
+            f"No row of {data_path} has more than {model.config.tidar_config['draft_length']} tokens to learn from "
+            f"(the checkpoint's draft length) within `max_length` {max_length}."
+        )
+    eval_prompt_ids = [] if eval_prompts_path is None else prompt_ids(eval_prompts_path, tokenizer, num_eval_prompts)
+    trained = model
+    if mode == "gated":
+        trained = get_peft_model(model, gated_adapter_config(model, rank))
+    elif rank:
+        config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+        trained = get_peft_model(model, config)
+
+    arguments = TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=max_steps,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        learning_rate=learning_rate if learning_rate is not None else (1e-3 if rank else 1e-5),
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, max_steps // 20),
+        weight_decay=0.0,
+        logging_steps=max(1, min(10, max_steps // 10)),
+        eval_strategy="steps" if eval_steps and eval_prompt_ids else "no",
+        eval_steps=eval_steps,
+        save_steps=save_steps,
+        save_total_limit=2,
+        bf16=bf16,
+        activation_checkpointing=activation_checkpointing,
+        use_cpu=not torch.accelerator.is_available(),
+        remove_unused_columns=False,
+        report_to="none",
+        seed=seed,
+    )
+    trainer = TiDARTrainer(
+        model=trained,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=PaddingCollator(tokenizer.pad_token_id or 0),
+        objective=objective,
+        eval_prompt_ids=eval_prompt_ids,
+    )
+    before = measure_drafting(model, eval_prompt_ids) if eval_prompt_ids else None
+    trainer.train(resume_from_checkpoint=last_checkpoint if resume else None)
+    after = measure_drafting(model, eval_prompt_ids, compare_with_plain=True) if eval_prompt_ids else None
+
+    if trainer.is_world_process_zero():
+        if rank and bf16:
+            trained.to(torch.bfloat16)
+        trained.save_pretrained(output_dir)
+        tokenizer.save_pretrained(output_dir)
+    report = {
+        "mode": mode,
+        "draft_loss": draft_loss,
+        "draft_length": model.config.tidar_config["draft_length"],
+        "rank": rank,
+        "rows": len(dataset),
+        "loops": filtered,
+        "labels": sum(label != IGNORED for row in dataset for label in row["labels"]),
+        "steps": max_steps,
+        "batch_size": batch_size * gradient_accumulation_steps,
+        "seed": seed,
+        "before": before and asdict(before),
+        "after": after and asdict(after),
+    }
+    if trainer.is_world_process_zero():
+        (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def prompt_ids(path: str | Path, tokenizer: Any, num_prompts: int) -> list[torch.Tensor]:
+    """The first `num_prompts` prompts of a JSONL file, taken evenly through it, in the model's chat form."""
+    prompts = [row["prompt"] for row in read_jsonl(path)]
+    chosen = prompts[:: max(1, len(prompts) // num_prompts)][:num_prompts]
+    return [
+        torch.tensor(
+            tokenizer(
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+                ),
+                add_special_tokens=False,
+            )["input_ids"]
+        )
+        for prompt in chosen
+    ]

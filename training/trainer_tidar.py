@@ -1,0 +1,118 @@
+"""The Hugging Face Trainer with the TiDAR objective, and the number that counts measured by really decoding."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from ..modeling_tidar import DraftObjective
+
+
+@dataclass(frozen=True)
+class DraftingReport:
+    """What drafting is worth on a set of prompts.
+
+    Attributes:
+        tokens_per_forward: tokens the decode forwards gave, by their number, over all prompts.
+        acceptance: for each draft position 2..K, how often it was accepted given that the one before was.
+        identical: the share of prompts whose text equals the one plain decoding writes.
+        num_tokens, num_forwards: new tokens of decode forwards, and decode forwards, summed over the prompts.
+    """
+
+    tokens_per_forward: float
+    acceptance: list[float]
+    identical: float | None
+    num_tokens: int
+    num_forwards: int
+
+
+def measure_drafting(
+    model: Any,
+    prompt_ids: list[torch.Tensor],
+    max_new_tokens: int = 128,
+    compare_with_plain: bool = False,
+    **generate_kwargs: Any,
+) -> DraftingReport:
+    """Decodes prompts [P] one by one, greedily unless told otherwise, and counts."""
+    was_training = model.training
+    model.eval()
+    histogram = torch.zeros(0)
+    num_tokens = num_identical = 0
+    for ids in prompt_ids:
+        arguments = {"max_new_tokens": max_new_tokens, "do_sample": False, **generate_kwargs}
+        ids = ids[None].to(model.device)
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **arguments)
+        counts = output.accepted_lengths.sum(dim=0)
+        histogram = counts if not len(histogram) else histogram + counts
+        num_tokens += output.sequences.shape[1] - ids.shape[1] - 1
+        if compare_with_plain:
+            plain = model.generate(ids, attention_mask=torch.ones_like(ids), **arguments | {"draft_length": 0})
+            num_identical += torch.equal(plain, output.sequences)
+    model.train(was_training)
+    num_forwards = int(histogram.sum())
+    reached = histogram.flip(0).cumsum(0).flip(0)  # forwards that accepted at least 1, 2, ... K tokens
+    return DraftingReport(
+        tokens_per_forward=num_tokens / max(num_forwards, 1),
+        acceptance=(reached[1:] / reached[:-1].clamp(min=1)).tolist(),
+        identical=num_identical / len(prompt_ids) if compare_with_plain else None,
+        num_tokens=num_tokens,
+        num_forwards=num_forwards,
+    )
+
+
+class TiDARTrainer(Trainer):
+    """Trainer for a drafting model.
+
+    The model's forward computes the loss, so that DDP, FSDP, PEFT and gradient accumulation work as they do for any
+    model. `evaluate` decodes the held-out prompts and reports tokens per forward: token accuracy misleads.
+
+    Args:
+        objective: what to teach.
+        eval_prompt_ids: held-out prompts, one [P] tensor each.
+        eval_new_tokens: tokens written for each in an evaluation.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        objective: DraftObjective,
+        eval_prompt_ids: list[torch.Tensor] | None = None,
+        eval_new_tokens: int = 128,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # each micro-batch is a mean of its own; accumulation averages them
+        self.objective = objective
+        self.eval_prompt_ids = eval_prompt_ids or []
+        self.eval_new_tokens = eval_new_tokens
+        self.loss_parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        output = model(**inputs, objective=self.objective)
+        for name in ("ar_loss", "diffusion_loss"):
+            if (part := getattr(output, name)) is not None:
+                self.loss_parts[name].append(part.detach())
+        return (output.loss, output) if return_outputs else output.loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            for name, parts in self.loss_parts.items():
+                logs[name] = round(float(torch.stack(parts).mean()), 4)
+            self.loss_parts.clear()
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Tokens per forward on the held-out prompts, and acceptance at each draft position."""
+        model = self.accelerator.unwrap_model(self.model)
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        report = measure_drafting(model, self.eval_prompt_ids, self.eval_new_tokens)
+        metrics = {f"{metric_key_prefix}_tokens_per_forward": report.tokens_per_forward}
+        for position, share in enumerate(report.acceptance, start=2):
+            metrics[f"{metric_key_prefix}_acceptance_{position}"] = round(share, 4)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
