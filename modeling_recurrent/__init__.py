@@ -2,7 +2,9 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from .cache_recurrent import EVERY_RECURRENCE, LATEST_ONLY, RecurrentCache, Window
+from ..generation.options_recurrent import EVERY_RECURRENCE, LATEST_ONLY, PRESETS
+from ..generation.outputs_recurrent import RecurrentGenerateOutput
+from .cache_recurrent import RecurrentCache, Window
 from .configuration_recurrent import RecurrentDepthConfig
 from .modeling_recurrent import RecurrentDepthForCausalLM
 
@@ -12,8 +14,10 @@ AutoModelForCausalLM.register(RecurrentDepthConfig, RecurrentDepthForCausalLM)
 __all__ = [
     "EVERY_RECURRENCE",
     "LATEST_ONLY",
+    "PRESETS",
     "RecurrentCache",
     "RecurrentDepthConfig",
     "RecurrentDepthForCausalLM",
+    "RecurrentGenerateOutput",
     "Window",
 ]

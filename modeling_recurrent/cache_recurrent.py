@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-EVERY_RECURRENCE = "every-recurrence"
-LATEST_ONLY = "latest-only"
-
 
 @dataclass
 class Window:

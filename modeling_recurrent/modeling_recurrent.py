@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 
 from .cache_recurrent import RecurrentCache, Window
 from .configuration_recurrent import RecurrentDepthConfig
+from .generation_recurrent import RecurrentGenerationMixin
 
 
 def rotary_table(config: RecurrentDepthConfig, device: torch.device | str | None = None) -> torch.Tensor:
@@ -174,7 +175,7 @@ class RecurrentDepthPreTrainedModel(PreTrainedModel):
             init.copy_(module.freqs_cis, rotary_table(self.config, module.freqs_cis.device))
 
 
-class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
+class RecurrentDepthForCausalLM(RecurrentGenerationMixin, RecurrentDepthPreTrainedModel, GenerationMixin):
     """Huginn: sandwich blocks, the prelude's output injected at every recurrence, one final norm used twice."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012 (transformers reads a plain dict)
@@ -275,31 +276,52 @@ class RecurrentDepthForCausalLM(RecurrentDepthPreTrainedModel, GenerationMixin):
             cache.reserve(start + length)
         return Window(self.freqs_cis[0, position_ids], mask, cache, slice(start, start + length), start + length)
 
-    def window_at(
-        self, position_ids: torch.Tensor, cache: RecurrentCache, rows: torch.Tensor | None = None, kv_length: int = 0
-    ) -> Window:
-        """Tokens of unpadded rows, each kept in the column of its own position and seeing columns 0..position.
+    def window_at(self, starts: list[int], length: int, cache: RecurrentCache) -> Window:
+        """`length` tokens of each cache row from position starts[row] on; rows are unpadded: column is position."""
+        device = self.freqs_cis.device
+        position_ids = torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
+        kv_length = max(starts) + length
+        cache.reserve(kv_length)
+        rotary = self.freqs_cis[0, position_ids.clamp(max=self.config.block_size - 1)]  # filling may lie beyond
+        if min(starts) == max(starts):
+            mask = self._mask(len(starts), length, kv_length, causal_mask_function, q_offset=starts[0])
+            return Window(rotary, mask, cache, slice(starts[0], kv_length), kv_length)
+        mask = self._mask(len(starts), length, kv_length, lambda row, head, q, column: column <= position_ids[row, q])
+        rows = torch.arange(len(starts), device=device)[:, None]
+        return Window(rotary, mask, cache, (rows, position_ids), kv_length)
 
-        `position_ids` [B, T]; `rows` [B] names their cache rows, the first B in order where absent. `kv_length` is one
-        more than the largest position (a host integer, so that none is fetched).
-        """
-        num_rows, length = position_ids.shape
-        if rows is None:
-            rows = torch.arange(num_rows, device=position_ids.device)
-        mask = ALL_MASK_ATTENTION_FUNCTIONS[self.config._attn_implementation](
+    def packed_window(self, rows: list[int], positions: list[int], cache: RecurrentCache) -> Window:
+        """N single tokens, [N, 1] in every call: token n stands at positions[n] of cache row rows[n]."""
+        device = self.freqs_cis.device
+        index = torch.tensor([rows, positions], device=device)[:, :, None]  # [2, N, 1]
+        kv_length = max(positions) + 1
+        cache.reserve(kv_length)
+        mask = None
+        if min(positions) < max(positions):
+            mask = self._mask(len(rows), 1, kv_length, lambda row, head, q, column: column <= index[1][row, q])
+        return Window(self.freqs_cis[0, index[1]], mask, cache, (index[0], index[1]), kv_length)
+
+    def _mask(self, num_rows: int, length: int, kv_length: int, mask_function: Callable, q_offset: int = 0) -> Any:
+        implementation = self.config._attn_implementation
+        if "flash" in implementation and mask_function is not causal_mask_function:
+            raise ValueError(
+                f"`attn_implementation` must be 'sdpa', 'eager' or 'flex_attention' to decode rows of different length "
+                f"or depth in one call, but is {implementation!r}, which knows no masks. "
+                f"Call `model.set_attn_implementation('sdpa')`, or give one row at a time."
+            )
+        return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
             batch_size=num_rows,
             q_length=length,
             kv_length=kv_length,
-            mask_function=lambda row, head, query, column: column <= position_ids[row, query],
+            q_offset=q_offset,
+            mask_function=mask_function,
             attention_mask=None,
-            allow_is_causal_skip=False,
+            allow_is_causal_skip=mask_function is causal_mask_function,
             dtype=self.dtype,
-            device=position_ids.device,
+            device=self.freqs_cis.device,
             config=self.config,
             use_vmap=False,
         )
-        cache.reserve(kv_length)
-        return Window(self.freqs_cis[0, position_ids], mask, cache, (rows[:, None], position_ids), kv_length)
 
     def forward(
         self,

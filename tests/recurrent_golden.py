@@ -72,3 +72,33 @@ def random_model(seed: int = 0, **changes) -> RecurrentDepthForCausalLM:
             if "norm" not in name and "ln_f" not in name:
                 parameter.copy_(torch.randn_like(parameter) * (parameter.shape[-1] ** -0.5 if "wte" not in name else 1))
     return model
+
+
+def keywords(params: dict) -> dict:
+    """The fixture's parameter names as our keywords of `generate`."""
+    caches = {"full": "every-recurrence", "latest-m4-compress-s4": "latest-only", "latest-m4-compress-s8": 2}
+    return {
+        "policy": "diffusion-forcing",
+        "init_scale": records()["meta"]["init_scale"],
+        "num_recurrences": params["num_steps"],
+        "inner_recurrence": params["inner_recurrence"],
+        "exit_threshold": params["exit_t"],
+        "embedding_ema": params["ema_embeds"],
+        "max_wavefront": params["max_wavefront"],
+        "state_noise": params["state_noise_mixing"],
+        "noise_schedule": "dampened" if params.get("dampened_state_mixer", True) else "constant",
+        "freeze_criterion": params["freeze_strategy"].replace("latent-diff", "latent-difference"),
+        "headway": params["headway"],
+        "kv_cache": caches[params["cache_lookup_strategy"]],
+    }
+
+
+def new_tokens(model, prompt: str, num: int, **options) -> list[int]:
+    """The fixture prompt's continuation."""
+    ids = prompt_ids(prompt)
+    return model.generate(ids, max_new_tokens=num, **options)[0, ids.shape[1] :].tolist()
+
+
+def common_prefix(one: list[int], other: list[int]) -> int:
+    """How many tokens two texts share from the start."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

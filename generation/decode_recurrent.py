@@ -1,0 +1,140 @@
+"""Diffusion forcing for recurrent-depth models: the wavefront adds headway, recurs, freezes (arXiv 2510.14961).
+
+Corrected where the published code errs (`reference_wavefront` keeps that): only a run from the left freezes; a token
+only if its own state was computed from it; states are compared at the same position; a cap on recurrences forces
+progress; a position's first embedding is taken whole; sampling noise is drawn once a position, so that a token moves
+only when its scores do; rows end at their end.
+
+A rows, W wavefront positions, E channels, V vocabulary.
+"""
+
+import torch
+
+from .freezing import count_frozen, fixed_recurrences, latent_acceleration, latent_difference, token_stability
+from .options_recurrent import noise_share
+from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
+from .session_recurrent import Session
+from .wavefront import Wavefront
+
+
+@torch.no_grad()
+def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
+    """Writes the text of every row of the session: algorithm 2 of the paper, corrected."""
+    model, options, transcript, costs = session.model, session.options, session.transcript, session.costs
+    draw_noise = session.draw_gumbel if session.do_sample else None
+    trace = []
+
+    first_ids = session.choose_first(session.prefill())
+    starts = [session.num_columns - pad for pad in session.pads]
+    wavefront = Wavefront(starts, first_ids, session.device)
+    while places := transcript.drop_ended():
+        if len(places) < len(wavefront.starts):
+            session.keep_rows(places)
+            wavefront.keep_rows(places)
+        # 1. Add headway.
+        room = [transcript.max_length - pad - start for pad, start in zip(session.pads, wavefront.starts, strict=True)]
+        widest = wavefront.add_headway(options.headway, [min(options.max_wavefront, columns) for columns in room])
+        width = padded_width(widest, session.device)
+        wavefront.fit(width, session.draw_states, draw_noise)
+        # 2. Embed, mixing in the step before.
+        window = model.window_at(wavefront.starts, width, session.cache)
+        embeds = wavefront.average_embeds(model.prelude(wavefront.ids(width), window), options.embedding_ema)
+        # 3. Recur.
+        previous, wavefront.states = wavefront.states, add_noise(wavefront, session)
+        for inner in range(1, options.inner_recurrence + 1):
+            wavefront.states = model.core_step(wavefront.states, embeds, window, inner)
+            costs.add_core_pass(sum(wavefront.widths))
+        wavefront.add_recurrences(options.inner_recurrence)
+        # 4. Decode.
+        predicted = choose(session, wavefront, model.coda(wavefront.states, window))
+        change = measure_change(wavefront, previous, options.freeze_criterion)
+        costs.add_step(transcript.active)
+        # 5. Freeze. The one moment the host waits for the device.
+        predicted_ids, changes = to_host(predicted, change, wavefront.widths)
+        num_frozen = freeze(wavefront, session, predicted_ids, changes)
+        if options.record_wavefront and transcript.active[0] == 0:
+            fed, ids = wavefront.fed_ids[0], predicted_ids[0]
+            trace.append(WavefrontStep(wavefront.starts[0], fed, ids, num_frozen[0]))
+        record_recurrences(wavefront, session)
+        wavefront.advance(num_frozen, predicted_ids)
+        session.write([ids[:num] for ids, num in zip(predicted_ids, num_frozen, strict=True)])
+    return session.output(wavefront=trace if options.record_wavefront else None)
+
+
+def padded_width(width: int, device: torch.device) -> int:
+    """The width computed: the next power of two on an accelerator, where repeating shapes are worth more than the
+    arithmetic; on the CPU, where arithmetic is what costs, the width itself."""
+    return width if device.type == "cpu" else 1 << (width - 1).bit_length()
+
+
+def add_noise(wavefront: Wavefront, session: Session) -> torch.Tensor:
+    """States [A, W, E] with the share of fresh initial state that the schedule gives each."""
+    options, states = session.options, wavefront.states
+    if not options.state_noise:
+        return states
+    counts = wavefront.filled(wavefront.counts, states.shape[1])
+    kept, fresh = noise_share(options.noise_schedule, options.state_noise, counts, options.num_recurrences)
+    return kept * states + fresh * session.draw_states(*states.shape[:2])
+
+
+def choose(session: Session, wavefront: Wavefront, logits: torch.Tensor) -> torch.Tensor:
+    """[A, W] the token each position predicts, from its [A, W, V] logits."""
+    if session.processors:
+        session.transcript.write_undecided(wavefront.ids(logits.shape[1])[:, 1:])
+    scores = session.process(logits)
+    return (scores if wavefront.noise is None else scores + wavefront.noise).argmax(dim=-1)
+
+
+def measure_change(wavefront: Wavefront, previous: torch.Tensor, criterion: str) -> torch.Tensor | None:
+    """[A, W] what the criterion compares with `exit_threshold`; None for those that look at no states."""
+    if criterion == "latent-difference":
+        return latent_difference(wavefront.states, previous)
+    if not criterion.startswith("latent-acceleration"):
+        return None
+    velocity, earlier = wavefront.states - previous, wavefront.velocity
+    change = velocity.new_full(velocity.shape[:2], torch.inf)
+    if earlier is not None:
+        known = earlier.shape[1]
+        measured = latent_acceleration(wavefront.states[:, :known], velocity[:, :known], earlier)
+        change[:, :known] = torch.where(wavefront.is_seen(known), measured, change[:, :known])
+    wavefront.velocity = velocity
+    return change
+
+
+def to_host(
+    predicted: torch.Tensor, change: torch.Tensor | None, widths: list[int]
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Both as lists of each row's own width, in one transfer."""
+    if change is None:
+        rows = predicted.tolist()
+        return [row[:width] for row, width in zip(rows, widths, strict=True)], [[] for _ in widths]
+    ids, changes = torch.stack([predicted.double(), change.double()]).tolist()
+    ids = [[int(token) for token in row[:width]] for row, width in zip(ids, widths, strict=True)]
+    return ids, [row[:width] for row, width in zip(changes, widths, strict=True)]
+
+
+def freeze(
+    wavefront: Wavefront, session: Session, predicted_ids: list[list[int]], changes: list[list[float]]
+) -> list[int]:
+    """How many tokens each row freezes."""
+    options = session.options
+    num_frozen = []
+    for row, ids in enumerate(predicted_ids):
+        if options.freeze_criterion == "token-stability":
+            patience = options.num_recurrences // options.inner_recurrence
+            is_settled = token_stability(wavefront.num_unchanged[row], patience)
+        elif options.freeze_criterion == "fixed":
+            is_settled = fixed_recurrences(wavefront.counts[row], options.num_recurrences)
+        else:
+            is_settled = [change < options.exit_threshold for change in changes[row]]
+        is_exhausted = [age >= options.max_recurrences for age in wavefront.ages[row]]
+        fed = wavefront.fed_ids[row]
+        num_frozen.append(count_frozen(fed, ids, is_settled, is_exhausted, options.max_wavefront))
+    return num_frozen
+
+
+def record_recurrences(wavefront: Wavefront, session: Session) -> None:
+    """Keeps the recurrences each position has had so far, for the statistics."""
+    for place, row in enumerate(session.transcript.active):
+        first = session.place_of(place, wavefront.starts[place])
+        session.costs.recurrences[row].update(enumerate(wavefront.counts[place], first))

@@ -1,0 +1,58 @@
+"""Which wavefront positions have settled: one function a criterion, and the rule that freezes them in order.
+
+A rows, W wavefront positions, E channels. States are compared at the same position, one decode step apart.
+"""
+
+import torch
+
+
+def latent_difference(states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+    """|z - z'| / |z|: how far one decode step moved each state, [..., W, E] to [..., W] (arXiv 2510.14961, eq. 4)."""
+    return (states - previous).norm(dim=-1) / states.norm(dim=-1)
+
+
+def latent_acceleration(states: torch.Tensor, velocity: torch.Tensor, previous_velocity: torch.Tensor) -> torch.Tensor:
+    """|v - v'| / |z|: how much the movement of each state itself changed, v being z - z', [..., W, E] to [..., W]."""
+    return (velocity - previous_velocity).norm(dim=-1) / states.norm(dim=-1)
+
+
+def token_stability(num_unchanged: list[int], patience: int) -> list[bool]:
+    """Settled: the draft fed to a position has stood unchanged for more than `patience` decode steps."""
+    return [num > patience for num in num_unchanged]
+
+
+def fixed_recurrences(num_recurrences: list[int], enough: int) -> list[bool]:
+    """Settled: a position has had `enough` recurrences, whatever its state does."""
+    return [num >= enough for num in num_recurrences]
+
+
+def count_frozen(
+    fed_ids: list[int],
+    predicted_ids: list[int],
+    is_settled: list[bool],
+    is_exhausted: list[bool],
+    max_wavefront: int,
+) -> int:
+    """How many tokens one row freezes: the longest run from its left that is final.
+
+    Position 0 of the wavefront holds the last frozen token; position i's state predicts the token of position i + 1.
+    The token of position i + 1 is final when the states of positions 0 .. i + 1 have settled and its own state was
+    computed from the very token now predicted for it. Where the wavefront has no room for a position i + 1, the state
+    that predicts its token must do. An exhausted position (no more recurrences allowed) freezes its prediction as it
+    is; if that is news to the next position, the run ends there, for what follows was written behind another token.
+    """
+    num_frozen = 0
+    while num_frozen < len(predicted_ids):
+        here, there = num_frozen, num_frozen + 1
+        has_place = there < len(fed_ids)
+        is_unchanged = has_place and fed_ids[there] == predicted_ids[here]
+        if has_place:
+            is_final = is_unchanged and is_settled[here] and (is_settled[there] or is_exhausted[there])
+        else:
+            is_final = is_settled[here] and there >= max_wavefront
+        if not (is_final or is_exhausted[here]):
+            break
+        num_frozen = there
+        if not is_unchanged:
+            break
+    return num_frozen

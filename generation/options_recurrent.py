@@ -1,0 +1,209 @@
+"""How a recurrent-depth model decodes: the keywords of `generate`, validated once, and the paper's presets."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+EVERY_RECURRENCE = "every-recurrence"
+LATEST_ONLY = "latest-only"
+
+COMMON = {"num_recurrences", "init_scale", "generator"}
+WAVEFRONT = {
+    "inner_recurrence",
+    "headway",
+    "max_wavefront",
+    "exit_threshold",
+    "embedding_ema",
+    "state_noise",
+    "noise_schedule",
+    "freeze_criterion",
+}
+POLICIES = {
+    "autoregressive": COMMON | {"kv_cache"},
+    "adaptive": COMMON | {"exit_threshold"},
+    "self-speculative": COMMON | {"draft_recurrences", "draft_length"},
+    "diffusion-forcing": COMMON
+    | WAVEFRONT
+    | {"kv_cache", "max_recurrences", "reference_compat", "max_steps", "record_wavefront"},
+    "exact": COMMON | {"draft_recurrences", "max_wavefront", "record_wavefront"},
+}
+NOISE_SCHEDULES = ("constant", "dampened", "linear", "sqrt")
+FREEZE_CRITERIA = (
+    "latent-difference",
+    "latent-acceleration-1",
+    "latent-acceleration-2",
+    "token-stability",
+    "fixed",
+)
+# The rows of tables 1 and 2 of arXiv 2510.14961.
+PRESETS: dict[str, dict[str, Any]] = {
+    "static-r4": {"policy": "autoregressive", "num_recurrences": 4},
+    "static-r8": {"policy": "autoregressive", "num_recurrences": 8},
+    "static-r32": {"policy": "autoregressive", "num_recurrences": 32},
+    "static-r64": {"policy": "autoregressive", "num_recurrences": 64},
+    "adaptive": {"policy": "adaptive", "exit_threshold": 0.03},
+    "self-speculative": {"policy": "self-speculative", "draft_recurrences": (4,), "draft_length": 4},
+    "diffusion-forcing-r2": {"policy": "diffusion-forcing", "inner_recurrence": 2, "state_noise": 0.5},
+    "diffusion-forcing-r4": {"policy": "diffusion-forcing", "inner_recurrence": 4, "state_noise": 0.0},
+}
+
+
+@dataclass
+class RecurrentOptions:
+    """The decode options of one call of `generate`; the defaults of diffusion forcing are its paper's.
+
+    Attributes:
+        policy: "autoregressive" (every token at full depth), "adaptive" (each token until its state settles),
+            "self-speculative" (shallow drafts, full-depth verification), "diffusion-forcing" (the paper's sampler:
+            fast, not the same text) or "exact" (a wavefront whose text is full-depth decoding's).
+        num_recurrences: core passes of full depth; the checkpoint's `mean_recurrence` where absent.
+        init_scale: of the random initial states; 0 makes them zeros, and greedy decoding deterministic.
+        generator: draws initial states, noise and samples; the global one where absent. Plain decoding
+            ("autoregressive") samples its tokens with transformers' own loop, from the global one.
+        kv_cache: "every-recurrence", "latest-only" or the number of latest recurrences kept. Where absent,
+            "latest-only" for diffusion forcing and "every-recurrence" for plain decoding.
+        inner_recurrence: core passes between two decodes.
+        headway: positions added a decode step.
+        max_wavefront: limit of positions begun and not frozen.
+        exit_threshold: relative change of a state under which it has settled.
+        embedding_ema: share of the previous decode step's prelude output in this one's; positions seen for the first
+            time take theirs whole.
+        state_noise: share of fresh initial state mixed into every state before its core passes.
+        noise_schedule: of that share b at a position with n recurrences: "constant" b, "dampened" b/(1+n), "linear"
+            b*(1-n/num_recurrences), "sqrt" b/(1+n) mixed with square roots, which keep the variance.
+        freeze_criterion: one of `FREEZE_CRITERIA`, see generation/freezing.py.
+        max_recurrences: a position that has had as many since its token last changed settles as it is, so that no
+            state that never comes to rest can stall a text; twice `num_recurrences` where absent.
+        draft_recurrences: depths at which a token is drafted, then redrafted ("exact": any number of them, rising,
+            below full depth; "self-speculative": one).
+        draft_length: tokens drafted for one verification ("self-speculative").
+        reference_compat: decode as the authors' published code does, its quirks included; one row.
+        max_steps: decode steps after which `reference_compat` gives up, as the published code does.
+        record_wavefront: keep each decode step's wavefront of the first row in the output.
+    """
+
+    policy: str = "autoregressive"
+    num_recurrences: int | None = None
+    init_scale: float = 1.0
+    generator: torch.Generator | None = None
+    kv_cache: str | int | None = None
+    inner_recurrence: int = 4
+    headway: int = 1
+    max_wavefront: int = 128
+    exit_threshold: float = 0.03
+    embedding_ema: float = 0.1
+    state_noise: float = 0.0
+    noise_schedule: str = "dampened"
+    freeze_criterion: str = "latent-difference"
+    max_recurrences: int | None = None
+    draft_recurrences: int | tuple[int, ...] | None = None
+    draft_length: int = 4
+    reference_compat: bool = False
+    max_steps: int = 4096
+    record_wavefront: bool = False
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """The keywords, and "preset", which names several of them at once."""
+        return {field.name for field in fields(cls)} | {"preset"}
+
+    @classmethod
+    def from_keywords(cls, keywords: dict[str, Any], mean_recurrence: int) -> "RecurrentOptions":
+        """Options of the keywords given, a preset's filled in where they leave them open, all of them checked."""
+        given = dict(keywords)
+        preset = given.pop("preset", None)
+        if preset is not None:
+            _check("preset", preset in PRESETS, preset, f"one of {sorted(PRESETS)}", "the rows of the paper's table")
+            given = PRESETS[preset] | given
+        options = cls(**given)
+        _check("policy", options.policy in POLICIES, options.policy, f"one of {sorted(POLICIES)}", "the decoders here")
+        unused = sorted(set(given) - {"policy"} - POLICIES[options.policy])
+        if unused:
+            raise ValueError(
+                f"`{unused[0]}` says nothing to `policy={options.policy!r}`, which takes "
+                f"{sorted(POLICIES[options.policy])}. Leave it out, or choose another policy."
+            )
+        options._fill(mean_recurrence)
+        options._validate()
+        return options
+
+    def _fill(self, mean_recurrence: int) -> None:
+        if self.num_recurrences is None:
+            self.num_recurrences = mean_recurrence
+        if self.kv_cache is None:
+            self.kv_cache = LATEST_ONLY if self.policy == "diffusion-forcing" else EVERY_RECURRENCE
+        if self.max_recurrences is None:
+            self.max_recurrences = 2 * self.num_recurrences
+        if self.draft_recurrences is None:
+            wanted = (4,) if self.policy == "self-speculative" else (2, 8)
+            depths = tuple(depth for depth in wanted if depth < self.num_recurrences)
+            self.draft_recurrences = depths or (max(1, self.num_recurrences - 1),)
+        elif isinstance(self.draft_recurrences, int):
+            self.draft_recurrences = (self.draft_recurrences,)
+        else:
+            self.draft_recurrences = tuple(self.draft_recurrences)
+
+    def _validate(self) -> None:
+        for name in ("num_recurrences", "inner_recurrence", "headway", "max_wavefront", "draft_length", "max_steps"):
+            value = getattr(self, name)
+            _check(name, isinstance(value, int) and value >= 1, value, "a whole number from 1 up", "a count")
+        for name in ("embedding_ema", "state_noise"):
+            value = getattr(self, name)
+            _check(name, 0 <= value <= 1, value, "between 0 and 1", "a share of a mixture")
+        for name in ("init_scale", "exit_threshold"):
+            value = getattr(self, name)
+            _check(name, value >= 0, value, "0 or more", "a relative size")
+        _check(
+            "noise_schedule", self.noise_schedule in NOISE_SCHEDULES, self.noise_schedule, f"one of {NOISE_SCHEDULES}"
+        )
+        criterion = self.freeze_criterion
+        _check("freeze_criterion", criterion in FREEZE_CRITERIA, criterion, f"one of {FREEZE_CRITERIA}")
+        stored = self.kv_cache
+        is_known = stored in (EVERY_RECURRENCE, LATEST_ONLY) or (isinstance(stored, int) and stored >= 1)
+        _check("kv_cache", is_known, stored, f"{EVERY_RECURRENCE!r}, {LATEST_ONLY!r} or a number of recurrences")
+        least = self.inner_recurrence
+        _check("max_recurrences", self.max_recurrences >= least, self.max_recurrences, f"at least {least}",
+               "`inner_recurrence`: a position gets that many before it is looked at")  # fmt: skip
+        if self.policy in ("exact", "self-speculative"):
+            self._validate_drafts()
+
+    def _validate_drafts(self) -> None:
+        depths = self.draft_recurrences
+        if self.num_recurrences > 1:
+            rising = all(a < b for a, b in itertools.pairwise(depths))
+            is_valid = bool(depths) and rising and depths[0] >= 1 and depths[-1] < self.num_recurrences
+            _check("draft_recurrences", is_valid, depths, f"rising depths from 1 to {self.num_recurrences - 1}",
+                   "`num_recurrences`, the depth that verifies them")  # fmt: skip
+        if self.policy == "self-speculative":
+            _check("draft_recurrences", len(depths) == 1, depths, "a single depth", "this policy drafts once")
+
+    @property
+    def stored_recurrences(self) -> int:
+        """Recurrences the cache keeps of each token."""
+        if self.kv_cache == EVERY_RECURRENCE:
+            return self.num_recurrences
+        return 1 if self.kv_cache == LATEST_ONLY else self.kv_cache
+
+
+def _check(name: str, holds: bool, value: Any, allowed: str, reason: str = "the choices there are") -> None:
+    if not holds:
+        raise ValueError(f"`{name}` must be {allowed} ({reason}), but is {value!r}.")
+
+
+def noise_share(
+    schedule: str, state_noise: float, counts: torch.Tensor, num_recurrences: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is kept of a state and what is mixed in, each [..., 1], for positions with `counts` [...] recurrences."""
+    shares: dict[str, Callable] = {
+        "constant": lambda: torch.full_like(counts, state_noise),
+        "dampened": lambda: state_noise / (1 + counts),
+        "linear": lambda: state_noise * (1 - counts / num_recurrences).clamp(min=0),
+        "sqrt": lambda: state_noise / (1 + counts),
+    }
+    share = shares[schedule]()[..., None]
+    if schedule == "sqrt":
+        return (1 - share).sqrt(), share.sqrt()
+    return 1 - share, share

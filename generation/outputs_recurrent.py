@@ -1,0 +1,91 @@
+"""What decoding a recurrent-depth model returns: the sequences, and what they cost."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+
+@dataclass
+class RecurrentGenerateOutput(GenerateDecoderOnlyOutput):
+    """`generate(return_dict_in_generate=True)` of a recurrent-depth model. B sequences, N new tokens.
+
+    Attributes:
+        sequences: [B, P + N] prompt and new ids, padded behind each row's end.
+        num_core_passes: calls of the core that decoded, the prefill's not counted (under `reference_compat` the prefill
+            counts as one, as in the published code).
+        num_prefill_core_passes: calls of the core that read the prompt.
+        num_steps: decodes: passes through the coda that predicted tokens, the prefill's not counted.
+        num_positions: tokens that passed through the core, summed over its decoding calls: the work, where
+            `num_core_passes` is the time.
+        recurrences_per_position: [B, N] core passes each new token was given by the time it was left, -1 where a row
+            has no such token. The last token needs none.
+        tokens_per_forward: [B] new tokens by `num_steps` in which the row took part, the prefill's token left out.
+        wavefront: where `record_wavefront`, the first row's wavefront at each step.
+    """
+
+    num_core_passes: int | None = None
+    num_prefill_core_passes: int | None = None
+    num_steps: int | None = None
+    num_positions: int | None = None
+    recurrences_per_position: torch.Tensor | None = None
+    tokens_per_forward: torch.Tensor | None = None
+    wavefront: "list[WavefrontStep] | None" = None
+
+
+@dataclass
+class WavefrontStep:
+    """One row's wavefront at one decode step.
+
+    Attributes:
+        start: position of the first, the last token frozen before the step.
+        fed_ids: tokens the wavefront's positions were fed.
+        predicted_ids: what each predicts for the position behind it.
+        num_frozen: tokens frozen by the step.
+    """
+
+    start: int
+    fed_ids: list[int]
+    predicted_ids: list[int]
+    num_frozen: int
+
+
+class Costs:
+    """Counts what a decode spends, for `RecurrentGenerateOutput`."""
+
+    def __init__(self, batch_size: int, num_prefill_core_passes: int):
+        self.num_core_passes = 0
+        self.num_prefill_core_passes = num_prefill_core_passes
+        self.num_steps = 0
+        self.num_positions = 0
+        self.row_steps = [0] * batch_size
+        self.recurrences: list[dict[int, int]] = [{} for _ in range(batch_size)]  # by place among the new tokens
+
+    def add_core_pass(self, num_positions: int) -> None:
+        """One call of the core on so many positions."""
+        self.num_core_passes += 1
+        self.num_positions += num_positions
+
+    def add_step(self, rows: list[int]) -> None:
+        """One decode, in which `rows` took part."""
+        self.num_steps += 1
+        for row in rows:
+            self.row_steps[row] += 1
+
+    def output(self, sequences: torch.Tensor, num_new_tokens: list[int], **extra) -> RecurrentGenerateOutput:
+        """Everything counted, beside the sequences."""
+        longest = max(num_new_tokens)
+        recurrences = torch.full((len(num_new_tokens), longest), -1)
+        for row, counts in enumerate(self.recurrences):
+            for place in range(num_new_tokens[row]):
+                recurrences[row, place] = counts.get(place, 0)
+        return RecurrentGenerateOutput(
+            sequences=sequences,
+            num_core_passes=self.num_core_passes,
+            num_prefill_core_passes=self.num_prefill_core_passes,
+            num_steps=self.num_steps,
+            num_positions=self.num_positions,
+            recurrences_per_position=recurrences,
+            tokens_per_forward=(torch.tensor(num_new_tokens) - 1) / torch.tensor(self.row_steps).clamp(min=1),
+            **extra,
+        )

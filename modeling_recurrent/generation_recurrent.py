@@ -1,0 +1,179 @@
+"""How `generate` reaches the decoders of recurrent-depth models: their keywords in, the policy's decoder run."""
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
+
+from ..generation.decode_recurrent import decode_diffusion_forcing
+from ..generation.options_recurrent import RecurrentOptions
+from ..generation.outputs_recurrent import Costs, RecurrentGenerateOutput
+from ..generation.reference_wavefront import ReferenceChoice, decode_reference
+from ..generation.session_recurrent import Session
+from ..generation.transcript import Transcript
+from .cache_recurrent import RecurrentCache
+
+DECODERS = {
+    "diffusion-forcing": decode_diffusion_forcing,
+}
+
+
+class RecurrentGenerationMixin:
+    """`generate(policy=..., ...)`: the keywords of `RecurrentOptions` beside transformers' own.
+
+    Each may also stand in the generation config, as a field of its name; a keyword wins over the config passed, which
+    wins over the model's own.
+    """
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict]:
+        given = {name: kwargs.pop(name) for name in sorted(RecurrentOptions.names()) if name in kwargs}
+        for config in (generation_config, self.generation_config):
+            stored = {} if config is None else {n: getattr(config, n, None) for n in RecurrentOptions.names()}
+            given = {name: value for name, value in stored.items() if value is not None} | given
+        options = RecurrentOptions.from_keywords(given, self.config.mean_recurrence)
+        prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        if options.policy != "autoregressive":
+            refuse_unsupported(prepared, model_kwargs, options.policy)
+        prepared.recurrent_options = options
+        return prepared, model_kwargs
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict,
+        generation_mode: GenerationMode,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        given = model_kwargs.get("past_key_values")
+        if given is not None:
+            if not isinstance(given, RecurrentCache):
+                raise ValueError(
+                    f"`past_key_values` must be a `RecurrentCache` (this model keeps several recurrences of a layer), "
+                    f"but is a {type(given).__name__}. Leave it out, or pass the one an earlier call returned."
+                )
+            given._is_user_defined = True
+            return
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"`cache_implementation` must be left out (this model has its own cache; `kv_cache` chooses what it "
+                f"keeps), but is {generation_config.cache_implementation!r}."
+            )
+        if generation_config.use_cache:
+            rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
+            stored = generation_config.recurrent_options.stored_recurrences
+            model_kwargs["past_key_values"] = RecurrentCache(
+                self.config, rows, max_cache_length, stored, self.dtype, self.device
+            )
+
+    def _sample(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> RecurrentGenerateOutput | torch.Tensor:
+        options = generation_config.recurrent_options
+        if options.policy == "autoregressive":
+            depth = {name: getattr(options, name) for name in ("num_recurrences", "init_scale", "generator")}
+            output = super()._sample(
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                synced_gpus=synced_gpus,
+                streamer=streamer,
+                **model_kwargs,
+                **depth,
+            )
+            return output if isinstance(output, torch.Tensor) else plain_output(output, input_ids, options)
+        input_ids = input_ids.to(self.device)
+        attention_mask, cache = model_kwargs.get("attention_mask"), model_kwargs["past_key_values"]
+        buffer = options.max_wavefront + options.draft_length
+        transcript = Transcript(
+            input_ids,
+            stopping_criteria,
+            generation_config.pad_token_id,
+            buffer,
+            None if options.reference_compat else streamer,
+        )
+        if options.reference_compat:
+            output = self._decode_as_published(
+                input_ids, attention_mask, logits_processor, generation_config, transcript, cache, streamer
+            )
+        else:
+            session = Session(
+                self,
+                input_ids,
+                attention_mask,
+                transcript,
+                logits_processor,
+                generation_config.do_sample,
+                options,
+                cache,
+            )
+            output = DECODERS[options.policy](session)
+        if streamer is not None:
+            streamer.end()
+        return output if generation_config.return_dict_in_generate else output.sequences
+
+    def _decode_as_published(
+        self, input_ids, attention_mask, logits_processor, generation_config, transcript, cache, streamer
+    ) -> RecurrentGenerateOutput:
+        options = generation_config.recurrent_options
+        if len(input_ids) > 1 or attention_mask is not None:
+            raise ValueError(
+                f"`input_ids` must be one row without padding under `reference_compat` (the published code takes no "
+                f"more), but has {len(input_ids)} rows. Leave `reference_compat` out."
+            )
+        choose = ReferenceChoice(logits_processor, generation_config.do_sample, options.generator)
+        num_new = transcript.max_length - input_ids.shape[1]
+        return decode_reference(self, input_ids, options, cache, choose, num_new, transcript.eos_token_ids, streamer)
+
+
+def refuse_unsupported(generation_config: GenerationConfig, model_kwargs: dict, policy: str) -> None:
+    """Raise for what only plain decoding gives."""
+    asked = {
+        "num_beams": generation_config.num_beams not in (None, 1),
+        "output_scores": bool(generation_config.output_scores),
+        "output_logits": bool(generation_config.output_logits),
+        "output_attentions": bool(generation_config.output_attentions),
+        "output_hidden_states": bool(generation_config.output_hidden_states),
+        "use_cache": generation_config.use_cache is False,
+        "prompt_lookup_num_tokens": bool(generation_config.prompt_lookup_num_tokens),
+        "past_key_values": model_kwargs.get("past_key_values") is not None,
+        "inputs_embeds": model_kwargs.get("inputs_embeds") is not None,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            value = getattr(generation_config, name, "given")
+            raise ValueError(
+                f"`{name}` must be left at its default with `policy={policy!r}`, whose tokens are not decoded one by "
+                f"one in a row, but is {value}. Use `policy='autoregressive'` for it."
+            )
+
+
+def plain_output(output: Any, input_ids: torch.Tensor, options: RecurrentOptions) -> RecurrentGenerateOutput:
+    """What transformers' own loop returns, with the costs the other policies report."""
+    num_rows, num_new = len(input_ids), output.sequences.shape[1] - input_ids.shape[1]
+    costs = Costs(num_rows, options.num_recurrences)
+    costs.num_steps = num_new - 1
+    costs.num_core_passes = options.num_recurrences * costs.num_steps
+    costs.num_positions = num_rows * costs.num_core_passes
+    costs.row_steps = [costs.num_steps] * num_rows
+    costs.recurrences = [dict.fromkeys(range(num_new - 1), options.num_recurrences) for _ in range(num_rows)]
+    return costs.output(
+        output.sequences,
+        [num_new] * num_rows,
+        scores=output.scores,
+        logits=output.logits,
+        attentions=output.attentions,
+        hidden_states=output.hidden_states,
+        past_key_values=output.past_key_values,
+    )

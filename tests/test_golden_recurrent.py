@@ -1,0 +1,91 @@
+"""Every decoding record of the golden fixture: plain, adaptive, self-speculative and diffusion forcing."""
+
+import functools
+
+import pytest
+from recurrent_golden import common_prefix, golden_model, keywords, new_tokens, prompt_ids, records
+
+DF = list(enumerate(records()["df"]))
+
+
+def name(value):
+    return f"{value[0]}-{value[1]['variant']}" if isinstance(value, tuple) else None
+
+
+@functools.cache
+def plain_text(variant: str, prompt: str, num_recurrences: int, num_new: int) -> list[int]:
+    """Greedy text decoded token by token with the cache that all the fixture's wavefronts share."""
+    model = golden_model(variant)
+    return new_tokens(model, prompt, num_new, num_recurrences=num_recurrences, init_scale=0.0, kv_cache="latest-only")
+
+
+@pytest.mark.parametrize(
+    "record", records()["ar"], ids=lambda r: f"{r['variant']}-{r['prompt']}-{r['num_steps']}-{r['cache']}"
+)
+def test_plain_decoding_writes_the_references_text(record):
+    kv_cache = {"full": "every-recurrence", "latest-m4-compress-s4": "latest-only"}[record["cache"]]
+    tokens = new_tokens(
+        golden_model(record["variant"]),
+        record["prompt"],
+        len(record["tokens"]),
+        num_recurrences=record["num_steps"],
+        init_scale=0.0,
+        kv_cache=kv_cache,
+    )
+    assert tokens == record["tokens"]
+
+
+@pytest.mark.parametrize("record", [r for r in DF if not r[1]["stalled"]], ids=name)
+def test_reference_compat_repeats_the_reference_exactly(record):
+    _, record = record
+    ids = prompt_ids(record["prompt"])
+
+    output = golden_model(record["variant"]).generate(
+        ids,
+        max_new_tokens=record["N"],
+        return_dict_in_generate=True,
+        reference_compat=True,
+        max_steps=400,
+        **keywords(record["params"]),
+    )
+
+    assert output.sequences[0, ids.shape[1] :].tolist() == record["tokens"]
+    assert output.num_steps == record["diffusion_steps"]
+    assert output.num_core_passes == record["num_core_forward_passes"]
+    assert output.num_positions == record["num_tokens_forward"]
+    assert output.recurrences_per_position[0].tolist() == record["recurrence_per_position"]
+
+
+@pytest.mark.parametrize("record", [r for r in DF if "trace" in r[1] and not r[1]["stalled"]], ids=name)
+def test_reference_compat_repeats_the_reference_step_by_step(record):
+    _, record = record
+    ids = prompt_ids(record["prompt"])
+
+    output = golden_model(record["variant"]).generate(
+        ids,
+        max_new_tokens=record["N"],
+        return_dict_in_generate=True,
+        reference_compat=True,
+        record_wavefront=True,
+        **keywords(record["params"]),
+    )
+
+    for step, expected in zip(output.wavefront, record["trace"], strict=True):
+        width = len(step.fed_ids)
+        assert step.predicted_ids == expected["new_tokens"]
+        assert step.start + width == expected["cache_len_before_clear"]
+        assert width - step.num_frozen == expected["cleared"]
+
+
+@pytest.mark.parametrize("record", DF, ids=name)
+def test_the_corrected_sampler_finishes_and_agrees_with_plain_decoding_at_least_as_long(record):
+    _, record = record
+    model, num_new = golden_model(record["variant"]), record["N"]
+    options = keywords(record["params"])
+
+    tokens = new_tokens(model, record["prompt"], num_new, **options)
+
+    assert len(tokens) == num_new
+    for num_recurrences in {32, options["num_recurrences"]}:
+        plain = plain_text(record["variant"], record["prompt"], num_recurrences, num_new)
+        assert common_prefix(tokens, plain) >= common_prefix(record["tokens"][:num_new], plain)
