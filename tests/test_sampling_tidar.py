@@ -1,0 +1,132 @@
+"""Sampling with drafts draws from the distribution plain sampling draws from.
+
+The joint distribution of the first three tokens is enumerated exactly and compared with 40,000 draws.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from tiny_tidar import random_prompts, tiny_tidar
+from transformers import GenerationConfig
+
+SMALL_VOCABULARY, NUM_DRAWS = 5, 40_000
+ERROR_RATE = 1e-6  # the chance that a right sampler fails one of these tests
+NORMAL_QUANTILE = 4.7534  # of 1 - ERROR_RATE
+
+
+def chi_square_bound(degrees: int) -> float:
+    """The quantile of 1 - ERROR_RATE (Wilson and Hilferty's approximation)."""
+    spread = 2 / (9 * degrees)
+    return degrees * (1 - spread + NORMAL_QUANTILE * math.sqrt(spread)) ** 3
+
+
+@torch.no_grad()
+def exact_joint(model, prompt_ids, num_new, **sampling) -> torch.Tensor:
+    """Probability of every continuation, [V] * num_new, with transformers' own processors, one step at a time."""
+    config = GenerationConfig(do_sample=True, max_new_tokens=num_new, **sampling)
+    config, _ = model._prepare_generation_config(config)
+    model._prepare_special_tokens(config, False, device="cpu")
+    processors = model._get_logits_processor(config, input_ids_seq_length=prompt_ids.shape[1], device="cpu")
+    joint = torch.ones(1)
+    for step in range(num_new):
+        prefixes = torch.tensor(list(itertools.product(range(SMALL_VOCABULARY), repeat=step)), dtype=torch.long)
+        ids = torch.cat([prompt_ids.expand(len(prefixes), -1), prefixes.view(len(prefixes), step)], dim=1)
+        probs = processors(ids, model(ids).logits[:, -1].float()).softmax(-1)
+        joint = (joint.flatten()[:, None] * probs).flatten()
+    return joint.view([SMALL_VOCABULARY] * num_new)
+
+
+def draw(model, prompt_ids, num_new, num_draws, seed, **sampling) -> torch.Tensor:
+    """Counts of every continuation, [V] * num_new."""
+    torch.manual_seed(seed)
+    counts = torch.zeros(SMALL_VOCABULARY**num_new)
+    for _ in range(num_draws // 4000):
+        batch = prompt_ids.expand(4000, -1)
+        output = model.generate(
+            batch, attention_mask=torch.ones_like(batch), do_sample=True, max_new_tokens=num_new, **sampling
+        )
+        new = output[:, prompt_ids.shape[1] :]
+        place = sum(new[:, i] * SMALL_VOCABULARY ** (num_new - 1 - i) for i in range(num_new))
+        counts += place.bincount(minlength=len(counts))
+    return counts.view([SMALL_VOCABULARY] * num_new)
+
+
+SAMPLING = {
+    "plain": {"top_k": 0},
+    "temperature": {"top_k": 0, "temperature": 0.6},
+    "top_k": {"top_k": 3},
+    "top_p": {"top_k": 0, "top_p": 0.8},
+    "min_p": {"top_k": 0, "min_p": 0.15},
+    "repetition_penalty": {"top_k": 0, "repetition_penalty": 1.5},
+    "all": {"top_k": 4, "temperature": 0.8, "top_p": 0.95, "min_p": 0.02, "repetition_penalty": 1.2},
+}
+
+
+@pytest.mark.parametrize("draft_length", [2, 3])
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_joint_distribution_of_three_tokens_is_plain_samplings(sampling, draft_length):
+    model = tiny_tidar(draft_length=draft_length, vocab_size=SMALL_VOCABULARY, initializer_range=0.12)
+    prompt_ids = random_prompts(1, 4) % (SMALL_VOCABULARY - 1) + 1
+    joint = exact_joint(model, prompt_ids, 3, **SAMPLING[sampling])
+    assert joint.sum() == pytest.approx(1, abs=1e-4)
+    assert joint.max() < 0.5, "a nearly certain continuation would prove nothing"
+
+    counts = draw(model, prompt_ids, 3, NUM_DRAWS, seed=draft_length, **SAMPLING[sampling])
+
+    expected = joint * NUM_DRAWS
+    assert counts[joint < 1e-9].sum() == 0
+    is_common = expected >= 5
+    observed = torch.cat([counts[is_common], counts[~is_common].sum()[None]])
+    expected = torch.cat([expected[is_common], expected[~is_common].sum()[None]])
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    statistic = ((observed - expected) ** 2 / expected).sum().item()
+    assert statistic < chi_square_bound(len(expected) - 1)
+
+
+def test_the_test_would_notice_a_sampler_that_trusts_its_drafts():
+    """The same statistic, with drafts accepted blindly: far above its bound."""
+    from wavedraft.generation import choice
+
+    model = tiny_tidar(draft_length=3, vocab_size=SMALL_VOCABULARY, initializer_range=0.12)
+    prompt_ids = random_prompts(1, 4) % (SMALL_VOCABULARY - 1) + 1
+    joint = exact_joint(model, prompt_ids, 3, top_k=0)
+    honest = choice.accept_by_rejection
+    choice.accept_by_rejection = lambda ids, target, draft, u: torch.full_like(ids[:, 0], ids.shape[1])
+    try:
+        counts = draw(model, prompt_ids, 3, NUM_DRAWS, seed=0, top_k=0)
+    finally:
+        choice.accept_by_rejection = honest
+    statistic = ((counts - joint * NUM_DRAWS) ** 2 / (joint * NUM_DRAWS)).sum().item()
+    assert statistic > 2 * chi_square_bound(joint.numel() - 1)
+
+
+def test_a_row_with_its_own_seed_writes_the_same_in_any_batch():
+    model = tiny_tidar("qwen3", draft_length=4)
+    prompts = random_prompts(5, 6)
+    seeds = [11, 7, 11, 2**40, 0]
+    together = model.generate(prompts, do_sample=True, max_new_tokens=25, seed=seeds)
+    for row, seed in enumerate(seeds):
+        alone = model.generate(prompts[row : row + 1], do_sample=True, max_new_tokens=25, seed=[seed])
+        assert alone[0].tolist() == together[row].tolist()
+    again = model.generate(prompts[1:2], do_sample=True, max_new_tokens=25, seed=7)
+    assert again[0].tolist() == together[1].tolist()
+
+
+def test_seeded_and_greedy_decoding_leave_the_global_generator_alone():
+    model = tiny_tidar()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    model.generate(random_prompts(1, 4), do_sample=True, max_new_tokens=8, seed=3)
+    model.generate(random_prompts(1, 4), do_sample=False, max_new_tokens=8)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_temperature_near_zero_approaches_greedy():
+    model = tiny_tidar()
+    prompts = random_prompts(3, 5)
+    greedy = model.generate(prompts, do_sample=False, max_new_tokens=20)
+    cold = model.generate(prompts, do_sample=True, temperature=1e-4, top_k=0, max_new_tokens=20)
+    assert torch.equal(cold, greedy)

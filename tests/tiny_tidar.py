@@ -1,0 +1,59 @@
+"""Tiny random TiDAR models and the slow, obvious twins the fast paths are compared with."""
+
+import torch
+from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+
+from wavedraft.modeling_tidar import TiDARForCausalLM
+
+VOCAB_SIZE = 61
+# Weights wide enough that the two best tokens are far apart: at the default 0.02 every choice is a near-tie.
+SHAPE = dict(
+    vocab_size=VOCAB_SIZE,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    initializer_range=0.2,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=0,
+)
+FAMILIES: dict[str, tuple[type[PretrainedConfig], dict]] = {
+    "llama": (LlamaConfig, {}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen3": (Qwen3Config, {"head_dim": 8}),
+    "mistral": (MistralConfig, {"sliding_window": 9}),
+    "gemma2": (Gemma2Config, {"head_dim": 8, "sliding_window": 9}),
+}
+
+
+def tiny_tidar(family: str = "llama", draft_length: int = 4, seed: int = 0, **changes):
+    """A drafting model of random weights, in float32 and evaluation mode."""
+    torch.manual_seed(seed)
+    config_class, extra = FAMILIES[family]
+    config = config_class(**{**SHAPE, **extra, **changes})
+    config.tidar_config = {
+        "draft_length": draft_length,
+        "mask_token_id": config.vocab_size,
+        "mask_embedding_id": 3,
+    }
+    return TiDARForCausalLM.from_config(config).eval()
+
+
+def random_prompts(batch_size: int, length: int, seed: int = 0) -> torch.Tensor:
+    """[B, P] ids from 1 up: 0 is padding."""
+    return torch.randint(1, VOCAB_SIZE, (batch_size, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def plain_greedy_loop(model, prompt_ids: torch.Tensor, num_new: int, eos_token_ids: tuple[int, ...] = ()):
+    """Greedy decoding as it is defined: no cache, no draft, no mask, one row [P]."""
+    ids = prompt_ids
+    for _ in range(num_new):
+        next_id = model(ids[None]).logits[0, -1].argmax()
+        ids = torch.cat([ids, next_id[None]])
+        if int(next_id) in eos_token_ids:
+            break
+    return ids
