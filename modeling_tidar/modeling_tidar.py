@@ -92,6 +92,8 @@ class TiDARMixin:
         TiDARConfig.from_model_config(config)
         attention_windows(config)
         super().__init__(config, *args, **kwargs)
+        # A generation config that claims to come from the model config loses the options we keep in it on loading.
+        self.generation_config._from_model_config = False
 
     @property
     def tidar_config(self) -> TiDARConfig:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tiny_tidar import FAMILIES, VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
 
+from tiny_tidar import FAMILIES, VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft.generation.draft_forward import DraftForward
 
 

