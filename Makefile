@@ -5,11 +5,17 @@ BIN := $(VENV)/bin
 MODELS := models
 GGUF := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
+ADAPTER := adapters/smollm2-135m-instruct-gated
 
 .PHONY: demo test lint setup clean
 
 demo: $(TIDAR)/config.json
-	$(BIN)/python benchmarks/demo.py $(TIDAR) --adapter adapters/smollm2-135m-instruct-gated
+	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --draft-length 8 --dtype float32 --max-new-tokens 96 --compare \
+	    "Why does the moon change its shape over a month?" \
+	    "Write a Python function that counts the vowels in a string." \
+	    "A baker sells 14 loaves in the morning and 23 in the afternoon, at 3 dollars each. What does she earn?" \
+	    "Write a short letter to a friend who has moved to another city." \
+	    "Give a JSON object that describes a small bookshop: name, address and three books with their prices."
 
 test: setup lint
 	$(BIN)/python -m pytest

@@ -66,6 +66,8 @@ class DraftForward:
         # A mask may stand behind the last row of a learned position table; its prediction is never used there.
         self.last_position = text_config.max_position_embeddings - 1 if has_position_table else None
         self.num_forwards = self.num_prefill_forwards = 0
+        self.next_positions: torch.Tensor  # [A, 1] of the next clean token
+        self.mask_states: torch.Tensor  # [A, M*K, D] last hidden states of the last forward's masks
 
     def prefill(self, prompt_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
         """Reads the uncached part of the prompts [B, P] and drafts one block behind it.

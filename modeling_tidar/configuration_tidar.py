@@ -48,7 +48,7 @@ class TiDARConfig:
                 f"`tidar_config` has the unknown fields {unknown}; it may have {sorted(known)}. "
                 "Remove them from config.json, or update wavedraft if a newer version wrote them."
             )
-        values = {name: stored.get(name) for name in known}
+        values: dict[str, Any] = {name: stored.get(name) for name in known}
         for name in ("draft_length", "mask_token_id"):
             if not isinstance(values[name], int) or isinstance(values[name], bool):
                 raise ValueError(

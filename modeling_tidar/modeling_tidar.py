@@ -10,9 +10,8 @@ import inspect
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -40,8 +39,15 @@ from .configuration_tidar import TiDARConfig
 from .losses_tidar import DRAFT_LOSSES, IGNORED, cross_entropy
 from .masking_tidar import mask_positions, training_attention_mask, training_branch_lengths
 
+if TYPE_CHECKING:
+
+    class Stock(PreTrainedModel): ...
+else:
+    Stock = object
+
 logger = logging.get_logger(__name__)
 PREFIX = "TiDAR"
+_drafting_classes: dict[Any, type[PreTrainedModel]] = {}
 
 
 @dataclass
@@ -83,7 +89,7 @@ class DraftObjective:
             raise ValueError(f"`alpha` must be 0 or more, but is {self.alpha}.")
 
 
-class TiDARMixin:
+class TiDARMixin(Stock):
     """Drafting, in front of a stock `...ForCausalLM` class. Without `objective`, `forward` is the stock one."""
 
     stock_class: type[PreTrainedModel]
@@ -128,7 +134,7 @@ class TiDARMixin:
         if input_ids is not None:
             tidar = self.config.tidar_config
             input_ids = input_ids.masked_fill(input_ids == tidar["mask_token_id"], tidar["mask_embedding_id"])
-        return super().forward(input_ids, *args, **kwargs)  # type: ignore[misc]
+        return super().forward(input_ids, *args, **kwargs)
 
     def _objective_forward(
         self,
@@ -176,7 +182,8 @@ class TiDARMixin:
                 f"No token of this batch can teach a draft of {draft_length} tokens (`config.tidar_config.draft_length`): no "
                 "label lies behind the first slot of a block. Give longer texts, or labels that are not all -100."
             )
-        if MaskGate.of(self) is None:
+        gate = MaskGate.of(self)
+        if gate is None:
             raise ValueError(
                 "`mode='gated'` needs a gated adapter (a PEFT LoRA with `alora_invocation_tokens`), but the model has "
                 "none. Add one with `wavedraft.training.gated_adapter_config`, or train with `mode='joint'`."
@@ -186,7 +193,7 @@ class TiDARMixin:
         clean_states, mask_states, positions = states(input_ids, document_ids, blocks)
         loss = self._draft_loss(objective, mask_states, positions, clean_states, labels, num_items_in_batch)
         if self.is_activation_checkpointing and loss.requires_grad:
-            MaskGate.of(self).open_in_backward(loss, len(positions))
+            gate.open_in_backward(loss, len(positions))
         return TiDAROutput(loss=loss, diffusion_loss=loss)
 
     def _draft_loss(self, objective, mask_states, positions, clean_states, labels, num_items_in_batch) -> torch.Tensor:
@@ -233,6 +240,7 @@ class TiDARMixin:
                 past_key_values=past_key_values,
                 use_cache=True,
             )[0]
+        assert gate is not None
         with gate.open(len(positions)):
             mask_states = self.base_model(
                 input_ids=input_ids.new_full((batch_size, len(positions)), tidar.mask_embedding_id),
@@ -401,9 +409,14 @@ def stock_class_of(config: Any) -> type[PreTrainedModel]:
     return stock_class
 
 
-@cache
 def tidar_class(stock_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The drafting class over a stock `...ForCausalLM` class of transformers."""
+    """The drafting class over a stock `...ForCausalLM` class of transformers; made once."""
+    if stock_class not in _drafting_classes:
+        _drafting_classes[stock_class] = _new_drafting_class(stock_class)
+    return _drafting_classes[stock_class]
+
+
+def _new_drafting_class(stock_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     members = {
         "stock_class": stock_class,
         "__module__": __name__,

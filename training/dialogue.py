@@ -37,8 +37,8 @@ def encode_row(row: dict[str, Any], tokenizer: Any, max_length: int) -> dict[str
         `input_ids` and `labels` (-100 where nothing is learnt), [S] each.
     """
     if "text" in row:
-        ids = tokenizer(row["text"])["input_ids"][:max_length]
-        return {"input_ids": ids, "labels": list(ids)}
+        text_ids = tokenizer(row["text"])["input_ids"][:max_length]
+        return {"input_ids": text_ids, "labels": list(text_ids)}
     if "messages" in row:
         messages = row["messages"]
     elif "prompt" in row and "answer" in row:

@@ -114,5 +114,5 @@ class TiDARTrainer(Trainer):
         for position, share in enumerate(report.acceptance, start=2):
             metrics[f"{metric_key_prefix}_acceptance_{position}"] = round(share, 4)
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -1,0 +1,155 @@
+"""Fine-tuning through Trainer and PEFT: it learns, it resumes, and it measures by decoding."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_tidar import random_prompts, tiny_tidar
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from wavedraft.modeling_tidar import TiDARForCausalLM
+from wavedraft.modeling_tidar.losses_tidar import cross_entropy, kl_divergence, total_variation
+from wavedraft.training import finetune, measure_drafting
+from wavedraft.training.dialogue import IGNORED, PaddingCollator, encode_row, read_jsonl
+
+WORDS = ["<pad>", "<end>", "<user>", "<assistant>", "the", "cat", "sat", "on", "a", "mat", "and", "slept", "all", "day"]
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% if m['role'] == 'assistant' %}<end> {% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer():
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tokenizer):
+    """A tiny drafting checkpoint and a text it can learn by heart."""
+    folder = tmp_path / "model"
+    tiny_tidar(vocab_size=len(WORDS), draft_length=4, eos_token_id=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    answer = "sat on a mat and slept all day on the mat and slept on a cat"
+    rows = [{"prompt": "the " * n + "cat", "answer": answer} for n in range(8)]  # so that blocks start everywhere
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder, data
+
+
+def test_only_the_assistants_words_teach(tokenizer):
+    row = {"messages": [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat on"}] * 2}
+    encoded = encode_row(row, tokenizer, max_length=99)
+    words = [tokenizer.convert_ids_to_tokens(i) for i in encoded["input_ids"]]
+    taught = [word for word, label in zip(words, encoded["labels"], strict=True) if label != IGNORED]
+    assert words == ["<user>", "the", "cat", "<assistant>", "sat", "on", "<end>"] * 2
+    assert taught == ["sat", "on", "<end>"] * 2
+
+
+def test_an_answer_that_was_cut_teaches_no_end(tokenizer):
+    encoded = encode_row({"prompt": "the", "answer": "cat", "finished": False}, tokenizer, max_length=99)
+    assert tokenizer.eos_token_id not in encoded["labels"]
+
+
+def test_a_row_of_no_known_form_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="`text`, `messages`, or `prompt` and `answer`"):
+        encode_row({"question": "?"}, tokenizer, max_length=9)
+
+
+def test_a_torn_line_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": ')
+    with pytest.raises(ValueError, match="line 2"):
+        list(read_jsonl(tmp_path / "rows.jsonl"))
+
+
+def test_the_collator_pads_on_the_right():
+    batch = PaddingCollator(0)([{"input_ids": [5, 6], "labels": [-100, 6]}, {"input_ids": [7], "labels": [7]}])
+    assert batch["input_ids"].tolist() == [[5, 6], [7, 0]]
+    assert batch["labels"].tolist() == [[-100, 6], [7, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+def test_draft_losses_against_their_definitions():
+    generator = torch.Generator().manual_seed(0)
+    draft, target = torch.randn(3, 5, generator=generator), torch.randn(3, 5, generator=generator)
+    ids = torch.tensor([1, 4, 0])
+    p, q = target.softmax(-1), draft.softmax(-1)
+    for row in range(3):
+        kl = sum(float(p[row, v] * (p[row, v].log() - q[row, v].log())) for v in range(5))
+        overlap = sum(float(torch.minimum(p[row, v], q[row, v])) for v in range(5))  # the chance of acceptance
+        assert cross_entropy(draft, ids, target)[row].item() == pytest.approx(-float(q[row, ids[row]].log()), abs=1e-5)
+        assert kl_divergence(draft, ids, target)[row].item() == pytest.approx(kl, abs=1e-5)
+        assert total_variation(draft, ids, target)[row].item() == pytest.approx(1 - overlap, abs=1e-5)
+
+
+def test_measuring_agrees_with_generate():
+    model = tiny_tidar("qwen3")
+    prompts = [random_prompts(1, 5, seed)[0] for seed in range(3)]
+    report = measure_drafting(model, prompts, max_new_tokens=20, compare_with_plain=True)
+    outputs = [
+        model.generate(p[None], max_new_tokens=20, do_sample=False, return_dict_in_generate=True) for p in prompts
+    ]
+    assert report.num_forwards == sum(output.num_forwards for output in outputs)
+    assert report.tokens_per_forward == pytest.approx(3 * 19 / report.num_forwards)
+    assert report.identical == 1.0
+
+
+@pytest.mark.parametrize("draft_loss", ["cross_entropy", "kl", "tv"])
+def test_gated_training_makes_drafts_stand_and_leaves_the_text_alone(checkpoint, tmp_path, draft_loss):
+    folder, data = checkpoint
+    before = TiDARForCausalLM.from_pretrained(folder).eval()
+    report = finetune(
+        folder, data, tmp_path / "out", eval_prompts_path=data, num_eval_prompts=1, rank=16, max_steps=120,
+        batch_size=4, learning_rate=2e-2, draft_loss=draft_loss,
+    )  # fmt: skip
+    assert report["after"]["identical"] == 1.0
+    if draft_loss == "cross_entropy":  # the others imitate a random model's own text, which is not this data's
+        assert json.loads((tmp_path / "out" / "report.json").read_text())["after"] == report["after"]
+    taught = TiDARForCausalLM.from_pretrained(folder).eval()
+    taught.load_adapter(str(tmp_path / "out"))
+    ids = random_prompts(2, 9) % 13 + 1
+    assert torch.equal(taught(ids).logits, before(ids).logits)
+
+
+def test_joint_training_learns_to_write_and_to_draft(checkpoint, tmp_path):
+    folder, data = checkpoint
+    report = finetune(
+        folder, data, tmp_path / "out", eval_prompts_path=data, num_eval_prompts=1, mode="joint", rank=0,
+        max_steps=150, batch_size=4, learning_rate=1e-2,
+    )  # fmt: skip
+    assert report["before"]["tokens_per_forward"] < 2
+    assert report["after"]["tokens_per_forward"] > 3
+    assert report["after"]["identical"] == 1.0
+    assert TiDARForCausalLM.from_pretrained(tmp_path / "out").tidar_config.draft_length == 4
+
+
+def test_a_resumed_run_ends_where_a_straight_one_does(checkpoint, tmp_path):
+    folder, data = checkpoint
+    common = {"rank": 4, "batch_size": 2, "save_steps": 3}
+    finetune(folder, data, tmp_path / "straight", max_steps=6, **common)
+    finetune(folder, data, tmp_path / "resumed", max_steps=6, **common)
+    for last in (tmp_path / "resumed").glob("checkpoint-6"):
+        for file in sorted(last.rglob("*"), reverse=True):
+            file.unlink()
+        last.rmdir()
+    finetune(folder, data, tmp_path / "resumed", max_steps=6, resume=True, **common)
+    weights = [
+        PeftModel.from_pretrained(TiDARForCausalLM.from_pretrained(folder), tmp_path / run).state_dict()
+        for run in ("straight", "resumed")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_an_output_folder_in_use_is_refused_before_anything_is_loaded(checkpoint, tmp_path):
+    folder, data = checkpoint
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="not empty"):
+        finetune(folder, data, tmp_path / "out", max_steps=1)
+    with pytest.raises(ValueError, match="no checkpoint to resume"):
+        finetune(folder, data, tmp_path / "new", max_steps=1, resume=True)
