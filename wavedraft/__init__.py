@@ -1,1 +1,17 @@
 """Language models that think ahead in parallel and still say exactly what they would have said."""
+
+from .conversion import Conversion, convert, to_ar
+from .modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
+from .modeling_tidar import DraftObjective, TiDARConfig, TiDARForCausalLM, TiDAROutput
+
+__all__ = [
+    "Conversion",
+    "DraftObjective",
+    "RecurrentDepthConfig",
+    "RecurrentDepthForCausalLM",
+    "TiDARConfig",
+    "TiDARForCausalLM",
+    "TiDAROutput",
+    "convert",
+    "to_ar",
+]

@@ -1,0 +1,155 @@
+"""Proves a conversion by running both models: the converted one must say exactly what the stock one says.
+
+T tokens of a prompt, K drafted tokens, V vocabulary, D channels.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..generation.draft_forward import DraftForward, lm_head_logits
+from ..modeling_tidar.modeling_tidar import tidar_class
+from .quiet import quiet_transformers
+
+PROMPT_LENGTH = 16
+FEWEST_LAYERS = 2
+DRAFT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit; the sums run in another order
+
+
+@dataclass(frozen=True)
+class Proof:
+    """
+    Attributes:
+        max_abs_difference: between the logits of the stock and of the converted model; 0.0, or it is no proof.
+        num_layers: how many layers, from the first, were run.
+    """
+
+    max_abs_difference: float
+    num_layers: int
+
+
+def check_keys(folder: Path, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+    """Compares a folder's tensors with what the class expects; headers only, no weight is read.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape.
+    """
+    with quiet_transformers():
+        _, info = model_class.from_pretrained(
+            folder,
+            config=copy.deepcopy(config),
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, info[kind])):
+            raise ValueError(
+                f"{folder} does not fit {model_class.__name__} as its config.json describes it: {len(keys)} "
+                f"{kind.replace('_', ' ')}, the first of them {keys[0]}. Its config and its weights are not of one "
+                "checkpoint, or it is a model that transformers knows only by code of its own."
+            )
+
+
+def prove(
+    source: Path, converted: Path, stock_class: type[PreTrainedModel], stock_config: PreTrainedConfig, *, is_whole: bool
+) -> Proof:
+    """Runs the stock model of `source` and the drafting model of `converted` on the same ids.
+
+    Args:
+        is_whole: run all layers, in float32; else the first few (each kind of layer at least once), in the
+            checkpoint's own dtype, of which only the bytes that are used are read.
+
+    Raises:
+        ValueError: logits differ, `lm_head_logits` is not the stock head, or a drafting forward changes them.
+    """
+    converted_config = type(stock_config).from_pretrained(converted)
+    if not is_whole:
+        num_layers = _fewest_layers(stock_config)
+        stock_config, converted_config = (first_layers(c, num_layers) for c in (stock_config, converted_config))
+    dtype = torch.float32 if is_whole else "auto"
+    text_config = stock_config.get_text_config()
+    draft_length = min(converted_config.tidar_config["draft_length"], 4)
+    num_ids = min(PROMPT_LENGTH + draft_length, getattr(text_config, "max_position_embeddings", None) or 64)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(text_config.vocab_size, (1, num_ids), generator=generator)
+
+    with quiet_transformers(), torch.inference_mode():
+        stock = stock_class.from_pretrained(source, config=copy.deepcopy(stock_config), dtype=dtype)
+        stock_logits, _ = _logits_and_states(stock, ids)
+        del stock
+        model_class: Any = tidar_class(stock_class)
+        model = model_class.from_pretrained(converted, config=converted_config, dtype=dtype)
+        logits, last_states = _logits_and_states(model, ids)
+        if not stock_logits.isfinite().all():
+            raise ValueError(f"{source} gives logits that are not finite: its weights are damaged. Download it again.")
+        difference = (logits - stock_logits).abs().max().item()
+        if difference:
+            raise ValueError(
+                f"The converted model's logits differ from those of {source} by up to {difference}. Its config.json "
+                "has a key that changes the model and that its stock config class does not know: remove it, or "
+                f"report the architecture {stock_config.model_type!r}."
+            )
+        head = (lm_head_logits(model, last_states) - stock_logits).abs().max().item()
+        if head:
+            raise ValueError(
+                f"A {stock_config.model_type!r} model cannot draft yet: its forward does more to the output of its "
+                f"lm_head than its config says (logits differ by up to {head}). Report the architecture."
+            )
+        _prove_drafting_forward(model, ids, stock_logits, draft_length)
+    return Proof(max_abs_difference=difference, num_layers=text_config.num_hidden_layers)
+
+
+def _prove_drafting_forward(model: Any, ids: torch.Tensor, stock_logits: torch.Tensor, draft_length: int) -> None:
+    """Clean tokens must not notice the masks that are read with them, in a prefill and in a decode step."""
+    num_prompt = ids.shape[1] - draft_length
+    forward = DraftForward(model, draft_length, batch_size=1)
+    prefill_logits = forward.prefill(ids[:, :num_prompt], None)
+    logits = torch.cat([prefill_logits, forward.verify_and_draft(ids[:, num_prompt:])], dim=1).float()
+    expected = stock_logits[:, num_prompt - 1 :].float()
+    difference = (logits - expected).abs()
+    if tolerance := DRAFT_TOLERANCE.get(model.dtype):
+        is_equal = difference.max() <= tolerance * max(expected.abs().max().item(), 1.0)
+    else:  # half precision: a router or a rounding may flip here and there
+        is_equal = difference.mean() <= 0.05 * max(expected.std().item(), 1e-3)
+    if not is_equal:
+        raise ValueError(
+            f"A {model.config.model_type!r} model of this config cannot draft: masks read in the same forward change "
+            f"what it predicts for the text (logits differ by up to {difference.max().item():.3g}). Its attention "
+            "does not follow the mask and the positions it is given."
+        )
+
+
+def _logits_and_states(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [1, T, V] of a plain forward, and the last hidden states [1, T, D] they were made from."""
+    caught: list[torch.Tensor] = []
+    decoder = getattr(model, model.base_model_prefix)
+    handle = decoder.register_forward_hook(lambda module, args, output: caught.append(output[0]))
+    logits = model.eval()(input_ids=ids, use_cache=False).logits
+    handle.remove()
+    return logits, caught[0]
+
+
+def _fewest_layers(config: PreTrainedConfig) -> int:
+    """How many layers, from the first, hold every kind of layer the config names."""
+    kinds = [value for value in vars(config).values() if _is_per_layer(value, config)]
+    firsts = [values.index(kind) + 1 for values in kinds for kind in values if isinstance(kind, str)]
+    return min(max([FEWEST_LAYERS, *firsts]), config.num_hidden_layers)
+
+
+def first_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
+    """The config of a model's first layers, lists with an entry for each layer cut with them."""
+    values = config.to_dict()
+    for key, value in values.items():
+        if _is_per_layer(value, config):
+            values[key] = value[:num_layers]
+    values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = num_layers
+    return type(config).from_dict(values)
+
+
+def _is_per_layer(value: Any, config: PreTrainedConfig) -> bool:
+    return isinstance(value, list) and len(value) == config.num_hidden_layers

@@ -1,0 +1,72 @@
+"""Finds the checkpoint a user names: a local folder, a repository of the Hub, or a GGUF file."""
+
+import os
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from .gguf import gguf_file_of, write_stock_checkpoint
+from .safetensors_headers import INDEX_FILE
+
+# What a converted folder keeps beside config and weights; all else (code, pickles, other formats) stays behind.
+SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+)
+
+
+def stock_folder(source: str | os.PathLike, workplace: Path, revision: str | None) -> Path:
+    """The folder with the source's config.json and safetensors, downloaded or rewritten where need be.
+
+    Args:
+        workplace: where a GGUF file is rewritten as a checkpoint.
+
+    Raises:
+        ValueError: there is no such folder, file or repository, or it cannot be reached.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        return _hub_snapshot(str(source), revision)
+    if file := gguf_file_of(path):
+        folder = workplace / "source"
+        folder.mkdir()
+        write_stock_checkpoint(file, folder)
+        return folder
+    if not path.is_dir():
+        raise ValueError(
+            f"{path} is neither a folder nor a .gguf file. Name the folder that holds config.json and safetensors."
+        )
+    return path.resolve()
+
+
+def side_files(folder: Path) -> list[Path]:
+    """The files of `SIDE_FILES` that a folder has, relative to it."""
+    return sorted({path.relative_to(folder) for pattern in SIDE_FILES for path in folder.glob(pattern)})
+
+
+def _hub_snapshot(repo_id: str, revision: str | None) -> Path:
+    patterns = ["config.json", "*.safetensors", INDEX_FILE, *SIDE_FILES]
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except HFValidationError:
+        raise ValueError(
+            f"There is no folder or file {repo_id}, and it is no Hub id either (those look like 'org/name')."
+        ) from None
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"There is no local folder {repo_id}, and the Hub did not give a repository of that id: {reason}"
+        ) from error

@@ -1,0 +1,200 @@
+"""The command line: one thin function a verb."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoTokenizer, TextStreamer
+
+from .conversion import convert as convert_checkpoint
+from .conversion import to_ar as convert_back
+from .conversion.quiet import quiet_transformers
+from .modeling_tidar import TiDARForCausalLM
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main() -> None:
+    """Runs one verb. What the user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        print(f"wavedraft: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback()
+def wavedraft() -> None:
+    """Language models that think ahead in parallel and still say exactly what they would have said."""
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A checkpoint folder, a Hub id, or a GGUF file.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
+    draft_length: Annotated[int, typer.Option(help="Tokens drafted at a time, 1 to 64.")] = 8,
+    to_ar: Annotated[bool, typer.Option("--to-ar", help="The way back: a TiDAR checkpoint to its stock one.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint folder.")] = False,
+    link: Annotated[bool, typer.Option("--link", help="Link to the source's shards instead of copying them.")] = False,
+    verify: Annotated[bool, typer.Option(help="Compare logits before and after.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+) -> None:
+    """Turn a stock autoregressive checkpoint into a TiDAR checkpoint, or back."""
+    options: dict[str, Any] = {"overwrite": overwrite, "link": link, "verify": verify, "revision": revision}
+    if to_ar:
+        result = convert_back(source, target, show_progress=True, **options)
+    else:
+        result = convert_checkpoint(source, target, draft_length=draft_length, show_progress=True, **options)
+    kind = "stock" if result.tidar_config is None else "TiDAR"
+    print(f"{result.target}: {kind} checkpoint of {result.architecture}, {result.num_parameters:,} parameters")
+    if result.tidar_config is not None:
+        print(f"masks: id {result.tidar_config.mask_token_id}, behind the vocabulary; drafts of {draft_length}")
+        print(f"masks read embedding row {result.tidar_config.mask_embedding_id}: {result.mask_reason}")
+    if result.proof is None:
+        print("logits before and after: not compared (--no-verify)")
+    else:
+        layers = f"{result.proof.num_layers} of {result.num_layers} layers"
+        print(f"logits before and after, {layers}: max abs difference {result.proof.max_abs_difference}")
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A TiDAR checkpoint: a folder or a Hub id.")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter that was taught to draft.")] = None,
+    draft_length: Annotated[int | None, typer.Option(help="Tokens drafted at a time; 0 drafts none.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option()] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    min_p: Annotated[float | None, typer.Option()] = None,
+    repetition_penalty: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option(help="For sampling.")] = None,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="By default cuda where there is one, else cpu.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
+    ] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Decode plainly as well, and compare.")] = False,
+) -> None:
+    """Write text in fewer forwards, and say how many."""
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}.")
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": temperature > 0,
+        "temperature": temperature or None,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    with quiet_transformers():
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        tidar = TiDARForCausalLM.from_pretrained(model, dtype=DTYPES[dtype]).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        if adapter is not None:
+            tidar.load_adapter(adapter)
+        drafted_runs, plain_runs = [], []
+        for prompt in prompts:
+            inputs = encode_prompt(tokenizer, prompt, raw).to(device)
+            print(f"\n> {prompt}\n")
+            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+            drafted_runs.append(timed_generate(tidar, inputs, streamer=streamer, draft_length=draft_length, **options))
+            if compare:
+                plain_runs.append(timed_generate(tidar, inputs, draft_length=0, **options))
+    print()
+    Console().print(runs_table(prompts, drafted_runs, plain_runs))
+    if compare:
+        print(f"identical: {'yes' if identical(drafted_runs, plain_runs) else 'no'}" if temperature == 0 else SAMPLED)
+
+
+SAMPLED = "identical: not compared; sampled texts share a distribution, not their tokens"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prompt's decode. `num_forwards` counts calls of the network, the prefill's left out."""
+
+    new_ids: list[int]
+    num_forwards: int
+    seconds: float
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """The token the prefill decides is not counted; NaN for a text of that token alone."""
+        return (len(self.new_ids) - 1) / self.num_forwards if self.num_forwards else float("nan")
+
+
+def timed_generate(model: Any, inputs: Any, **options: Any) -> Run:
+    num_calls = 0
+
+    def count(module: Any, args: Any) -> None:
+        nonlocal num_calls
+        num_calls += 1
+
+    handle = model.register_forward_pre_hook(count)
+    start = time.perf_counter()
+    ids = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
+    seconds = time.perf_counter() - start
+    handle.remove()
+    return Run(ids, num_calls - 1, seconds)
+
+
+def encode_prompt(tokenizer: Any, prompt: str, is_raw: bool) -> Any:
+    """A prompt's ids and mask, through the chat template where there is one."""
+    if is_raw or not tokenizer.chat_template:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    else:
+        messages = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    inputs.pop("token_type_ids", None)
+    if not inputs["input_ids"].shape[1]:
+        raise ValueError("The prompt is empty, and there is no chat template to put it in. Give some text to continue.")
+    return inputs
+
+
+def identical(drafted_runs: list[Run], plain_runs: list[Run]) -> bool:
+    return [run.new_ids for run in drafted_runs] == [run.new_ids for run in plain_runs]
+
+
+def runs_table(prompts: list[str], drafted_runs: list[Run], plain_runs: list[Run]) -> Table:
+    """A row for each prompt and one for all, the plain decode beside the drafting one where there is one."""
+    table = Table(box=None)
+    table.add_column("prompt", no_wrap=True)
+    plain_columns = ["plain forwards", "plain seconds"] if plain_runs else []
+    for name in ["tokens", "forwards", "tokens per forward", "seconds", *plain_columns]:
+        table.add_column(name, justify="right")
+
+    def total(runs: list[Run]) -> Run:
+        decided = [token for run in runs for token in run.new_ids[1:]]
+        return Run([0, *decided], sum(run.num_forwards for run in runs), sum(run.seconds for run in runs))
+
+    def add(name: str, num_tokens: int, run: Run, plain: list[Run]) -> None:
+        cells = [str(num_tokens), str(run.num_forwards), f"{run.tokens_per_forward:.2f}", f"{run.seconds:.1f}"]
+        table.add_row(name, *cells, *(cell for p in plain for cell in (str(p.num_forwards), f"{p.seconds:.1f}")))
+
+    for place, (prompt, run) in enumerate(zip(prompts, drafted_runs, strict=True)):
+        add(shortened(prompt), len(run.new_ids), run, plain_runs[place : place + 1])
+    if len(prompts) > 1:
+        num_tokens = sum(len(run.new_ids) for run in drafted_runs)
+        add("all", num_tokens, total(drafted_runs), [total(plain_runs)] if plain_runs else [])
+    return table
+
+
+def shortened(prompt: str, length: int = 28) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= length else line[: length - 1] + "…"
