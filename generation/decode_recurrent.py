@@ -79,7 +79,7 @@ def add_noise(wavefront: Wavefront, session: Session) -> torch.Tensor:
 
 def choose(session: Session, wavefront: Wavefront, logits: torch.Tensor) -> torch.Tensor:
     """[A, W] the token each position predicts, from its [A, W, V] logits."""
-    if session.processors:
+    if not session.is_prefix_free:
         session.transcript.write_undecided(wavefront.ids(logits.shape[1])[:, 1:])
     scores = session.process(logits)
     return (scores if wavefront.noise is None else scores + wavefront.noise).argmax(dim=-1)

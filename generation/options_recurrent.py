@@ -10,6 +10,8 @@ import torch
 EVERY_RECURRENCE = "every-recurrence"
 LATEST_ONLY = "latest-only"
 
+PAPER_RECURRENCES = 32
+
 COMMON = {"num_recurrences", "init_scale", "generator"}
 WAVEFRONT = {
     "inner_recurrence",
@@ -23,8 +25,8 @@ WAVEFRONT = {
 }
 POLICIES = {
     "autoregressive": COMMON | {"kv_cache"},
-    "adaptive": COMMON | {"exit_threshold"},
-    "self-speculative": COMMON | {"draft_recurrences", "draft_length"},
+    "adaptive": COMMON | {"exit_threshold", "reference_compat"},
+    "self-speculative": COMMON | {"draft_recurrences", "draft_length", "kv_cache"},
     "diffusion-forcing": COMMON
     | WAVEFRONT
     | {"kv_cache", "max_recurrences", "reference_compat", "max_steps", "record_wavefront"},
@@ -64,7 +66,8 @@ class RecurrentOptions:
         generator: draws initial states, noise and samples; the global one where absent. Plain decoding
             ("autoregressive") samples its tokens with transformers' own loop, from the global one.
         kv_cache: "every-recurrence", "latest-only" or the number of latest recurrences kept. Where absent,
-            "latest-only" for diffusion forcing and "every-recurrence" for plain decoding.
+            "latest-only" for diffusion forcing, "every-recurrence" for plain decoding and self-speculation (which
+            writes the text of plain decoding with it alone).
         inner_recurrence: core passes between two decodes.
         headway: positions added a decode step.
         max_wavefront: limit of positions begun and not frozen.
@@ -76,11 +79,13 @@ class RecurrentOptions:
             b*(1-n/num_recurrences), "sqrt" b/(1+n) mixed with square roots, which keep the variance.
         freeze_criterion: one of `FREEZE_CRITERIA`, see generation/freezing.py.
         max_recurrences: a position that has had as many since its token last changed settles as it is, so that no
-            state that never comes to rest can stall a text; twice `num_recurrences` where absent.
+            state that never comes to rest can stall a text; where absent, as many as plain decoding gives a token
+            (`num_recurrences`), but not fewer than the paper's 32.
         draft_recurrences: depths at which a token is drafted, then redrafted ("exact": any number of them, rising,
             below full depth; "self-speculative": one).
         draft_length: tokens drafted for one verification ("self-speculative").
-        reference_compat: decode as the authors' published code does, its quirks included; one row.
+        reference_compat: decode as the authors' published code does, its quirks included; one row. ("adaptive": the
+            prompt too is read only until its states have settled on average.)
         max_steps: decode steps after which `reference_compat` gives up, as the published code does.
         record_wavefront: keep each decode step's wavefront of the first row in the output.
     """
@@ -134,9 +139,10 @@ class RecurrentOptions:
         if self.num_recurrences is None:
             self.num_recurrences = mean_recurrence
         if self.kv_cache is None:
-            self.kv_cache = LATEST_ONLY if self.policy == "diffusion-forcing" else EVERY_RECURRENCE
+            shares = self.policy in ("diffusion-forcing", "adaptive")
+            self.kv_cache = LATEST_ONLY if shares else EVERY_RECURRENCE
         if self.max_recurrences is None:
-            self.max_recurrences = 2 * self.num_recurrences
+            self.max_recurrences = max(self.num_recurrences, PAPER_RECURRENCES, self.inner_recurrence)
         if self.draft_recurrences is None:
             wanted = (4,) if self.policy == "self-speculative" else (2, 8)
             depths = tuple(depth for depth in wanted if depth < self.num_recurrences)

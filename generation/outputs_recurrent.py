@@ -66,6 +66,10 @@ class Costs:
         self.num_core_passes += 1
         self.num_positions += num_positions
 
+    def add_recurrence(self, row: int, place: int) -> None:
+        """One more core pass of the new token at `place` of a row."""
+        self.recurrences[row][place] = self.recurrences[row].get(place, 0) + 1
+
     def add_step(self, rows: list[int]) -> None:
         """One decode, in which `rows` took part."""
         self.num_steps += 1

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
+from .freezing import latent_difference
 from .options_recurrent import RecurrentOptions
 from .outputs_recurrent import Costs, RecurrentGenerateOutput
 from .transcript import Scores, Transcript
@@ -50,6 +51,7 @@ class Session:
         self.transcript = transcript
         self.processors = processors
         self.scores = Scores(processors, transcript, None)
+        self.is_prefix_free = all(isinstance(processor, PREFIX_FREE) for processor in processors)
         self.do_sample = do_sample
         self.cache = cache
         self.input_ids = input_ids
@@ -69,8 +71,8 @@ class Session:
         like = torch.empty(num_rows, width, self.model.config.n_embd, dtype=self.model.dtype, device=self.device)
         return self.model.initial_states(like, self.options.init_scale, self.options.generator)
 
-    def prefill(self) -> torch.Tensor:
-        """Reads the prompts at full depth; the logits behind each, [B, 1, V]."""
+    def prefill(self, exit_threshold: float = 0.0) -> torch.Tensor:
+        """Reads the prompts at full depth, or until their states move less than that on average; logits [B, 1, V]."""
         lengths = [self.num_columns - pad for pad in self.pads]
         longest = max(lengths)
         ids = torch.zeros(len(lengths), longest, dtype=torch.long, device=self.device)
@@ -80,16 +82,39 @@ class Session:
         embeds = self.model.prelude(ids, window)
         states = self.model.initial_states(embeds, self.options.init_scale, self.options.generator)
         for recurrence in range(1, self.options.num_recurrences + 1):
-            states = self.model.core_step(states, embeds, window, recurrence)
+            before, states = states, self.model.core_step(states, embeds, window, recurrence)
+            if exit_threshold and latent_difference(states, before).mean().item() < exit_threshold:
+                break
         last = torch.tensor(lengths, device=self.device)[:, None] - 1
         return self.model.coda(states, window, logits_to_keep=last)
 
     def process(self, logits: torch.Tensor) -> torch.Tensor:
         """Processed scores of [A, n, V] logits that stand behind each row's decided tokens and 0 .. n-1 more."""
-        if self.processors and all(isinstance(processor, PREFIX_FREE) for processor in self.processors):
+        if self.is_prefix_free:
             flat = logits.flatten(0, 1)
             return self.processors(self.transcript.ids[:1, :1].expand(len(flat), 1), flat).view_as(logits)
         return self.scores(logits)
+
+    def process_packed(self, logits: torch.Tensor, rows: list[int], columns: list[int]) -> torch.Tensor:
+        """Processed scores of [n, V] logits, each standing behind the first columns[i] columns of its own row.
+
+        `rows` are places among the rows still being written. Processors see the whole batch, as they would in plain
+        decoding.
+        """
+        ids, active = self.transcript.ids, self.transcript.active
+        if self.is_prefix_free:
+            return self.processors(ids[:1, :1].expand(len(logits), 1), logits)
+        scores = torch.empty_like(logits)
+        for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
+            batch = torch.zeros(len(ids), logits.shape[1], device=logits.device)
+            batch[active[row]] = logits[i]
+            scores[i] = self.processors(ids[:, :column], batch)[active[row]]
+        return scores
+
+    def write_draft(self, row: int, position: int, token: int) -> None:
+        """Puts a drafted token where processors look for their prefix."""
+        if not self.is_prefix_free:
+            self.transcript.ids[self.transcript.active[row], position + self.pads[row]] = token
 
     def draw_gumbel(self, num_rows: int, width: int) -> torch.Tensor:
         """[num_rows, width, V] Gumbel noise: the argmax of log-probabilities plus it is a draw from them."""

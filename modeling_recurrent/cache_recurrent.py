@@ -25,6 +25,7 @@ class Window:
     cache: "RecurrentCache | None" = None
     columns: slice | tuple[torch.Tensor, torch.Tensor] | None = None
     kv_length: int = 0  # columns 0..kv_length-1 are read
+    is_packed: bool = False  # T is 1, and row n of the call is no cache row but the token it names in `columns`
 
 
 class RecurrentCache(Cache):
@@ -95,10 +96,10 @@ class RecurrentCache(Cache):
         """Store [B, H, T, D] keys and values, and return what the window may look at, [B, H, kv_length, D].
 
         `recurrence` counts from 1 and is 1 for prelude and coda layers. As a tensor [B] it gives each row of the call
-        its own; then T is 1, and the row of the call is the (cache row, recurrence) it names.
+        its own, in a packed window.
         """
         plane = (recurrence - 1) % self.planes[layer]
-        if isinstance(plane, torch.Tensor):
+        if window.is_packed:
             return self._write_and_read_packed(keys, values, layer, plane, window)
         stored_keys, stored_values = self.keys[layer][plane], self.values[layer][plane]  # [B, H, S, D]
         if isinstance(window.columns, slice):

@@ -7,6 +7,8 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..generation.decode_recurrent import decode_diffusion_forcing
+from ..generation.decode_recurrent_exact import decode_exact
+from ..generation.decode_recurrent_rivals import decode_adaptive, decode_self_speculative
 from ..generation.options_recurrent import RecurrentOptions
 from ..generation.outputs_recurrent import Costs, RecurrentGenerateOutput
 from ..generation.reference_wavefront import ReferenceChoice, decode_reference
@@ -15,7 +17,10 @@ from ..generation.transcript import Transcript
 from .cache_recurrent import RecurrentCache
 
 DECODERS = {
+    "adaptive": decode_adaptive,
+    "self-speculative": decode_self_speculative,
     "diffusion-forcing": decode_diffusion_forcing,
+    "exact": decode_exact,
 }
 
 
@@ -95,46 +100,43 @@ class RecurrentGenerationMixin:
             return output if isinstance(output, torch.Tensor) else plain_output(output, input_ids, options)
         input_ids = input_ids.to(self.device)
         attention_mask, cache = model_kwargs.get("attention_mask"), model_kwargs["past_key_values"]
-        buffer = options.max_wavefront + options.draft_length
+        self._check_policy(options, input_ids, attention_mask)
+        is_published = options.policy == "diffusion-forcing" and options.reference_compat
         transcript = Transcript(
             input_ids,
             stopping_criteria,
             generation_config.pad_token_id,
-            buffer,
-            None if options.reference_compat else streamer,
+            options.max_wavefront + options.draft_length,
+            None if is_published else streamer,
         )
-        if options.reference_compat:
-            output = self._decode_as_published(
-                input_ids, attention_mask, logits_processor, generation_config, transcript, cache, streamer
+        do_sample = generation_config.do_sample
+        if is_published:
+            choose = ReferenceChoice(logits_processor, do_sample, options.generator)
+            num_new = transcript.max_length - input_ids.shape[1]
+            output = decode_reference(
+                self, input_ids, options, cache, choose, num_new, transcript.eos_token_ids, streamer
             )
         else:
-            session = Session(
-                self,
-                input_ids,
-                attention_mask,
-                transcript,
-                logits_processor,
-                generation_config.do_sample,
-                options,
-                cache,
-            )
+            session = Session(self, input_ids, attention_mask, transcript, logits_processor, do_sample, options, cache)
             output = DECODERS[options.policy](session)
         if streamer is not None:
             streamer.end()
         return output if generation_config.return_dict_in_generate else output.sequences
 
-    def _decode_as_published(
-        self, input_ids, attention_mask, logits_processor, generation_config, transcript, cache, streamer
-    ) -> RecurrentGenerateOutput:
-        options = generation_config.recurrent_options
-        if len(input_ids) > 1 or attention_mask is not None:
+    def _check_policy(
+        self, options: RecurrentOptions, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> None:
+        if options.policy == "diffusion-forcing" and not self.reinjects_input:
+            raise ValueError(
+                f"`policy` must not be 'diffusion-forcing' for {type(self).__name__}, whose core does not see the "
+                f"tokens at each recurrence (`reinjects_input`): a state would keep the token it began with. Use "
+                f"'exact'."
+            )
+        if options.reference_compat and (len(input_ids) > 1 or attention_mask is not None):
             raise ValueError(
                 f"`input_ids` must be one row without padding under `reference_compat` (the published code takes no "
                 f"more), but has {len(input_ids)} rows. Leave `reference_compat` out."
             )
-        choose = ReferenceChoice(logits_processor, generation_config.do_sample, options.generator)
-        num_new = transcript.max_length - input_ids.shape[1]
-        return decode_reference(self, input_ids, options, cache, choose, num_new, transcript.eos_token_ids, streamer)
 
 
 def refuse_unsupported(generation_config: GenerationConfig, model_kwargs: dict, policy: str) -> None:

@@ -299,7 +299,7 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, RecurrentDepthPreTrain
         mask = None
         if min(positions) < max(positions):
             mask = self._mask(len(rows), 1, kv_length, lambda row, head, q, column: column <= index[1][row, q])
-        return Window(self.freqs_cis[0, index[1]], mask, cache, (index[0], index[1]), kv_length)
+        return Window(self.freqs_cis[0, index[1]], mask, cache, (index[0], index[1]), kv_length, is_packed=True)
 
     def _mask(self, num_rows: int, length: int, kv_length: int, mask_function: Callable, q_offset: int = 0) -> Any:
         implementation = self.config._attn_implementation

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
 from wavedraft.modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 torch.set_num_threads(1)

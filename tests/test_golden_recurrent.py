@@ -35,6 +35,37 @@ def test_plain_decoding_writes_the_references_text(record):
     assert tokens == record["tokens"]
 
 
+@pytest.mark.parametrize("record", records()["adaptive"], ids=lambda r: f"{r['variant']}-{r['exit_threshold']}")
+def test_adaptive_decoding_writes_the_references_text(record):
+    tokens = new_tokens(
+        golden_model(record["variant"]),
+        record["prompt"],
+        len(record["tokens"]),
+        policy="adaptive",
+        num_recurrences=record["num_steps"],
+        exit_threshold=record["exit_threshold"],
+        init_scale=0.0,
+        reference_compat=True,
+    )
+    assert tokens == record["tokens"]
+
+
+@pytest.mark.parametrize("record", records()["speculative"], ids=lambda r: f"{r['variant']}-{r['draft_steps']}")
+def test_self_speculative_decoding_writes_the_references_text(record):
+    tokens = new_tokens(
+        golden_model(record["variant"]),
+        record["prompt"],
+        len(record["tokens"]),
+        policy="self-speculative",
+        num_recurrences=record["num_steps"],
+        draft_recurrences=record["draft_steps"],
+        draft_length=record["lookahead"],
+        init_scale=0.0,
+        kv_cache="latest-only",
+    )
+    assert tokens == record["tokens"]
+
+
 @pytest.mark.parametrize("record", [r for r in DF if not r[1]["stalled"]], ids=name)
 def test_reference_compat_repeats_the_reference_exactly(record):
     _, record = record

@@ -1,0 +1,195 @@
+"""The exact wavefront: shallow drafts, full-depth verification, the text of full-depth decoding (arXiv 2609.17184).
+
+Every position keeps a depth and, in the cache, keys and values of each depth, so that its trajectory is the one plain
+decoding would give it. At each draft depth it (re)writes the token behind it, which begins, or restarts, the position
+there; at full depth it decides that token. A revised token replaces the earlier one by rejection sampling, so that at
+each depth it is distributed as that depth's own prediction; greedily, it is that depth's likeliest.
+
+N live positions of all rows together, E channels, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .acceptance import accept_by_rejection, residual_probs, sample
+from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
+from .session_recurrent import Session
+
+
+@dataclass(eq=False)
+class Branch:
+    """A live position: the token it was fed, how deep it is, and the token it has written behind itself."""
+
+    position: int
+    token: int
+    depth: int = 0
+    next_id: int | None = None
+    next_probs: torch.Tensor | None = None  # [V] what next_id was drawn from, when sampling
+
+
+class Chains:
+    """The live positions of each row from left to right, and their states packed in that order.
+
+    Attributes:
+        roots: (position, token) of each row's last decided token.
+        rows: the branches of each row.
+        states, embeds: [N, 1, E] of all branches, in the order of `packed`.
+    """
+
+    def __init__(self, session: Session, first_ids: list[int]):
+        self.session = session
+        self.roots = [(session.num_columns - pad, token) for pad, token in zip(session.pads, first_ids, strict=True)]
+        self.rows: list[list[Branch]] = [[] for _ in first_ids]
+        self.packed: list[tuple[int, Branch]] = []
+        self.states = self.embeds = session.draw_states(0, 1)
+
+    def keep_rows(self, places: list[int]) -> None:
+        """Keeps the rows at `places`."""
+        self.roots = [self.roots[place] for place in places]
+        self.rows = [self.rows[place] for place in places]
+
+    def begin(self) -> None:
+        """Begins the position behind the last of each row, where its token is known and can matter, and repacks."""
+        begun = [(row, Branch(*place)) for row, place in self._next_places()]
+        for row, branch in begun:
+            self.rows[row].append(branch)
+        where = {id(branch): i for i, (_, branch) in enumerate([*self.packed, *begun])}
+        packed = [(row, branch) for row, branches in enumerate(self.rows) for branch in branches]
+        index = [where[id(branch)] for _, branch in packed]
+        if begun:
+            window = self._window(begun)
+            ids = torch.tensor([[branch.token] for _, branch in begun], device=self.session.device)
+            embeds = self.session.model.prelude(ids, window)
+            options = self.session.options
+            states = self.session.model.initial_states(embeds, options.init_scale, options.generator)
+            self.embeds, self.states = torch.cat([self.embeds, embeds]), torch.cat([self.states, states])
+        if index != list(range(len(self.states))):
+            self.embeds, self.states = self.embeds[index], self.states[index]
+        self.packed = packed
+
+    def _next_places(self) -> Iterator[tuple[int, tuple[int, int]]]:
+        transcript, options = self.session.transcript, self.session.options
+        for row, branches in enumerate(self.rows):
+            if not branches:
+                yield row, self.roots[row]
+                continue
+            tail = branches[-1]
+            column = tail.position + 1 + self.session.pads[row]
+            is_needed = tail.next_id not in transcript.eos_token_ids and column < transcript.max_length - 1
+            if tail.next_id is not None and is_needed and len(branches) < options.max_wavefront:
+                yield row, (tail.position + 1, tail.next_id)
+
+    def _window(self, branches: list[tuple[int, Branch]]):
+        rows, positions = [row for row, _ in branches], [branch.position for _, branch in branches]
+        return self.session.model.packed_window(rows, positions, self.session.cache)
+
+    def recur(self) -> None:
+        """One recurrence of every live position, each at its own depth."""
+        for row, branch in self.packed:
+            branch.depth += 1
+            self.session.costs.add_recurrence(
+                self.session.transcript.active[row], self.session.place_of(row, branch.position)
+            )
+        depths = torch.tensor([branch.depth for _, branch in self.packed], device=self.session.device)
+        self.states = self.session.model.core_step(self.states, self.embeds, self._window(self.packed), depths)
+        self.session.costs.add_core_pass(len(self.packed))
+
+    def decode(self, depths: set[int]) -> tuple[list[tuple[int, Branch]], torch.Tensor | None]:
+        """The branches at one of `depths`, and the logits [n, V] behind them."""
+        index = [i for i, (_, branch) in enumerate(self.packed) if branch.depth in depths]
+        if not index:
+            return [], None
+        due = [self.packed[i] for i in index]
+        states = self.states if len(index) == len(self.packed) else self.states[index]
+        return due, self.session.model.coda(states, self._window(due))[:, 0]
+
+
+@torch.no_grad()
+def decode_exact(session: Session) -> RecurrentGenerateOutput:
+    """Writes the text of every row of the session."""
+    transcript, options, costs = session.transcript, session.options, session.costs
+    full_depth = options.num_recurrences
+    decode_depths = {*options.draft_recurrences, full_depth}
+    trace = []
+
+    chains = Chains(session, session.choose_first(session.prefill()))
+    while places := transcript.drop_ended():
+        if len(places) < len(chains.rows):
+            session.keep_rows(places)
+            chains.keep_rows(places)
+        # 1. Begin a position behind each freshly written token.  2. Recur, each position at its own depth.
+        chains.begin()
+        chains.recur()
+        # 3. Decode the positions that have reached a draft depth, or full depth.
+        due, logits = chains.decode(decode_depths)
+        if not due:
+            continue
+        costs.add_step(transcript.active)
+        # 4. Write the tokens behind them. The one moment the host waits for the device.
+        written = write_greedily(session, due, logits) if not session.do_sample else write_sampled(session, due, logits)
+        # 5. Decide what full depth wrote; prune what stands behind a token that has changed.
+        if options.record_wavefront and transcript.active[0] == 0:
+            trace.append(snapshot(chains.rows[0]))
+        frozen_ids = [decide(chains, row, written, full_depth) for row in range(len(chains.rows))]
+        if options.record_wavefront and transcript.active[0] == 0:
+            trace[-1].num_frozen = len(frozen_ids[0])
+        session.write(frozen_ids)
+    return session.output(wavefront=trace if options.record_wavefront else None)
+
+
+def write_greedily(session: Session, due: list[tuple[int, Branch]], logits: torch.Tensor) -> dict[Branch, int]:
+    """The likeliest token behind each branch that is due."""
+    ids = processed(session, due, logits).argmax(dim=-1).tolist()
+    return {branch: token for (_, branch), token in zip(due, ids, strict=True)}
+
+
+def write_sampled(session: Session, due: list[tuple[int, Branch]], logits: torch.Tensor) -> dict[Branch, int]:
+    """A token drawn behind each branch that is due: the one already there, if it may stand (arXiv 2211.17192)."""
+    probs = processed(session, due, logits).softmax(dim=-1)
+    nothing = torch.zeros_like(probs[0])
+    old_probs = torch.stack([nothing if branch.next_probs is None else branch.next_probs for _, branch in due])
+    old_ids = torch.tensor([[0, branch.next_id or 0] for _, branch in due], device=session.device)
+    twice = probs[:, None].expand(-1, 2, -1)  # verified as drafts of one token each
+    stands = accept_by_rejection(old_ids, twice, old_probs[:, None], session.draw_uniform(len(due))[:, None]) == 2
+    fresh = residual_probs(twice, old_probs[:, None], torch.ones_like(old_ids[:, 0]))
+    drawn = sample(fresh, session.draw_uniform(len(due)))
+    has_old = torch.tensor([branch.next_id is not None for _, branch in due], device=session.device)
+    ids = torch.where(stands & has_old, old_ids[:, 1], drawn).tolist()
+    for (_, branch), own_probs in zip(due, probs, strict=True):
+        branch.next_probs = own_probs
+    return {branch: token for (_, branch), token in zip(due, ids, strict=True)}
+
+
+def processed(session: Session, due: list[tuple[int, Branch]], logits: torch.Tensor) -> torch.Tensor:
+    """[n, V] scores, each processed behind its own prefix of decided and drafted tokens."""
+    columns = [branch.position + 1 + session.pads[row] for row, branch in due]
+    return session.process_packed(logits, [row for row, _ in due], columns)
+
+
+def decide(chains: Chains, row: int, written: dict[Branch, int], full_depth: int) -> list[int]:
+    """Takes in what one row's branches have written, from the left; the token its first has decided, if it has."""
+    branches = chains.rows[row]
+    for place, branch in enumerate(branches):
+        if branch not in written:
+            continue
+        has_changed = branch.next_id != written[branch]
+        branch.next_id = written[branch]
+        chains.session.write_draft(row, branch.position + 1, branch.next_id)
+        if has_changed:
+            del branches[place + 1 :]
+            break
+    first = branches[0]
+    if first.depth < full_depth:
+        return []
+    chains.roots[row] = first.position + 1, first.next_id
+    del branches[0]
+    return [first.next_id]
+
+
+def snapshot(branches: list[Branch]) -> WavefrontStep:
+    """The row's wavefront, as it stands before the decode takes effect."""
+    ids = [branch.token for branch in branches]
+    tail = branches[-1].next_id
+    return WavefrontStep(branches[0].position, ids, ids[1:] + ([] if tail is None else [tail]), 0)

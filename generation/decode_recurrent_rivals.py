@@ -1,0 +1,131 @@
+"""What the wavefront is measured against, in the same engine: adaptive depth, and self-speculation.
+
+(Full-depth and reduced-depth decoding are transformers' own loop at a `num_recurrences`.)
+A rows, K drafted tokens, E channels, V vocabulary.
+"""
+
+import torch
+
+from .acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
+from .freezing import latent_difference
+from .outputs_recurrent import RecurrentGenerateOutput
+from .session_recurrent import Session
+
+
+@torch.no_grad()
+def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
+    """Token by token, each until its state moves less than `exit_threshold` a recurrence, at most to full depth."""
+    transcript, costs, options = session.transcript, session.costs, session.options
+    until = options.exit_threshold if options.reference_compat else 0.0
+    next_ids = session.choose_first(session.prefill(until))
+    starts = [session.num_columns - pad for pad in session.pads]
+    while places := transcript.drop_ended():
+        if len(places) < len(starts):
+            session.keep_rows(places)
+            starts, next_ids = [starts[place] for place in places], [next_ids[place] for place in places]
+        window = session.model.window_at(starts, 1, session.cache)
+        embeds = session.model.prelude(torch.tensor(next_ids, device=session.device)[:, None], window)
+        states = recur_until_settled(session, embeds, starts)
+        scores = session.process(session.model.coda(states, window))
+        if session.do_sample:
+            scores = scores + session.draw_gumbel(len(starts), 1)
+        costs.add_step(transcript.active)
+        next_ids = scores[:, 0].argmax(dim=-1).tolist()
+        session.write([[token] for token in next_ids])
+        starts = [start + 1 for start in starts]
+    return session.output()
+
+
+def recur_until_settled(session: Session, embeds: torch.Tensor, starts: list[int]) -> torch.Tensor:
+    """[A, 1, E] states of the tokens at `starts`; a row whose state has settled takes no further part."""
+    options = session.options
+    states = session.model.initial_states(embeds, options.init_scale, options.generator)
+    moving = list(range(len(starts)))
+    for recurrence in range(1, options.num_recurrences + 1):
+        window = session.model.packed_window(moving, [starts[row] for row in moving], session.cache)
+        depth = torch.full((len(moving),), recurrence, device=session.device)
+        before = states[moving]
+        after = session.model.core_step(before, embeds[moving], window, depth)
+        states[moving] = after
+        session.costs.add_core_pass(len(moving))
+        for row in moving:
+            session.costs.add_recurrence(session.transcript.active[row], session.place_of(row, starts[row]))
+        has_settled = (latent_difference(after, before)[:, 0] < options.exit_threshold).tolist()
+        moving = [row for row, settled in zip(moving, has_settled, strict=True) if not settled]
+        if not moving:
+            break
+    return states
+
+
+@torch.no_grad()
+def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
+    """Draft K tokens at a shallow depth, verify them in one full-depth pass (algorithm 1 of arXiv 2211.17192)."""
+    transcript = session.transcript
+    next_ids = session.choose_first(session.prefill())
+    starts = [session.num_columns - pad for pad in session.pads]
+    while places := transcript.drop_ended():
+        if len(places) < len(starts):
+            session.keep_rows(places)
+            starts, next_ids = [starts[place] for place in places], [next_ids[place] for place in places]
+        draft_ids, draft_probs = draft(session, starts, next_ids)
+        logits = recur(session, draft_ids, starts, session.options.num_recurrences)
+        session.costs.add_step(transcript.active)
+        written = verify(session, draft_ids, draft_probs, logits)
+        session.write(written)
+        next_ids = [ids[-1] for ids in written]
+        starts = [start + len(ids) for start, ids in zip(starts, written, strict=True)]
+    return session.output()
+
+
+def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The last decided token and K drafted ones, [A, K + 1], and what they were drawn from, [A, K, V], if sampled."""
+    ids = torch.tensor(next_ids, device=session.device)[:, None]
+    probs = []
+    for step in range(session.options.draft_length):
+        at = [start + step for start in starts]
+        logits = recur(session, ids[:, -1:], at, session.options.draft_recurrences[0])
+        scores = session.scores(logits, offset=step)
+        if session.do_sample:
+            probs.append(scores.softmax(dim=-1))
+            drawn = sample(probs[-1][:, 0], session.draw_uniform(len(starts)))[:, None]
+        else:
+            drawn = scores.argmax(dim=-1)
+        session.transcript.write_undecided(drawn, offset=step)
+        ids = torch.cat([ids, drawn], dim=1)
+    return ids, torch.cat(probs, dim=1) if probs else None
+
+
+def recur(session: Session, ids: torch.Tensor, starts: list[int], num_recurrences: int) -> torch.Tensor:
+    """Logits [A, T, V] of [A, T] tokens from the positions `starts` on, at a depth."""
+    model, options = session.model, session.options
+    window = model.window_at(starts, ids.shape[1], session.cache)
+    embeds = model.prelude(ids, window)
+    states = model.initial_states(embeds, options.init_scale, options.generator)
+    for recurrence in range(1, num_recurrences + 1):
+        states = model.core_step(states, embeds, window, recurrence)
+        session.costs.add_core_pass(ids.numel())
+    for row, start in enumerate(starts):
+        place = session.place_of(row, start)
+        counts = session.costs.recurrences[session.transcript.active[row]]
+        counts.update({place + i: counts.get(place + i, 0) + num_recurrences for i in range(ids.shape[1])})
+    return model.coda(states, window)
+
+
+def verify(
+    session: Session, draft_ids: torch.Tensor, draft_probs: torch.Tensor | None, logits: torch.Tensor
+) -> list[list[int]]:
+    """The tokens each row decides: the drafted ones that stand, and one more."""
+    scores = session.scores(logits)
+    if draft_probs is None:
+        target_ids = scores.argmax(dim=-1)
+        num_accepted = accept_by_equality(draft_ids, target_ids)
+        more = target_ids.gather(1, num_accepted[:, None] - 1)
+    else:
+        probs = scores.softmax(dim=-1)
+        num_rows, num_drafted = draft_probs.shape[:2]
+        uniforms = session.draw_uniform(num_rows * num_drafted).view(num_rows, num_drafted)
+        num_accepted = accept_by_rejection(draft_ids, probs, draft_probs, uniforms)
+        left = residual_probs(probs, draft_probs, num_accepted)
+        more = sample(left, session.draw_uniform(num_rows))[:, None]
+    on_host = torch.cat([num_accepted[:, None], more, draft_ids[:, 1:]], dim=1).tolist()
+    return [[*drafted[: count - 1], last] for count, last, *drafted in on_host]

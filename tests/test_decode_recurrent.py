@@ -1,0 +1,315 @@
+"""The policies of recurrent-depth decoding, on tiny random models, each beside its slow and obvious twin."""
+
+import itertools
+
+import pytest
+import torch
+from recurrent_golden import random_model
+from tokenizers import Tokenizer, models
+from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+WAVEFRONT_POLICIES = ["adaptive", "self-speculative", "diffusion-forcing", "exact"]
+EXACT_POLICIES = ["self-speculative", "exact"]
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]]
+
+
+def plain_loop(model, prompt: list[int], num_new: int, process=None, **forward) -> list[int]:
+    """Greedy text: the whole prefix through the whole model for each token; no cache, no wavefront."""
+    ids = torch.tensor([prompt])
+    for _ in range(num_new):
+        with torch.no_grad():
+            scores = model(ids, init_scale=0.0, **forward).logits[:, -1]
+        scores = scores if process is None else process(ids, scores)
+        ids = torch.cat([ids, scores.argmax(dim=-1, keepdim=True)], dim=1)
+    return ids[0, len(prompt) :].tolist()
+
+
+def continuation(model, prompt: list[int], num_new: int, **options) -> list[int]:
+    ids = torch.tensor([prompt])
+    return model.generate(ids, max_new_tokens=num_new, init_scale=0.0, **options)[0, len(prompt) :].tolist()
+
+
+def left_padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    longest = max(len(row) for row in rows)
+    ids = [[0] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_plain_decoding_with_the_cache_is_decoding_without(seed):
+    model = random_model(seed)
+    assert continuation(model, PROMPTS[0], 16) == plain_loop(model, PROMPTS[0], 16)
+
+
+@pytest.mark.parametrize("draft_recurrences", [(1,), (5,), (2, 4), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_exact_wavefront_writes_the_text_of_plain_decoding(seed, draft_recurrences):
+    model = random_model(seed, n_layers_in_recurrent_block=1 + seed)
+    expected = plain_loop(model, PROMPTS[seed % 3], 24)
+    assert continuation(model, PROMPTS[seed % 3], 24, policy="exact", draft_recurrences=draft_recurrences) == expected
+
+
+@pytest.mark.parametrize("max_wavefront", [1, 2, 3])
+def test_the_exact_wavefront_is_bounded_and_still_exact(max_wavefront):
+    model, ids = random_model(1), torch.tensor([PROMPTS[0]])
+    output = model.generate(
+        ids,
+        max_new_tokens=16,
+        init_scale=0.0,
+        policy="exact",
+        draft_recurrences=1,
+        max_wavefront=max_wavefront,
+        record_wavefront=True,
+        return_dict_in_generate=True,
+    )
+    assert output.sequences[0, ids.shape[1] :].tolist() == plain_loop(model, PROMPTS[0], 16)
+    assert max(len(step.fed_ids) for step in output.wavefront) <= max_wavefront
+
+
+@pytest.mark.parametrize("draft_length", [1, 3, 8])
+def test_self_speculation_writes_the_text_of_plain_decoding(draft_length):
+    model = random_model(2)
+    expected = plain_loop(model, PROMPTS[0], 20)
+    options = {"policy": "self-speculative", "draft_length": draft_length, "draft_recurrences": 2}
+    assert continuation(model, PROMPTS[0], 20, **options) == expected
+
+
+@pytest.mark.parametrize("policy", EXACT_POLICIES)
+def test_a_depth_of_one_leaves_nothing_to_draft_and_works(policy):
+    model = random_model(3)
+    expected = plain_loop(model, PROMPTS[1], 8, num_recurrences=1)
+    assert continuation(model, PROMPTS[1], 8, policy=policy, num_recurrences=1) == expected
+
+
+def test_diffusion_forcing_at_full_depth_between_decodes_is_plain_decoding():
+    model = random_model(4)
+    options = {"inner_recurrence": 24, "num_recurrences": 24, "embedding_ema": 0.0, "exit_threshold": 1e9}
+    options["freeze_criterion"] = "fixed"
+    del options["exit_threshold"]
+    text = continuation(model, PROMPTS[0], 12, policy="diffusion-forcing", kv_cache="every-recurrence", **options)
+    assert text == plain_loop(model, PROMPTS[0], 12, num_recurrences=24)
+
+
+@pytest.mark.parametrize("policy", ["autoregressive", *WAVEFRONT_POLICIES])
+def test_a_row_of_a_ragged_batch_is_the_row_alone(policy):
+    model = random_model(5)
+    alone = [continuation(model, row, 16, policy=policy) for row in PROMPTS]
+    batch = left_padded(PROMPTS)
+
+    together = model.generate(**batch, max_new_tokens=16, init_scale=0.0, policy=policy)
+
+    assert together[:, batch["input_ids"].shape[1] :].tolist() == alone
+
+
+@pytest.mark.parametrize("policy", WAVEFRONT_POLICIES)
+def test_rows_end_at_their_own_end_and_then_cost_nothing(policy):
+    model = random_model(5)
+    texts = [continuation(model, row, 24, policy=policy) for row in PROMPTS]
+    end = texts[1][2]  # the second row ends early, the others where they happen to
+    options = {"policy": policy, "eos_token_id": [end, 36], "pad_token_id": 0, "return_dict_in_generate": True}
+
+    output = model.generate(**left_padded(PROMPTS), max_new_tokens=24, init_scale=0.0, **options)
+
+    positions = 0
+    for row, text in zip(output.sequences[:, len(PROMPTS[0]) :].tolist(), texts, strict=True):
+        stop = next((i + 1 for i, token in enumerate(text) if token in (end, 36)), 24)
+        assert row == text[:stop] + [0] * (len(row) - stop)
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        positions += model.generate(ids, max_new_tokens=24, init_scale=0.0, **options).num_positions
+    if policy in ("adaptive", "exact", "self-speculative"):
+        assert output.num_positions == positions
+
+
+@pytest.mark.parametrize("policy", WAVEFRONT_POLICIES)
+@pytest.mark.parametrize("num_new", [1, 2, 7])
+def test_max_new_tokens_is_met_and_not_exceeded(policy, num_new):
+    assert len(continuation(random_model(6), PROMPTS[0], num_new, policy=policy)) == num_new
+
+
+@pytest.mark.parametrize("policy", EXACT_POLICIES)
+def test_processors_see_the_prefix_each_token_really_has(policy):
+    model = random_model(7)
+    options = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_new_tokens": 4, "eos_token_id": 9}
+    for row in PROMPTS:
+        plain = continuation(model, row, 20, pad_token_id=0, **options)
+        assert continuation(model, row, 20, policy=policy, pad_token_id=0, **options) == plain
+
+
+class StopAfter(StoppingCriteria):
+    """Ends a row at a token, having looked at every new column once."""
+
+    def __init__(self, token: int):
+        self.token = token
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return input_ids[:, -1] == self.token
+
+
+@pytest.mark.parametrize("policy", WAVEFRONT_POLICIES)
+def test_a_stopping_criterion_ends_the_text(policy):
+    model = random_model(8)
+    text = continuation(model, PROMPTS[0], 20, policy=policy)
+    stopped = continuation(model, PROMPTS[0], 20, policy=policy, stopping_criteria=[StopAfter(text[5])])
+    assert stopped == text[: text.index(text[5]) + 1]
+
+
+@pytest.mark.parametrize("policy", WAVEFRONT_POLICIES)
+def test_stop_strings_end_the_text(policy):
+    model = random_model(8)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789_"
+    characters = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=characters)
+    text = continuation(model, PROMPTS[0], 20, policy=policy)
+    stop = letters[text[4]] + letters[text[5]]
+
+    stopped = continuation(model, PROMPTS[0], 20, policy=policy, tokenizer=tokenizer, stop_strings=[stop])
+
+    whole = "".join(letters[token] for token in text)
+    assert "".join(letters[token] for token in stopped) == whole[: whole.index(stop) + 2]
+
+
+class Recorder(BaseStreamer):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        self.chunks, self.has_ended = [], False
+
+    def put(self, value):
+        self.chunks.append(value.flatten().tolist())
+
+    def end(self):
+        self.has_ended = True
+
+
+@pytest.mark.parametrize("policy", WAVEFRONT_POLICIES)
+def test_tokens_stream_as_they_freeze(policy):
+    model, recorder = random_model(9), Recorder()
+    text = continuation(model, PROMPTS[0], 16, policy=policy, streamer=recorder)
+    prompt, *chunks = recorder.chunks
+    assert prompt == PROMPTS[0]
+    assert list(itertools.chain(*chunks)) == text
+    assert len(chunks) > 1 and recorder.has_ended
+
+
+@pytest.mark.parametrize("policy", WAVEFRONT_POLICIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_any_dtype_samples_with_its_own_generator_and_touches_nothing_global(policy, dtype):
+    model = random_model(10).to(dtype)
+    ids = torch.tensor([PROMPTS[0]] * 2)
+    draw = lambda seed: model.generate(  # noqa: E731
+        ids,
+        max_new_tokens=10,
+        do_sample=True,
+        temperature=0.8,
+        policy=policy,
+        generator=torch.Generator().manual_seed(seed),
+    ).tolist()
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert draw(1) == draw(1) != draw(2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("criterion", ["latent-acceleration-1", "latent-acceleration-2", "token-stability", "fixed"])
+@pytest.mark.parametrize("schedule", ["constant", "dampened", "linear", "sqrt"])
+def test_every_criterion_and_noise_schedule_finishes_in_a_ragged_batch(criterion, schedule):
+    output = random_model(11).generate(
+        **left_padded(PROMPTS),
+        max_new_tokens=12,
+        policy="diffusion-forcing",
+        freeze_criterion=criterion,
+        noise_schedule=schedule,
+        state_noise=0.3,
+        headway=2,
+        max_wavefront=5,
+        generator=torch.Generator().manual_seed(0),
+        return_dict_in_generate=True,
+        record_wavefront=True,
+    )
+    assert output.sequences.shape == (3, len(PROMPTS[0]) + 12)
+    assert max(len(step.fed_ids) for step in output.wavefront) <= 5
+    frozen = output.wavefront[0].start
+    for step in output.wavefront:  # what is frozen stays, in order
+        assert step.start == frozen
+        frozen += step.num_frozen
+
+
+def test_a_wavefront_of_one_is_adaptive_decoding():
+    model = random_model(12)
+    adaptive = continuation(model, PROMPTS[0], 16, policy="adaptive", exit_threshold=0.2, num_recurrences=32)
+    options = {"inner_recurrence": 1, "embedding_ema": 0.0, "exit_threshold": 0.2, "num_recurrences": 32}
+    assert continuation(model, PROMPTS[0], 16, policy="diffusion-forcing", max_wavefront=1, **options) == adaptive
+
+
+def test_the_statistics_add_up():
+    model, ids = random_model(13), torch.tensor([PROMPTS[0]])
+    for policy in ["autoregressive", *WAVEFRONT_POLICIES]:
+        output = model.generate(ids, max_new_tokens=12, init_scale=0.0, policy=policy, return_dict_in_generate=True)
+        assert output.sequences.shape[1] == ids.shape[1] + 12
+        assert output.num_prefill_core_passes == 6
+        assert output.recurrences_per_position.shape == (1, 12)
+        assert output.recurrences_per_position[0, :-1].min() >= 1
+        assert output.tokens_per_forward[0] == 11 / output.num_steps
+        if policy in ("autoregressive", "adaptive"):
+            assert output.num_core_passes == output.num_positions == output.recurrences_per_position.sum()
+
+
+def test_options_may_stand_in_the_generation_config():
+    model, ids = random_model(14), torch.tensor([PROMPTS[0]])
+    config = GenerationConfig(max_new_tokens=8, policy="exact", draft_recurrences=[1, 3], init_scale=0.0)
+    output = model.generate(ids, generation_config=config, return_dict_in_generate=True)
+    by_keyword = model.generate(
+        ids, max_new_tokens=8, policy="exact", draft_recurrences=[1, 3], init_scale=0.0, return_dict_in_generate=True
+    )
+    assert output.sequences.tolist() == by_keyword.sequences.tolist()
+    assert output.num_core_passes == by_keyword.num_core_passes
+    assert config.to_dict() == GenerationConfig(**config.to_dict()).to_dict()
+
+
+@pytest.mark.parametrize("preset", ["static-r4", "adaptive", "self-speculative", "diffusion-forcing-r2"])
+def test_a_preset_is_the_options_it_names(preset):
+    model = random_model(15)
+    assert len(continuation(model, PROMPTS[0], 6, preset=preset)) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"policy": "fastest"}, "`policy` must be one of"),
+        ({"preset": "best"}, "`preset` must be one of"),
+        ({"policy": "exact", "headway": 2}, "`headway` says nothing to"),
+        ({"policy": "exact", "draft_recurrences": 6}, "`draft_recurrences` must be"),
+        ({"policy": "exact", "draft_recurrences": (3, 2)}, "`draft_recurrences` must be"),
+        ({"policy": "self-speculative", "draft_recurrences": (1, 2)}, "a single depth"),
+        ({"policy": "diffusion-forcing", "inner_recurrence": 0}, "`inner_recurrence` must be"),
+        ({"policy": "diffusion-forcing", "embedding_ema": 2.0}, "`embedding_ema` must be"),
+        ({"policy": "diffusion-forcing", "freeze_criterion": "luck"}, "`freeze_criterion` must be"),
+        ({"policy": "diffusion-forcing", "kv_cache": "none"}, "`kv_cache` must be"),
+        ({"policy": "diffusion-forcing", "inner_recurrence": 8, "max_recurrences": 4}, "`max_recurrences` must be"),
+        ({"policy": "exact", "num_beams": 3}, "`num_beams` must be left"),
+        ({"policy": "exact", "output_scores": True}, "`output_scores` must be left"),
+        ({"policy": "exact", "max_new_tokens": 1000}, "`config.block_size`"),
+        ({"num_recurrences": 0}, "`num_recurrences` must be"),
+        ({"wavefronts": 3}, "wavefronts"),
+        ({"cache_implementation": "static"}, "`cache_implementation` must be"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_reason(options, words):
+    with pytest.raises(ValueError, match=words):
+        random_model().generate(torch.tensor([PROMPTS[0]]), **{"max_new_tokens": 4, **options})
+
+
+def test_reference_compat_takes_one_row():
+    batch = left_padded(PROMPTS)
+    with pytest.raises(ValueError, match="one row without padding"):
+        random_model().generate(**batch, max_new_tokens=4, policy="diffusion-forcing", reference_compat=True)
+
+
+def test_padding_on_the_right_is_refused():
+    ids, mask = torch.tensor([[5, 6, 0], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    with pytest.raises(ValueError, match="padding on the left"):
+        random_model().generate(ids, attention_mask=mask, max_new_tokens=4, policy="exact")
