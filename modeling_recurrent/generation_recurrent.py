@@ -40,7 +40,9 @@ class RecurrentGenerationMixin:
             given = {name: value for name, value in stored.items() if value is not None} | given
         options = RecurrentOptions.from_keywords(given, self.config.mean_recurrence)
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        if options.policy != "autoregressive":
+        if options.policy == "autoregressive":  # transformers' own loops hand these to every forward
+            model_kwargs |= {name: getattr(options, name) for name in ("num_recurrences", "init_scale", "generator")}
+        else:
             refuse_unsupported(prepared, model_kwargs, options.policy)
         prepared.recurrent_options = options
         return prepared, model_kwargs
@@ -86,7 +88,6 @@ class RecurrentGenerationMixin:
     ) -> RecurrentGenerateOutput | torch.Tensor:
         options = generation_config.recurrent_options
         if options.policy == "autoregressive":
-            depth = {name: getattr(options, name) for name in ("num_recurrences", "init_scale", "generator")}
             output = super()._sample(
                 input_ids,
                 logits_processor,
@@ -95,7 +96,6 @@ class RecurrentGenerationMixin:
                 synced_gpus=synced_gpus,
                 streamer=streamer,
                 **model_kwargs,
-                **depth,
             )
             return output if isinstance(output, torch.Tensor) else plain_output(output, input_ids, options)
         input_ids = input_ids.to(self.device)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from recurrent_golden import random_model
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
@@ -161,6 +161,7 @@ def test_stop_strings_end_the_text(policy):
     model = random_model(8)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789_"
     characters = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, merges=[]))
+    characters.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=characters)
     text = continuation(model, PROMPTS[0], 20, policy=policy)
     stop = letters[text[4]] + letters[text[5]]
