@@ -2,5 +2,6 @@
 
 from .decode_tidar import decode_tidar
 from .outputs import TiDARGenerateOutput
+from .row_streamer import RowStreamer
 
-__all__ = ["TiDARGenerateOutput", "decode_tidar"]
+__all__ = ["RowStreamer", "TiDARGenerateOutput", "decode_tidar"]

@@ -24,21 +24,27 @@ def last_decided(decided_ids: torch.Tensor, num_decided: torch.Tensor) -> torch.
 
 
 class Greedy:
-    """The most likely token; ids are compared, never probabilities."""
+    """The most likely token; ids are compared, never probabilities.
+
+    Attributes:
+        target_scores: [A, n, V] processed logits of the autoregressive side that the last decision was made from.
+    """
 
     def __init__(self, scores: Scores):
         self.scores = scores
 
     def first(self, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Decides the first token from the prefill's logits [A, 1, V]: ids [A, 1] and their number [A]."""
-        ids = self.scores(target_logits).argmax(dim=-1)
+        self.target_scores = self.scores(target_logits)
+        ids = self.target_scores.argmax(dim=-1)
         return ids, torch.ones_like(ids[:, 0])
 
     def verify(self, draft_ids: torch.Tensor, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Decides 1 to K tokens from a draft [A, K] and the logits behind each of its tokens [A, K, V]."""
         if self.scores.depend_on_prefix:
             self.scores.transcript.write_undecided(draft_ids[:, 1:])
-        target_ids = self.scores(target_logits).argmax(dim=-1)
+        self.target_scores = self.scores(target_logits)
+        target_ids = self.target_scores.argmax(dim=-1)
         num_accepted = accept_by_equality(draft_ids, target_ids)
         return decided_run(draft_ids, num_accepted, last_decided(target_ids, num_accepted)[:, 0]), num_accepted
 
@@ -76,19 +82,18 @@ class Sampled:
             return torch.rand(len(like), num, device=like.device)
         return torch.stack([torch.rand(num, generator=g) for g in self.generators]).to(like.device)
 
-    def _probs(self, logits: torch.Tensor, offset: int = 0) -> torch.Tensor:
-        return self.scores(logits, offset).float().softmax(dim=-1)
-
     def first(self, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Decides the first token from the prefill's logits [A, 1, V]: ids [A, 1] and their number [A]."""
-        ids = sample(self._probs(target_logits), self._uniforms(target_logits, 1))
+        self.target_scores = self.scores(target_logits)
+        ids = sample(self.target_scores.float().softmax(dim=-1), self._uniforms(target_logits, 1))
         return ids, torch.ones_like(ids[:, 0])
 
     def verify(self, draft_ids: torch.Tensor, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Decides 1 to K tokens from a draft [A, K] and the logits behind each of its tokens [A, K, V]."""
         if self.scores.depend_on_prefix:
             self.scores.transcript.write_undecided(draft_ids[:, 1:])
-        target_probs = self._probs(target_logits)
+        self.target_scores = self.scores(target_logits)
+        target_probs = self.target_scores.float().softmax(dim=-1)
         uniforms = self._uniforms(target_logits, draft_ids.shape[1])
         num_accepted = accept_by_rejection(draft_ids, target_probs, self.draft_probs, uniforms[:, 1:])
         next_ids = sample(residual_probs(target_probs, self.draft_probs, num_accepted), uniforms[:, 0])
@@ -100,11 +105,11 @@ class Sampled:
         uniforms = self._uniforms(draft_logits, num_slots)
         first_ids = last_decided(decided_ids, num_decided)
         if not self.scores.depend_on_prefix:
-            self.draft_probs = self._probs(draft_logits)
+            self.draft_probs = self.scores(draft_logits).float().softmax(dim=-1)
             return torch.cat([first_ids, sample(self.draft_probs, uniforms)], dim=1)
         draft_ids, probs = [first_ids], []
         for slot in range(num_slots):
-            probs.append(self._probs(draft_logits[:, slot : slot + 1], offset=slot))
+            probs.append(self.scores(draft_logits[:, slot : slot + 1], offset=slot).softmax(dim=-1))
             draft_ids.append(sample(probs[-1], uniforms[:, slot : slot + 1]))
             self.scores.transcript.write_undecided(draft_ids[-1], offset=slot)
         self.draft_probs = torch.cat(probs, dim=1) if probs else draft_logits.float()

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from .choice import Greedy, Sampled
 from .draft_forward import DraftForward
-from .outputs import Statistics, TiDARGenerateOutput
+from .outputs import Statistics, StepScores, TiDARGenerateOutput
 from .transcript import Scores, Transcript
 
 
@@ -43,7 +43,9 @@ def decode_tidar(
         seeds: one for each row; by default the device's global generator.
         attention_mask: [B, P], 0 for padding.
         position_ids: [B, uncached part of P].
-        past_key_values: the cache of an earlier turn, a prefix of `input_ids`.
+        past_key_values: the cache of an earlier turn, a prefix of `input_ids`; a user's own is brought up to date.
+        streamer: gets tokens as they are decided, 1-D; a draft too where it has `put_draft` (transformers'
+            `TextDiffusionStreamer`); several rows where it has `put_row(row, ids)`.
 
     Returns:
         [B, P + N] ids, or `TiDARGenerateOutput` where `generation_config.return_dict_in_generate`.
@@ -56,13 +58,22 @@ def decode_tidar(
     transcript = Transcript(input_ids, stopping_criteria, pad_token_id, draft_length, streamer)
     scores = Scores(logits_processor, transcript, excluded_id)
     choice = Sampled(scores, seeds) if generation_config.do_sample else Greedy(scores)
-    forward = DraftForward(model, draft_length, len(input_ids), attention_mask, past_key_values)
+    has_own_cache = getattr(past_key_values, "_is_user_defined", False)
+    returns_cache = has_own_cache or generation_config.return_dict_in_generate
+    forward = DraftForward(model, draft_length, len(input_ids), attention_mask, past_key_values, returns_cache)
     statistics = Statistics(len(input_ids), draft_length)
+    wants_scores = generation_config.return_dict_in_generate and (
+        generation_config.output_scores or generation_config.output_logits
+    )
+    step_scores = StepScores(len(input_ids)) if wants_scores else None
 
     # 1. Prefill: the prompt decides the first token, and one block of masks drafts what follows it.
-    decided_ids, num_decided = choice.first(forward.prefill(input_ids, position_ids))
+    target_logits = forward.prefill(input_ids, position_ids)
+    decided_ids, num_decided = choice.first(target_logits)
     branch = torch.zeros_like(num_decided)
-    transcript.extend(decided_ids, num_decided)
+    counts = transcript.extend(decided_ids, num_decided)
+    if step_scores:
+        step_scores.add(transcript.active, counts, target_logits, choice.target_scores)
     while places := transcript.drop_ended():
         # 2. Finished rows leave the forward.
         if len(places) < len(decided_ids):
@@ -71,6 +82,7 @@ def decode_tidar(
             decided_ids, num_decided, branch = decided_ids[places], num_decided[places], branch[places]
         # 3. The draft: the last decided token, then what the masks of the branch that came true predict.
         draft_ids = choice.draft(decided_ids, num_decided, forward.branch_logits(branch))
+        transcript.show_draft(draft_ids)
         # 4. One forward verifies it, and drafts behind each token that may turn out to be the last accepted.
         target_logits = forward.verify_and_draft(draft_ids)
         decided_ids, num_decided = choice.verify(draft_ids, target_logits)
@@ -79,12 +91,21 @@ def decode_tidar(
         counts = transcript.extend(decided_ids, num_decided)
         forward.accept(num_decided, counts)
         statistics.add(transcript.active, counts)
+        if step_scores:
+            step_scores.add(transcript.active, counts, target_logits, choice.target_scores)
     if streamer is not None:
         streamer.end()
+    cache = forward.final_cache(transcript.lengths) if returns_cache else None
+    if has_own_cache:
+        past_key_values.layers = cache.layers
     if not generation_config.return_dict_in_generate:
         return transcript.sequences()
+    logits, token_scores = step_scores.steps(transcript.num_new_tokens) if step_scores else (None, None)
     return TiDARGenerateOutput(
         sequences=transcript.sequences(),
+        scores=token_scores if generation_config.output_scores else None,
+        logits=logits if generation_config.output_logits else None,
+        past_key_values=cache,
         num_forwards=forward.num_forwards,
         num_prefill_forwards=forward.num_prefill_forwards,
         tokens_per_forward=statistics.tokens_per_forward(transcript.num_new_tokens),

@@ -6,6 +6,7 @@ B sequences, H key heads, C slots, Q queries, D channels a head.
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 
@@ -81,12 +82,11 @@ class DraftCache(Cache):
             layer.keys, layer.values = past.keys.clone(), past.values.clone()
         return drafts
 
-    def to_dynamic(self, num_slots: int) -> DynamicCache:
-        """The first `num_slots` slots as a stock cache, column for column as `generate` returns it."""
-        cache = DynamicCache()
-        for index, layer in enumerate(self.layers):
-            cache.update(layer.keys[:, :, :num_slots].clone(), layer.values[:, :, :num_slots].clone(), index)
-        return cache
+    def row(self, place: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """One row's keys and values of each layer, [H, length, D], as tensors of their own."""
+        return [
+            (layer.keys[place, :, :length].clone(), layer.values[place, :, :length].clone()) for layer in self.layers
+        ]
 
     def begin_forward(self, num_queries: int) -> None:
         """Points each row's next `num_queries` writes at the slots behind its length."""
@@ -111,3 +111,18 @@ class DraftCache(Cache):
             if layer.is_initialized:
                 layer.keys = layer.keys[index.to(layer.keys.device)]
                 layer.values = layer.values[index.to(layer.values.device)]
+
+
+def stack_rows(rows: list[list[tuple[torch.Tensor, torch.Tensor]]], lengths: list[int]) -> DynamicCache:
+    """Rows of `DraftCache.row` as one stock cache, cut to `lengths` and zero behind them: column for column what
+    `generate` returns."""
+    cache = DynamicCache()
+    for index, layer in enumerate(zip(*rows, strict=True)):
+        keys, values = (
+            torch.stack(
+                [nn.functional.pad(x[:, :n], (0, 0, 0, max(lengths) - n)) for x, n in zip(half, lengths, strict=True)]
+            )
+            for half in zip(*layer, strict=True)
+        )
+        cache.update(keys, values, index)
+    return cache

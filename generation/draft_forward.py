@@ -3,7 +3,7 @@
 A unfinished rows, P prompt tokens, K drafted tokens, M branches, N clean queries, D channels, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
-from .draft_cache import DraftCache
+from .draft_cache import DraftCache, stack_rows
 from .mask_gate import MaskGate
 from .structured_mask import draft_mask_function, draft_positions, real_slot_function, structured_attention_mask
 
@@ -38,6 +38,8 @@ class DraftForward:
         attention_mask: [B, P], 0 for padding; None where there is none.
         past_key_values: the cache of an earlier turn, or None.
 
+        returns_cache: whether `final_cache` will be asked for; finished rows are then set aside, not dropped.
+
     Attributes:
         num_forwards, num_prefill_forwards: calls of the network, counted where it is called.
     """
@@ -49,8 +51,11 @@ class DraftForward:
         batch_size: int,
         attention_mask: torch.Tensor | None = None,
         past_key_values: DynamicCache | None = None,
+        returns_cache: bool = False,
     ):
         self.model = model
+        self.rows = list(range(batch_size))
+        self.finished_rows: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] | None = {} if returns_cache else None
         self.draft_length = draft_length
         self.mask_embedding_id = model.config.tidar_config["mask_embedding_id"]
         self.gate = MaskGate.of(model)
@@ -121,12 +126,26 @@ class DraftForward:
 
     def keep_rows(self, places: list[int]) -> None:
         """Takes every other row out of the forward."""
+        self._set_aside(set(range(len(self.rows))) - set(places))
+        self.rows = [self.rows[place] for place in places]
         self.next_positions = self.next_positions[places]
         self.mask_states = self.mask_states[places]
         self.row_lengths = [self.row_lengths[place] for place in places]
         if self.is_real_slot is not None:
             self.is_real_slot = self.is_real_slot[places]
         self.cache.keep_rows(places, max(self.row_lengths))
+
+    def final_cache(self, text_lengths: list[int]) -> DynamicCache:
+        """What is cached of texts of these lengths: all but each one's last token, as plain decoding leaves it."""
+        assert self.finished_rows is not None
+        self._set_aside(range(len(self.rows)))
+        rows = [self.finished_rows[row] for row in sorted(self.finished_rows)]
+        return stack_rows(rows, [length - 1 for length in text_lengths])
+
+    def _set_aside(self, places: Iterable[int]) -> None:
+        if self.finished_rows is not None:
+            for place in places:
+                self.finished_rows[self.rows[place]] = self.cache.row(place, self.row_lengths[place])
 
     def _advance(self, num_kept: torch.Tensor, counts: list[int]) -> None:
         self.row_lengths = [length + count for length, count in zip(self.row_lengths, counts, strict=True)]

@@ -25,6 +25,28 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
     accepted_lengths: torch.Tensor | None = None
 
 
+class StepScores:
+    """Collects each new token's logits and processed scores, row by row, as `output_logits` and `output_scores` ask."""
+
+    def __init__(self, batch_size: int):
+        self.rows: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(batch_size)]
+
+    def add(self, rows: list[int], counts: list[int], logits: torch.Tensor, scores: torch.Tensor) -> None:
+        """Takes the first `counts` of [A, n, V] logits and scores, in the order in which their tokens were decided."""
+        for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            self.rows[row] += [(logits[place, i].float(), scores[place, i].float()) for i in range(count)]
+
+    def steps(self, num_new_tokens: list[int]) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Logits and scores, a [B, V] tensor for each new column; zeros where a row had ended."""
+        nothing = (torch.zeros_like(self.rows[0][0][0]),) * 2
+        columns = [
+            [row[i] if i < min(len(row), num) else nothing for row, num in zip(self.rows, num_new_tokens, strict=True)]
+            for i in range(max(num_new_tokens))
+        ]
+        logits, scores = (tuple(torch.stack([pair[k] for pair in column]) for column in columns) for k in (0, 1))
+        return logits, scores
+
+
 class Statistics:
     """Counts, row by row, what each decode forward accepted."""
 

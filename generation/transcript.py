@@ -35,7 +35,12 @@ class Transcript:
         self.active = list(range(batch_size))
         self.pad_token_id = pad_token_id
         self.streamer = streamer
-        self.num_streamed = self.prompt_length
+        self.num_streamed = [self.prompt_length] * batch_size
+        if streamer is not None and batch_size > 1 and not hasattr(streamer, "put_row"):
+            raise ValueError(
+                f"{type(streamer).__name__} shows one text, but the batch has {batch_size} rows (prompts times "
+                "`num_return_sequences`). Give a streamer with `put_row(row, ids)`, such as wavedraft's `RowStreamer`."
+            )
         self.eos_token_ids = {
             int(token)
             for criterion in stopping_criteria
@@ -100,10 +105,17 @@ class Transcript:
     def _stream(self) -> None:
         if self.streamer is None:
             return
-        length = min(self.lengths[0], self.num_checked) if self.criteria else self.lengths[0]
-        if length > self.num_streamed:
-            self.streamer.put(self.ids[0, self.num_streamed : length].cpu())
-            self.num_streamed = length
+        put_row = getattr(self.streamer, "put_row", lambda row, ids: self.streamer.put(ids))
+        for row, length in enumerate(self.lengths):
+            length = min(length, self.num_checked) if self.criteria else length
+            if length > self.num_streamed[row]:
+                put_row(row, self.ids[row, self.num_streamed[row] : length].cpu())
+                self.num_streamed[row] = length
+
+    def show_draft(self, draft_ids: torch.Tensor) -> None:
+        """Shows a draft-aware streamer what is proposed behind the text of a batch of one, [1, K]."""
+        if self.streamer is not None and len(self.lengths) == 1 and hasattr(self.streamer, "put_draft"):
+            self.streamer.put_draft(draft_ids[:, 1:].cpu())
 
     def drop_ended(self) -> list[int]:
         """Takes the ended rows out of `active`; returns which of the active rows stay, by their place in it."""

@@ -27,6 +27,7 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 from transformers.cache_utils import DynamicCache
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import ModelOutput, logging
 
 from ..generation.decode_tidar import decode_tidar
@@ -179,8 +180,8 @@ class TiDARMixin(Stock):
         blocks = has_label.view(-1, draft_length).any(dim=1).nonzero()[:, 0] * draft_length
         if not len(blocks):
             raise ValueError(
-                f"No token of this batch can teach a draft of {draft_length} tokens (`config.tidar_config.draft_length`): no "
-                "label lies behind the first slot of a block. Give longer texts, or labels that are not all -100."
+                f"No token of this batch can teach a draft of {draft_length} tokens "
+                "(`config.tidar_config.draft_length`): no label lies behind the first slot of a block. Give longer texts, or labels that are not all -100."
             )
         gate = MaskGate.of(self)
         if gate is None:
@@ -396,7 +397,7 @@ def stock_class_of(config: Any) -> type[PreTrainedModel]:
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{config.model_type!r} is an encoder-decoder: its decoder does not read its own prompt, so it cannot "
-            "draft in the same forward. Use a decoder-only model, such as Llama, Mistral, Qwen2, Qwen3, Gemma, Phi or OLMo."
+            "draft in the same forward. Use a decoder-only model, such as Llama, Mistral, Qwen3, Gemma, Phi or OLMo."
         )
     try:
         stock_class = AutoModelForCausalLM._model_mapping[type(config)]
@@ -426,7 +427,11 @@ def _new_drafting_class(stock_class: type[PreTrainedModel]) -> type[PreTrainedMo
     members["_can_set_attn_implementation_cached_value"] = stock_class._can_set_attn_implementation()
     members["_can_set_experts_implementation_cached_value"] = stock_class._can_set_experts_implementation()
     members["forward"] = forward_with_signature_of(stock_class)
-    return type(PREFIX + stock_class.__name__, (TiDARMixin, stock_class, GenerationMixin), members)
+    name = PREFIX + stock_class.__name__
+    # Some checkpoints spell a tensor otherwise than the model (GPT-NeoX's head); transformers keeps that by class name.
+    if (renamings := get_checkpoint_conversion_mapping(stock_class.__name__)) is not None:
+        register_checkpoint_conversion_mapping(name, renamings, overwrite=True)
+    return type(name, (TiDARMixin, stock_class, GenerationMixin), members)
 
 
 def forward_with_signature_of(stock_class: type[PreTrainedModel]) -> Any:
