@@ -198,3 +198,82 @@ def runs_table(prompts: list[str], drafted_runs: list[Run], plain_runs: list[Run
 def shortened(prompt: str, length: int = 28) -> str:
     line = " ".join(prompt.split())
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+@app.command()
+def train(
+    model: Annotated[Path, typer.Argument(help="A TiDAR checkpoint folder, made by `wavedraft convert`.")],
+    data: Annotated[Path, typer.Argument(help="JSONL rows of prompt and answer, messages, or text.")],
+    output: Annotated[Path, typer.Argument(help="The folder for checkpoints and the result.")],
+    eval_prompts: Annotated[Path | None, typer.Option(help="JSONL prompts to decode before and after.")] = None,
+    num_eval_prompts: Annotated[int, typer.Option(min=1)] = 10,
+    mode: Annotated[str, typer.Option(help="gated: base frozen, text unchanged. joint: the paper's loss.")] = "gated",
+    draft_loss: Annotated[str, typer.Option(help="cross_entropy, kl or tv.")] = "cross_entropy",
+    alpha: Annotated[float, typer.Option(help="Weight of the autoregressive loss in joint mode.")] = 1.0,
+    rank: Annotated[int, typer.Option(min=0, help="Of the LoRA; 0, in joint mode, trains every weight.")] = 32,
+    max_steps: Annotated[int, typer.Option(min=1)] = 300,
+    batch_size: Annotated[int, typer.Option(min=1)] = 4,
+    gradient_accumulation_steps: Annotated[int, typer.Option(min=1)] = 1,
+    learning_rate: Annotated[float | None, typer.Option(help="By default 1e-3 for a LoRA, 1e-5 without.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens a row is cut to.")] = 320,
+    eval_steps: Annotated[int | None, typer.Option(help="Decode the prompts every so many steps, too.")] = None,
+    save_steps: Annotated[int, typer.Option(min=1)] = 100,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Half the memory, and faster where the machine has it.")] = False,
+    activation_checkpointing: Annotated[bool, typer.Option("--activation-checkpointing")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUTPUT.")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Teach a converted checkpoint to draft; reports tokens per forward before and after, by decoding."""
+    options = {name: value for name, value in locals().items() if name not in ("model", "data", "output")}
+    options["eval_prompts_path"] = options.pop("eval_prompts")
+    from .training import finetune  # Trainer takes seconds to import, which the other verbs do not wait for
+
+    report = finetune(model, data, output, **options)
+    for moment in ("before", "after"):
+        if measured := report[moment]:
+            identical = measured["identical"]
+            plain = "" if identical is None else f", {identical:.0%} of the texts identical to plain decoding"
+            print(f"{moment}: {measured['tokens_per_forward']:.2f} tokens per forward{plain}")
+    print(f"{output}: {'adapter' if rank else 'checkpoint'}, and what was measured in report.json")
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Texts to learn from.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def regenerate(
+    model: Annotated[str, typer.Argument(help="The model that answers: a folder or a Hub id.")],
+    prompts: Annotated[Path, typer.Argument(help="JSONL rows with `prompt`.")],
+    output: Annotated[Path, typer.Argument(help="The JSONL file to write, or to go on with.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 192,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 answers greedily.")] = 0.0,
+    seed: Annotated[int, typer.Option()] = 0,
+    max_answer_tokens: Annotated[int | None, typer.Option(help="Stop once the file holds so many.")] = None,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "bfloat16",
+) -> None:
+    """Let a model answer prompts itself: what it wrote is what its drafts learn best from."""
+    from transformers import AutoModelForCausalLM
+
+    from .training import regenerate as answer
+    from .training.dialogue import read_jsonl
+
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}.")
+    rows = list(read_jsonl(prompts))
+    with quiet_transformers():
+        answering = AutoModelForCausalLM.from_pretrained(model, dtype=DTYPES[dtype]).eval()
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    num_tokens = answer(
+        answering,
+        tokenizer,
+        rows,
+        output,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        temperature=temperature,
+        seed=seed,
+        max_answer_tokens=max_answer_tokens,
+    )
+    print(f"{output}: {num_tokens:,} tokens of answers")
