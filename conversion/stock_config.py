@@ -96,8 +96,6 @@ def draftable_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
         refuse("it is a composite of several models; convert its text model alone")
     if getattr(config, "alibi", False):
         refuse("its attention biases (ALiBi) follow places in the cache, not positions")
-    if getattr(config, "is_decoder", None) is False:
-        refuse("its config says `is_decoder: false`, so that each token sees the ones behind it")
     if lacking := sorted(ARGUMENTS - set(inspect.signature(stock_class.forward).parameters)):
         refuse(f"its forward does not take {', '.join(f'`{name}`' for name in lacking)}")
     if getattr(config, "quantization_config", None):

@@ -1,0 +1,76 @@
+"""Every family: converted, it says exactly what the stock model says, and drafts without changing a word."""
+
+import pytest
+import torch
+import transformers
+from tiny_stock import FAMILIES, save_tiny_stock
+from transformers import AutoModelForCausalLM
+
+from tiny_tidar import plain_greedy_loop
+from wavedraft import TiDARForCausalLM, convert
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_converted_bit_for_bit_and_drafts_the_same_text(family, tmp_path):
+    config = save_tiny_stock(tmp_path / "stock", family)
+    result = convert(tmp_path / "stock", tmp_path / "tidar", draft_length=4)
+    assert result.proof.max_abs_difference == 0.0
+    assert result.proof.num_layers == config.num_hidden_layers
+
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock").eval()
+    also_stock = AutoModelForCausalLM.from_pretrained(tmp_path / "tidar").eval()
+    model = TiDARForCausalLM.from_pretrained(tmp_path / "tidar").eval()
+    assert type(also_stock) is type(stock) and isinstance(model, type(stock))
+
+    prompt_ids, expected_ids = a_prompt_with_a_varied_answer(stock, config.vocab_size)
+    with torch.no_grad():
+        logits = stock(prompt_ids[None]).logits
+        assert torch.equal(also_stock(prompt_ids[None]).logits, logits)
+        assert torch.equal(model(prompt_ids[None]).logits, logits)
+    output = model.generate(prompt_ids[None], max_new_tokens=16, return_dict_in_generate=True)
+    assert output.sequences[0].tolist() == expected_ids.tolist()
+
+
+def a_prompt_with_a_varied_answer(stock, vocab_size):
+    """Random models like to repeat one word, which proves little."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(100):
+        prompt_ids = torch.randint(1, vocab_size, (11,), generator=generator)
+        answer_ids = plain_greedy_loop(stock, prompt_ids, num_new=16)
+        if len(set(answer_ids[11:].tolist())) >= 3:
+            return prompt_ids, answer_ids
+    raise AssertionError("no varied answer among 100")
+
+
+REFUSED = {
+    "t5": ("encoder-decoder", {}),
+    "mamba": ("cannot", {}),
+    "jamba": ("cannot", {}),
+    "qwen3_next": ("linear_attention", {}),
+    "recurrent_gemma": ("cannot", {}),
+    "bloom": ("position_ids", {}),
+    "falcon": ("ALiBi", {"alibi": True}),
+    "llama4_text": ("chunked_attention", {}),
+    "gemma3": ("text model", {}),
+}
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_what_cannot_draft_is_refused_by_name_with_the_reason(model_type, tmp_path):
+    reason, values = REFUSED[model_type]
+    config = transformers.CONFIG_MAPPING[model_type](**values)
+    (tmp_path / "stock").mkdir()
+    config.save_pretrained(tmp_path / "stock")
+    with pytest.raises(ValueError, match=model_type) as caught:
+        convert(tmp_path / "stock", tmp_path / "tidar")
+    assert reason in str(caught.value) and "Supported are" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["stock"]
+
+
+def test_a_model_that_reads_backwards_too_is_found_out_by_running_it(tmp_path):
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BertConfig(vocab_size=61, initializer_range=0.2, **shape)
+    transformers.BertLMHeadModel(config).save_pretrained(tmp_path / "stock")
+    with pytest.raises(ValueError, match="'bert'"):
+        convert(tmp_path / "stock", tmp_path / "tidar")
+    assert [path.name for path in tmp_path.iterdir()] == ["stock"]
