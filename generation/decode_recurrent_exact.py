@@ -30,7 +30,7 @@ class Branch:
 
 
 class Chains:
-    """The live positions of each row from left to right, and their states packed in that order.
+    """The live positions of each row, and their states packed, row after row, each from its right: by rising depth.
 
     Attributes:
         roots: (position, token) of each row's last decided token.
@@ -56,7 +56,7 @@ class Chains:
         for row, branch in begun:
             self.rows[row].append(branch)
         where = {id(branch): i for i, (_, branch) in enumerate([*self.packed, *begun])}
-        packed = [(row, branch) for row, branches in enumerate(self.rows) for branch in branches]
+        packed = [(row, branch) for row, branches in enumerate(self.rows) for branch in reversed(branches)]
         index = [where[id(branch)] for _, branch in packed]
         if begun:
             window = self._window(begun)
@@ -81,9 +81,9 @@ class Chains:
             if tail.next_id is not None and is_needed and len(branches) < options.max_wavefront:
                 yield row, (tail.position + 1, tail.next_id)
 
-    def _window(self, branches: list[tuple[int, Branch]]):
+    def _window(self, branches: list[tuple[int, Branch]], depths: list[int] | None = None):
         rows, positions = [row for row, _ in branches], [branch.position for _, branch in branches]
-        return self.session.model.packed_window(rows, positions, self.session.cache)
+        return self.session.model.packed_window(rows, positions, self.session.cache, depths)
 
     def recur(self) -> None:
         """One recurrence of every live position, each at its own depth."""
@@ -92,8 +92,8 @@ class Chains:
             self.session.costs.add_recurrence(
                 self.session.transcript.active[row], self.session.place_of(row, branch.position)
             )
-        depths = torch.tensor([branch.depth for _, branch in self.packed], device=self.session.device)
-        self.states = self.session.model.core_step(self.states, self.embeds, self._window(self.packed), depths)
+        window = self._window(self.packed, [branch.depth for _, branch in self.packed])
+        self.states = self.session.model.core_step(self.states, self.embeds, window)
         self.session.costs.add_core_pass(len(self.packed))
 
     def decode(self, depths: set[int]) -> tuple[list[tuple[int, Branch]], torch.Tensor | None]:

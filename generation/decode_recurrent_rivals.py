@@ -42,10 +42,10 @@ def recur_until_settled(session: Session, embeds: torch.Tensor, starts: list[int
     states = session.model.initial_states(embeds, options.init_scale, options.generator)
     moving = list(range(len(starts)))
     for recurrence in range(1, options.num_recurrences + 1):
-        window = session.model.packed_window(moving, [starts[row] for row in moving], session.cache)
-        depth = torch.full((len(moving),), recurrence, device=session.device)
+        at = [starts[row] for row in moving]
+        window = session.model.packed_window(moving, at, session.cache, [recurrence] * len(moving))
         before = states[moving]
-        after = session.model.core_step(before, embeds[moving], window, depth)
+        after = session.model.core_step(before, embeds[moving], window)
         states[moving] = after
         session.costs.add_core_pass(len(moving))
         for row in moving:

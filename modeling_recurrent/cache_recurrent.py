@@ -20,12 +20,37 @@ class Window:
     any number of core steps and the coda of the same tokens.
     """
 
-    rotary: torch.Tensor  # [B, T, 1, D/2, 2], cosines and sines
+    rotary: torch.Tensor  # [2, B, T, 1, 1, D], cosines and signed sines
     attention_mask: Any  # what the attention implementation takes: a tensor, a BlockMask or None
     cache: "RecurrentCache | None" = None
     columns: slice | tuple[torch.Tensor, torch.Tensor] | None = None
     kv_length: int = 0  # columns 0..kv_length-1 are read
-    is_packed: bool = False  # T is 1, and row n of the call is no cache row but the token it names in `columns`
+    packing: "Packing | None" = None  # where the call's rows are no cache rows but single tokens of any
+
+
+@dataclass
+class Packing:
+    """What the tokens of a packed window, N calls' rows of one token each, read.
+
+    Where all stand in one cache row, and their planes are evenly spaced and rising, what they read is a view of the
+    cache; else it is gathered.
+    """
+
+    planes: torch.Tensor | None  # [N] of core layers; None for calls of the prelude or the coda alone
+    row: int | None  # the one cache row of all N
+    plane_range: slice | None
+
+    @classmethod
+    def of(cls, rows: list[int], recurrences: list[int] | None, num_planes: int, device: torch.device) -> "Packing":
+        """Of tokens in the given cache rows, at the given recurrences."""
+        row = rows[0] if len(set(rows)) == 1 else None
+        if recurrences is None:
+            return cls(None, row, None)
+        planes = [(recurrence - 1) % num_planes for recurrence in recurrences]
+        step = planes[1] - planes[0] if len(planes) > 1 else 1
+        is_even = step > 0 and planes == list(range(planes[0], planes[0] + step * len(planes), step))
+        even = slice(planes[0], planes[-1] + 1, step) if is_even and row is not None else None
+        return cls(torch.tensor(planes, device=device), row, even)
 
 
 class RecurrentCache(Cache):
@@ -91,16 +116,16 @@ class RecurrentCache(Cache):
         return sum(2 * k.shape[0] * k.shape[2] * k.shape[4] * k.element_size() for k in self.keys)
 
     def write_and_read(
-        self, keys: torch.Tensor, values: torch.Tensor, layer: int, recurrence: int | torch.Tensor, window: Window
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, recurrence: int, window: Window
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store [B, H, T, D] keys and values, and return what the window may look at, [B, H, kv_length, D].
 
-        `recurrence` counts from 1 and is 1 for prelude and coda layers. As a tensor [B] it gives each row of the call
-        its own, in a packed window.
+        `recurrence` counts from 1, and is 1 for prelude and coda layers. A packed window names those of core layers
+        itself, one a token.
         """
+        if window.packing is not None:
+            return self._write_and_read_packed(keys, values, layer, window)
         plane = (recurrence - 1) % self.planes[layer]
-        if window.is_packed:
-            return self._write_and_read_packed(keys, values, layer, plane, window)
         stored_keys, stored_values = self.keys[layer][plane], self.values[layer][plane]  # [B, H, S, D]
         if isinstance(window.columns, slice):
             stored_keys[:, :, window.columns] = keys
@@ -111,12 +136,22 @@ class RecurrentCache(Cache):
             stored_values[rows, :, columns] = values.transpose(1, 2)
         return stored_keys[:, :, : window.kv_length], stored_values[:, :, : window.kv_length]
 
-    def _write_and_read_packed(self, keys, values, layer, plane, window):
+    def _write_and_read_packed(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, window: Window
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        packing, seen = window.packing, slice(0, window.kv_length)
         rows, columns = (index[:, 0] for index in window.columns)
-        self.keys[layer][plane, rows, :, columns] = keys[:, :, 0]
-        self.values[layer][plane, rows, :, columns] = values[:, :, 0]
-        seen_keys = self.keys[layer][plane, rows, :, : window.kv_length]
-        return seen_keys, self.values[layer][plane, rows, :, : window.kv_length]
+        planes = packing.planes if self.planes[layer] > 1 else 0
+        read = []
+        for stored, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            stored[planes, rows, :, columns] = new[:, :, 0]
+            if packing.row is not None and self.planes[layer] == 1:
+                read.append(stored[0, packing.row, :, seen].expand(len(new), -1, -1, -1))
+            elif packing.plane_range is not None:
+                read.append(stored[packing.plane_range, packing.row, :, seen])
+            else:
+                read.append(stored[planes, rows, :, seen])
+        return read[0], read[1]
 
     def reserve(self, length: int) -> None:
         """Make room for `length` columns a row, doubling the capacity when there are fewer."""

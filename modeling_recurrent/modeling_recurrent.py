@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 
-from .cache_recurrent import RecurrentCache, Window
+from .cache_recurrent import Packing, RecurrentCache, Window
 from .configuration_recurrent import RecurrentDepthConfig
 from .generation_recurrent import RecurrentGenerationMixin
 
@@ -33,12 +33,22 @@ def rotary_table(config: RecurrentDepthConfig, device: torch.device | str | None
     return torch.stack([angles.cos(), angles.sin()], dim=-1)[None, :, None]
 
 
-def rotate_pairs(heads: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Rotate adjacent pairs (even channel real, odd imaginary) of [..., H, D] by [..., 1, D/2, 2] angles, in fp32."""
-    real, imaginary = heads.float().unflatten(-1, (-1, 2)).unbind(-1)
+def paired_rotary(rotary: torch.Tensor) -> torch.Tensor:
+    """[..., D/2, 2] cosines and sines as `rotate_pairs` takes them: cosines, then sines signed for their channel.
+
+    [B, T, 1, D/2, 2] to [2, B, T, 1, 1, D], the two single axes standing for query or key, and for the heads.
+    """
     cos, sin = rotary.unbind(-1)
-    rotated = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
-    return rotated.flatten(-2).to(heads.dtype)
+    signed = torch.stack([-sin, sin], dim=-1).flatten(-2)
+    return torch.stack([cos.repeat_interleave(2, dim=-1), signed])[:, :, :, None]
+
+
+def rotate_pairs(heads: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+    """Rotate adjacent pairs (even channel real, odd imaginary) of [B, T, 2, H, D] in fp32."""
+    cos, sin = rotary
+    precise = heads.float()
+    swapped = precise.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(precise * cos, swapped, sin).to(heads.dtype)
 
 
 def eager_attention(
@@ -70,8 +80,10 @@ class RecurrentRMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[..., E] to [..., E]."""
-        normed = nn.functional.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=self.eps)
-        return normed.to(hidden_states.dtype) * self.weight
+        precise = hidden_states.float()
+        squares = (precise * precise).sum(dim=-1, keepdim=True)
+        scale = (squares / precise.shape[-1] + self.eps).rsqrt()
+        return (precise * scale).to(hidden_states.dtype) * self.weight
 
 
 class RecurrentAttention(nn.Module):
@@ -90,14 +102,14 @@ class RecurrentAttention(nn.Module):
         self.qk_bias = nn.Parameter(torch.zeros(2, 1, config.n_heads, config.head_dim)) if config.qk_bias else None
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int | torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int) -> torch.Tensor:
         """[B, T, E] to [B, T, E], storing keys and values in the window's cache if it has one."""
         rows, length = hidden_states.shape[:2]
         qkv = self.Wqkv(hidden_states).view(rows, length, 3, -1, self.head_dim)
         query_key, value = qkv[:, :, :2], qkv[:, :, 2]  # [B, T, 2, H, D], [B, T, H, D]
         if self.qk_bias is not None:
             query_key = query_key + self.qk_bias[:, 0]
-        query_key = rotate_pairs(query_key, window.rotary[:, :, None])
+        query_key = rotate_pairs(query_key, window.rotary)
         query, key = (heads.transpose(1, 2) for heads in query_key.unbind(2))  # [B, H, T, D]
         value = value.transpose(1, 2)
         if window.cache is not None:
@@ -133,7 +145,7 @@ class SandwichBlock(GradientCheckpointingLayer):
         self.mlp = RecurrentMLP(config)
         self.norm_4 = RecurrentRMSNorm(config.n_embd, config.norm_eps)
 
-    def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int | torch.Tensor = 1) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int = 1) -> torch.Tensor:
         """[B, T, E] to [B, T, E]."""
         hidden_states = self.norm_2(hidden_states + self.attn(self.norm_1(hidden_states), window, recurrence))
         return self.norm_4(hidden_states + self.mlp(self.norm_3(hidden_states)))
@@ -243,9 +255,9 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, RecurrentDepthPreTrain
         return hidden_states
 
     def core_step(
-        self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Window, recurrence: int | torch.Tensor
+        self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Window, recurrence: int = 1
     ) -> torch.Tensor:
-        """s_i = R(s_{i-1}, e), both [B, T, E]; `recurrence` is i, counted from 1, or one i a row [B] (then T is 1)."""
+        """s_i = R(s_{i-1}, e), both [B, T, E]; `recurrence` is i, from 1. (A packed window has one for each token.)"""
         hidden_states = self.transformer["adapter"](torch.cat([latent_states, input_embeds], dim=-1))
         for block in self.transformer["core_block"]:
             hidden_states = block(hidden_states, window, recurrence)
@@ -274,7 +286,8 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, RecurrentDepthPreTrain
         mask = create_causal_mask(self.config, input_embeds, attention_mask, cache, position_ids)
         if cache is not None:
             cache.reserve(start + length)
-        return Window(self.freqs_cis[0, position_ids], mask, cache, slice(start, start + length), start + length)
+        rotary = paired_rotary(self.freqs_cis[0, position_ids])
+        return Window(rotary, mask, cache, slice(start, start + length), start + length)
 
     def window_at(self, starts: list[int], length: int, cache: RecurrentCache) -> Window:
         """`length` tokens of each cache row from position starts[row] on; rows are unpadded: column is position."""
@@ -282,7 +295,8 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, RecurrentDepthPreTrain
         position_ids = torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
         kv_length = max(starts) + length
         cache.reserve(kv_length)
-        rotary = self.freqs_cis[0, position_ids.clamp(max=self.config.block_size - 1)]  # filling may lie beyond
+        positions = position_ids.clamp(max=self.config.block_size - 1)  # filling may lie beyond
+        rotary = paired_rotary(self.freqs_cis[0, positions])
         if min(starts) == max(starts):
             mask = self._mask(len(starts), length, kv_length, causal_mask_function, q_offset=starts[0])
             return Window(rotary, mask, cache, slice(starts[0], kv_length), kv_length)
@@ -290,8 +304,13 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, RecurrentDepthPreTrain
         rows = torch.arange(len(starts), device=device)[:, None]
         return Window(rotary, mask, cache, (rows, position_ids), kv_length)
 
-    def packed_window(self, rows: list[int], positions: list[int], cache: RecurrentCache) -> Window:
-        """N single tokens, [N, 1] in every call: token n stands at positions[n] of cache row rows[n]."""
+    def packed_window(
+        self, rows: list[int], positions: list[int], cache: RecurrentCache, recurrences: list[int] | None = None
+    ) -> Window:
+        """N single tokens, [N, 1] in every call: token n stands at positions[n] of cache row rows[n].
+
+        With `recurrences` the window is for one `core_step`, in which token n has recurrence recurrences[n].
+        """
         device = self.freqs_cis.device
         index = torch.tensor([rows, positions], device=device)[:, :, None]  # [2, N, 1]
         kv_length = max(positions) + 1
@@ -299,7 +318,9 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, RecurrentDepthPreTrain
         mask = None
         if min(positions) < max(positions):
             mask = self._mask(len(rows), 1, kv_length, lambda row, head, q, column: column <= index[1][row, q])
-        return Window(self.freqs_cis[0, index[1]], mask, cache, (index[0], index[1]), kv_length, is_packed=True)
+        rotary = paired_rotary(self.freqs_cis[0, index[1]])
+        packing = Packing.of(rows, recurrences, cache.stored_recurrences, device)
+        return Window(rotary, mask, cache, (index[0], index[1]), kv_length, packing)
 
     def _mask(self, num_rows: int, length: int, kv_length: int, mask_function: Callable, q_offset: int = 0) -> Any:
         implementation = self.config._attn_implementation
@@ -309,7 +330,7 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, RecurrentDepthPreTrain
                 f"or depth in one call, but is {implementation!r}, which knows no masks. "
                 f"Call `model.set_attn_implementation('sdpa')`, or give one row at a time."
             )
-        return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
+        mask = ALL_MASK_ATTENTION_FUNCTIONS[implementation](
             batch_size=num_rows,
             q_length=length,
             kv_length=kv_length,
@@ -322,6 +343,9 @@ class RecurrentDepthForCausalLM(RecurrentGenerationMixin, RecurrentDepthPreTrain
             config=self.config,
             use_vmap=False,
         )
+        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:  # else every layer would turn it into numbers
+            mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, -torch.inf)
+        return mask
 
     def forward(
         self,
