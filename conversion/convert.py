@@ -285,7 +285,7 @@ def _write_files(
 def _drop_own_options(path: Path) -> None:
     """Takes the keywords of our `generate` out of a generation config."""
     if path.exists():
-        values = {key: value for key, value in read_json(path).items() if key not in TiDAROptions.names()}
+        values = {key: value for key, value in read_json(path).items() if key not in TiDAROptions.KEYWORDS}
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

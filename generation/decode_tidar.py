@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from .choice import Greedy, Sampled
 from .draft_forward import DraftForward
+from .options_tidar import TiDAROptions
 from .outputs import Statistics, StepScores, TiDARGenerateOutput
 from .transcript import Scores, Transcript
 
@@ -24,8 +25,7 @@ def decode_tidar(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     *,
-    draft_length: int,
-    seeds: list[int] | None = None,
+    options: TiDAROptions,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     past_key_values: DynamicCache | None = None,
@@ -37,10 +37,9 @@ def decode_tidar(
     the drafts are worth.
 
     Args:
-        model: a causal language model whose `config.tidar_config` says how it drafts.
+        model: a stock causal language model, or one of ours.
         input_ids: [B, P] prompts, left-padded.
-        draft_length: K, from 1 to the length the checkpoint was taught.
-        seeds: one for each row; by default the device's global generator.
+        options: K, seeds and the mask token, checked.
         attention_mask: [B, P], 0 for padding.
         position_ids: [B, uncached part of P].
         past_key_values: the cache of an earlier turn, a prefix of `input_ids`; a user's own is brought up to date.
@@ -50,22 +49,20 @@ def decode_tidar(
     Returns:
         [B, P + N] ids, or `TiDARGenerateOutput` where `generation_config.return_dict_in_generate`.
     """
-    pad_token_id = generation_config.pad_token_id
-    tidar_config = model.config.tidar_config
-    vocab_size = model.config.get_text_config().vocab_size
-    excluded_id = tidar_config["mask_token_id"] if tidar_config["mask_token_id"] < vocab_size else None
-
-    transcript = Transcript(input_ids, stopping_criteria, pad_token_id, draft_length, streamer)
-    scores = Scores(logits_processor, transcript, excluded_id)
-    choice = Sampled(scores, seeds) if generation_config.do_sample else Greedy(scores)
+    batch_size, draft_length = len(input_ids), options.draft_length
+    transcript = Transcript(input_ids, stopping_criteria, generation_config.pad_token_id, draft_length, streamer)
+    scores = Scores(logits_processor, transcript, options.excluded_id)
+    choice = Sampled(scores, options.seeds(batch_size)) if generation_config.do_sample else Greedy(scores)
     has_own_cache = getattr(past_key_values, "_is_user_defined", False)
     returns_cache = has_own_cache or generation_config.return_dict_in_generate
-    forward = DraftForward(model, draft_length, len(input_ids), attention_mask, past_key_values, returns_cache)
-    statistics = Statistics(len(input_ids), draft_length)
+    forward = DraftForward(
+        model, draft_length, options.mask_embedding_id, batch_size, attention_mask, past_key_values, returns_cache
+    )
+    statistics = Statistics(batch_size, draft_length)
     wants_scores = generation_config.return_dict_in_generate and (
         generation_config.output_scores or generation_config.output_logits
     )
-    step_scores = StepScores(len(input_ids)) if wants_scores else None
+    step_scores = StepScores(batch_size) if wants_scores else None
 
     # 1. Prefill: the prompt decides the first token, and one block of masks drafts what follows it.
     target_logits = forward.prefill(input_ids, position_ids)
@@ -110,4 +107,40 @@ def decode_tidar(
         num_prefill_forwards=forward.num_prefill_forwards,
         tokens_per_forward=statistics.tokens_per_forward(transcript.num_new_tokens),
         accepted_lengths=statistics.accepted_lengths,
+    )
+
+
+def tidar(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    draft_length: int | None = None,
+    seed: int | list[int] | None = None,
+    mask_embedding_id: int | None = None,
+    **model_kwargs: Any,
+) -> TiDARGenerateOutput | torch.Tensor:
+    """The same decode for a stock model: `model.generate(..., custom_generate=tidar)`.
+
+    A stock model drafts usefully with a gated adapter (`model.load_adapter`). Its config may hold a `tidar_config`, as
+    that of a converted folder does; otherwise both `draft_length` and `mask_embedding_id` must be given, as they were
+    when the adapter was taught. transformers hands no streamer and no tokenizer to a custom decode: use one of our own
+    classes for streaming and `stop_strings`.
+
+    Args:
+        draft_length, seed: as in `generate` of our own classes.
+        mask_embedding_id: the row of the embedding table that masks read.
+    """
+    for name, value in (("draft_length", draft_length), ("seed", seed), ("mask_embedding_id", mask_embedding_id)):
+        if value is not None:
+            setattr(generation_config, name, value)
+    options = TiDAROptions.of(generation_config, model.config)
+    if not options.draft_length:
+        raise ValueError(
+            "`draft_length` must be at least 1 with `custom_generate=tidar`. Leave it out to decode plainly."
+        )
+    used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids", "past_key_values")}
+    return decode_tidar(
+        model, input_ids, logits_processor, stopping_criteria, generation_config, options=options, **used
     )

@@ -35,6 +35,7 @@ class DraftForward:
 
     Args:
         draft_length: K.
+        mask_embedding_id: the row of the embedding table that masks read.
         attention_mask: [B, P], 0 for padding; None where there is none.
         past_key_values: the cache of an earlier turn, or None.
 
@@ -48,6 +49,7 @@ class DraftForward:
         self,
         model: nn.Module,
         draft_length: int,
+        mask_embedding_id: int,
         batch_size: int,
         attention_mask: torch.Tensor | None = None,
         past_key_values: DynamicCache | None = None,
@@ -57,7 +59,7 @@ class DraftForward:
         self.rows = list(range(batch_size))
         self.finished_rows: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] | None = {} if returns_cache else None
         self.draft_length = draft_length
-        self.mask_embedding_id = model.config.tidar_config["mask_embedding_id"]
+        self.mask_embedding_id = mask_embedding_id
         self.gate = MaskGate.of(model)
         num_layers, device = model.config.get_text_config().num_hidden_layers, model.device
         if past_key_values is not None and past_key_values.get_seq_length():

@@ -1,7 +1,7 @@
 """How one decodes with TiDAR: the keywords `generate` and `generation_config.json` take beside the stock ones."""
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -12,14 +12,16 @@ class TiDAROptions:
             drafts, as the stock model does. By default the length the checkpoint was taught.
         seed: for sampling: one integer for each row, so that a row's text does not depend on the batch it is in;
             a single integer s gives row b the seed s + b. By default the device's global generator draws.
+        mask_embedding_id: the row of the embedding table that masks read; the checkpoint's.
+        excluded_id: an id that is never generated: a mask token inside the vocabulary.
     """
 
     draft_length: int
     seed: int | list[int] | None = None
+    mask_embedding_id: int = 0
+    excluded_id: int | None = None
 
-    @classmethod
-    def names(cls) -> list[str]:
-        return [field.name for field in fields(cls)]
+    KEYWORDS: ClassVar[tuple[str, ...]] = ("draft_length", "seed")  # of `generate`
 
     @classmethod
     def of(cls, generation_config: Any, config: Any) -> "TiDAROptions":
@@ -28,12 +30,23 @@ class TiDAROptions:
         Raises:
             ValueError: an option is out of range, or the call asks for beams.
         """
-        taught = config.tidar_config["draft_length"]
+        vocab_size = config.get_text_config().vocab_size
+        taught = getattr(config, "tidar_config", None)
         draft_length = getattr(generation_config, "draft_length", None)
-        draft_length = taught if draft_length is None else draft_length
-        if not isinstance(draft_length, int) or isinstance(draft_length, bool) or not 0 <= draft_length <= taught:
+        mask_embedding_id = getattr(generation_config, "mask_embedding_id", None)
+        if taught is None and (draft_length is None or mask_embedding_id is None):
             raise ValueError(
-                f"`draft_length` must be an integer between 1 and {taught}, the length this checkpoint was taught to "
+                f"This {config.model_type!r} config has no `tidar_config`, so both `draft_length` and "
+                "`mask_embedding_id` must be given, as they were when its adapter was taught. Or convert the checkpoint: "
+                "`wavedraft convert SOURCE TARGET`."
+            )
+        if taught is None:
+            taught = {"draft_length": draft_length, "mask_token_id": vocab_size, "mask_embedding_id": mask_embedding_id}
+        draft_length = taught["draft_length"] if draft_length is None else draft_length
+        longest = taught["draft_length"]
+        if not _is_integer(draft_length) or not 0 <= draft_length <= longest:
+            raise ValueError(
+                f"`draft_length` must be an integer between 1 and {longest}, the length this checkpoint was taught to "
                 "draft (`config.tidar_config.draft_length`), or 0 to decode without drafts, "
                 f"but is {draft_length!r}."
             )
@@ -42,11 +55,22 @@ class TiDAROptions:
                 f"`num_beams` must be 1 while drafting, but is {generation_config.num_beams}: a draft continues one "
                 "text, not several. Pass `draft_length=0` to search with beams and without drafts."
             )
+        row = taught["mask_embedding_id"] if mask_embedding_id is None else mask_embedding_id
+        if not _is_integer(row) or not 0 <= row < vocab_size:
+            raise ValueError(
+                f"`mask_embedding_id` must be a row of the embedding table, from 0 to {vocab_size - 1} "
+                f"(`config.vocab_size` is {vocab_size}), but is {row!r}."
+            )
         seed = getattr(generation_config, "seed", None)
         seeds = seed if isinstance(seed, list | tuple) else [0 if seed is None else seed]
-        if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**63 for one in seeds):
+        if not all(_is_integer(one) and 0 <= one < 2**63 for one in seeds):
             raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, or one for each row, but is {seed!r}.")
-        return cls(draft_length=draft_length, seed=list(seed) if isinstance(seed, tuple) else seed)
+        return cls(
+            draft_length=draft_length,
+            seed=list(seed) if isinstance(seed, tuple) else seed,
+            mask_embedding_id=row,
+            excluded_id=taught["mask_token_id"] if taught["mask_token_id"] < vocab_size else None,
+        )
 
     def seeds(self, batch_size: int) -> list[int] | None:
         """One seed a row, or None."""
@@ -60,3 +84,7 @@ class TiDAROptions:
                 f"`num_return_sequences`), but has {len(self.seed)} of them."
             )
         return self.seed
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -260,7 +260,7 @@ class TiDARMixin(Stock):
 
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
         """Takes our own keywords out of `generate`'s, or from the generation config, and checks them first of all."""
-        given = {name: kwargs.pop(name) for name in TiDAROptions.names() if name in kwargs}
+        given = {name: kwargs.pop(name) for name in TiDAROptions.KEYWORDS if name in kwargs}
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         for name, value in given.items():
             setattr(generation_config, name, value)
@@ -298,8 +298,7 @@ class TiDARMixin(Stock):
             logits_processor,
             stopping_criteria,
             generation_config,
-            draft_length=options.draft_length,
-            seeds=options.seeds(len(input_ids)),
+            options=options,
             streamer=streamer,
             attention_mask=model_kwargs.get("attention_mask"),
             position_ids=model_kwargs.get("position_ids"),

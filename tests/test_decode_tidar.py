@@ -158,7 +158,7 @@ def test_rows_end_on_their_own_and_are_padded_behind_their_end():
 def test_nothing_of_the_masks_or_of_rejected_tokens_stays_in_the_cache():
     model = tiny_tidar("qwen3", draft_length=4)
     prompt_ids = random_prompts(1, 6)
-    forward = DraftForward(model, 4, batch_size=1)
+    forward = DraftForward(model, 4, mask_embedding_id=3, batch_size=1)
     forward.prefill(prompt_ids, None)
     with torch.no_grad():
         forward.verify_and_draft(torch.tensor([[11, 12, 13, 14]]))

@@ -1,0 +1,291 @@
+"""Whatever `generate` promises, drafting keeps: the same call with and without drafts gives the same text."""
+
+import copy
+import time
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+    TextStreamer,
+)
+
+from tiny_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
+from wavedraft.generation import RowStreamer, tidar
+
+
+class ForbidsTheLastTokenAgain(LogitsProcessor):
+    """A user's own processor whose answer depends on the whole prefix, and that checks what it is shown."""
+
+    def __call__(self, input_ids, scores):
+        assert len(input_ids) == len(scores)
+        scores = scores.clone()
+        scores[torch.arange(len(scores)), input_ids[:, -1]] = -torch.inf
+        scores[torch.arange(len(scores)), input_ids.sum(dim=1) % VOCAB_SIZE] += 3.0
+        return scores
+
+
+def allowed_tokens(batch_id, prefix):
+    """Depends on the row's number and on the prefix."""
+    start = (batch_id + int(prefix[-1])) % 3
+    return list(range(1 + start, VOCAB_SIZE, 3))
+
+
+KEYWORDS = {
+    "nothing": {},
+    "temperature without sampling": {"temperature": 0.7},
+    "repetition_penalty": {"repetition_penalty": 1.7},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
+    "bad_words_ids": {"bad_words_ids": [[4], [7, 9], [12, 3, 5]]},
+    "suppress_tokens": {"suppress_tokens": [4, 7, 12, 25, 36]},
+    "begin_suppress_tokens": {"begin_suppress_tokens": [4, 7, 12, 25, 36]},
+    "min_new_tokens": {"min_new_tokens": 9, "eos_token_id": list(range(20, 50))},
+    "min_length": {"min_length": 14, "eos_token_id": list(range(20, 50))},
+    "eos list": {"eos_token_id": [25, 36, 44]},
+    "forced_eos": {"forced_eos_token_id": 33},
+    "exponential_decay": {"exponential_decay_length_penalty": (5, 1.3), "eos_token_id": 33},
+    "sequence_bias": {"sequence_bias": [[[5], 4.0], [[6, 7], 2.0]]},
+    "prefix_allowed_tokens_fn": {"prefix_allowed_tokens_fn": allowed_tokens},
+    "logits_processor": {"logits_processor": LogitsProcessorList([ForbidsTheLastTokenAgain()])},
+    "renormalize_logits": {"renormalize_logits": True, "repetition_penalty": 1.3},
+    "max_length": {"max_length": 21, "max_new_tokens": None},
+    "several": {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "min_new_tokens": 4, "eos_token_id": [25, 36]},
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A drafting model and the stock model of the same weights."""
+    model = tiny_tidar("qwen3", draft_length=4)
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return model, AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("name", KEYWORDS)
+def test_greedy_text_equals_transformers_own_generate(models, name, batch_size):
+    model, stock = models
+    keywords = {"max_new_tokens": 24, "do_sample": False, **KEYWORDS[name]}
+    for seed in range(3):
+        prompts = random_prompts(batch_size, 8, seed)
+        attention_mask = torch.ones_like(prompts)
+        attention_mask[-1, : 2 * (batch_size - 1)] = 0
+        prompts = prompts.masked_fill(attention_mask == 0, 0)
+        expected = stock.generate(prompts, attention_mask=attention_mask, **keywords)
+        found = model.generate(prompts, attention_mask=attention_mask, **keywords)
+        assert found.tolist() == expected.tolist()
+
+
+class StopsAfterTheSum(StoppingCriteria):
+    """A user's own criterion, stateful: it must see each prefix once, in order, padded as plain decoding pads it."""
+
+    def __init__(self, limit):
+        self.limit, self.seen = limit, []
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self.seen.append(input_ids.clone())
+        return input_ids.sum(dim=1) > self.limit
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_stopping_criteria_see_the_prefixes_plain_decoding_shows(models, batch_size):
+    model, stock = models
+    prompts = random_prompts(batch_size, 6, seed=3)
+    mine, theirs = StopsAfterTheSum(600), StopsAfterTheSum(600)
+    common = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": 25}
+    found = model.generate(prompts, stopping_criteria=StoppingCriteriaList([mine]), **common)
+    expected = stock.generate(prompts, stopping_criteria=StoppingCriteriaList([theirs]), **common)
+    assert found.tolist() == expected.tolist()
+    assert [ids.tolist() for ids in mine.seen] == [ids.tolist() for ids in theirs.seen[: len(mine.seen)]]
+
+
+class LetterTokenizer:
+    """Just enough of a tokenizer for streamers: id n is the letter 65 + n."""
+
+    def decode(self, ids, **kwargs):
+        ids = [ids] if isinstance(ids, int) else list(ids)
+        return "".join(chr(65 + int(i)) + " " for i in ids)
+
+
+def test_streamers_get_the_text_and_draft_aware_ones_the_drafts(models, capsys):
+    model, _ = models
+    prompts = random_prompts(1, 5)
+    expected = plain_greedy_loop(model, prompts[0], num_new=20)
+
+    class Recorder(TextStreamer):
+        def __init__(self):
+            super().__init__(LetterTokenizer(), skip_prompt=True)
+            self.pieces, self.drafts = [], []
+
+        def put(self, value):
+            self.pieces.append(value)
+
+        def put_draft(self, value):
+            self.drafts.append(value)
+
+    recorder = Recorder()
+    output = model.generate(
+        prompts, max_new_tokens=20, do_sample=False, streamer=recorder, return_dict_in_generate=True
+    )
+    prompt, *pieces = recorder.pieces
+    assert prompt.tolist() == prompts.tolist()
+    assert all(piece.dim() == 1 for piece in pieces)
+    assert torch.cat(pieces).tolist() == expected[5:].tolist()
+    assert len(recorder.drafts) == output.num_forwards
+    assert all(draft.shape == (1, 3) for draft in recorder.drafts)
+
+    iterator = TextIteratorStreamer(LetterTokenizer(), skip_prompt=True)
+    model.generate(prompts, max_new_tokens=20, do_sample=False, streamer=iterator)
+    assert "".join(iterator) == LetterTokenizer().decode(expected[5:])
+
+
+def test_a_batch_streams_row_by_row(models):
+    model, _ = models
+    prompts = random_prompts(3, 5)
+    texts = ["", "", ""]
+
+    def on_text(row, text, is_end):
+        texts[row] += text
+
+    found = model.generate(
+        prompts, max_new_tokens=15, do_sample=False, streamer=RowStreamer(LetterTokenizer(), on_text)
+    )
+    assert texts == [LetterTokenizer().decode(row[5:]) for row in found]
+
+
+def test_scores_and_logits_are_plain_decodings(models):
+    model, stock = models
+    prompts = random_prompts(2, 6, seed=5)
+    common = {"max_new_tokens": 12, "do_sample": False, "repetition_penalty": 1.3, "return_dict_in_generate": True}
+    common |= {"output_scores": True, "output_logits": True}
+    found, expected = model.generate(prompts, **common), stock.generate(prompts, **common)
+    assert len(found.scores) == len(found.logits) == 12
+    for mine, theirs in zip(found.scores + found.logits, expected.scores + expected.logits, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+    transition = model.compute_transition_scores(found.sequences, found.scores, normalize_logits=True)
+    assert transition.shape == (2, 12)
+
+
+def test_num_return_sequences_and_greedy_rows_are_equal(models):
+    model, _ = models
+    prompts = random_prompts(2, 5)
+    sampled = model.generate(
+        prompts, do_sample=True, num_return_sequences=3, max_new_tokens=10, seed=[1, 2, 1, 1, 2, 1]
+    )
+    assert sampled.shape == (6, 15)
+    assert sampled[0].tolist() == sampled[2].tolist() != sampled[1].tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_second_turn_goes_on_from_the_first_turns_cache(models, batch_size):
+    model, stock = models
+    prompts, more = random_prompts(batch_size, 6), random_prompts(batch_size, 4, seed=9)
+    first = model.generate(prompts, max_new_tokens=9, do_sample=False, return_dict_in_generate=True)
+    assert first.past_key_values.get_seq_length() == 6 + 9 - 1
+    second_ids = torch.cat([first.sequences, more], dim=1)
+    expected = stock.generate(second_ids, max_new_tokens=9, do_sample=False)
+    queries = []
+    handle = model.register_forward_hook(
+        lambda module, args, kwargs, output: queries.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    found = model.generate(second_ids, past_key_values=first.past_key_values, max_new_tokens=9, do_sample=False)
+    handle.remove()
+    assert found.tolist() == expected.tolist()
+    assert queries[0] == 1 + 4 + 4  # the first turn's last token, the new ones, and a block of masks
+
+    own = DynamicCache()
+    model.generate(prompts, past_key_values=own, max_new_tokens=9, do_sample=False)
+    assert own.get_seq_length() == 6 + 9 - 1
+    assert model.generate(second_ids, past_key_values=own, max_new_tokens=9, do_sample=False).tolist() == found.tolist()
+    handed_over = model.generate(prompts, max_new_tokens=9, return_dict_in_generate=True).past_key_values
+    stock_text = stock.generate(second_ids, past_key_values=handed_over, max_new_tokens=9, do_sample=False)
+    assert stock_text.tolist() == found.tolist()
+
+
+def test_rows_that_end_early_leave_their_cache_in_its_place(models):
+    model, stock = models
+    prompts = random_prompts(4, 6, seed=2)
+    common = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": [25, 36, 44], "return_dict_in_generate": True}
+    found, expected = model.generate(prompts, **common), stock.generate(prompts, **common)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    for mine, theirs in zip(found.past_key_values.layers, expected.past_key_values.layers, strict=True):
+        assert mine.keys.shape == theirs.keys.shape
+        for row, text in enumerate(found.sequences):
+            length = 6 + int((text[6:] != 0).sum()) - 1
+            torch.testing.assert_close(mine.keys[row, :, :length], theirs.keys[row, :, :length], atol=1e-4, rtol=1e-4)
+
+
+def test_max_time_ends_the_text(models):
+    model, _ = models
+    start = time.monotonic()
+    output = model.generate(random_prompts(1, 4), max_new_tokens=200, max_time=0.05, do_sample=False)
+    assert output.shape[1] < 204 and time.monotonic() - start < 5
+
+
+def test_finished_rows_leave_the_forward(models):
+    model, _ = models
+    prompts = random_prompts(5, 5)
+    alone = [plain_greedy_loop(model, row, num_new=30, eos_token_ids=(25, 36)) for row in prompts]
+    rows = []
+    handle = model.register_forward_hook(
+        lambda module, args, kwargs, output: rows.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    model.generate(prompts, max_new_tokens=30, do_sample=False, eos_token_id=[25, 36])
+    handle.remove()
+    assert rows[0] == 5 and rows[-1] < 5 and sorted(rows, reverse=True) == rows
+    assert len({len(row) for row in alone}) > 1
+
+
+def test_no_cache_is_plain_decoding_and_says_so(models, caplog):
+    model, _ = models
+    prompts = random_prompts(1, 5)
+    expected = plain_greedy_loop(model, prompts[0], num_new=8).tolist()
+    assert model.generate(prompts, max_new_tokens=8, do_sample=False, use_cache=False)[0].tolist() == expected
+    assert model.generate(prompts, max_new_tokens=8, do_sample=False, cache_implementation="static")[0].tolist() == (
+        expected
+    )
+
+
+def test_generating_leaves_gradients_modes_and_hooks_as_they_were(models):
+    model, _ = models
+    num_hooks = len(model.model._forward_hooks)
+    model.train()
+    model.generate(random_prompts(1, 5), max_new_tokens=5, do_sample=False)
+    assert model.training and torch.is_grad_enabled()
+    model.eval()
+    with torch.inference_mode():
+        model.generate(random_prompts(1, 5), max_new_tokens=5, do_sample=False)
+    assert len(model.model._forward_hooks) == num_hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_stock_model_drafts_through_custom_generate(models):
+    _, stock = models
+    prompts = random_prompts(3, 6)
+    expected = stock.generate(prompts, max_new_tokens=15, do_sample=False)
+    found = stock.generate(
+        prompts, max_new_tokens=15, do_sample=False, custom_generate=tidar, return_dict_in_generate=True
+    )
+    assert found.sequences.tolist() == expected.tolist()
+    assert found.num_forwards <= 14
+    assert stock.generate(prompts, max_new_tokens=9, custom_generate=tidar, draft_length=2).shape == (3, 15)
+
+
+def test_a_stock_model_without_a_tidar_config_needs_its_adapters_options(models):
+    _, stock = models
+    original = copy.deepcopy(stock)
+    del original.config.tidar_config
+    prompts = random_prompts(1, 6)
+    with pytest.raises(ValueError, match="mask_embedding_id"):
+        original.generate(prompts, max_new_tokens=5, custom_generate=tidar)
+    found = original.generate(
+        prompts, max_new_tokens=15, do_sample=False, custom_generate=tidar, draft_length=4, mask_embedding_id=3
+    )
+    assert found.tolist() == stock.generate(prompts, max_new_tokens=15, do_sample=False).tolist()
