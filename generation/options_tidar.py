@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from transformers import SynthIDTextWatermarkingConfig
+
 
 @dataclass(frozen=True)
 class TiDAROptions:
@@ -37,8 +39,8 @@ class TiDAROptions:
         if taught is None and (draft_length is None or mask_embedding_id is None):
             raise ValueError(
                 f"This {config.model_type!r} config has no `tidar_config`, so both `draft_length` and "
-                "`mask_embedding_id` must be given, as they were when its adapter was taught. Or convert the checkpoint: "
-                "`wavedraft convert SOURCE TARGET`."
+                "`mask_embedding_id` must be given, as they were when its adapter was taught. Or convert the "
+                "checkpoint: `wavedraft convert SOURCE TARGET`."
             )
         if taught is None:
             taught = {"draft_length": draft_length, "mask_token_id": vocab_size, "mask_embedding_id": mask_embedding_id}
@@ -55,6 +57,8 @@ class TiDAROptions:
                 f"`num_beams` must be 1 while drafting, but is {generation_config.num_beams}: a draft continues one "
                 "text, not several. Pass `draft_length=0` to search with beams and without drafts."
             )
+        if draft_length:
+            _refuse_processors_that_count_calls(generation_config)
         row = taught["mask_embedding_id"] if mask_embedding_id is None else mask_embedding_id
         if not _is_integer(row) or not 0 <= row < vocab_size:
             raise ValueError(
@@ -84,6 +88,21 @@ class TiDAROptions:
                 f"`num_return_sequences`), but has {len(self.seed)} of them."
             )
         return self.seed
+
+
+def _refuse_processors_that_count_calls(generation_config: Any) -> None:
+    """A draft shows processors several prefixes a forward, some of which never become text."""
+    scale = generation_config.guidance_scale
+    if scale is not None and scale != 1:
+        raise ValueError(
+            f"`guidance_scale` must be 1 while drafting, but is {scale}: its processor runs the model at every "
+            "call and keeps what it ran. Pass `draft_length=0` to use guidance without drafts."
+        )
+    if isinstance(generation_config.watermarking_config, SynthIDTextWatermarkingConfig):
+        raise ValueError(
+            "`watermarking_config` must not be SynthID while drafting: its state counts on one call a token. Pass "
+            "`draft_length=0`, or use the green-list `WatermarkingConfig`, which keeps no state."
+        )
 
 
 def _is_integer(value: Any) -> bool:

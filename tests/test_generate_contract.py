@@ -1,23 +1,32 @@
 """Whatever `generate` promises, drafting keeps: the same call with and without drafts gives the same text."""
 
 import copy
+import string
 import time
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
     TextStreamer,
+    WatermarkingConfig,
 )
 
 from tiny_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft.generation import RowStreamer, tidar
+
+
+LETTERS = "-" + string.ascii_letters + "01234567"
 
 
 class ForbidsTheLastTokenAgain(LogitsProcessor):
@@ -54,6 +63,7 @@ KEYWORDS = {
     "prefix_allowed_tokens_fn": {"prefix_allowed_tokens_fn": allowed_tokens},
     "logits_processor": {"logits_processor": LogitsProcessorList([ForbidsTheLastTokenAgain()])},
     "renormalize_logits": {"renormalize_logits": True, "repetition_penalty": 1.3},
+    "watermark": {"watermarking_config": WatermarkingConfig(bias=3.0)},
     "max_length": {"max_length": 21, "max_new_tokens": None},
     "several": {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "min_new_tokens": 4, "eos_token_id": [25, 36]},
 }
@@ -104,6 +114,25 @@ def test_stopping_criteria_see_the_prefixes_plain_decoding_shows(models, batch_s
     expected = stock.generate(prompts, stopping_criteria=StoppingCriteriaList([theirs]), **common)
     assert found.tolist() == expected.tolist()
     assert [ids.tolist() for ids in mine.seen] == [ids.tolist() for ids in theirs.seen[: len(mine.seen)]]
+
+
+def letter_tokenizer():
+    """Every id is one letter, and text is the letters of its ids."""
+    letters = {letter: number for number, letter in enumerate(LETTERS)}
+    inner = Tokenizer(BPE(letters, merges=[], unk_token="-"))
+    inner.decoder = Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="-", unk_token="-")
+
+
+def test_stop_strings_stop_where_they_do_in_transformers(models):
+    model, stock = models
+    prompts = random_prompts(3, 6, seed=4)
+    text = plain_greedy_loop(model, prompts[1], num_new=20)
+    stop = LETTERS[int(text[16])] + LETTERS[int(text[17])]
+    common = {"max_new_tokens": 25, "do_sample": False, "stop_strings": [stop], "tokenizer": letter_tokenizer()}
+    expected = stock.generate(prompts, **common)
+    assert model.generate(prompts, **common).tolist() == expected.tolist()
+    assert (expected[1] == 0).any() or expected.shape[1] < 31, "nothing was stopped"
 
 
 class LetterTokenizer:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, T5Config
+from transformers import AutoModelForCausalLM, SynthIDTextWatermarkingConfig, T5Config
 
 from tiny_tidar import FAMILIES, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARConfig, TiDARForCausalLM
@@ -257,6 +257,8 @@ def test_an_encoder_decoder_is_refused_by_name():
         ({"num_beams": 2}, "num_beams"),
         ({"seed": [1, 2], "do_sample": True}, "each of the 1 rows"),
         ({"seed": -3}, "seed"),
+        ({"guidance_scale": 1.5}, "guidance_scale"),
+        ({"watermarking_config": SynthIDTextWatermarkingConfig(keys=[1, 2], ngram_len=3)}, "SynthID"),
         ({"draft_lenght": 3}, "draft_lenght"),
     ],
 )
