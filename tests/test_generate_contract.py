@@ -25,7 +25,6 @@ from transformers import (
 from tiny_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft.generation import RowStreamer, tidar
 
-
 LETTERS = "-" + string.ascii_letters + "01234567"
 
 
@@ -129,7 +128,9 @@ def test_stop_strings_stop_where_they_do_in_transformers(models):
     prompts = random_prompts(3, 6, seed=4)
     text = plain_greedy_loop(model, prompts[1], num_new=20)
     stop = LETTERS[int(text[16])] + LETTERS[int(text[17])]
-    common = {"max_new_tokens": 25, "do_sample": False, "stop_strings": [stop], "tokenizer": letter_tokenizer()}
+    # Without an end token transformers goes on writing rows that were stopped, until the last one is.
+    common = {"max_new_tokens": 25, "do_sample": False, "eos_token_id": 99}
+    common |= {"stop_strings": [stop], "tokenizer": letter_tokenizer()}
     expected = stock.generate(prompts, **common)
     assert model.generate(prompts, **common).tolist() == expected.tolist()
     assert (expected[1] == 0).any() or expected.shape[1] < 31, "nothing was stopped"
