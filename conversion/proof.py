@@ -107,7 +107,7 @@ def prove(
 def _prove_drafting_forward(model: Any, ids: torch.Tensor, stock_logits: torch.Tensor, draft_length: int) -> None:
     """Clean tokens must not notice the masks that are read with them, in a prefill and in a decode step."""
     num_prompt = ids.shape[1] - draft_length
-    forward = DraftForward(model, draft_length, batch_size=1)
+    forward = DraftForward(model, draft_length, model.config.tidar_config["mask_embedding_id"], batch_size=1)
     prefill_logits = forward.prefill(ids[:, :num_prompt], None)
     logits = torch.cat([prefill_logits, forward.verify_and_draft(ids[:, num_prompt:])], dim=1).float()
     expected = stock_logits[:, num_prompt - 1 :].float()

@@ -126,7 +126,8 @@ def read_tensors(folder: Path, shards: list[Path]) -> dict[str, TensorHeader]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        content = json.loads(index.read_text(encoding="utf-8"))
+        weight_map, _ = content["weight_map"], content["metadata"]  # transformers loads none without
         if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("`weight_map` names no files")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
