@@ -38,7 +38,6 @@ class DraftForward:
         mask_embedding_id: the row of the embedding table that masks read.
         attention_mask: [B, P], 0 for padding; None where there is none.
         past_key_values: the cache of an earlier turn, or None.
-
         returns_cache: whether `final_cache` will be asked for; finished rows are then set aside, not dropped.
 
     Attributes:
@@ -72,6 +71,7 @@ class DraftForward:
         has_position_table = getattr(text_config, "rope_parameters", None) is None
         # A mask may stand behind the last row of a learned position table; its prediction is never used there.
         self.last_position = text_config.max_position_embeddings - 1 if has_position_table else None
+        self.every_branch = torch.arange(1, draft_length + 1, device=device)
         self.num_forwards = self.num_prefill_forwards = 0
         self.next_positions: torch.Tensor  # [A, 1] of the next clean token
         self.mask_states: torch.Tensor  # [A, M*K, D] last hidden states of the last forward's masks
@@ -90,7 +90,9 @@ class DraftForward:
         if position_ids is None:
             position_ids = torch.arange(prompt_ids.shape[1], device=device).expand(len(prompt_ids), -1)
         positions = position_ids[:, -num_clean:].to(device)
-        target_logits = self._forward(prompt_ids[:, -num_clean:].to(device), positions, [num_clean], num_read=1)
+        target_logits = self._forward(
+            prompt_ids[:, -num_clean:], positions, torch.tensor([num_clean], device=device), 1
+        )
         self.num_prefill_forwards += 1
         self.next_positions = positions[:, -1:] + 1
         self._advance(torch.full_like(self.cache.lengths, num_clean), [num_clean] * len(prompt_ids))
@@ -102,9 +104,8 @@ class DraftForward:
         Returns:
             logits behind each draft token, [A, K, V].
         """
-        positions = self.next_positions + torch.arange(self.draft_length, device=draft_ids.device)
-        branches = list(range(1, self.draft_length + 1))
-        target_logits = self._forward(draft_ids, positions, branches, num_read=self.draft_length)
+        positions = self.next_positions + torch.arange(self.draft_length, device=self.next_positions.device)
+        target_logits = self._forward(draft_ids, positions, self.every_branch, num_read=self.draft_length)
         self.num_forwards += 1
         return target_logits
 
@@ -123,6 +124,7 @@ class DraftForward:
 
     def accept(self, num_accepted: torch.Tensor, counts: list[int]) -> None:
         """Keeps the first `num_accepted` [A] of the draft just read (`counts`: the same, on the host)."""
+        num_accepted = num_accepted.to(self.next_positions.device)
         self.next_positions = self.next_positions + num_accepted[:, None]
         self._advance(num_accepted, counts)
 
@@ -154,12 +156,13 @@ class DraftForward:
         self.cache.accept(num_kept, max(self.row_lengths))
 
     def _forward(
-        self, clean_ids: torch.Tensor, clean_positions: torch.Tensor, branches: list[int], num_read: int
+        self, clean_ids: torch.Tensor, clean_positions: torch.Tensor, branch_lengths: torch.Tensor, num_read: int
     ) -> torch.Tensor:
-        """The network's one call: logits of the last `num_read` clean tokens; the masks' states are kept aside."""
+        """The network's one call: logits of the last `num_read` clean tokens, on the device the ids came from; the
+        masks' states are kept aside."""
+        device_of_ids, clean_ids = clean_ids.device, clean_ids.to(self.cache.lengths.device)
         num_rows, num_clean = clean_ids.shape
-        num_masks = len(branches) * self.draft_length
-        branch_lengths = torch.tensor(branches, device=clean_ids.device)
+        num_masks = len(branch_lengths) * self.draft_length
         mask_ids = clean_ids.new_full((num_rows, num_masks), self.mask_embedding_id)
         after_first = draft_positions(num_clean, self.draft_length, branch_lengths)[num_clean:]
         position_ids = torch.cat([clean_positions, clean_positions[:, -1:] + 1 - num_clean + after_first], dim=1)
@@ -178,7 +181,7 @@ class DraftForward:
                 return_dict=True,
             )
         self.mask_states = last_states[0][:, num_clean:]
-        return output.logits.to(clean_ids.device)
+        return output.logits.to(device_of_ids)
 
     def _attention_mask(self, num_clean: int, branch_lengths: torch.Tensor) -> Any:
         cached_lengths = self.cache.lengths

@@ -83,7 +83,7 @@ def finetune(
             f"No row of {data_path} has more than {model.config.tidar_config['draft_length']} tokens to learn from "
             f"(the checkpoint's draft length) within `max_length` {max_length}."
         )
-    eval_prompt_ids = [] if eval_prompts_path is None else prompt_ids(eval_prompts_path, tokenizer, num_eval_prompts)
+    eval_prompt_ids = prompt_ids(eval_prompts_path, tokenizer, num_eval_prompts) if eval_prompts_path else []
     trained = model
     if mode == "gated":
         trained = get_peft_model(model, gated_adapter_config(model, rank))
@@ -149,17 +149,15 @@ def finetune(
 
 
 def prompt_ids(path: str | Path, tokenizer: Any, num_prompts: int) -> list[torch.Tensor]:
-    """The first `num_prompts` prompts of a JSONL file, taken evenly through it, in the model's chat form."""
+    """The ids of `num_prompts` prompts of a JSONL file, taken evenly through it."""
     prompts = [row["prompt"] for row in read_jsonl(path)]
-    chosen = prompts[:: max(1, len(prompts) // num_prompts)][:num_prompts]
-    return [
-        torch.tensor(
-            tokenizer(
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-                ),
-                add_special_tokens=False,
-            )["input_ids"]
-        )
-        for prompt in chosen
+    return [chat_prompt_ids(prompt, tokenizer) for prompt in prompts[:: max(1, len(prompts) // num_prompts)]][
+        :num_prompts
     ]
+
+
+def chat_prompt_ids(prompt: str, tokenizer: Any) -> torch.Tensor:
+    """A user's words in the model's chat form, ready for its answer, [P]."""
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,52 @@
+"""The real model of the demo: 20 real prompts, 128 new tokens each, against the untouched stock class in float32.
+
+Needs what `make demo` and `make test` download and convert; without it these tests are skipped and say so.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from wavedraft import TiDARForCausalLM
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINT = ROOT / "models" / "SmolLM2-135M-Instruct-TiDAR"
+ADAPTER = ROOT / "adapters" / "smollm2-135m-instruct-gated"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not CHECKPOINT.is_dir(), reason="no real checkpoint: run `make models/SmolLM2-135M-Instruct-TiDAR/config.json`"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """20 prompts of five kinds that the adapter never saw, left-padded to one batch."""
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT, padding_side="left")
+    rows = [json.loads(line) for line in (ROOT / "benchmarks" / "prompts_heldout.jsonl").open()]
+    chosen = [row["prompt"] for row in rows[::5]]
+    assert len(chosen) == 20
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True)
+        for p in chosen
+    ]
+    return tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+
+
+def test_greedy_text_is_the_stock_models_and_takes_fewer_forwards(prompts):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    stock = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    expected = stock.generate(**prompts, max_new_tokens=128, do_sample=False)
+    model = TiDARForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    model.load_adapter(str(ADAPTER))
+
+    output = model.generate(**prompts, max_new_tokens=128, do_sample=False, return_dict_in_generate=True)
+
+    torch.set_num_threads(threads)
+    assert output.sequences.tolist() == expected.tolist()
+    assert output.tokens_per_forward.mean() > 1.8
