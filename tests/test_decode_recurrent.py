@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
-from recurrent_golden import random_model
 from tokenizers import Tokenizer, decoders, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
+
+from recurrent_golden import random_model
 
 WAVEFRONT_POLICIES = ["adaptive", "self-speculative", "diffusion-forcing", "exact"]
 EXACT_POLICIES = ["self-speculative", "exact"]
@@ -314,3 +315,39 @@ def test_padding_on_the_right_is_refused():
     ids, mask = torch.tensor([[5, 6, 0], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
     with pytest.raises(ValueError, match="padding on the left"):
         random_model().generate(ids, attention_mask=mask, max_new_tokens=4, policy="exact")
+
+
+@pytest.mark.parametrize("policy", WAVEFRONT_POLICIES)
+def test_every_attention_implementation_decodes_the_same_text(policy):
+    model = random_model(16)
+    expected = [continuation(model, row, 10, policy=policy) for row in PROMPTS]
+    model.set_attn_implementation("eager")
+    batch = left_padded(PROMPTS)
+    together = model.generate(**batch, max_new_tokens=10, init_scale=0.0, policy=policy)
+    assert together[:, batch["input_ids"].shape[1] :].tolist() == expected
+
+
+def test_a_model_that_does_not_see_its_tokens_again_takes_no_diffusion_forcing():
+    model = random_model()
+    model.reinjects_input = False
+    with pytest.raises(ValueError, match="reinjects_input"):
+        continuation(model, PROMPTS[0], 4, policy="diffusion-forcing")
+
+
+def test_the_picture_colours_what_became_of_each_token():
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    from picture_recurrent import CHANGED, FROZEN, GUESSED, KEPT, NOT_BEGUN, what_became
+
+    from wavedraft.generation.outputs_recurrent import WavefrontStep
+
+    steps = [WavefrontStep(7, [1], [2], 0), WavefrontStep(7, [1, 2], [2, 3], 1), WavefrontStep(8, [2, 3], [4, 5], 0)]
+    assert what_became(steps, 4).tolist() == [
+        [FROZEN, GUESSED, NOT_BEGUN, NOT_BEGUN],
+        [FROZEN, FROZEN, GUESSED, NOT_BEGUN],
+        [FROZEN, FROZEN, CHANGED, GUESSED],
+    ]
+    steps[2].predicted_ids[0] = 3
+    assert what_became(steps, 4)[2, 2] == KEPT

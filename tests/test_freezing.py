@@ -1,0 +1,59 @@
+"""The freeze criteria, and the rule that freezes positions in order, on numbers small enough to check by eye."""
+
+import pytest
+import torch
+
+from wavedraft.generation.freezing import (
+    count_frozen,
+    fixed_recurrences,
+    latent_acceleration,
+    latent_difference,
+    token_stability,
+)
+
+
+def test_latent_difference_is_the_share_of_a_state_that_moved():
+    states, previous = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([[3.0, 3.0], [0.0, 2.0]])
+    assert latent_difference(states, previous).tolist() == pytest.approx([0.2, 0.0])
+
+
+def test_latent_acceleration_of_a_steady_movement_is_none():
+    states = torch.tensor([[3.0, 4.0], [3.0, 4.0]])
+    velocity, previous = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    assert latent_acceleration(states, velocity, previous).tolist() == pytest.approx([0.0, 0.2])
+
+
+def test_token_stability_asks_for_more_than_its_patience():
+    assert token_stability([0, 8, 9], patience=8) == [False, False, True]
+
+
+def test_fixed_recurrences_asks_for_enough():
+    assert fixed_recurrences([31, 32, 33], enough=32) == [False, True, True]
+
+
+NO, YES = False, True
+# The wavefront is fed a, b, c, d: a is frozen, b, c, d are drafts. "bcde" predicts each of them again.
+CASES = {
+    "all settled, all drafts stand": ("abcd", "bcde", [YES] * 4, [NO] * 4, 3),
+    "a draft that has just changed does not freeze": ("abcd", "bxde", [YES] * 4, [NO] * 4, 1),
+    "an unsettled position holds back those behind it": ("abcd", "bcde", [YES, NO, YES, YES], [NO] * 4, 0),
+    "a token needs its own state settled": ("abcd", "bcde", [YES, YES, NO, NO], [NO] * 4, 1),
+    "an unsettled last frozen token holds back all": ("abcd", "bcde", [NO, YES, YES, YES], [NO] * 4, 0),
+    "an exhausted position counts as settled": ("abcd", "bcde", [YES, NO, YES, NO], [NO, YES, NO, NO], 2),
+    "an exhausted position freezes what it predicts": ("abcd", "xcde", [NO] * 4, [YES, NO, NO, NO], 1),
+    "what follows a changed token is not frozen with it": ("abcd", "xcde", [YES] * 4, [YES] * 4, 1),
+    "the token behind the wavefront waits for its own state": ("a", "b", [YES], [NO], 0),
+    "unless it is exhausted": ("a", "b", [NO], [YES], 1),
+}
+
+
+@pytest.mark.parametrize(("fed", "predicted", "settled", "exhausted", "expected"), CASES.values(), ids=list(CASES))
+def test_only_a_final_run_from_the_left_freezes(fed, predicted, settled, exhausted, expected):
+    ids = [list(map(ord, text)) for text in (fed, predicted)]
+    assert count_frozen(*ids, settled, exhausted, max_wavefront=128) == expected
+
+
+def test_a_wavefront_without_room_freezes_what_its_last_settled_state_predicts():
+    assert count_frozen([1], [2], [True], [False], max_wavefront=1) == 1
+    assert count_frozen([1, 2], [2, 3], [True, True], [False, False], max_wavefront=2) == 2
+    assert count_frozen([1, 2], [2, 3], [True, False], [False, False], max_wavefront=2) == 0
