@@ -1,0 +1,119 @@
+"""The command line: what it prints, and how it refuses."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import get_peft_model
+from test_convert import save_tokenizer
+
+from tiny_stock import save_tiny_stock
+from wavedraft import TiDARForCausalLM, convert
+from wavedraft.cli import main
+from wavedraft.training import gated_adapter_config
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "stock"
+    save_tiny_stock(folder)
+    save_tokenizer(folder, num_words=61)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tidar(stock):
+    convert(stock, stock.parent / "tidar", draft_length=4)
+    return stock.parent / "tidar"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `wavedraft ...` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["wavedraft", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+            sys.exit(0)
+        printed = capsys.readouterr()
+        return caught.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+def test_convert_says_what_it_did(run, stock, tmp_path):
+    code, out, _ = run("convert", stock, tmp_path / "tidar", "--draft-length", 6)
+    assert code == 0
+    assert "TiDAR checkpoint of LlamaForCausalLM" in out and "drafts of 6" in out
+    assert "2 of 2 layers: max abs difference 0.0" in out
+    assert TiDARForCausalLM.from_pretrained(tmp_path / "tidar").tidar_config.draft_length == 6
+    code, out, _ = run("convert", "--to-ar", tmp_path / "tidar", tmp_path / "back")
+    assert code == 0 and "stock checkpoint of LlamaForCausalLM" in out
+    code, out, _ = run("convert", stock, tmp_path / "fast", "--no-verify", "--link")
+    assert code == 0 and "not compared (--no-verify)" in out
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(run, stock, tidar, tmp_path):
+    (tmp_path / "pickled").mkdir()
+    for arguments, message in [
+        (["convert", stock, tidar], "--overwrite"),
+        (["convert", stock, tmp_path / "new", "--draft-length", 99], "between 1 and 64"),
+        (["convert", tmp_path / "pickled", tmp_path / "new"], "config.json"),
+        (["generate", stock, "w1 w2"], "Convert it first"),
+        (["generate", tidar, "w1 w2", "--draft-length", 5], "between 1 and 4"),
+        (["generate", tidar, "w1 w2", "--dtype", "int3"], "--dtype"),
+        (["generate", tidar, "--raw", ""], "empty"),
+        (["generate", tidar, "w1", "--adapter", tmp_path / "no-adapter"], "no-adapter"),
+    ]:
+        code, _, err = run(*arguments)
+        lines = [line for line in err.splitlines() if line.startswith("wavedraft: ")]
+        assert code == 2 and len(lines) == 1 and message in lines[0], (arguments, err)
+        assert "Traceback" not in err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("arguments", [["convert", "a", "b", "--nope"], ["nope"], ["generate", "only-a-model"]])
+def test_an_unknown_word_is_exit_code_2(run, arguments):
+    code, _, err = run(*arguments)
+    assert code == 2 and "Traceback" not in err
+
+
+def test_generate_streams_counts_and_compares(run, tidar):
+    code, out, _ = run("generate", tidar, "w1 w2 w3", "w7", "--max-new-tokens", 9, "--compare", "--raw")
+    assert code == 0 and "identical: yes" in out
+    model = TiDARForCausalLM.from_pretrained(tidar)
+    for words in ([6, 7, 8], [12]):  # w1 is id 6
+        ids = model.generate(torch.tensor([words]), max_new_tokens=9, draft_length=0)[0, len(words) :].tolist()
+        text = " ".join(f"w{n - 5}" for n in ids if n >= 5)
+        assert text in out, "the text is streamed"
+    assert out.count("plain") >= 1 and " 18 " in out, "both prompts' tokens are summed"
+
+
+def test_generate_takes_a_gated_adapter_and_keeps_the_text(run, tidar, tmp_path):
+    model = TiDARForCausalLM.from_pretrained(tidar)
+    torch.manual_seed(0)
+    get_peft_model(model, gated_adapter_config(model, rank=4, init_lora_weights=False)).save_pretrained(tmp_path / "a")
+    options = ["--max-new-tokens", 9, "--compare"]
+    plain, adapted = (
+        run("generate", tidar, "w1 w2", *options),
+        run("generate", tidar, "w1 w2", *options, "--adapter", tmp_path / "a"),
+    )
+    assert adapted[0] == 0 and "identical: yes" in adapted[1]
+    assert plain[1].split("prompt")[0] == adapted[1].split("prompt")[0]
+
+
+def test_generate_samples_with_a_seed(run, tidar):
+    options = ["--temperature", 1.5, "--top-k", 20, "--seed", 7, "--max-new-tokens", 9]
+    first, second = (run("generate", tidar, "w1 w2", *options)[1].split("prompt")[0] for _ in range(2))
+    other = run("generate", tidar, "w1 w2", *options[:-4], "--seed", 8, "--max-new-tokens", 9)[1].split("prompt")[0]
+    assert first == second != other
+
+
+def test_the_installed_command_runs():
+    code = "import sys; sys.argv = ['wavedraft', '--help']; from wavedraft.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    for verb in ("convert", "generate", "train"):
+        assert verb in done.stdout
