@@ -91,10 +91,10 @@ class RecurrentOptions:
     """
 
     policy: str = "autoregressive"
-    num_recurrences: int | None = None
+    num_recurrences: int = None  # type: ignore[assignment]  # from_keywords fills in what is None
     init_scale: float = 1.0
     generator: torch.Generator | None = None
-    kv_cache: str | int | None = None
+    kv_cache: str | int = None  # type: ignore[assignment]
     inner_recurrence: int = 4
     headway: int = 1
     max_wavefront: int = 128
@@ -103,8 +103,8 @@ class RecurrentOptions:
     state_noise: float = 0.0
     noise_schedule: str = "dampened"
     freeze_criterion: str = "latent-difference"
-    max_recurrences: int | None = None
-    draft_recurrences: int | tuple[int, ...] | None = None
+    max_recurrences: int = None  # type: ignore[assignment]
+    draft_recurrences: tuple[int, ...] = None  # type: ignore[assignment]  # an int is a tuple of one
     draft_length: int = 4
     reference_compat: bool = False
     max_steps: int = 4096
@@ -191,7 +191,7 @@ class RecurrentOptions:
         """Recurrences the cache keeps of each token."""
         if self.kv_cache == EVERY_RECURRENCE:
             return self.num_recurrences
-        return 1 if self.kv_cache == LATEST_ONLY else self.kv_cache
+        return 1 if self.kv_cache == LATEST_ONLY else int(self.kv_cache)
 
 
 def _check(name: str, holds: bool, value: Any, allowed: str, reason: str = "the choices there are") -> None:

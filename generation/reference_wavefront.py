@@ -7,7 +7,6 @@ W wavefront positions, E channels, V vocabulary.
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import LogitsProcessorList
 
 from .freezing import latent_acceleration, latent_difference
@@ -98,7 +97,7 @@ class ReferenceFreezing:
 
 @torch.no_grad()
 def decode_reference(
-    model: nn.Module,
+    model: Any,
     prompt_ids: torch.Tensor,
     options: RecurrentOptions,
     cache: Any,

@@ -6,7 +6,6 @@ B rows, A rows still being written, P prompt columns, V vocabulary.
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
@@ -37,7 +36,7 @@ class Session:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         transcript: Transcript,
@@ -59,6 +58,7 @@ class Session:
         self.pads = padding_of(input_ids, attention_mask)
         self.costs = Costs(len(input_ids), options.num_recurrences)
         self.num_columns = input_ids.shape[1]
+        assert transcript.max_length is not None, "generate always sets a maximum length"
         longest = transcript.max_length - min(self.pads)
         if longest > model.config.block_size:
             raise ValueError(

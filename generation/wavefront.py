@@ -71,6 +71,7 @@ class Wavefront:
                 self.noise = drawn if self.noise is None else torch.cat([self.noise, drawn], dim=1)
         if min(self.num_seen) < have:  # a row narrower than others begins positions where filling stood
             drawn = draw_states(len(self.starts), width)
+            assert self.states is not None
             self.states = torch.where(self.is_seen(width)[..., None], self.states, drawn)
 
     def is_seen(self, width: int) -> torch.Tensor:
@@ -84,6 +85,7 @@ class Wavefront:
     def filled(self, numbers: list[list[int]], width: int) -> torch.Tensor:
         """[A, W] of a list a row, 0 where a row is narrower, as states take them."""
         rows = [row + [0] * (width - len(row)) for row in numbers]
+        assert self.states is not None
         return torch.tensor(rows, device=self.device, dtype=self.states.dtype)
 
     def average_embeds(self, embeds: torch.Tensor, share: float) -> torch.Tensor:

@@ -131,6 +131,7 @@ class RecurrentCache(Cache):
             stored_keys[:, :, window.columns] = keys
             stored_values[:, :, window.columns] = values
         else:
+            assert window.columns is not None
             rows, columns = window.columns
             stored_keys[rows, :, columns] = keys.transpose(1, 2)
             stored_values[rows, :, columns] = values.transpose(1, 2)
@@ -140,6 +141,7 @@ class RecurrentCache(Cache):
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, window: Window
     ) -> tuple[torch.Tensor, torch.Tensor]:
         packing, seen = window.packing, slice(0, window.kv_length)
+        assert packing is not None and isinstance(window.columns, tuple)
         rows, columns = (index[:, 0] for index in window.columns)
         planes = packing.planes if self.planes[layer] > 1 else 0
         read = []
