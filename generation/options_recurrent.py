@@ -67,7 +67,8 @@ class RecurrentOptions:
             ("autoregressive") samples its tokens with transformers' own loop, from the global one.
         kv_cache: "every-recurrence", "latest-only" or the number of latest recurrences kept. Where absent,
             "latest-only" for diffusion forcing, "every-recurrence" for plain decoding and self-speculation (which
-            writes the text of plain decoding with it alone).
+            writes the text of plain decoding with it alone). Diffusion forcing numbers the recurrences it stores afresh
+            at each decode step, 1 to `inner_recurrence`.
         inner_recurrence: core passes between two decodes.
         headway: positions added a decode step.
         max_wavefront: limit of positions begun and not frozen.
