@@ -5,19 +5,31 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ..generation.options_recurrent import EVERY_RECURRENCE, LATEST_ONLY, PRESETS
 from ..generation.outputs_recurrent import RecurrentGenerateOutput
 from .cache_recurrent import RecurrentCache, Window
+from .configuration_ouro import OuroConfig
 from .configuration_recurrent import RecurrentDepthConfig
+from .depth_recurrent import LORA_CORE_AND_ADAPTER, DepthSampler, sample_depth
+from .looped_recurrent import RecurrentDepthLM
 from .modeling_recurrent import RecurrentDepthForCausalLM
+from .ouro_recurrent import OuroForCausalLM
 
 AutoConfig.register(RecurrentDepthConfig.model_type, RecurrentDepthConfig)
 AutoModelForCausalLM.register(RecurrentDepthConfig, RecurrentDepthForCausalLM)
+AutoConfig.register(OuroConfig.model_type, OuroConfig, exist_ok=True)
+AutoModelForCausalLM.register(OuroConfig, OuroForCausalLM, exist_ok=True)
 
 __all__ = [
     "EVERY_RECURRENCE",
     "LATEST_ONLY",
+    "LORA_CORE_AND_ADAPTER",
     "PRESETS",
+    "DepthSampler",
+    "OuroConfig",
+    "OuroForCausalLM",
     "RecurrentCache",
     "RecurrentDepthConfig",
     "RecurrentDepthForCausalLM",
+    "RecurrentDepthLM",
     "RecurrentGenerateOutput",
     "Window",
+    "sample_depth",
 ]

@@ -5,6 +5,8 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+BLOCK_FORMS = ("sandwich", "pre-norm", "post-norm")
+
 
 @strict
 class RecurrentDepthConfig(PreTrainedConfig):
@@ -13,7 +15,10 @@ class RecurrentDepthConfig(PreTrainedConfig):
     The names are those of the released checkpoint, so its config.json loads as it is. `mean_recurrence` is the depth
     the core was trained around and the default of every forward and decode; `mean_backprop_depth` is how many of a
     training step's recurrences carry a gradient. `init_values` may hold `std` (of weights and initial states) and
-    `embed_scale`; where absent they are sqrt(2 / (5 n_embd)) and sqrt(n_embd).
+    `embed_scale`; where absent they are sqrt(2 / (5 n_embd)) and sqrt(n_embd). `block_form` is "sandwich" (Huginn's,
+    and where absent), "pre-norm" (Llama's) or "post-norm" (OLMo-2's) for models retrofitted with its recurrence, whose
+    released config does not tell: loading them looks at the weights. Those rotate by `rope_parameters`, Huginn by
+    `rope_base`.
     """
 
     model_type = "huginn_raven"
@@ -41,6 +46,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
     intermediate_size: int = 17920
     norm_eps: float = 1e-6
     rope_base: float | int = 50_000
+    rope_parameters: dict | None = None
+    block_form: str | None = None
     bias: bool = False
     qk_bias: bool = True
     tie_embeddings: bool = True
@@ -55,6 +62,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         """Fill the derived fields that older configs leave out, then check that this package can run the model."""
+        kwargs.setdefault("rope_theta", self.rope_base)
         super().__post_init__(**kwargs)
         if self.head_dim is None:
             self.head_dim = self.n_embd // self.n_heads
@@ -79,6 +87,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
                     f"`{name}` must be {known!r}, the only one this package implements (and Huginn-0125's), but "
                     f"config.json says {value!r}. Load such a checkpoint with the code that trained it."
                 )
+        if self.block_form not in (None, *BLOCK_FORMS):
+            raise ValueError(f"`block_form` must be one of {BLOCK_FORMS}, or absent, but is {self.block_form!r}.")
         if self.mean_recurrence < 1 or self.mean_backprop_depth < 1:
             raise ValueError(
                 f"`mean_recurrence` and `mean_backprop_depth` must be at least 1, but config.json says "

@@ -1,0 +1,310 @@
+"""What every recurrent-depth model shares: windows of tokens, and a forward over three parts.
+
+    e   = prelude(tokens)                        s_0 = initial_states(e)
+    s_i = core_step(s_{i-1}, e), i = 1..r        logits = coda(s_r)
+
+Each part is callable alone on a `Window`; `forward` runs them in this order and so does every decoder.
+B rows, T tokens, E channels, H heads, D head width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+from .cache_recurrent import Packing, RecurrentCache, Window
+from .depth_recurrent import DepthSampler
+from .generation_recurrent import RecurrentGenerationMixin
+
+
+def attend(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: Window, recurrence: int
+) -> torch.Tensor:
+    """[B, H, T, D] queries over their own and the cached keys and values ([B, key-value heads, T, D]) to [B, T, H * D].
+
+    `module` has the `config`, the `layer_idx` (counted through prelude, core and coda) and the `scaling`.
+    """
+    if window.cache is not None:
+        key, value = window.cache.write_and_read(key, value, module.layer_idx, recurrence, window)
+    function: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
+    mixed, _ = function(module, query, key, value, window.attention_mask, scaling=module.scaling, dropout=0.0)
+    return mixed.flatten(2)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out: the implementation named "eager", which also returns its weights."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (heads.repeat_interleave(groups, dim=1) for heads in (key, value))
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class RecurrentRMSNorm(nn.Module):
+    """Root-mean-square norm in fp32, cast back before its weight is applied."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[..., E] to [..., E]."""
+        precise = hidden_states.float()
+        squares = (precise * precise).sum(dim=-1, keepdim=True)
+        scale = (squares / precise.shape[-1] + self.eps).rsqrt()
+        return (precise * scale).to(hidden_states.dtype) * self.weight
+
+
+class RecurrentMLP(nn.Module):
+    """Gated MLP: proj(silu(g) * u), g and u the halves of one projection."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, 2 * config.intermediate_size, bias=config.bias)
+        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[..., E] to [..., E]."""
+        gate, up = self.fc(hidden_states).chunk(2, dim=-1)
+        return self.proj(nn.functional.silu(gate) * up)
+
+
+class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixin):
+    """A model the decoders can serve. A model of the family is a subclass with these, and nothing more is asked of it:
+
+    * `prelude`, `initial_states`, `core_step` and `coda`, as above, and `rotary_at`; attention through `attend`.
+    * `reinjects_input`: the core sees the tokens at every recurrence, so that a state survives a change of its token.
+      Diffusion forcing needs it; the exact wavefront begins such positions anew and does without.
+    * `has_random_depth`: training draws the depth of each forward, as the model's own training did.
+    * in its config `n_layers_in_prelude`, `n_layers_in_recurrent_block` and `n_layers_in_coda` (layers that keep keys
+      and values), `n_embd`, `num_key_value_heads`, `head_dim`, `block_size`, `vocab_size`, `mean_recurrence` and
+      `mean_backprop_depth`, under these names or by `attribute_map`.
+    """
+
+    reinjects_input = True
+    has_random_depth = True
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ("past_key_values", "window")
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.gradient_checkpointing = False
+        self.depth_sampler = DepthSampler(config.mean_recurrence)
+
+    # The three parts.
+
+    def initial_states(
+        self, input_embeds: torch.Tensor, init_scale: float = 1.0, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """s_0 for [B, T, E] prelude outputs."""
+        raise NotImplementedError
+
+    def prelude(
+        self, input_ids: torch.Tensor | None, window: Window, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """e: [B, T] ids (or their [B, T, E] embeddings) to [B, T, E]."""
+        raise NotImplementedError
+
+    def core_step(
+        self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Window, recurrence: int = 1
+    ) -> torch.Tensor:
+        """s_i of s_{i-1} and e, both [B, T, E]; `recurrence` is i, from 1. (A packed window has one for each token.)"""
+        raise NotImplementedError
+
+    def coda(self, latent_states: torch.Tensor, window: Window, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
+        """fp32 logits [B, kept, V] of states at any depth, [B, T, E]; `logits_to_keep` as in transformers."""
+        raise NotImplementedError
+
+    def rotary_at(self, position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What the model's attention rotates queries and keys by at positions [B, T], for states of `dtype`."""
+        raise NotImplementedError
+
+    # Windows: which tokens a call works on.
+
+    def padded_window(
+        self,
+        input_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        cache: RecurrentCache | None,
+    ) -> Window:
+        """The next T columns of every row, [B, T, ...] giving the shape; padding is told by a 2D (or a 4D) mask."""
+        length = input_embeds.shape[1]
+        start = cache.get_seq_length() if cache is not None else 0
+        mask = create_causal_mask(self.config, input_embeds, attention_mask, cache, position_ids)
+        if cache is not None:
+            cache.reserve(start + length)
+        rotary = self.rotary_at(position_ids, input_embeds.dtype)
+        return Window(rotary, mask, cache, slice(start, start + length), start + length)
+
+    def window_at(self, starts: list[int], length: int, cache: RecurrentCache) -> Window:
+        """`length` tokens of each cache row from position starts[row] on; rows are unpadded: column is position."""
+        device = self.device
+        position_ids = torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
+        kv_length = max(starts) + length
+        cache.reserve(kv_length)
+        rotary = self.rotary_at(position_ids, self.dtype)
+        if min(starts) == max(starts):
+            mask = self._mask(len(starts), length, kv_length, causal_mask_function, q_offset=starts[0])
+            return Window(rotary, mask, cache, slice(starts[0], kv_length), kv_length)
+        mask = self._mask(len(starts), length, kv_length, lambda row, head, q, column: column <= position_ids[row, q])
+        rows = torch.arange(len(starts), device=device)[:, None]
+        return Window(rotary, mask, cache, (rows, position_ids), kv_length)
+
+    def packed_window(
+        self, rows: list[int], positions: list[int], cache: RecurrentCache, recurrences: list[int] | None = None
+    ) -> Window:
+        """N single tokens, [N, 1] in every call: token n stands at positions[n] of cache row rows[n].
+
+        With `recurrences` the window is for one `core_step`, in which token n has recurrence recurrences[n].
+        """
+        device = self.device
+        index = torch.tensor([rows, positions], device=device)[:, :, None]  # [2, N, 1]
+        kv_length = max(positions) + 1
+        cache.reserve(kv_length)
+        mask = None
+        if min(positions) < max(positions):
+            mask = self._mask(len(rows), 1, kv_length, lambda row, head, q, column: column <= index[1][row, q])
+        rotary = self.rotary_at(index[1], self.dtype)
+        packing = Packing.of(rows, recurrences, cache.stored_recurrences, device)
+        return Window(rotary, mask, cache, (index[0], index[1]), kv_length, packing)
+
+    def _mask(self, num_rows: int, length: int, kv_length: int, mask_function: Callable, q_offset: int = 0) -> Any:
+        implementation = self.config._attn_implementation
+        if "flash" in implementation and mask_function is not causal_mask_function:
+            raise ValueError(
+                f"`attn_implementation` must be 'sdpa', 'eager' or 'flex_attention' to decode rows of different length "
+                f"or depth in one call, but is {implementation!r}, which knows no masks. "
+                f"Call `model.set_attn_implementation('sdpa')`, or give one row at a time."
+            )
+        mask = ALL_MASK_ATTENTION_FUNCTIONS[implementation](
+            batch_size=num_rows,
+            q_length=length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            mask_function=mask_function,
+            attention_mask=None,
+            allow_is_causal_skip=mask_function is causal_mask_function,
+            dtype=self.dtype,
+            device=self.device,
+            config=self.config,
+            use_vmap=False,
+        )
+        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:  # else every layer would turn it into numbers
+            mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, -torch.inf)
+        return mask
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: RecurrentCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_recurrences: int | None = None,
+        num_backprop: int | None = None,
+        init_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+        output_hidden_states: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits after `num_recurrences` core steps, and the loss of `labels` (not shifted).
+
+        Where `num_recurrences` is absent, it is the config's `mean_recurrence`; in training (`model.train()`,
+        gradients on) `self.depth_sampler` draws it. Of a training forward's core steps the last `num_backprop`
+        (the config's `mean_backprop_depth` where absent) carry a gradient; outside training all do. `init_scale` and
+        `generator` draw the initial states; 0 makes the forward deterministic. `use_cache` without `past_key_values`
+        makes a cache of every recurrence. Hidden states are [prelude output, s_0, s_1, ... s_r].
+        """
+        is_training = self.training and torch.is_grad_enabled()
+        if num_recurrences is None:
+            is_drawn = is_training and self.has_random_depth
+            num_recurrences = self.depth_sampler.draw() if is_drawn else self.config.mean_recurrence
+        if num_backprop is None:
+            num_backprop = self.config.mean_backprop_depth if is_training else num_recurrences
+        for name, count in (("num_recurrences", num_recurrences), ("num_backprop", num_backprop)):
+            if count < 1:
+                raise ValueError(f"`{name}` must be at least 1 (core passes of a token), but is {count}.")
+        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache and past_key_values is None and not (is_training and self.gradient_checkpointing):
+            past_key_values = RecurrentCache.every_recurrence(
+                self.config, *embeds.shape[:2], num_recurrences, embeds.dtype, embeds.device
+            )
+        if position_ids is None:
+            position_ids = positions_of(attention_mask, embeds, past_key_values)
+        self._check_positions(position_ids, past_key_values)
+        window = self.padded_window(embeds, attention_mask, position_ids, past_key_values)
+
+        input_embeds = self.prelude(None, window, inputs_embeds=embeds)
+        latent_states = self.initial_states(input_embeds, init_scale, generator)
+        trajectory = [input_embeds, latent_states]
+        for recurrence in range(1, num_recurrences + 1):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and recurrence > num_recurrences - num_backprop):
+                latent_states = self._recur(latent_states, input_embeds, window, recurrence)
+            if output_hidden_states:
+                trajectory.append(latent_states)
+        logits = self.coda(latent_states, window, logits_to_keep)
+
+        if past_key_values is not None:
+            past_key_values.lengths = [window.kv_length] * past_key_values.batch_size
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=past_key_values,
+            hidden_states=tuple(trajectory) if output_hidden_states else None,
+        )
+
+    def _recur(
+        self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Window, recurrence: int
+    ) -> torch.Tensor:
+        """One core step, checkpointed as one where `gradient_checkpointing_enable` asked for that."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            checkpoint = self._gradient_checkpointing_func
+            return checkpoint(self.core_step, latent_states, input_embeds, window, recurrence)
+        return self.core_step(latent_states, input_embeds, window, recurrence)
+
+    def _check_positions(self, position_ids: torch.Tensor, cache: RecurrentCache | None) -> None:
+        past = cache.get_seq_length() if cache is not None else 0
+        if past + position_ids.shape[1] > self.config.block_size and position_ids.max() >= self.config.block_size:
+            raise ValueError(
+                f"Positions must be below {self.config.block_size}, the length this checkpoint was trained for "
+                f"(`config.block_size`), but reach {int(position_ids.max())}. Shorten the input."
+            )
+
+
+def positions_of(
+    attention_mask: torch.Tensor | None, embeds: torch.Tensor, cache: RecurrentCache | None
+) -> torch.Tensor:
+    """Position of each of the next T tokens: columns from the left, padding not counted. [B, T] or [1, T]."""
+    length = embeds.shape[1]
+    if attention_mask is not None and attention_mask.dim() == 2:
+        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+    start = cache.get_seq_length() if cache is not None else 0
+    return torch.arange(start, start + length, device=embeds.device)[None]

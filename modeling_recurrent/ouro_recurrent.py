@@ -1,0 +1,154 @@
+"""Ouro, a looped language model without input injection (arXiv 2510.25741), in the family's three parts.
+
+    e = embeddings      s_0 = e      s_i = norm(layers(s_{i-1})), i = 1..4      logits = head(s_4)
+
+The core never sees the tokens again, so a state belongs to the token it began with: the exact wavefront, which begins
+anew where a token changes, can serve it, and diffusion forcing cannot. The exit gate is loaded and not used.
+B rows, T tokens, E channels, H heads, D head width, V vocabulary.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.generation import GenerationMixin
+from transformers.modeling_utils import slice_logits_to_keep
+
+from .cache_recurrent import Window
+from .configuration_ouro import OuroConfig
+from .looped_recurrent import RecurrentDepthLM, RecurrentRMSNorm, attend
+from .rotary_recurrent import SplitHalfRotary, rotate_halves
+
+
+class OuroAttention(nn.Module):
+    """Causal attention with grouped key-value heads."""
+
+    is_causal = True
+
+    def __init__(self, config: OuroConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.scaling = config.head_dim**-0.5
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        query_width, key_width = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=False)
+        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int) -> torch.Tensor:
+        """[B, T, E] to [B, T, E], storing keys and values in the window's cache if it has one."""
+        query, key, value = (
+            project(hidden_states).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # [B, H, T, D]
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = rotate_halves(query, window.rotary), rotate_halves(key, window.rotary)
+        return self.o_proj(attend(self, query, key, value, window, recurrence))
+
+
+class OuroMLP(nn.Module):
+    """Gated MLP: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: OuroConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[..., E] to [..., E]."""
+        return self.down_proj(nn.functional.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class OuroBlock(nn.Module):
+    """A layer that norms before and behind each half: x += n2(attn(n1(x))); x += n4(mlp(n3(x)))."""
+
+    def __init__(self, config: OuroConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = OuroAttention(config, layer_idx)
+        self.mlp = OuroMLP(config)
+        self.input_layernorm = RecurrentRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm_2 = RecurrentRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RecurrentRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm_2 = RecurrentRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int) -> torch.Tensor:
+        """[B, T, E] to [B, T, E]."""
+        mixed = self.self_attn(self.input_layernorm(hidden_states), window, recurrence)
+        hidden_states = hidden_states + self.input_layernorm_2(mixed)
+        mixed = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + self.post_attention_layernorm_2(mixed)
+
+
+class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
+    """Ouro at its fixed depth, `total_ut_steps`; of its training objective the loss at that depth."""
+
+    config_class = OuroConfig
+    base_model_prefix = "model"
+    reinjects_input = False
+    has_random_depth = False
+    _no_split_modules = ("OuroBlock",)
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (transformers reads a plain dict)
+
+    def __init__(self, config: OuroConfig):
+        super().__init__(config)
+        gate = nn.Linear(config.hidden_size, 1)
+        gate.requires_grad_(False)  # not used, so never to be waited for
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+                "layers": nn.ModuleList(OuroBlock(config, i) for i in range(config.num_hidden_layers)),
+                "norm": RecurrentRMSNorm(config.hidden_size, config.rms_norm_eps),
+                "early_exit_gate": gate,
+            }
+        )
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.rotary_emb = SplitHalfRotary(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.model["embed_tokens"]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.model["embed_tokens"] = value
+
+    def initial_states(
+        self, input_embeds: torch.Tensor, init_scale: float = 1.0, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """s_0 = e: the embeddings themselves. There is nothing to scale or draw."""
+        return input_embeds
+
+    def prelude(
+        self, input_ids: torch.Tensor | None, window: Window, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """e: the embeddings of [B, T] ids, [B, T, E]."""
+        return self.model["embed_tokens"](input_ids) if inputs_embeds is None else inputs_embeds
+
+    def core_step(
+        self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Window, recurrence: int = 1
+    ) -> torch.Tensor:
+        """s_i = norm(layers(s_{i-1})), [B, T, E]; the embeddings are not looked at."""
+        for block in self.model["layers"]:
+            latent_states = block(latent_states, window, recurrence)
+        return self.model["norm"](latent_states)
+
+    def coda(self, latent_states: torch.Tensor, window: Window, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
+        """fp32 logits [B, kept, V] of states at any depth."""
+        return self.lm_head(slice_logits_to_keep(latent_states, logits_to_keep)).float()
+
+    def rotary_at(self, position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What `rotate_halves` takes for positions [B, T]."""
+        return self.rotary_emb(position_ids, dtype)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, RecurrentRMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, SplitHalfRotary):
+            init.copy_(module.inverse_frequencies, module.frequencies()[0])

@@ -1,0 +1,348 @@
+"""The other models of the family, each beside a plain loop written from its definition (`plain_recurrent`)."""
+
+import json
+
+import pytest
+import torch
+from plain_recurrent import ouro_logits, raven_logits
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from wavedraft.modeling_recurrent import OuroConfig, OuroForCausalLM, RecurrentDepthConfig, RecurrentDepthForCausalLM
+
+PROMPT = [5, 6, 7, 8, 9, 10, 11]
+# The fields of the released config.json files that matter or mislead, at a tiny size.
+RETROFIT = {
+    "model_type": "huginn_raven",
+    "architectures": ["RavenForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "raven_config_minimal.RavenConfig",
+        "AutoModelForCausalLM": "raven_modeling_minimal.RavenForCausalLM",
+    },
+    "bias": False,
+    "block_class_name": "SandwichBlock",
+    "block_size": 4096,
+    "head_dim": 6,
+    "init_values": {"embed_scale": 1.0, "embedding": 0.0087, "out_proj": 0.0005, "std": 0.0087},
+    "injection_type": "linear",
+    "intermediate_size": 40,
+    "mean_backprop_depth": 8,
+    "mean_recurrence": 5,
+    "n_embd": 24,
+    "n_heads": 4,
+    "n_layers": 4,
+    "n_layers_in_coda": 1,
+    "n_layers_in_prelude": 1,
+    "n_layers_in_recurrent_block": 2,
+    "norm_eps": 1e-05,
+    "num_attention_heads": 4,
+    "padded_vocab_size": 37,
+    "qk_bias": False,
+    "rope_base": 50000.0,
+    "state_init": "like-init",
+    "test_time_noise": 0,
+    "tie_embeddings": False,
+    "torch_dtype": "float32",
+    "vocab_size": 37,
+}
+LLAMA3 = {
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_type": "llama3",
+}
+CONFIGS = {
+    "llama": RETROFIT
+    | {"num_key_value_heads": 2, "rope_theta": 500000.0, "rope_scaling": LLAMA3, "max_position_embeddings": 131072},
+    "tinyllama": RETROFIT | {"num_key_value_heads": 1, "rope_theta": 10000.0, "max_position_embeddings": 2048},
+    "olmo": RETROFIT | {"num_key_value_heads": 4, "rope_theta": 500000.0, "norm_eps": 1e-06},
+    "ouro": {
+        "model_type": "ouro",
+        "architectures": ["OuroForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_ouro.OuroConfig",
+            "AutoModelForCausalLM": "modeling_ouro.OuroForCausalLM",
+        },
+        "attention_dropout": 0.0,
+        "early_exit_step": None,
+        "early_exit_threshold": 1.0,
+        "head_dim": 6,
+        "hidden_act": "silu",
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "layer_types": ["full_attention"] * 3,
+        "max_position_embeddings": 65536,
+        "max_window_layers": 3,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "total_ut_steps": 4,
+        "use_sliding_window": False,
+        "vocab_size": 37,
+    },
+}
+FORMS = {"llama": "pre-norm", "tinyllama": "pre-norm", "olmo": "post-norm"}
+
+
+def raven_shapes(config: dict, has_qk_norm: bool) -> dict[str, tuple]:
+    """The names and shapes of a retrofitted checkpoint, written out from the converter that made them."""
+    width, hidden, vocab = config["n_embd"], config["intermediate_size"], config["vocab_size"]
+    query, key = config["n_heads"] * config["head_dim"], config["num_key_value_heads"] * config["head_dim"]
+    shapes = {
+        "transformer.wte.weight": (vocab, width),
+        "transformer.adapter.weight": (width, 2 * width),
+        "transformer.ln_f.weight": (width,),
+        "lm_head.weight": (vocab, width),
+    }
+    for part in ("prelude", "recurrent_block", "coda"):
+        for i in range(config[f"n_layers_in_{part}"]):
+            layer = f"transformer.{part.replace('recurrent', 'core')}.{i}."
+            shapes |= {
+                layer + "attn.Wqkv.weight": (query + 2 * key, width),
+                layer + "attn.proj.weight": (width, query),
+                layer + "mlp.fc.weight": (2 * hidden, width),
+                layer + "mlp.proj.weight": (width, hidden),
+                layer + "norm_1.weight": (width,),
+                layer + "norm_2.weight": (width,),
+            }
+            if has_qk_norm:
+                shapes |= {layer + "attn.q_norm.weight": (query,), layer + "attn.k_norm.weight": (key,)}
+    return shapes
+
+
+def ouro_shapes(config: dict) -> dict[str, tuple]:
+    """The names and shapes of an Ouro checkpoint, written out from its description."""
+    width, hidden, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    query, key = (config[f"num_{kind}_heads"] * config["head_dim"] for kind in ("attention", "key_value"))
+    shapes = {
+        "model.embed_tokens.weight": (vocab, width),
+        "model.norm.weight": (width,),
+        "model.early_exit_gate.weight": (1, width),
+        "model.early_exit_gate.bias": (1,),
+        "lm_head.weight": (vocab, width),
+    }
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        shapes |= {
+            layer + "self_attn.q_proj.weight": (query, width),
+            layer + "self_attn.k_proj.weight": (key, width),
+            layer + "self_attn.v_proj.weight": (key, width),
+            layer + "self_attn.o_proj.weight": (width, query),
+            layer + "mlp.gate_proj.weight": (hidden, width),
+            layer + "mlp.up_proj.weight": (hidden, width),
+            layer + "mlp.down_proj.weight": (width, hidden),
+        }
+        for half in ("input", "post_attention"):
+            shapes |= {f"{layer}{half}_layernorm{end}.weight": (width,) for end in ("", "_2")}
+    return shapes
+
+
+def random_weights(kind: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A checkpoint under its own names, its weights large enough for texts to vary, its norms not one."""
+    config, generator = CONFIGS[kind], torch.Generator().manual_seed(seed)
+    shapes = ouro_shapes(config) if kind == "ouro" else raven_shapes(config, has_qk_norm=kind == "olmo")
+    weights = {}
+    for name, shape in shapes.items():
+        drawn = torch.randn(shape, generator=generator)
+        if len(shape) == 1:
+            weights[name] = 1 + 0.2 * drawn
+        else:
+            weights[name] = drawn if "wte" in name or "embed" in name else drawn * shape[-1] ** -0.5
+    return weights
+
+
+def write_folder(folder, kind: str, seed: int = 0):
+    """A checkpoint folder as released."""
+    (folder / "config.json").write_text(json.dumps(CONFIGS[kind]))
+    save_file(random_weights(kind, seed), folder / "model.safetensors")
+    return folder
+
+
+def tiny_model(kind: str, seed: int = 0):
+    """The same checkpoint, in memory."""
+    if kind == "ouro":
+        model = OuroForCausalLM(OuroConfig(**CONFIGS[kind]))
+    else:
+        model = RecurrentDepthForCausalLM(RecurrentDepthConfig(**CONFIGS[kind], block_form=FORMS[kind]))
+    model.load_state_dict(random_weights(kind, seed))
+    return model.eval()
+
+
+def plain_logits(kind: str, ids: torch.Tensor, num_recurrences: int, seed: int = 0) -> torch.Tensor:
+    """[T, V], from the definition."""
+    if kind == "ouro":
+        return ouro_logits(random_weights(kind, seed), CONFIGS[kind], ids, num_recurrences)
+    return raven_logits(random_weights(kind, seed), CONFIGS[kind], FORMS[kind], ids, num_recurrences)
+
+
+def plain_text(kind: str, prompt: list[int], num_new: int, num_recurrences: int, seed: int = 0) -> list[int]:
+    """Greedy text at full depth, the whole prefix computed anew for each token."""
+    ids = list(prompt)
+    for _ in range(num_new):
+        ids.append(int(plain_logits(kind, torch.tensor(ids), num_recurrences, seed)[-1].argmax()))
+    return ids[len(prompt) :]
+
+
+def continuation(model, prompt: list[int], num_new: int, **options) -> list[int]:
+    ids = torch.tensor([prompt])
+    return model.generate(ids, max_new_tokens=num_new, init_scale=0.0, **options)[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("num_recurrences", [1, 3])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_logits_are_those_of_the_definition(kind, num_recurrences):
+    ids = torch.arange(3, 33)
+    with torch.no_grad():
+        logits = tiny_model(kind)(ids[None], num_recurrences=num_recurrences, init_scale=0.0).logits[0]
+
+    torch.testing.assert_close(logits, plain_logits(kind, ids, num_recurrences), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("kind", ["llama", "olmo", "ouro"])
+def test_a_left_padded_row_has_the_logits_of_the_row_alone(kind, attention):
+    model = tiny_model(kind)
+    model.set_attn_implementation(attention)
+    padded = torch.tensor([[5, 6, 7, 8, 9, 10], [0, 0, 0, 11, 12, 13]])
+    mask = torch.tensor([[1] * 6, [0] * 3 + [1] * 3])
+
+    with torch.no_grad():
+        logits = model(padded, attention_mask=mask, init_scale=0.0, num_recurrences=2).logits
+
+    torch.testing.assert_close(logits[0], plain_logits(kind, padded[0], 2), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits[1, 3:], plain_logits(kind, padded[1, 3:], 2), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loader", [RecurrentDepthForCausalLM, AutoModelForCausalLM])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_folder_as_released_loads_unmodified_and_comes_back_the_same(tmp_path, kind, loader):
+    (tmp_path / "saved").mkdir()
+    folder = write_folder(tmp_path, kind)
+
+    model, report = loader.from_pretrained(folder, output_loading_info=True)
+    model.save_pretrained(tmp_path / "saved")
+    again = loader.from_pretrained(tmp_path / "saved")
+
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert isinstance(model, OuroForCausalLM if kind == "ouro" else RecurrentDepthForCausalLM)
+    assert {name: t.shape for name, t in model.state_dict().items()} == {
+        name: t.shape for name, t in random_weights(kind).items()
+    }
+    expected = plain_logits(kind, torch.tensor(PROMPT), 4)
+    for loaded in (model, again):
+        logits = loaded(torch.tensor([PROMPT]), num_recurrences=4, init_scale=0.0).logits[0]
+        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_head_of_its_own_stays_untied_whatever_the_config_inherited(tmp_path):
+    folder = write_folder(tmp_path, "llama")
+    (folder / "config.json").write_text(json.dumps(CONFIGS["llama"] | {"tie_word_embeddings": True}))
+
+    model = RecurrentDepthForCausalLM.from_pretrained(folder)
+
+    assert torch.equal(model.lm_head.weight, random_weights("llama")["lm_head.weight"])
+    assert torch.equal(model.transformer["wte"].weight, random_weights("llama")["transformer.wte.weight"])
+
+
+def test_rotary_angles_stay_precise_in_bf16():
+    model = tiny_model("llama")
+    precise = model.rotary_emb.inverse_frequencies.clone()
+    assert torch.equal(model.to(torch.bfloat16).rotary_emb.inverse_frequencies, precise)
+
+
+@pytest.mark.parametrize("draft_recurrences", [(1,), (3,), (1, 2)])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_exact_wavefront_writes_the_text_of_full_depth_decoding(kind, draft_recurrences):
+    for seed in range(2):
+        model, depth = tiny_model(kind, seed), 4
+        expected = plain_text(kind, PROMPT, 16, depth, seed)
+        options = {"policy": "exact", "num_recurrences": depth, "draft_recurrences": draft_recurrences}
+        assert continuation(model, PROMPT, 16, num_recurrences=depth) == expected
+        assert continuation(model, PROMPT, 16, **options) == expected
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "self-speculative"])
+@pytest.mark.parametrize("kind", ["llama", "ouro"])
+def test_the_other_policies_serve_them_too(kind, policy):
+    model = tiny_model(kind)
+    options = {"exit_threshold": 0.0} if policy == "adaptive" else {"draft_recurrences": 1}
+    text = continuation(model, PROMPT, 12, policy=policy, num_recurrences=4, **options)
+    assert len(text) == 12
+    if policy == "self-speculative":
+        assert text == plain_text(kind, PROMPT, 12, 4)
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_diffusion_forcing_one_position_at_a_time_is_plain_decoding(kind):
+    options = {"policy": "diffusion-forcing", "inner_recurrence": 4, "num_recurrences": 4, "freeze_criterion": "fixed"}
+    text = continuation(tiny_model(kind), PROMPT, 12, max_wavefront=1, kv_cache="every-recurrence", **options)
+    assert text == plain_text(kind, PROMPT, 12, 4)
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_diffusion_forcing_agrees_with_plain_decoding_where_states_settle(kind):
+    model = tiny_model(kind)
+    with torch.no_grad():
+        model.transformer["adapter"].weight[:, :24] *= 0.05  # the core forgets its state, so that every start settles
+    expected = continuation(model, PROMPT, 24, num_recurrences=16)
+
+    ids = torch.tensor([PROMPT])
+    options = {"policy": "diffusion-forcing", "inner_recurrence": 2, "exit_threshold": 1e-4, "num_recurrences": 16}
+    output = model.generate(ids, max_new_tokens=24, init_scale=0.0, return_dict_in_generate=True, **options)
+
+    assert output.sequences[0, len(PROMPT) :].tolist() == expected
+    assert output.num_core_passes < 16 * 23  # what plain decoding needs behind its prefill
+
+
+def test_diffusion_forcing_is_refused_where_no_input_is_injected():
+    with pytest.raises(ValueError, match="reinjects_input"):
+        continuation(tiny_model("ouro"), PROMPT, 4, policy="diffusion-forcing")
+
+
+@pytest.mark.parametrize("kind", ["llama", "ouro"])
+def test_a_row_of_a_ragged_batch_is_the_row_alone(kind):
+    model = tiny_model(kind)
+    ids = torch.tensor([[5, 6, 7, 8, 9], [0, 0, 0, 12, 13]])
+    mask = torch.tensor([[1] * 5, [0, 0, 0, 1, 1]])
+
+    output = model.generate(ids, attention_mask=mask, max_new_tokens=10, init_scale=0.0, policy="exact")
+
+    depth = model.config.mean_recurrence
+    assert output[0, 5:].tolist() == plain_text(kind, [5, 6, 7, 8, 9], 10, depth)
+    assert output[1, 5:].tolist() == plain_text(kind, [12, 13], 10, depth)
+
+
+def test_a_model_that_cannot_be_served_is_refused_by_name_with_the_reason(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "hrm_text"}))
+    with pytest.raises(ValueError, match="'hrm_text': it alternates two stacks on a fixed schedule"):
+        RecurrentDepthForCausalLM.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ValueError, match="'llama'"):
+        RecurrentDepthForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: RecurrentDepthForCausalLM(RecurrentDepthConfig(**CONFIGS["llama"])), "block_form"),
+        (lambda: RecurrentDepthConfig(**CONFIGS["llama"], block_form="parallel"), "block_form"),
+        (
+            lambda: RecurrentDepthForCausalLM(
+                RecurrentDepthConfig(**CONFIGS["llama"] | {"qk_bias": True}, block_form="pre-norm")
+            ),
+            "qk_bias",
+        ),
+        (lambda: OuroConfig(**CONFIGS["ouro"] | {"layer_types": ["sliding_attention"] * 3}), "sliding_attention"),
+        (lambda: OuroConfig(**CONFIGS["ouro"] | {"hidden_act": "gelu"}), "hidden_act"),
+    ],
+)
+def test_what_the_released_models_are_not_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
