@@ -82,15 +82,15 @@ def convert(
 
     A gated adapter sees a constant input at masks whichever vector it is, so a fixed one costs it nothing.
 
-    Files are never hard-linked: a model saved over the target would write into the source. Where the file system can
-    share blocks until one side changes (btrfs, xfs, apfs), the copy costs neither time nor space.
+    Files are never hard-linked: whatever writes into the target in place would write into the source. Where the file
+    system can share blocks until one side changes (btrfs, xfs), the copy costs neither time nor space.
 
     Args:
         source: a local folder, a Hub id, or a GGUF file (or a folder with one); safetensors only otherwise.
         draft_length: K, how many tokens a block of masks drafts, 1 to 64. Training decides what drafts are worth.
         overwrite: replace an existing checkpoint folder, which stays whole until the new one is.
-        link: write symbolic links to the source's shards. The target needs the source to stay where it is, and a
-            model must not be saved over it.
+        link: write symbolic links to the source's shards: the target costs megabytes, and needs the source to stay
+            where it is.
         verify: run the stock and the converted model on the same ids. Up to 2^30 parameters all layers are run in
             float32; of larger models only the first ones, in the checkpoint's own dtype.
         revision: a branch, tag or commit of a Hub repository.

@@ -83,6 +83,7 @@ def _restore_pre_tokenizer(tokenizer: Any, metadata: dict[str, Any], file: Path)
         return  # SentencePiece vocabularies do not split into words first
     name = read("tokenizer.ggml.pre")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    splitter: pre_tokenizers.PreTokenizer
     if name in AS_GPT2:
         splitter = byte_level
     elif name in DIGITS_APART:

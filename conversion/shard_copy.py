@@ -11,7 +11,7 @@ CHUNK = 64 * 2**20
 def copy_shard(source: Path, target: Path, advance: Callable[[int], None]) -> None:
     """Copies a file; `advance` is told the bytes as they pass.
 
-    Never a hard link: a model saved over the target would write into the source.
+    Never a hard link: whatever writes into the target in place would write into the source.
     """
     size = source.stat().st_size
     with source.open("rb") as reading, target.open("wb") as writing:

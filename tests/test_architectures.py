@@ -1,13 +1,16 @@
 """Every family: converted, it says exactly what the stock model says, and drafts without changing a word."""
 
+import importlib
+
 import pytest
 import torch
 import transformers
-from tiny_stock import FAMILIES, save_tiny_stock
 from transformers import AutoModelForCausalLM
 
+from tiny_stock import FAMILIES, save_tiny_stock
 from tiny_tidar import plain_greedy_loop
 from wavedraft import TiDARForCausalLM, convert
+from wavedraft.conversion.proof import Proof
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -29,6 +32,18 @@ def test_a_family_is_converted_bit_for_bit_and_drafts_the_same_text(family, tmp_
         assert torch.equal(model(prompt_ids[None]).logits, logits)
     output = model.generate(prompt_ids[None], max_new_tokens=16, return_dict_in_generate=True)
     assert output.sequences[0].tolist() == expected_ids.tolist()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3-moe", "gpt2"])
+def test_a_large_model_is_proved_on_its_first_layers_in_its_own_dtype(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("wavedraft.conversion.convert"), "LARGEST_WHOLE_PROOF", 0)
+    layers = {"n_layer": 4} if family == "gpt2" else {"num_hidden_layers": 4}
+    num_proved = 2
+    if family == "gemma2":
+        layers["layer_types"] = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+        num_proved = 3  # every kind of layer
+    save_tiny_stock(tmp_path / "stock", family, dtype="bfloat16", **layers)
+    assert convert(tmp_path / "stock", tmp_path / "tidar").proof == Proof(0.0, num_proved)
 
 
 def a_prompt_with_a_varied_answer(stock, vocab_size):

@@ -97,14 +97,20 @@ def test_links_cost_nothing_and_load(stock, tmp_path):
     assert TiDARForCausalLM.from_pretrained(tmp_path / "tidar").tidar_config.draft_length == 8
 
 
-def test_copies_are_no_hard_links(stock, tmp_path):
-    convert(stock, tmp_path / "tidar")
-    model = TiDARForCausalLM.from_pretrained(tmp_path / "tidar")
+@pytest.mark.parametrize("link", [False, True])
+def test_a_model_saved_over_the_target_leaves_the_source_alone(stock, tmp_path, link):
+    convert(stock, tmp_path / "tidar", link=link)
     before = digests(stock)
+    model = TiDARForCausalLM.from_pretrained(tmp_path / "tidar")
     with torch.no_grad():
         model.lm_head.weight.zero_()
     model.save_pretrained(tmp_path / "tidar")
     assert digests(stock) == before
+
+
+def test_copies_are_no_hard_links(stock, tmp_path):
+    convert(stock, tmp_path / "tidar")
+    assert all(path.stat().st_nlink == 1 for path in (tmp_path / "tidar").iterdir())
 
 
 def test_an_existing_target_is_refused_then_replaced(stock, tmp_path):

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "wavedraft": set(PACKAGES),
 }
 TRAVELS = ("modeling_tidar", "modeling_recurrent", "generation")
-TRAVELLING_DEPENDENCIES = {"torch", "transformers", "huggingface_hub"}
+TRAVELLING_DEPENDENCIES = {"torch", "transformers", "huggingface_hub", "safetensors"}
 
 
 def imports(package: str) -> list[tuple[str, ast.Import | ast.ImportFrom]]:
