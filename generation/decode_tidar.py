@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.cache_utils import DynamicCache
 
 from .choice import Greedy, Sampled
 from .draft_forward import DraftForward
 from .options_tidar import TiDAROptions
-from .outputs import Statistics, StepScores, TiDARGenerateOutput
+from .outputs import Record, TiDARGenerateOutput
 from .transcript import Scores, Transcript
 
 
@@ -28,7 +27,7 @@ def decode_tidar(
     options: TiDAROptions,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
-    past_key_values: DynamicCache | None = None,
+    past_key_values: Any = None,
     streamer: Any = None,
 ) -> TiDARGenerateOutput | torch.Tensor:
     """Writes the text plain decoding would write, in fewer forwards.
@@ -53,24 +52,19 @@ def decode_tidar(
     transcript = Transcript(input_ids, stopping_criteria, generation_config.pad_token_id, draft_length, streamer)
     scores = Scores(logits_processor, transcript, options.excluded_id)
     choice = Sampled(scores, options.seeds(batch_size)) if generation_config.do_sample else Greedy(scores)
-    has_own_cache = getattr(past_key_values, "_is_user_defined", False)
-    returns_cache = has_own_cache or generation_config.return_dict_in_generate
+    is_users_cache = getattr(past_key_values, "_is_user_defined", False)
+    returns_cache = is_users_cache or generation_config.return_dict_in_generate
     forward = DraftForward(
         model, draft_length, options.mask_embedding_id, batch_size, attention_mask, past_key_values, returns_cache
     )
-    statistics = Statistics(batch_size, draft_length)
-    wants_scores = generation_config.return_dict_in_generate and (
-        generation_config.output_scores or generation_config.output_logits
-    )
-    step_scores = StepScores(batch_size) if wants_scores else None
+    record = Record(batch_size, draft_length, generation_config)
 
     # 1. Prefill: the prompt decides the first token, and one block of masks drafts what follows it.
     target_logits = forward.prefill(input_ids, position_ids)
     decided_ids, num_decided = choice.first(target_logits)
     branch = torch.zeros_like(num_decided)
     counts = transcript.extend(decided_ids, num_decided)
-    if step_scores:
-        step_scores.add(transcript.active, counts, target_logits, choice.target_scores)
+    record.add_scores(transcript.active, counts, target_logits, choice.target_scores)
     while places := transcript.drop_ended():
         # 2. Finished rows leave the forward.
         if len(places) < len(decided_ids):
@@ -87,27 +81,15 @@ def decode_tidar(
         # 5. Accepted tokens join the text and stay in the cache; the rest is overwritten.
         counts = transcript.extend(decided_ids, num_decided)
         forward.accept(num_decided, counts)
-        statistics.add(transcript.active, counts)
-        if step_scores:
-            step_scores.add(transcript.active, counts, target_logits, choice.target_scores)
+        record.add_forward(transcript.active, counts)
+        record.add_scores(transcript.active, counts, target_logits, choice.target_scores)
+
     if streamer is not None:
         streamer.end()
     cache = forward.final_cache(transcript.lengths) if returns_cache else None
-    if has_own_cache:
+    if cache is not None and is_users_cache:
         past_key_values.layers = cache.layers
-    if not generation_config.return_dict_in_generate:
-        return transcript.sequences()
-    logits, token_scores = step_scores.steps(transcript.num_new_tokens) if step_scores else (None, None)
-    return TiDARGenerateOutput(
-        sequences=transcript.sequences(),
-        scores=token_scores if generation_config.output_scores else None,
-        logits=logits if generation_config.output_logits else None,
-        past_key_values=cache,
-        num_forwards=forward.num_forwards,
-        num_prefill_forwards=forward.num_prefill_forwards,
-        tokens_per_forward=statistics.tokens_per_forward(transcript.num_new_tokens),
-        accepted_lengths=statistics.accepted_lengths,
-    )
+    return record.output(transcript, forward, cache)
 
 
 def tidar(
