@@ -181,7 +181,8 @@ class TiDARMixin(Stock):
         if not len(blocks):
             raise ValueError(
                 f"No token of this batch can teach a draft of {draft_length} tokens "
-                "(`config.tidar_config.draft_length`): no label lies behind the first slot of a block. Give longer texts, or labels that are not all -100."
+                "(`config.tidar_config.draft_length`): no label lies behind the first slot of a block. Give "
+                "longer texts, or labels that are not all -100."
             )
         gate = MaskGate.of(self)
         if gate is None:
