@@ -73,6 +73,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
         self._check_supported()
 
     def _check_supported(self) -> None:
+        assert self.head_dim is not None  # filled above
         if self.n_embd != self.n_heads * self.head_dim or self.head_dim % 2:
             raise ValueError(
                 f"`head_dim` must be even and `n_heads` * `head_dim` equal to `n_embd`, but `head_dim` is "

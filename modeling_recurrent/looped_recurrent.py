@@ -254,7 +254,7 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None and not (is_training and self.gradient_checkpointing):
             past_key_values = RecurrentCache.every_recurrence(
-                self.config, *embeds.shape[:2], num_recurrences, embeds.dtype, embeds.device
+                self.config, embeds.shape[0], embeds.shape[1], num_recurrences, embeds.dtype, embeds.device
             )
         if position_ids is None:
             position_ids = positions_of(attention_mask, embeds, past_key_values)
@@ -284,7 +284,7 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
     def _recur(
         self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Window, recurrence: int
     ) -> torch.Tensor:
-        """One core step, checkpointed as one where `gradient_checkpointing_enable` asked for that."""
+        """One core step, checkpointed as one where `activation_checkpointing_enable` asked for that."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             checkpoint = self._gradient_checkpointing_func
             return checkpoint(self.core_step, latent_states, input_embeds, window, recurrence)

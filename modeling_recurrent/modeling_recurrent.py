@@ -38,6 +38,7 @@ class RecurrentAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        assert config.head_dim is not None  # the config fills it
         self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5
         self.Wqkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
@@ -88,6 +89,8 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012 (transformers reads a plain dict)
 
     _keys_to_ignore_on_load_missing = ("freqs_cis",)  # older files lack it; it is recomputed
+
+    freqs_cis: torch.Tensor
 
     config_class = RecurrentDepthConfig
     base_model_prefix = "transformer"

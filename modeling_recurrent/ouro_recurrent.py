@@ -28,6 +28,7 @@ class OuroAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        assert config.head_dim is not None and config.num_key_value_heads is not None  # the config fills them
         self.scaling = config.head_dim**-0.5
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         query_width, key_width = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))

@@ -22,6 +22,7 @@ class GroupedAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        assert config.head_dim is not None and config.num_key_value_heads is not None  # the config fills them
         self.scaling = config.head_dim**-0.5
         self.num_key_value_groups = config.n_heads // config.num_key_value_heads
         query_width, key_width = config.n_heads * config.head_dim, config.num_key_value_heads * config.head_dim

@@ -1,6 +1,7 @@
 """The other models of the family, each beside a plain loop written from its definition (`plain_recurrent`)."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -239,6 +240,34 @@ def test_a_folder_as_released_loads_unmodified_and_comes_back_the_same(tmp_path,
     for loaded in (model, again):
         logits = loaded(torch.tensor([PROMPT]), num_recurrences=4, init_scale=0.0).logits[0]
         torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-5)
+
+
+LLAMA_1B = {
+    **CONFIGS["llama"],
+    "head_dim": 64,
+    "intermediate_size": 8192,
+    "n_embd": 2048,
+    "n_heads": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "n_layers": 14,
+    "n_layers_in_prelude": 4,
+    "n_layers_in_recurrent_block": 6,
+    "n_layers_in_coda": 4,
+    "vocab_size": 128256,
+    "padded_vocab_size": 128256,
+    "block_form": "pre-norm",
+}
+
+
+def test_the_full_size_models_have_the_released_numbers_of_parameters():
+    with torch.device("meta"):
+        llama = RecurrentDepthForCausalLM(RecurrentDepthConfig(**LLAMA_1B))
+        ouro = OuroForCausalLM(OuroConfig())
+
+    assert sum(math.prod(p.shape) for p in llama.parameters()) == 1_385_228_288  # Recurrent-Llama-3.2-...-32
+    assert sum(math.prod(p.shape) for p in ouro.parameters()) == 1_434_652_673  # Ouro-1.4B
+    assert {name: tuple(p.shape) for name, p in llama.named_parameters()} == raven_shapes(LLAMA_1B, False)
 
 
 def test_a_head_of_its_own_stays_untied_whatever_the_config_inherited(tmp_path):

@@ -68,7 +68,7 @@ def test_gradients_are_those_of_a_plain_loop_of_the_same_depth(kind, is_checkpoi
     expected = plain_gradients(kind, model, num_recurrences, num_recurrences - num_backprop)
     model.train()
     if is_checkpointed:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
 
     model(IDS, labels=IDS, num_recurrences=num_recurrences, num_backprop=num_backprop, init_scale=0.0).loss.backward()
 
@@ -76,6 +76,26 @@ def test_gradients_are_those_of_a_plain_loop_of_the_same_depth(kind, is_checkpoi
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5 * float(gradient.abs().max()), rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_mixed_precision_keeps_the_cores_gradient(is_checkpointed):
+    """Autocast keeps the weights it has cast; those of the recurrences without a gradient must not serve the others."""
+    model = random_model().train()
+    if is_checkpointed:
+        model.activation_checkpointing_enable()
+    options = {"num_recurrences": 5, "num_backprop": 2, "init_scale": 0.0}
+    model(IDS, labels=IDS, **options).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(IDS, labels=IDS, **options).loss
+    loss.backward()
+
+    for name, parameter in model.named_parameters():
+        cosine = torch.nn.functional.cosine_similarity(parameter.grad.flatten(), expected[name].flatten(), dim=0)
+        assert cosine > 0.9, name
 
 
 def test_a_training_forward_goes_as_deep_as_drawn_and_differentiates_the_last_recurrences():
@@ -106,7 +126,7 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_depth_and_shrinks
 
     assert kept(30, 3) == kept(3, 3)
     one_more = kept(4, 4) - kept(3, 3)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     assert kept(4, 4) - kept(3, 3) < one_more / 10
 
 
