@@ -107,6 +107,8 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
+    # transformers looks for its attention interface in the model class's own file; here the layers' files call it.
+    _can_set_attn_implementation_cached_value = True
     _supports_attention_backend = True
 
     def __init__(self, config: Any):
