@@ -211,6 +211,7 @@ def test_logits_are_those_of_the_definition(kind, num_recurrences):
 def test_a_left_padded_row_has_the_logits_of_the_row_alone(kind, attention):
     model = tiny_model(kind)
     model.set_attn_implementation(attention)
+    assert model.config._attn_implementation == attention
     padded = torch.tensor([[5, 6, 7, 8, 9, 10], [0, 0, 0, 11, 12, 13]])
     mask = torch.tensor([[1] * 6, [0] * 3 + [1] * 3])
 
