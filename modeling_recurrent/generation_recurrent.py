@@ -1,9 +1,9 @@
 """How `generate` reaches the decoders of recurrent-depth models: their keywords in, the policy's decoder run."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..generation.decode_recurrent import decode_diffusion_forcing
@@ -16,6 +16,12 @@ from ..generation.session_recurrent import Session
 from ..generation.transcript import Transcript
 from .cache_recurrent import RecurrentCache
 
+if TYPE_CHECKING:
+
+    class Stock(PreTrainedModel): ...
+else:
+    Stock = object
+
 DECODERS = {
     "adaptive": decode_adaptive,
     "self-speculative": decode_self_speculative,
@@ -24,7 +30,7 @@ DECODERS = {
 }
 
 
-class RecurrentGenerationMixin:
+class RecurrentGenerationMixin(Stock):
     """`generate(policy=..., ...)`: the keywords of `RecurrentOptions` beside transformers' own.
 
     Each may also stand in the generation config, as a field of its name; a keyword wins over the config passed, which

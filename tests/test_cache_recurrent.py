@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from recurrent_golden import random_model
 from test_modeling_recurrent import HUGINN_CONFIG
 
+from recurrent_golden import random_model
 from wavedraft.modeling_recurrent import RecurrentCache, RecurrentDepthConfig
 
 

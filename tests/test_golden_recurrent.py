@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+
 from recurrent_golden import common_prefix, golden_model, keywords, new_tokens, prompt_ids, records
 
 DF = list(enumerate(records()["df"]))

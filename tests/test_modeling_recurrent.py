@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from recurrent_golden import checkpoint, golden_model, prompt_ids, random_model, records, tensors
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from recurrent_golden import checkpoint, golden_model, prompt_ids, random_model, records, tensors
 from wavedraft.modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 HUGINN_CONFIG = {

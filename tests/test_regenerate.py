@@ -8,6 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from wavedraft.training.regenerate import answer_batch, batches_of, cut_at_loop, read_rows, regenerate, without_loops
 
 PROMPTS = [{"kind": "chat" if number % 2 else "maths", "prompt": "b" * number + " what?"} for number in range(11)]

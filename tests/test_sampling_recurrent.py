@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+
 from recurrent_golden import random_model
 
 ERROR_RATE = 1e-3

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from tiny_tidar import random_prompts, tiny_tidar
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft.modeling_tidar import TiDARForCausalLM
 from wavedraft.modeling_tidar.losses_tidar import cross_entropy, kl_divergence, total_variation
 from wavedraft.training import finetune, measure_drafting
