@@ -170,19 +170,18 @@ class TiDARMixin(Stock):
         return TiDAROutput(loss=loss, ar_loss=ar_loss, diffusion_loss=diffusion_loss)
 
     def _gated_loss(self, input_ids, document_ids, labels, ar_labels, objective, num_items_in_batch) -> TiDAROutput:
-        """Only blocks with something to learn are run, and slot 1 of a block teaches nothing: decoding puts the
-        model's own next token there."""
+        """Only blocks with something to learn are run.
+
+        Slot 1 teaches too, though decoding puts the model's own next token there: the slots behind it read its states.
+        Without its loss, slot 2 of the shipped adapter was right 42% of the time after 145,000 masks.
+        """
         sequence_length, draft_length = input_ids.shape[1], self.tidar_config.draft_length
         labels = labels if objective.draft_loss == "cross_entropy" else ar_labels
-        is_first_slot = torch.arange(sequence_length, device=labels.device) % draft_length == 0
-        labels = labels.masked_fill(is_first_slot, IGNORED)
         has_label = nn.functional.pad((labels != IGNORED).any(dim=0), (0, -sequence_length % draft_length))
         blocks = has_label.view(-1, draft_length).any(dim=1).nonzero()[:, 0] * draft_length
         if not len(blocks):
             raise ValueError(
-                f"No token of this batch can teach a draft of {draft_length} tokens "
-                "(`config.tidar_config.draft_length`): no label lies behind the first slot of a block. Give "
-                "longer texts, or labels that are not all -100."
+                "No token of this batch has a label, so there is nothing to learn. Give labels that are not all -100."
             )
         gate = MaskGate.of(self)
         if gate is None:
