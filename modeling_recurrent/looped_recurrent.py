@@ -110,7 +110,6 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
     # transformers looks for its attention interface in the model class's own file; here the layers' files call it.
     _can_set_attn_implementation_cached_value = True
     _supports_attention_backend = True
-    _can_set_attn_implementation_cached_value = True  # transformers looks for `attend` in the subclass's own module
 
     def __init__(self, config: Any):
         super().__init__(config)

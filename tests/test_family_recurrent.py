@@ -2,11 +2,13 @@
 
 import json
 import math
+from collections import Counter
 
 import pytest
 import torch
 from plain_recurrent import ouro_logits, raven_logits
 from safetensors.torch import save_file
+from test_sampling_recurrent import ERROR_RATE, chance_of_worse
 from transformers import AutoModelForCausalLM
 
 from wavedraft.modeling_recurrent import OuroConfig, OuroForCausalLM, RecurrentDepthConfig, RecurrentDepthForCausalLM
@@ -296,6 +298,34 @@ def test_the_exact_wavefront_writes_the_text_of_full_depth_decoding(kind, draft_
         options = {"policy": "exact", "num_recurrences": depth, "draft_recurrences": draft_recurrences}
         assert continuation(model, PROMPT, 16, num_recurrences=depth) == expected
         assert continuation(model, PROMPT, 16, **options) == expected
+
+
+def true_probabilities(kind: str, num_new: int) -> dict[tuple, float]:
+    """Probability of each text drawn from the three likeliest tokens at temperature 1.3, by plain loops."""
+    probabilities = {(): 1.0}
+    for _ in range(num_new):
+        longer = {}
+        for text, prob in probabilities.items():
+            scores = plain_logits(kind, torch.tensor([*PROMPT, *text]), 4)[-1].double() / 1.3
+            likeliest = scores.topk(3)
+            for token, share in zip(likeliest.indices.tolist(), likeliest.values.softmax(-1).tolist(), strict=True):
+                longer[(*text, token)] = prob * share
+        probabilities = longer
+    return probabilities
+
+
+@pytest.mark.parametrize("kind", ["llama", "ouro"])
+def test_the_exact_wavefront_samples_texts_with_their_true_probabilities(kind):
+    model, generator, counts = tiny_model(kind), torch.Generator().manual_seed(1), Counter()
+    options = {"policy": "exact", "num_recurrences": 4, "draft_recurrences": (1, 2), "generator": generator}
+    rows = torch.tensor([PROMPT]).expand(1000, -1)
+    for _ in range(4):
+        texts = model.generate(
+            rows, max_new_tokens=3, do_sample=True, temperature=1.3, top_k=3, top_p=1.0, init_scale=0.0, **options
+        )
+        counts.update(tuple(text) for text in texts[:, len(PROMPT) :].tolist())
+
+    assert chance_of_worse(counts, true_probabilities(kind, 3)) > ERROR_RATE
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "self-speculative"])
