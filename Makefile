@@ -18,7 +18,7 @@ demo: $(TIDAR)/config.json
 	    "Give a JSON object that describes a small bookshop: name, address and three books with their prices."
 
 test: setup lint $(TIDAR)/config.json
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .

@@ -75,11 +75,14 @@ class DraftObjective:
             gradient and opens the adapter's gate for the masks only.
         draft_loss: "cross_entropy" on the tokens; "kl" or "tv" against the autoregressive side's distribution.
         alpha: weight of the autoregressive loss in joint mode (arXiv 2511.08923, equation 3).
+        slot_decay: each slot of a block weighs this much of the one before it, in (0, 1]. A token behind a rejected one
+            is worth nothing, so the first slots decide what a draft is worth; 1 weighs all alike, as the paper does.
     """
 
     mode: str = "joint"
     draft_loss: str = "cross_entropy"
     alpha: float = 1.0
+    slot_decay: float = 1.0
 
     def __post_init__(self):
         if self.mode not in ("joint", "gated"):
@@ -88,6 +91,8 @@ class DraftObjective:
             raise ValueError(f"`draft_loss` must be one of {sorted(DRAFT_LOSSES)}, but is {self.draft_loss!r}.")
         if self.alpha < 0:
             raise ValueError(f"`alpha` must be 0 or more, but is {self.alpha}.")
+        if not 0 < self.slot_decay <= 1:
+            raise ValueError(f"`slot_decay` must be above 0 and at most 1, but is {self.slot_decay}.")
 
 
 class TiDARMixin(Stock):
@@ -198,7 +203,7 @@ class TiDARMixin(Stock):
         return TiDAROutput(loss=loss, diffusion_loss=loss)
 
     def _draft_loss(self, objective, mask_states, positions, clean_states, labels, num_items_in_batch) -> torch.Tensor:
-        """Mean loss of the masks [B, M, D] at `positions` [M] on the labels of the same positions."""
+        """Weighted mean loss of the masks [B, M, D] at `positions` [M] on the labels of the same positions."""
         rows, masks = (labels[:, positions] != IGNORED).nonzero(as_tuple=True)
         target_logits = None
         if objective.draft_loss != "cross_entropy":
@@ -206,7 +211,9 @@ class TiDARMixin(Stock):
                 target_logits = self.lm_head_logits(clean_states[rows, positions[masks] - 1])
         draft_logits = self.lm_head_logits(mask_states[rows, masks])
         losses = DRAFT_LOSSES[objective.draft_loss](draft_logits, labels[rows, positions[masks]], target_logits)
-        return losses.sum() / (num_items_in_batch if num_items_in_batch is not None else max(len(losses), 1))
+        weights = objective.slot_decay ** (positions[masks] % self.tidar_config.draft_length)
+        total = weights.sum().clamp(min=1e-9) if num_items_in_batch is None else num_items_in_batch
+        return (losses * weights).sum() / total
 
     def _doubled_states(self, input_ids, document_ids, blocks) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Last hidden states of the clean half [B, S, D], of the masks [B, M, D], and the masks' positions [M]."""

@@ -140,6 +140,20 @@ def test_a_packed_document_never_sees_another():
     assert torch.equal(before.loss, after.loss)
 
 
+@torch.no_grad()
+def test_slot_decay_weighs_each_slot_by_the_one_before_it():
+    model = tiny_tidar(draft_length=3)
+    ids = random_prompts(1, 9)
+    by_slot = []
+    for slot in range(3):
+        labels = ids.masked_fill(torch.arange(9) % 3 != slot, -100)
+        by_slot.append(model(ids, labels=labels, objective=DraftObjective()).diffusion_loss)
+    whole = model(ids, labels=ids, objective=DraftObjective(slot_decay=0.5)).diffusion_loss
+    torch.testing.assert_close(whole, (by_slot[0] + 0.5 * by_slot[1] + 0.25 * by_slot[2]) / 1.75)
+    with pytest.raises(ValueError, match="slot_decay"):
+        DraftObjective(slot_decay=0.0)
+
+
 def gated(model, rank=4):
     """A model with a gated adapter whose weights are random, so that it does something."""
     peft_model = get_peft_model(model, gated_adapter_config(model, rank))

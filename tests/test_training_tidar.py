@@ -145,6 +145,17 @@ def test_a_resumed_run_ends_where_a_straight_one_does(checkpoint, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_an_adapter_can_be_taught_further(checkpoint, tmp_path):
+    folder, data = checkpoint
+    finetune(folder, data, tmp_path / "first", rank=4, max_steps=2)
+    finetune(folder, data, tmp_path / "second", from_adapter=tmp_path / "first", max_steps=1, learning_rate=0.0)
+    first, second = (
+        PeftModel.from_pretrained(TiDARForCausalLM.from_pretrained(folder), tmp_path / run).state_dict()
+        for run in ("first", "second")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_an_output_folder_in_use_is_refused_before_anything_is_loaded(checkpoint, tmp_path):
     folder, data = checkpoint
     (tmp_path / "out").mkdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -26,6 +26,8 @@ def finetune(
     mode: str = "gated",
     draft_loss: str = "cross_entropy",
     alpha: float = 1.0,
+    slot_decay: float = 1.0,
+    from_adapter: str | Path | None = None,
     rank: int = 32,
     max_steps: int = 300,
     batch_size: int = 4,
@@ -49,6 +51,8 @@ def finetune(
             adapter; otherwise a whole checkpoint.
         eval_prompts_path: JSONL rows with `prompt`, never trained on.
         mode: "gated" (base frozen, text unchanged) or "joint" (the paper's loss).
+        draft_loss, alpha, slot_decay: see `DraftObjective`.
+        from_adapter: an adapter of the same mode to go on from, instead of a new one; its rank stays.
         rank: of the LoRA adapter; 0, in joint mode only, trains every weight.
         learning_rate: by default 1e-3 for an adapter, 1e-5 for every weight.
         resume: goes on from the last checkpoint in `output_dir`.
@@ -69,7 +73,7 @@ def finetune(
         raise ValueError(f"There is no checkpoint to resume from in {output_dir}. Start without `--resume`.")
     if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
         raise ValueError(f"{output_dir} is not empty. Go on with `--resume`, or choose another folder.")
-    objective = DraftObjective(mode=mode, draft_loss=draft_loss, alpha=alpha)
+    objective = DraftObjective(mode=mode, draft_loss=draft_loss, alpha=alpha, slot_decay=slot_decay)
 
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(model_path)
@@ -85,7 +89,9 @@ def finetune(
         )
     eval_prompt_ids = prompt_ids(eval_prompts_path, tokenizer, num_eval_prompts) if eval_prompts_path else []
     trained = model
-    if mode == "gated":
+    if from_adapter is not None:
+        trained = PeftModel.from_pretrained(model, str(from_adapter), is_trainable=True)
+    elif mode == "gated":
         trained = get_peft_model(model, gated_adapter_config(model, rank))
     elif rank:
         config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=2 * rank, target_modules="all-linear")
@@ -132,6 +138,8 @@ def finetune(
     report = {
         "mode": mode,
         "draft_loss": draft_loss,
+        "slot_decay": slot_decay,
+        "from_adapter": from_adapter and str(from_adapter),
         "draft_length": model.config.tidar_config["draft_length"],
         "rank": rank,
         "rows": len(dataset),

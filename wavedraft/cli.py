@@ -210,6 +210,8 @@ def train(
     mode: Annotated[str, typer.Option(help="gated: base frozen, text unchanged. joint: the paper's loss.")] = "gated",
     draft_loss: Annotated[str, typer.Option(help="cross_entropy, kl or tv.")] = "cross_entropy",
     alpha: Annotated[float, typer.Option(help="Weight of the autoregressive loss in joint mode.")] = 1.0,
+    slot_decay: Annotated[float, typer.Option(help="Weight of each slot of a draft by that of the one before.")] = 1.0,
+    from_adapter: Annotated[Path | None, typer.Option(help="An adapter to go on from, instead of a new one.")] = None,
     rank: Annotated[int, typer.Option(min=0, help="Of the LoRA; 0, in joint mode, trains every weight.")] = 32,
     max_steps: Annotated[int, typer.Option(min=1)] = 300,
     batch_size: Annotated[int, typer.Option(min=1)] = 4,
