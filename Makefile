@@ -17,7 +17,7 @@ demo: $(TIDAR)/config.json
 	    "Write a short letter to a friend who has moved to another city." \
 	    "Give a JSON object that describes a small bookshop: name, address and three books with their prices."
 
-test: setup lint $(TIDAR)/config.json
+test: setup lint
 	$(BIN)/python -m pytest -n 2
 
 lint: setup

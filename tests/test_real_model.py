@@ -1,6 +1,6 @@
 """The real model of the demo: 20 real prompts, 128 new tokens each, against the untouched stock class in float32.
 
-Needs what `make demo` and `make test` download and convert; without it these tests are skipped and say so.
+Needs what `make demo` downloads and converts; without it these tests are skipped and say so.
 """
 
 import json
@@ -17,9 +17,7 @@ CHECKPOINT = ROOT / "models" / "SmolLM2-135M-Instruct-TiDAR"
 ADAPTER = ROOT / "adapters" / "smollm2-135m-instruct-gated"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not CHECKPOINT.is_dir(), reason="no real checkpoint: run `make models/SmolLM2-135M-Instruct-TiDAR/config.json`"
-    ),
+    pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="no real checkpoint: run `make demo` first"),
 ]
 
 
