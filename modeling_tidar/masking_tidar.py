@@ -18,12 +18,12 @@ from ..generation.structured_mask import (
 def training_branch_lengths(
     sequence_length: int, draft_length: int, device: Any = None, first: int = 0
 ) -> torch.Tensor:
-    """`first` + 0, K, 2K, ...: how many clean tokens each block of the doubled sequence sees, [ceil((S - first) / K)]."""
+    """`first` + 0, K, 2K, ...: how many clean tokens each block of the doubled sequence sees."""
     return torch.arange(first, sequence_length, draft_length, device=device)
 
 
 def mask_positions(sequence_length: int, draft_length: int, branch_lengths: torch.Tensor) -> torch.Tensor:
-    """Positions of the masks, [M*K] or fewer: a last block ends where the sequence does. All blocks from 0 give 0..S-1."""
+    """Positions of the masks, [M*K] or fewer: a last block ends where the sequence does. Blocks 0, K, 2K ... give all."""
     positions = draft_positions(sequence_length, draft_length, branch_lengths)[sequence_length:]
     return positions[positions < sequence_length]
 
