@@ -23,7 +23,7 @@ def training_branch_lengths(
 
 
 def mask_positions(sequence_length: int, draft_length: int, branch_lengths: torch.Tensor) -> torch.Tensor:
-    """Positions of the masks, [M*K] or fewer: a last block ends where the sequence does. Blocks 0, K, 2K ... give all."""
+    """Positions of the masks, [M*K] or fewer: a last block ends where the sequence does. Blocks 0, K, 2K.. give all."""
     positions = draft_positions(sequence_length, draft_length, branch_lengths)[sequence_length:]
     return positions[positions < sequence_length]
 
