@@ -23,17 +23,20 @@ class TiDAROptions:
     mask_embedding_id: int = 0
     excluded_id: int | None = None
 
-    KEYWORDS: ClassVar[tuple[str, ...]] = ("draft_length", "seed")  # of `generate`
+    KEYWORDS: ClassVar[tuple[str, ...]] = ("draft_length", "seed", "mask_embedding_id")  # of `generate`
 
     @classmethod
-    def of(cls, generation_config: Any, config: Any) -> "TiDAROptions":
+    def of(cls, generation_config: Any, config: Any, taught: dict[str, int] | None = None) -> "TiDAROptions":
         """Reads and checks the options of one call: keyword, then generation config, then the checkpoint's default.
+
+        Args:
+            taught: what an adapter was taught with, where the model's `config` has no `tidar_config`.
 
         Raises:
             ValueError: an option is out of range, or the call asks for beams.
         """
         vocab_size = config.get_text_config().vocab_size
-        taught = getattr(config, "tidar_config", None)
+        taught = getattr(config, "tidar_config", None) or taught
         draft_length = getattr(generation_config, "draft_length", None)
         mask_embedding_id = getattr(generation_config, "mask_embedding_id", None)
         if taught is None and (draft_length is None or mask_embedding_id is None):

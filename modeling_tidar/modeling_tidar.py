@@ -11,7 +11,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -19,32 +19,21 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GenerationConfig,
     GenerationMixin,
-    LogitsProcessorList,
     PreTrainedModel,
-    StoppingCriteriaList,
-    SuppressTokensLogitsProcessor,
 )
 from transformers.cache_utils import DynamicCache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import ModelOutput, logging
 
-from ..generation.decode_tidar import decode_tidar
 from ..generation.draft_forward import lm_head_logits
 from ..generation.mask_gate import MaskGate
-from ..generation.options_tidar import TiDAROptions
 from ..generation.structured_mask import attention_windows
 from ..generation.travelling_code import write_travelling_code
 from .configuration_tidar import TiDARConfig
+from .generation_tidar import TiDARGenerationMixin
 from .losses_tidar import DRAFT_LOSSES, IGNORED, cross_entropy
 from .masking_tidar import mask_positions, training_attention_mask, training_branch_lengths
-
-if TYPE_CHECKING:
-
-    class Stock(PreTrainedModel): ...
-else:
-    Stock = object
 
 logger = logging.get_logger(__name__)
 PREFIX = "TiDAR"
@@ -95,7 +84,7 @@ class DraftObjective:
             raise ValueError(f"`slot_decay` must be above 0 and at most 1, but is {self.slot_decay}.")
 
 
-class TiDARMixin(Stock):
+class TiDARMixin(TiDARGenerationMixin):
     """Drafting, in front of a stock `...ForCausalLM` class. Without `objective`, `forward` is the stock one."""
 
     stock_class: type[PreTrainedModel]
@@ -271,81 +260,6 @@ class TiDARMixin(Stock):
     def lm_head_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of last hidden states [..., D], exactly as the stock forward makes them."""
         return lm_head_logits(self, hidden_states)
-
-    # -- generate
-
-    def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
-        """Takes our own keywords out of `generate`'s, or from the generation config, and checks them first of all."""
-        given = {name: kwargs.pop(name) for name in TiDAROptions.KEYWORDS if name in kwargs}
-        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        for name, value in given.items():
-            setattr(generation_config, name, value)
-        TiDAROptions.of(generation_config, self.config)
-        return generation_config, model_kwargs
-
-    def _sample(
-        self,
-        input_ids: torch.Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        streamer: Any = None,
-        **model_kwargs: Any,
-    ) -> Any:
-        """The decode `generate` runs for greedy search and sampling: drafting, unless it was turned off."""
-        options = TiDAROptions.of(generation_config, self.config)
-        reason = self._reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs)
-        if options.draft_length == 0 or reason:
-            if reason and options.draft_length:
-                logger.warning_once(f"Decoding without drafts: {reason}. The text is the same.")
-            return super()._sample(
-                input_ids,
-                self._without_mask_token(logits_processor, input_ids.device),
-                stopping_criteria,
-                generation_config,
-                synced_gpus=synced_gpus,
-                streamer=streamer,
-                **model_kwargs,
-            )
-        return decode_tidar(
-            self,
-            input_ids,
-            logits_processor,
-            stopping_criteria,
-            generation_config,
-            options=options,
-            streamer=streamer,
-            attention_mask=model_kwargs.get("attention_mask"),
-            position_ids=model_kwargs.get("position_ids"),
-            past_key_values=model_kwargs.get("past_key_values"),
-        )
-
-    def _reason_for_plain_decoding(
-        self, generation_config: GenerationConfig, synced_gpus: bool, model_kwargs: dict[str, Any]
-    ) -> str | None:
-        """What `generate` was asked for that a drafting forward has no answer to; None is the rule."""
-        if synced_gpus:
-            return "ranks that share a model (FSDP, ZeRO-3) must run the same number of forwards"
-        if generation_config.output_attentions or generation_config.output_hidden_states:
-            return "attentions and hidden states of a drafting forward are not one token's"
-        if model_kwargs.get("inputs_embeds") is not None:
-            return "the prompt is given as embeddings"
-        if generation_config.cache_implementation is not None:
-            return f"the cache is of the kind {generation_config.cache_implementation!r}"
-        if not model_kwargs.get("use_cache", True):
-            return "there is no cache"
-        cache = model_kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() and type(cache) is not DynamicCache:
-            return f"the cache handed in is a {type(cache).__name__}"
-        return None
-
-    def _without_mask_token(self, logits_processor: LogitsProcessorList, device: torch.device) -> LogitsProcessorList:
-        mask_token_id = self.tidar_config.mask_token_id
-        if mask_token_id >= self.config.get_text_config().vocab_size:
-            return logits_processor
-        suppress = SuppressTokensLogitsProcessor([mask_token_id], device=str(device))
-        return LogitsProcessorList([suppress, *logits_processor])
 
     # -- vocabulary, saving
 

@@ -1,0 +1,134 @@
+"""How `generate` reaches the TiDAR decode: a mixin for our own classes, a function for an unmodified stock model."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
+)
+from transformers.cache_utils import DynamicCache
+from transformers.utils import logging
+
+from ..generation.decode_tidar import decode_tidar
+from ..generation.options_tidar import TiDAROptions
+
+if TYPE_CHECKING:
+
+    class Stock(PreTrainedModel): ...
+else:
+    Stock = object
+
+logger = logging.get_logger(__name__)
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_drafting_views: dict[tuple, type[PreTrainedModel]] = {}
+
+
+class TiDARGenerationMixin(Stock):
+    """`generate` that drafts: the keywords of `TiDAROptions` beside transformers' own.
+
+    Attributes:
+        taught: the `tidar_config` of an adapter, for a model whose own config has none.
+    """
+
+    taught: dict[str, int] | None = None
+
+    def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
+        """Takes our own keywords out of `generate`'s, or from the generation config, and checks them first of all."""
+        given = {name: kwargs.pop(name) for name in TiDAROptions.KEYWORDS if name in kwargs}
+        generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        for name, value in given.items():
+            setattr(generation_config, name, value)
+        TiDAROptions.of(generation_config, self.config, self.taught)
+        return generation_config, model_kwargs
+
+    def _sample(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """The decode `generate` runs for greedy search and sampling: drafting, unless it was turned off."""
+        options = TiDAROptions.of(generation_config, self.config, self.taught)
+        reason = self._reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs)
+        if options.draft_length == 0 or reason:
+            if reason and options.draft_length:
+                logger.warning_once(f"Decoding without drafts: {reason}. The text is the same.")
+            if options.excluded_id is not None:
+                suppress = SuppressTokensLogitsProcessor([options.excluded_id], device=str(input_ids.device))
+                logits_processor = LogitsProcessorList([suppress, *logits_processor])
+            return super()._sample(
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                synced_gpus=synced_gpus,
+                streamer=streamer,
+                **model_kwargs,
+            )
+        return decode_tidar(
+            self,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            options=options,
+            streamer=streamer,
+            attention_mask=model_kwargs.get("attention_mask"),
+            position_ids=model_kwargs.get("position_ids"),
+            past_key_values=model_kwargs.get("past_key_values"),
+        )
+
+    def _reason_for_plain_decoding(
+        self, generation_config: GenerationConfig, synced_gpus: bool, model_kwargs: dict[str, Any]
+    ) -> str | None:
+        """What `generate` was asked for that a drafting forward has no answer to; None is the rule."""
+        if synced_gpus:
+            return "ranks that share a model (FSDP, ZeRO-3) must run the same number of forwards"
+        if generation_config.output_attentions or generation_config.output_hidden_states:
+            return "attentions and hidden states of a drafting forward are not one token's"
+        if model_kwargs.get("inputs_embeds") is not None:
+            return "the prompt is given as embeddings"
+        if generation_config.cache_implementation is not None:
+            return f"the cache is of the kind {generation_config.cache_implementation!r}"
+        if not model_kwargs.get("use_cache", True):
+            return "there is no cache"
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() and type(cache) is not DynamicCache:
+            return f"the cache handed in is a {type(cache).__name__}"
+        return None
+
+
+def generate(*args: Any, model: PreTrainedModel, taught: dict[str, int] | None = None, **kwargs: Any) -> Any:
+    """`model.generate` with drafts, for a stock model too: what `custom_generate="path-or-repo"` runs.
+
+    transformers also puts it in place of `generate` on models it loads from a repository that carries it.
+
+    Args:
+        args, kwargs: of `generate`; those that only found this file on the Hub are left out.
+        model: a stock causal language model, or one of ours.
+        taught: the `tidar_config` the adapter of a stock model was taught with, where the model's config has none.
+    """
+    kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KEYWORDS}
+    if kwargs.get("custom_generate") is None and not hasattr(type(model), "taught"):
+        model = drafting_view(model, taught)
+    return type(model).generate(model, *args, **kwargs)
+
+
+def drafting_view(model: PreTrainedModel, taught: dict[str, int] | None = None) -> PreTrainedModel:
+    """A stock model seen through a class whose `generate` drafts: both share one `__dict__`, and nothing is copied."""
+    stock_class = type(model)
+    key = (stock_class, *sorted((taught or {}).items()))
+    if key not in _drafting_views:
+        bases = (TiDARGenerationMixin, stock_class)
+        _drafting_views[key] = type(f"Drafting{stock_class.__name__}", bases, {"taught": taught})
+    view = object.__new__(_drafting_views[key])
+    object.__setattr__(view, "__dict__", model.__dict__)
+    return view
