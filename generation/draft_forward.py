@@ -30,6 +30,17 @@ def lm_head_logits(model: nn.Module, hidden_states: torch.Tensor) -> torch.Tenso
     return logits
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes; weights that accelerate keeps elsewhere between forwards seem to be nowhere."""
+    if model.device.type != "meta":
+        return model.device
+    return next(torch.device(m._hf_hook.execution_device) for m in model.modules() if _brings_weights(m))
+
+
+def _brings_weights(module: nn.Module) -> bool:
+    return getattr(getattr(module, "_hf_hook", None), "execution_device", None) is not None
+
+
 class DraftForward:
     """Feeds a model N clean tokens and M blocks of K masks at a time, and keeps the clean tokens it is told to.
 
@@ -60,7 +71,7 @@ class DraftForward:
         self.draft_length = draft_length
         self.mask_embedding_id = mask_embedding_id
         self.gate = MaskGate.of(model)
-        num_layers, device = model.config.get_text_config().num_hidden_layers, model.device
+        num_layers, device = model.config.get_text_config().num_hidden_layers, device_of(model)
         if past_key_values is not None and past_key_values.get_seq_length():
             self.cache = DraftCache.from_dynamic(past_key_values, batch_size, num_layers, device)
         else:

@@ -1,0 +1,170 @@
+"""Our models inside other people's code: pipelines, offloading, training loops, and a process that only imports us."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from test_generate_contract import LETTERS, letter_tokenizer
+from transformers import AutoModelForCausalLM, pipeline
+
+from recurrent_golden import random_model
+from tiny_tidar import random_prompts, tiny_tidar
+from wavedraft import TiDARForCausalLM
+from wavedraft.generation import tidar
+
+GREEDY = {"max_new_tokens": 12, "do_sample": False}
+TEXTS = ["abc", "hijklm", "ba"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A TiDAR checkpoint with a tokenizer, whose every letter is a token."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_tidar("qwen3").save_pretrained(folder)
+    letter_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stock(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def recurrent():
+    return random_model(0)
+
+
+def completions(model, texts, **options):
+    """What the text-generation pipeline writes behind each text."""
+    generator = pipeline("text-generation", model, tokenizer=letter_tokenizer())
+    return [one["generated_text"] for [one] in generator(texts, return_full_text=False, **{**GREEDY, **options})]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_pipeline_writes_the_stock_pipelines_text(folder, stock, batch_size):
+    expected = completions(stock, TEXTS, batch_size=batch_size)
+    model = TiDARForCausalLM.from_pretrained(folder)
+    assert completions(model, TEXTS, batch_size=batch_size) == expected
+    assert completions(model, TEXTS, batch_size=batch_size, draft_length=2) == expected
+    assert completions(stock, TEXTS, batch_size=batch_size, custom_generate=tidar) == expected
+
+
+def test_a_pipeline_loads_the_code_that_came_with_the_checkpoint(folder, stock):
+    generator = pipeline("text-generation", str(folder), trust_remote_code=True)
+    assert type(generator.model).__module__.startswith("transformers_modules")
+    texts = [one["generated_text"] for [one] in generator(TEXTS, return_full_text=False, **GREEDY)]
+    assert texts == completions(stock, TEXTS)
+
+
+def test_a_pipeline_stops_at_a_stop_sequence(folder, stock):
+    whole = completions(stock, TEXTS[:1])[0]
+    stop = whole[4:6]
+    assert completions(TiDARForCausalLM.from_pretrained(folder), TEXTS[:1], stop_sequence=stop) == [
+        whole[: whole.index(stop) + 2]
+    ]
+
+
+@pytest.mark.parametrize("policy", ["exact", "self-speculative"])
+def test_a_pipeline_runs_a_recurrent_model(recurrent, policy):
+    assert recurrent.config.vocab_size <= len(LETTERS)
+    expected = completions(recurrent, TEXTS, init_scale=0.0)
+    assert completions(recurrent, TEXTS, init_scale=0.0, policy=policy, batch_size=3) == expected
+
+
+def test_weights_that_visit_the_device_layer_by_layer_draft_the_same(folder, stock):
+    prompts = random_prompts(2, 6)
+    expected = stock.generate(prompts, **GREEDY).tolist()
+    for model, options in (
+        (TiDARForCausalLM.from_pretrained(folder), {}),
+        (AutoModelForCausalLM.from_pretrained(folder), {"custom_generate": tidar}),
+    ):
+        cpu_offload(model, execution_device=torch.device("cpu"))
+        assert model.device.type == "meta"
+        assert model.generate(prompts, **GREEDY, **options).tolist() == expected
+
+
+def test_what_is_generated_in_inference_mode_leaves_a_model_that_can_train(folder):
+    model = TiDARForCausalLM.from_pretrained(folder).train()
+    model.lm_head.weight.requires_grad_(False)
+    wants_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    prompts = random_prompts(2, 6)
+    texts = []
+    for context in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with context():
+            texts.append(model.generate(prompts, **GREEDY))
+            assert torch.is_inference_mode_enabled() == (context is torch.inference_mode)
+            assert torch.is_grad_enabled() == (context is torch.enable_grad)
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert texts[0].tolist() == texts[1].tolist() == texts[2].tolist()
+    assert model.training and all(module.training for module in model.modules())
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == wants_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    model(prompts, labels=prompts).loss.backward()
+    assert all((parameter.grad is not None) == wants_grad[name] for name, parameter in model.named_parameters())
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    model.generate(prompts, **GREEDY)
+    after = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(torch.equal(mine, before) for mine, before in zip(after, gradients, strict=True))
+
+
+def test_random_numbers_are_drawn_only_where_the_global_generator_samples(folder):
+    model = TiDARForCausalLM.from_pretrained(folder)
+    prompts = random_prompts(2, 6)
+    for options, is_drawn in (
+        ({"do_sample": False}, False),
+        ({"do_sample": True, "seed": 3}, False),
+        ({"do_sample": True}, True),
+    ):
+        before = torch.get_rng_state()
+        model.generate(prompts, max_new_tokens=8, **options)
+        assert torch.equal(torch.get_rng_state(), before) != is_drawn
+
+
+IMPORT = """
+    import logging, os, warnings
+    import accelerate, peft, torch, transformers, typer, rich.console, rich.table
+    import transformers.generation, transformers.modeling_utils, transformers.models.llama.modeling_llama
+    from transformers import AutoConfig, AutoModelForCausalLM, pipelines
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    def state():
+        names = [None, "transformers", "torch", "huggingface_hub", "accelerate", "peft"]
+        return {
+            "dtype": torch.get_default_dtype(),
+            "device": torch.get_default_device(),
+            "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+            "random": torch.get_rng_state().tolist(),
+            "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
+            "determinism": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark),
+            "precision": torch.get_float32_matmul_precision(),
+            "attention": [getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in ("flash", "math", "cudnn")],
+            "warnings": list(map(str, warnings.filters)),
+            "levels": [logging.getLogger(name).level for name in names],
+            "handlers": [len(logging.getLogger(name).handlers) for name in names],
+            "environment": dict(os.environ),
+            "attention functions": sorted(transformers.AttentionInterface().valid_keys()),
+            "masks": sorted(transformers.AttentionMaskInterface().valid_keys()),
+            "pipelines": sorted(pipelines.PIPELINE_REGISTRY.get_supported_tasks()),
+            "forward": transformers.LlamaForCausalLM.forward,
+            "configs": set(CONFIG_MAPPING),
+            "models": {config.__name__ for config in AutoModelForCausalLM._model_mapping._extra_content},
+        }
+
+    before = state()
+    import wavedraft, wavedraft.cli
+    after = state()
+    assert after.pop("configs") - before.pop("configs") == {"huginn_raven", "ouro"}
+    assert after.pop("models") - before.pop("models") == {"RecurrentDepthConfig", "OuroConfig"}
+    assert after == before, [name for name in before if before[name] != after[name]]
+"""
+
+
+def test_importing_us_changes_nothing_but_the_two_registered_configs(tmp_path):
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(IMPORT)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout
