@@ -1,6 +1,10 @@
 """Fine-tuning through Trainer and PEFT: it learns, it resumes, and it measures by decoding."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -99,17 +103,35 @@ def test_measuring_agrees_with_generate():
     assert report.identical == 1.0
 
 
-@pytest.mark.parametrize("draft_loss", ["cross_entropy", "kl", "tv"])
-def test_gated_training_makes_drafts_stand_and_leaves_the_text_alone(checkpoint, tmp_path, draft_loss):
+@pytest.fixture
+def fluent_checkpoint(checkpoint, tokenizer):
+    """The same checkpoint once its autoregressive side writes the answers by itself; it cannot draft yet."""
     folder, data = checkpoint
+    model = TiDARForCausalLM.from_pretrained(folder)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    batch = PaddingCollator(0)([encode_row(row, tokenizer, 99) for row in read_jsonl(data)])
+    for _ in range(120):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < 0.1
+    model.save_pretrained(folder)
+    return folder, data
+
+
+@pytest.mark.parametrize(("draft_loss", "least"), [("cross_entropy", 3), ("kl", 3), ("tv", 1.7)])  # tv learns slowly
+def test_gated_training_makes_drafts_stand_and_leaves_the_text_alone(fluent_checkpoint, tmp_path, draft_loss, least):
+    folder, data = fluent_checkpoint
     before = TiDARForCausalLM.from_pretrained(folder).eval()
     report = finetune(
-        folder, data, tmp_path / "out", eval_prompts_path=data, num_eval_prompts=1, rank=16, max_steps=120,
+        folder, data, tmp_path / "out", eval_prompts_path=data, num_eval_prompts=2, rank=16, max_steps=100,
         batch_size=4, learning_rate=2e-2, draft_loss=draft_loss,
     )  # fmt: skip
+    assert report["before"]["tokens_per_forward"] < 1.5
+    assert report["after"]["tokens_per_forward"] > least
     assert report["after"]["identical"] == 1.0
-    if draft_loss == "cross_entropy":  # the others imitate a random model's own text, which is not this data's
-        assert json.loads((tmp_path / "out" / "report.json").read_text())["after"] == report["after"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["after"] == report["after"]
     taught = TiDARForCausalLM.from_pretrained(folder).eval()
     taught.load_adapter(str(tmp_path / "out"))
     ids = random_prompts(2, 9) % 13 + 1
@@ -128,21 +150,97 @@ def test_joint_training_learns_to_write_and_to_draft(checkpoint, tmp_path):
     assert TiDARForCausalLM.from_pretrained(tmp_path / "out").tidar_config.draft_length == 4
 
 
-def test_a_resumed_run_ends_where_a_straight_one_does(checkpoint, tmp_path):
+def losses_of(run):
+    history = json.loads((run / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
+    return [row["loss"] for row in history if "loss" in row]
+
+
+def weights_of(folder, run):
+    return PeftModel.from_pretrained(TiDARForCausalLM.from_pretrained(folder), run).state_dict()
+
+
+def test_a_half_written_checkpoint_is_skipped_by_name_and_the_run_ends_where_a_straight_one_does(
+    checkpoint, tmp_path, caplog
+):
     folder, data = checkpoint
-    common = {"rank": 4, "batch_size": 2, "save_steps": 3}
-    finetune(folder, data, tmp_path / "straight", max_steps=6, **common)
-    finetune(folder, data, tmp_path / "resumed", max_steps=6, **common)
-    for last in (tmp_path / "resumed").glob("checkpoint-6"):
-        for file in sorted(last.rglob("*"), reverse=True):
-            file.unlink()
-        last.rmdir()
-    finetune(folder, data, tmp_path / "resumed", max_steps=6, resume=True, **common)
-    weights = [
-        PeftModel.from_pretrained(TiDARForCausalLM.from_pretrained(folder), tmp_path / run).state_dict()
-        for run in ("straight", "resumed")
-    ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    common = {"rank": 4, "batch_size": 2, "save_steps": 3, "max_steps": 8}
+    finetune(folder, data, tmp_path / "straight", **common)
+    shutil.copytree(tmp_path / "straight", tmp_path / "killed")
+    half_written = tmp_path / "killed" / "checkpoint-8"
+    for name in ("complete", "optimizer.pt", "trainer_state.json"):  # as a kill leaves it
+        (half_written / name).unlink()
+    finetune(folder, data, tmp_path / "killed", resume=True, **common)
+    assert f"{half_written} is incomplete" in caplog.text
+    assert losses_of(tmp_path / "killed") == losses_of(tmp_path / "straight")
+    straight, resumed = weights_of(folder, tmp_path / "straight"), weights_of(folder, tmp_path / "killed")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_ends_the_run(checkpoint, tmp_path, signal_number):
+    folder, data = checkpoint
+    common = {"rank": 4, "batch_size": 2, "save_steps": 100, "max_steps": 8}
+    finetune(folder, data, tmp_path / "straight", **common)
+    program = (
+        "import os, sys\nfrom wavedraft.training import finetune, run_folder\n"
+        "import wavedraft.training.trainer_tidar as t\nlog = t.TiDARTrainer.log\n"
+        "def kill_at_three(self, logs, *args, **kwargs):\n"
+        "    log(self, logs, *args, **kwargs)\n"
+        f"    if self.state.global_step == 3: os.kill(os.getpid(), {int(signal_number)})\n"
+        "t.TiDARTrainer.log = kill_at_three\nfrom wavedraft.cli import app, main\n"
+        "sys.argv = ['wavedraft', 'train', *sys.argv[1:]]\nmain()\n"
+    )
+    options = ["--rank", "4", "--batch-size", "2", "--save-steps", "100", "--max-steps", "8"]
+    run = [sys.executable, "-c", program, str(folder), str(data), str(tmp_path / "stopped"), *options]
+    stopped = subprocess.run(run, capture_output=True, text=True)
+    assert stopped.returncode == 128 + signal_number, stopped.stderr
+    assert "Stopped at step" in stopped.stderr.splitlines()[-1] and "--resume" in stopped.stderr.splitlines()[-1]
+    finetune(folder, data, tmp_path / "stopped", resume=True, **common)
+    assert losses_of(tmp_path / "stopped") == losses_of(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"draft_loss": "kl"}, "draft_loss was 'cross_entropy' and is now 'kl'"),
+        ({"seed": 1}, "seed was 0 and is now 1"),
+    ],
+)
+def test_resuming_as_another_run_is_refused_with_the_differences(checkpoint, tmp_path, changed, named):
+    folder, data = checkpoint
+    common = {"rank": 4, "batch_size": 2, "save_steps": 1, "max_steps": 2}
+    finetune(folder, data, tmp_path / "run", **common)
+    with pytest.raises(ValueError, match=named):
+        finetune(folder, data, tmp_path / "run", resume=True, **common | changed)
+
+
+def test_resuming_on_other_data_is_refused(checkpoint, tmp_path):
+    folder, data = checkpoint
+    common = {"rank": 4, "batch_size": 2, "save_steps": 1, "max_steps": 2}
+    finetune(folder, data, tmp_path / "run", **common)
+    data.write_text(data.read_text() + data.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match=r"data was .* and is now"):
+        finetune(folder, data, tmp_path / "run", resume=True, **common)
+
+
+def test_the_checkpoint_with_the_most_tokens_per_forward_is_kept(checkpoint, tmp_path):
+    """The learning rate is so high that the drafts get worse again; patience ends the run early."""
+    folder, data = checkpoint
+    report = finetune(
+        folder, data, tmp_path / "run", eval_prompts_path=data, num_eval_prompts=2, rank=16, max_steps=400,
+        batch_size=4, learning_rate=3e-2, eval_steps=20, patience=2,
+    )  # fmt: skip
+    history = json.loads((tmp_path / "run" / f"checkpoint-{report['steps']}" / "trainer_state.json").read_text())
+    evaluated = {
+        row["step"]: row["eval_tokens_per_forward"]
+        for row in history["log_history"]
+        if "eval_tokens_per_forward" in row
+    }
+    assert report["steps"] < 400
+    assert evaluated[report["best_step"]] == max(evaluated.values())
+    assert report["after"]["tokens_per_forward"] == pytest.approx(max(evaluated.values()))
+    assert (tmp_path / "run" / "curve.png").stat().st_size > 5000
+    assert all(row["eval_identical"] == 1.0 for row in history["log_history"] if "eval_identical" in row)
 
 
 def test_an_adapter_can_be_taught_further(checkpoint, tmp_path):
@@ -164,3 +262,10 @@ def test_an_output_folder_in_use_is_refused_before_anything_is_loaded(checkpoint
         finetune(folder, data, tmp_path / "out", max_steps=1)
     with pytest.raises(ValueError, match="no checkpoint to resume"):
         finetune(folder, data, tmp_path / "new", max_steps=1, resume=True)
+    with pytest.raises(ValueError, match="There is no folder"):
+        finetune(tmp_path / "nowhere", data, tmp_path / "new", max_steps=1)
+    with pytest.raises(ValueError, match="There is no file"):
+        finetune(folder, tmp_path / "nothing.jsonl", tmp_path / "new", max_steps=1)
+    with pytest.raises(ValueError, match="nothing to decode"):
+        finetune(folder, data, tmp_path / "new", max_steps=1, eval_steps=1)
+    assert not (tmp_path / "new").exists()

@@ -7,13 +7,22 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from transformers import AutoTokenizer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments, set_seed
 
 from ..modeling_tidar import DraftObjective, TiDARForCausalLM
+from .curve import draw_curve
 from .dialogue import IGNORED, PaddingCollator, encode_rows, read_jsonl
 from .gated_adapter import gated_adapter_config
 from .regenerate import without_loops
+from .run_folder import (
+    SafeStop,
+    TrainingStopped,
+    check_manifest,
+    data_fingerprint,
+    fingerprint,
+    last_whole_checkpoint,
+    write_manifest,
+)
 from .trainer_tidar import TiDARTrainer, measure_drafting
 
 
@@ -36,7 +45,9 @@ def finetune(
     max_length: int = 320,
     num_eval_prompts: int = 10,
     eval_steps: int | None = None,
+    patience: int | None = None,
     save_steps: int = 100,
+    report_to: str = "none",
     bf16: bool = False,
     activation_checkpointing: bool = False,
     resume: bool = False,
@@ -55,26 +66,44 @@ def finetune(
         from_adapter: an adapter of the same mode to go on from, instead of a new one; its rank stays.
         rank: of the LoRA adapter; 0, in joint mode only, trains every weight.
         learning_rate: by default 1e-3 for an adapter, 1e-5 for every weight.
-        resume: goes on from the last checkpoint in `output_dir`.
+        eval_steps: decodes the prompts every so many steps, and saves there; what is kept at the end is the
+            checkpoint with the most tokens per forward.
+        patience: ends the run after so many such evaluations in a row without more tokens per forward.
+        report_to: where else Trainer logs: "tensorboard", "wandb", ...
+        resume: goes on from the last whole checkpoint in `output_dir`, with the same model, data and arguments.
 
     Returns:
-        The report that is also written to `output_dir`/report.json.
+        The report that is also written to `output_dir`/report.json, beside curve.png where matplotlib is installed.
 
     Raises:
-        ValueError: nothing to learn from, an argument out of range, or an `output_dir` in use without `resume`.
+        ValueError: nothing to learn from, an argument out of range, an `output_dir` in use without `resume`, or another
+            run than the one to resume.
+        TrainingStopped: SIGTERM or Ctrl-C came; the last step is saved.
     """
     output_dir = Path(output_dir)
     if mode == "gated" and rank < 1:
         raise ValueError(f"`rank` must be at least 1 in gated mode, whose base is frozen, but is {rank}.")
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, but is {max_steps}.")
-    last_checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    if eval_steps and not eval_prompts_path:
+        raise ValueError(f"`eval_steps` is {eval_steps}, but there is nothing to decode. Give `eval_prompts_path`.")
+    if patience is not None and (patience < 1 or not eval_steps):
+        raise ValueError(
+            f"`patience` counts evaluations, so it must be at least 1 and needs `eval_steps`, but is {patience} with "
+            f"`eval_steps` {eval_steps}."
+        )
+    last_checkpoint = last_whole_checkpoint(output_dir) if resume else None
     if resume and last_checkpoint is None:
         raise ValueError(f"There is no checkpoint to resume from in {output_dir}. Start without `--resume`.")
     if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
         raise ValueError(f"{output_dir} is not empty. Go on with `--resume`, or choose another folder.")
+    for path in (data_path, *([eval_prompts_path] if eval_prompts_path else [])):
+        if not Path(path).is_file():
+            raise ValueError(f"There is no file {path}.")
     objective = DraftObjective(mode=mode, draft_loss=draft_loss, alpha=alpha, slot_decay=slot_decay)
 
+    if not Path(model_path).is_dir() and len(Path(model_path).parts) != 2:
+        raise ValueError(f"There is no folder {model_path}. Make one: `wavedraft convert SOURCE {model_path}`.")
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model = TiDARForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16 if bf16 and rank else torch.float32)
@@ -97,25 +126,40 @@ def finetune(
         config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=2 * rank, target_modules="all-linear")
         trained = get_peft_model(model, config)
 
+    learning_rate = learning_rate if learning_rate is not None else (1e-3 if rank else 1e-5)
+    manifest = {
+        "model": fingerprint(trained),
+        "data": data_fingerprint(dataset),
+        **asdict(objective),
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "learning_rate": learning_rate,
+        "bf16": bf16,
+        "seed": seed,
+    }
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=max_steps,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=gradient_accumulation_steps,
-        learning_rate=learning_rate if learning_rate is not None else (1e-3 if rank else 1e-5),
+        learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, max_steps // 20),
         weight_decay=0.0,
         logging_steps=max(1, min(10, max_steps // 10)),
-        eval_strategy="steps" if eval_steps and eval_prompt_ids else "no",
+        eval_strategy="steps" if eval_steps else "no",
         eval_steps=eval_steps,
-        save_steps=save_steps,
+        load_best_model_at_end=bool(eval_steps),
+        metric_for_best_model="tokens_per_forward" if eval_steps else None,
+        greater_is_better=True,
+        save_steps=eval_steps or save_steps,
         save_total_limit=2,
         bf16=bf16,
         activation_checkpointing=activation_checkpointing,
         use_cpu=not torch.accelerator.is_available(),
         remove_unused_columns=False,
-        report_to="none",
+        report_to=report_to,
         seed=seed,
     )
     trainer = TiDARTrainer(
@@ -126,8 +170,18 @@ def finetune(
         objective=objective,
         eval_prompt_ids=eval_prompt_ids,
     )
+    safe_stop = SafeStop(trainer.accelerator)
+    trainer.add_callback(safe_stop)
+    if patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=patience))
+    if resume:
+        check_manifest(output_dir, manifest)
+    elif trainer.is_world_process_zero():
+        write_manifest(output_dir, manifest)
     before = measure_drafting(model, eval_prompt_ids) if eval_prompt_ids else None
-    trainer.train(resume_from_checkpoint=last_checkpoint if resume else None)
+    trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
+    if safe_stop.stopped_by is not None:
+        raise TrainingStopped(trainer.state.global_step, output_dir, safe_stop.stopped_by)
     after = measure_drafting(model, eval_prompt_ids, compare_with_plain=True) if eval_prompt_ids else None
 
     if trainer.is_world_process_zero():
@@ -145,13 +199,15 @@ def finetune(
         "rows": len(dataset),
         "loops": filtered,
         "labels": sum(label != IGNORED for row in dataset for label in row["labels"]),
-        "steps": max_steps,
+        "steps": trainer.state.global_step,
+        "best_step": trainer.state.best_global_step,
         "batch_size": batch_size * gradient_accumulation_steps,
         "seed": seed,
         "before": before and asdict(before),
         "after": after and asdict(after),
     }
     if trainer.is_world_process_zero():
+        draw_curve(trainer.state.log_history, output_dir / "curve.png")
         (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 

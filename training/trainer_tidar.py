@@ -82,7 +82,7 @@ class TiDARTrainer(Trainer):
         eval_new_tokens: int = 128,
         **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, eval_dataset=eval_prompt_ids or None, **kwargs)
         self.model_accepts_loss_kwargs = False  # each micro-batch is a mean of its own; accumulation averages them
         self.objective = objective
         self.eval_prompt_ids = eval_prompt_ids or []
@@ -106,11 +106,15 @@ class TiDARTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Tokens per forward on the held-out prompts, and acceptance at each draft position."""
+        """Tokens per forward on the held-out prompts, acceptance at each draft position, and the share of texts
+        identical to plain decoding."""
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        report = measure_drafting(model, self.eval_prompt_ids, self.eval_new_tokens)
-        metrics = {f"{metric_key_prefix}_tokens_per_forward": report.tokens_per_forward}
+        report = measure_drafting(model, self.eval_prompt_ids, self.eval_new_tokens, compare_with_plain=True)
+        metrics = {
+            f"{metric_key_prefix}_tokens_per_forward": report.tokens_per_forward,
+            f"{metric_key_prefix}_identical": report.identical,
+        }
         for position, share in enumerate(report.acceptance, start=2):
             metrics[f"{metric_key_prefix}_acceptance_{position}"] = round(share, 4)
         self.log(dict(metrics))

@@ -218,7 +218,11 @@ def train(
     gradient_accumulation_steps: Annotated[int, typer.Option(min=1)] = 1,
     learning_rate: Annotated[float | None, typer.Option(help="By default 1e-3 for a LoRA, 1e-5 without.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens a row is cut to.")] = 320,
-    eval_steps: Annotated[int | None, typer.Option(help="Decode the prompts every so many steps, too.")] = None,
+    eval_steps: Annotated[
+        int | None, typer.Option(min=1, help="Decode the prompts every so many steps, and keep the best checkpoint.")
+    ] = None,
+    patience: Annotated[int | None, typer.Option(help="End after so many evaluations without a better one.")] = None,
+    report_to: Annotated[str, typer.Option(help="Where else to log: tensorboard, wandb, ...")] = "none",
     save_steps: Annotated[int, typer.Option(min=1)] = 100,
     bf16: Annotated[bool, typer.Option("--bf16", help="Half the memory, and faster where the machine has it.")] = False,
     activation_checkpointing: Annotated[bool, typer.Option("--activation-checkpointing")] = False,
@@ -228,9 +232,14 @@ def train(
     """Teach a converted checkpoint to draft; reports tokens per forward before and after, by decoding."""
     options = {name: value for name, value in locals().items() if name not in ("model", "data", "output")}
     options["eval_prompts_path"] = options.pop("eval_prompts")
-    from .training import finetune  # Trainer takes seconds to import, which the other verbs do not wait for
+    # Trainer takes seconds to import, which the other verbs do not wait for.
+    from .training import TrainingStopped, finetune
 
-    report = finetune(model, data, output, **options)
+    try:
+        report = finetune(model, data, output, **options)
+    except TrainingStopped as stop:
+        print(f"wavedraft: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.signal_number)
     for moment in ("before", "after"):
         if measured := report[moment]:
             identical = measured["identical"]
