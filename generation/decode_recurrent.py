@@ -10,6 +10,7 @@ A rows, W wavefront positions, E channels, V vocabulary.
 
 import torch
 
+from .draws_recurrent import STATE_NOISE
 from .freezing import count_frozen, fixed_recurrences, latent_acceleration, latent_difference, token_stability
 from .options_recurrent import noise_share
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
@@ -74,7 +75,13 @@ def add_noise(wavefront: Wavefront, session: Session) -> torch.Tensor:
         return states
     counts = wavefront.filled(wavefront.counts, states.shape[1])
     kept, fresh = noise_share(options.noise_schedule, options.state_noise, counts, options.num_recurrences)
-    return kept * states + fresh * session.draw_states(*states.shape[:2])
+    live = [(row, place) for row, width in enumerate(wavefront.widths) for place in range(width)]
+    rows, places = [row for row, _ in live], [place for _, place in live]
+    positions = [wavefront.starts[row] + place for row, place in live]
+    noise = torch.zeros_like(states)
+    times = [wavefront.counts[row][place] for row, place in live]
+    noise[rows, places] = session.draw_states(rows, positions, STATE_NOISE, times)
+    return kept * states + fresh * noise
 
 
 def choose(session: Session, wavefront: Wavefront, logits: torch.Tensor) -> torch.Tensor:

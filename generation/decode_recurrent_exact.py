@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from .acceptance import accept_by_rejection, residual_probs, sample
+from .draws_recurrent import ACCEPTANCE, REPLACEMENT
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
 from .session_recurrent import Session
 
@@ -43,7 +44,9 @@ class Chains:
         self.roots = [(session.num_columns - pad, token) for pad, token in zip(session.pads, first_ids, strict=True)]
         self.rows: list[list[Branch]] = [[] for _ in first_ids]
         self.packed: list[tuple[int, Branch]] = []
-        self.states = self.embeds = session.draw_states(0, 1)
+        self.states = self.embeds = torch.empty(
+            0, 1, session.model.config.n_embd, dtype=session.model.dtype, device=session.device
+        )
 
     def keep_rows(self, places: list[int]) -> None:
         """Keeps the rows at `places`."""
@@ -62,8 +65,8 @@ class Chains:
             window = self._window(begun)
             ids = torch.tensor([[branch.token] for _, branch in begun], device=self.session.device)
             embeds = self.session.model.prelude(ids, window)
-            options = self.session.options
-            states = self.session.model.initial_states(embeds, options.init_scale, options.generator)
+            rows, positions = [row for row, _ in begun], [branch.position for _, branch in begun]
+            states = self.session.packed_states(embeds, rows, positions)
             self.embeds, self.states = torch.cat([self.embeds, embeds]), torch.cat([self.states, states])
         if index != list(range(len(self.states))):
             self.embeds, self.states = self.embeds[index], self.states[index]
@@ -152,11 +155,15 @@ def write_sampled(session: Session, due: list[tuple[int, Branch]], logits: torch
     old_probs = torch.stack([nothing if branch.next_probs is None else branch.next_probs for _, branch in due])
     old_ids = torch.tensor([[0, branch.next_id or 0] for _, branch in due], device=session.device)
     twice = probs[:, None].expand(-1, 2, -1)  # verified as drafts of one token each
-    stands = accept_by_rejection(old_ids, twice, old_probs[:, None], session.draw_uniform(len(due))[:, None]) == 2
+    # A position's draws at a depth are the same each time it begins anew; that does not show in the text, since what
+    # they chose behind another token is gone.
+    rows, branches = zip(*due, strict=True)
+    key = list(rows), [branch.position for branch in branches], [branch.depth for branch in branches]
+    stands = accept_by_rejection(old_ids, twice, old_probs[:, None], session.draws.uniform(ACCEPTANCE, *key)[:, None])
     fresh = residual_probs(twice, old_probs[:, None], torch.ones_like(old_ids[:, 0]))
-    drawn = sample(fresh, session.draw_uniform(len(due)))
+    drawn = sample(fresh, session.draws.uniform(REPLACEMENT, *key))
     has_old = torch.tensor([branch.next_id is not None for _, branch in due], device=session.device)
-    ids = torch.where(stands & has_old, old_ids[:, 1], drawn).tolist()
+    ids = torch.where((stands == 2) & has_old, old_ids[:, 1], drawn).tolist()
     for (_, branch), own_probs in zip(due, probs, strict=True):
         branch.next_probs = own_probs
     return {branch: token for (_, branch), token in zip(due, ids, strict=True)}

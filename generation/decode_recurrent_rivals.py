@@ -7,6 +7,7 @@ A rows, K drafted tokens, E channels, V vocabulary.
 import torch
 
 from .acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
+from .draws_recurrent import ACCEPTANCE, DRAFT, REPLACEMENT
 from .freezing import latent_difference
 from .outputs_recurrent import RecurrentGenerateOutput
 from .session_recurrent import Session
@@ -28,7 +29,7 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
         states = recur_until_settled(session, embeds, starts)
         scores = session.process(session.model.coda(states, window))
         if session.do_sample:
-            scores = scores + session.draw_gumbel(len(starts), 1)
+            scores = scores + session.draw_gumbel(list(range(len(starts))), starts)[:, None]
         costs.add_step(transcript.active)
         next_ids = scores[:, 0].argmax(dim=-1).tolist()
         session.write([[token] for token in next_ids])
@@ -39,7 +40,7 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
 def recur_until_settled(session: Session, embeds: torch.Tensor, starts: list[int]) -> torch.Tensor:
     """[A, 1, E] states of the tokens at `starts`; a row whose state has settled takes no further part."""
     options = session.options
-    states = session.model.initial_states(embeds, options.init_scale, options.generator)
+    states = session.initial_states(embeds, starts)
     moving = list(range(len(starts)))
     for recurrence in range(1, options.num_recurrences + 1):
         at = [starts[row] for row in moving]
@@ -70,7 +71,7 @@ def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
         draft_ids, draft_probs = draft(session, starts, next_ids)
         logits = recur(session, draft_ids, starts, session.options.num_recurrences)
         session.costs.add_step(transcript.active)
-        written = verify(session, draft_ids, draft_probs, logits)
+        written = verify(session, starts, draft_ids, draft_probs, logits)
         session.write(written)
         next_ids = [ids[-1] for ids in written]
         starts = [start + len(ids) for start, ids in zip(starts, written, strict=True)]
@@ -87,7 +88,7 @@ def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[tor
         scores = session.scores(logits, offset=step)
         if session.do_sample:
             probs.append(scores.softmax(dim=-1))
-            drawn = sample(probs[-1][:, 0], session.draw_uniform(len(starts)))[:, None]
+            drawn = sample(probs[-1][:, 0], session.draws.uniform(DRAFT, list(range(len(starts))), at))[:, None]
         else:
             drawn = scores.argmax(dim=-1)
         session.transcript.write_undecided(drawn, offset=step)
@@ -97,10 +98,10 @@ def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[tor
 
 def recur(session: Session, ids: torch.Tensor, starts: list[int], num_recurrences: int) -> torch.Tensor:
     """Logits [A, T, V] of [A, T] tokens from the positions `starts` on, at a depth."""
-    model, options = session.model, session.options
+    model = session.model
     window = model.window_at(starts, ids.shape[1], session.cache)
     embeds = model.prelude(ids, window)
-    states = model.initial_states(embeds, options.init_scale, options.generator)
+    states = session.initial_states(embeds, starts)
     for recurrence in range(1, num_recurrences + 1):
         states = model.core_step(states, embeds, window, recurrence)
         session.costs.add_core_pass(ids.numel())
@@ -112,7 +113,11 @@ def recur(session: Session, ids: torch.Tensor, starts: list[int], num_recurrence
 
 
 def verify(
-    session: Session, draft_ids: torch.Tensor, draft_probs: torch.Tensor | None, logits: torch.Tensor
+    session: Session,
+    starts: list[int],
+    draft_ids: torch.Tensor,
+    draft_probs: torch.Tensor | None,
+    logits: torch.Tensor,
 ) -> list[list[int]]:
     """The tokens each row decides: the drafted ones that stand, and one more."""
     scores = session.scores(logits)
@@ -123,9 +128,11 @@ def verify(
     else:
         probs = scores.softmax(dim=-1)
         num_rows, num_drafted = draft_probs.shape[:2]
-        uniforms = session.draw_uniform(num_rows * num_drafted).view(num_rows, num_drafted)
+        rows = [row for row in range(num_rows) for _ in range(num_drafted)]
+        positions = [start + i for start in starts for i in range(num_drafted)]
+        uniforms = session.draws.uniform(ACCEPTANCE, rows, positions).view(num_rows, num_drafted)
         num_accepted = accept_by_rejection(draft_ids, probs, draft_probs, uniforms)
         left = residual_probs(probs, draft_probs, num_accepted)
-        more = sample(left, session.draw_uniform(num_rows))[:, None]
+        more = sample(left, session.draws.uniform(REPLACEMENT, list(range(num_rows)), starts))[:, None]
     on_host = torch.cat([num_accepted[:, None], more, draft_ids[:, 1:]], dim=1).tolist()
     return [[*drafted[: count - 1], last] for count, last, *drafted in on_host]

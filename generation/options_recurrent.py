@@ -12,7 +12,7 @@ LATEST_ONLY = "latest-only"
 
 PAPER_RECURRENCES = 32
 
-COMMON = {"num_recurrences", "init_scale", "generator"}
+COMMON = {"num_recurrences", "init_scale", "generator", "seed"}
 WAVEFRONT = {
     "inner_recurrence",
     "headway",
@@ -62,9 +62,12 @@ class RecurrentOptions:
             "self-speculative" (shallow drafts, full-depth verification), "diffusion-forcing" (the paper's sampler:
             fast, not the same text) or "exact" (a wavefront whose text is full-depth decoding's).
         num_recurrences: core passes of full depth; the checkpoint's `mean_recurrence` where absent.
-        init_scale: of the random initial states; 0 makes them zeros, and greedy decoding deterministic.
-        generator: draws initial states, noise and samples; the global one where absent. Plain decoding
-            ("autoregressive") samples its tokens with transformers' own loop, from the global one.
+        init_scale: of the random initial states; 0 makes them zeros.
+        seed: of all that is drawn (initial states, noise, samples), one integer a row, so that a row's text does not
+            depend on the batch it is in; a single integer s gives row b the seed s + b. Where absent, the generator
+            draws it for sampling, and greedy decoding takes 0. Plain decoding ("autoregressive") samples with
+            transformers' own loop, which knows no seeds.
+        generator: draws the seeds; the global one where absent.
         kv_cache: "every-recurrence", "latest-only" or the number of latest recurrences kept. Where absent,
             "latest-only" for diffusion forcing, "every-recurrence" for plain decoding and self-speculation (which
             writes the text of plain decoding with it alone). Diffusion forcing numbers the recurrences it stores afresh
@@ -94,6 +97,7 @@ class RecurrentOptions:
     policy: str = "autoregressive"
     num_recurrences: int = None  # type: ignore[assignment]  # from_keywords fills in what is None
     init_scale: float = 1.0
+    seed: int | list[int] | None = None
     generator: torch.Generator | None = None
     kv_cache: str | int = None  # type: ignore[assignment]
     inner_recurrence: int = 4
@@ -157,6 +161,11 @@ class RecurrentOptions:
         for name in ("num_recurrences", "inner_recurrence", "headway", "max_wavefront", "draft_length", "max_steps"):
             value = getattr(self, name)
             _check(name, isinstance(value, int) and value >= 1, value, "a whole number from 1 up", "a count")
+        given = list(self.seed) if isinstance(self.seed, list | tuple) else [0 if self.seed is None else self.seed]
+        are_seeds = all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**62 for one in given)
+        _check("seed", are_seeds, self.seed, "an integer from 0 to 2^62 - 1, or one for each row", "what is hashed")
+        _check("seed", self.seed is None or self.generator is None, self.seed, "absent where `generator` is given",
+               "the generator draws the seeds")  # fmt: skip
         for name in ("embedding_ema", "state_noise"):
             value = getattr(self, name)
             _check(name, 0 <= value <= 1, value, "between 0 and 1", "a share of a mixture")
@@ -186,6 +195,19 @@ class RecurrentOptions:
                    "`num_recurrences`, the depth that verifies them")  # fmt: skip
         if self.policy == "self-speculative":
             _check("draft_recurrences", len(depths) == 1, depths, "a single depth", "this policy drafts once")
+
+    def seeds(self, batch_size: int, is_drawn: bool) -> list[int]:
+        """One seed a row; where none was given, drawn if a generator was given or `is_drawn`, else 0."""
+        if self.seed is None:
+            if self.generator is None and not is_drawn:
+                return [0] * batch_size
+            device = "cpu" if self.generator is None else self.generator.device
+            return torch.randint(2**62, (batch_size,), generator=self.generator, device=device).tolist()
+        if isinstance(self.seed, int):
+            return [self.seed + row for row in range(batch_size)]
+        _check("seed", len(self.seed) == batch_size, self.seed, f"one integer, or {batch_size} of them",
+               "the rows of the batch: prompts times `num_return_sequences`")  # fmt: skip
+        return list(self.seed)
 
     @property
     def stored_recurrences(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
+from .draws_recurrent import STATE, Draws, state_hashes
 from .freezing import latent_difference
 from .options_recurrent import RecurrentOptions
 from .outputs_recurrent import Costs, RecurrentGenerateOutput
@@ -31,7 +32,7 @@ class Session:
 
     Attributes:
         pads: padding columns left of each row, of the rows still being written: column is position plus pad.
-        cache: one row for each row still being written.
+        cache, draws: of the rows still being written.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Session:
         self.input_ids = input_ids
         self.device = input_ids.device
         self.pads = padding_of(input_ids, attention_mask)
+        self.draws = Draws(options.seeds(len(input_ids), do_sample), self.device)
         self.costs = Costs(len(input_ids), options.num_recurrences)
         self.num_columns = input_ids.shape[1]
         assert transcript.max_length is not None, "generate always sets a maximum length"
@@ -66,10 +68,27 @@ class Session:
                 f"length this checkpoint was trained for), but may reach {longest}. Lower `max_new_tokens`."
             )
 
-    def draw_states(self, num_rows: int, width: int) -> torch.Tensor:
-        """[num_rows, width, E] initial states."""
-        like = torch.empty(num_rows, width, self.model.config.n_embd, dtype=self.model.dtype, device=self.device)
-        return self.model.initial_states(like, self.options.init_scale, self.options.generator)
+    def initial_states(self, embeds: torch.Tensor, starts: list[int]) -> torch.Tensor:
+        """[A, T, E] states of the tokens from the positions `starts` on, whose prelude outputs are given."""
+        if not self.options.init_scale:
+            return self.model.initial_states(embeds, 0.0)
+        position_ids = torch.tensor(starts)[:, None] + torch.arange(embeds.shape[1])
+        hashes = state_hashes(torch.tensor(self.draws.seeds), position_ids).to(self.device)
+        return self.model.initial_states(embeds, self.options.init_scale, hashes=hashes)
+
+    def packed_states(
+        self,
+        embeds: torch.Tensor,
+        rows: list[int],
+        positions: list[int],
+        purpose: int = STATE,
+        times: list[int] | None = None,
+    ) -> torch.Tensor:
+        """[n, 1, E] states of single tokens, whose prelude outputs are given."""
+        if not self.options.init_scale:
+            return self.model.initial_states(embeds, 0.0)
+        hashes = self.draws.hashes(purpose, rows, positions, times)[:, None]
+        return self.model.initial_states(embeds, self.options.init_scale, hashes=hashes)
 
     def prefill(self, exit_threshold: float = 0.0) -> torch.Tensor:
         """Reads the prompts at full depth, or until their states move less than that on average; logits [B, 1, V]."""
@@ -80,7 +99,7 @@ class Session:
             ids[row, :length] = self.input_ids[row, pad:]
         window = self.model.window_at([0] * len(lengths), longest, self.cache)
         embeds = self.model.prelude(ids, window)
-        states = self.model.initial_states(embeds, self.options.init_scale, self.options.generator)
+        states = self.initial_states(embeds, [0] * len(lengths))
         for recurrence in range(1, self.options.num_recurrences + 1):
             before, states = states, self.model.core_step(states, embeds, window, recurrence)
             if exit_threshold and latent_difference(states, before).mean().item() < exit_threshold:
@@ -116,21 +135,23 @@ class Session:
         if not self.is_prefix_free:
             self.transcript.ids[self.transcript.active[row], position + self.pads[row]] = token
 
-    def draw_gumbel(self, num_rows: int, width: int) -> torch.Tensor:
-        """[num_rows, width, V] Gumbel noise: the argmax of log-probabilities plus it is a draw from them."""
-        shape = num_rows, width, self.model.config.vocab_size
-        exponential = torch.empty(shape, device=self.device).exponential_(generator=self.options.generator)
-        return -exponential.log()
+    def draw_states(
+        self, rows: list[int], positions: list[int], purpose: int = STATE, times: list[int] | None = None
+    ) -> torch.Tensor:
+        """[n, E] states of positions whatever they are fed."""
+        like = torch.empty(len(rows), 1, self.model.config.n_embd, dtype=self.model.dtype, device=self.device)
+        return self.packed_states(like, rows, positions, purpose, times)[:, 0]
 
-    def draw_uniform(self, num: int) -> torch.Tensor:
-        """[num] draws from [0, 1)."""
-        return torch.rand(num, device=self.device, generator=self.options.generator)
+    def draw_gumbel(self, rows: list[int], positions: list[int]) -> torch.Tensor:
+        """[n, V] Gumbel noise by which the tokens behind positions are chosen."""
+        return self.draws.gumbel(rows, positions, self.model.config.vocab_size)
 
     def choose_first(self, logits: torch.Tensor) -> list[int]:
         """Decides, and writes down, the first token behind each prompt from [B, 1, V] logits."""
         scores = self.process(logits)
         if self.do_sample:
-            scores = scores + self.draw_gumbel(len(scores), 1)
+            rows = list(range(len(scores)))
+            scores = scores + self.draw_gumbel(rows, [self.num_columns - pad - 1 for pad in self.pads])[:, None]
         ids = scores.argmax(dim=-1)
         self.transcript.extend(ids, torch.ones_like(ids[:, 0]))
         return ids[:, 0].tolist()
@@ -146,6 +167,7 @@ class Session:
         """Takes the rows that have ended out of the cache."""
         self.pads = [self.pads[place] for place in places]
         self.cache.keep_rows(places)
+        self.draws.keep_rows(places)
 
     def place_of(self, row: int, position: int) -> int:
         """Which new token of its row stands at `position`; `row` is a place among the rows still being written."""

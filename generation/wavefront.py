@@ -61,18 +61,20 @@ class Wavefront:
         return max(self.widths)
 
     def fit(self, width: int, draw_states: Callable, draw_noise: Callable | None) -> None:
-        """Widens the tensors to `width` positions; states of positions that begin are drawn, and so is all noise."""
-        have = 0 if self.states is None else self.states.shape[1]
-        if have < width:
-            drawn = draw_states(len(self.starts), width - have)
-            self.states = drawn if self.states is None else torch.cat([self.states, drawn], dim=1)
-            if draw_noise is not None:
-                drawn = draw_noise(len(self.starts), width - have)
-                self.noise = drawn if self.noise is None else torch.cat([self.noise, drawn], dim=1)
-        if min(self.num_seen) < have:  # a row narrower than others begins positions where filling stood
-            drawn = draw_states(len(self.starts), width)
-            assert self.states is not None
-            self.states = torch.where(self.is_seen(width)[..., None], self.states, drawn)
+        """Widens the tensors to `width` positions. States and noise, [n, ...], are drawn for those that begin."""
+        begun = [(row, place) for row, end in enumerate(self.widths) for place in range(self.num_seen[row], end)]
+        rows, places = [row for row, _ in begun], [place for _, place in begun]
+        positions = [self.starts[row] + place for row, place in begun]
+        for name, draw in (("states", draw_states), ("noise", draw_noise)):
+            if draw is None or not begun:
+                continue
+            drawn, old = draw(rows, positions), getattr(self, name)
+            have = 0 if old is None else old.shape[1]
+            if have < width:
+                filling = drawn.new_zeros(len(self.starts), width - have, *drawn.shape[1:])
+                old = filling if old is None else torch.cat([old, filling], dim=1)
+            old[rows, places] = drawn
+            setattr(self, name, old)
 
     def is_seen(self, width: int) -> torch.Tensor:
         """[A, W] whether a position took part in the step before."""

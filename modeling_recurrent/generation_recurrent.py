@@ -47,7 +47,13 @@ class RecurrentGenerationMixin(Stock):
         options = RecurrentOptions.from_keywords(given, self.config.mean_recurrence)
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         if options.policy == "autoregressive":  # transformers' own loops hand these to every forward
-            model_kwargs |= {name: getattr(options, name) for name in ("num_recurrences", "init_scale", "generator")}
+            if options.seed is not None and prepared.do_sample:
+                raise ValueError(
+                    f"`seed` must be left out where plain decoding samples, but is {options.seed}: transformers' own "
+                    f"loop draws from the global generator. Call `torch.manual_seed`, or use `policy='exact'`, whose "
+                    f"texts have the same probabilities."
+                )
+            model_kwargs |= {"num_recurrences": options.num_recurrences, "init_scale": options.init_scale}
         else:
             refuse_unsupported(prepared, model_kwargs, options.policy)
         prepared.recurrent_options = options
@@ -61,6 +67,12 @@ class RecurrentGenerationMixin(Stock):
         batch_size: int,
         max_cache_length: int,
     ) -> None:
+        options = generation_config.recurrent_options
+        if options.policy == "autoregressive" and options.init_scale:
+            num_beams = generation_config.num_beams or 1
+            rows = batch_size * (generation_config.num_return_sequences if num_beams == 1 else 1)
+            seeds = options.seeds(rows, generation_config.do_sample)
+            model_kwargs["state_seeds"] = torch.tensor(seeds, device=self.device).repeat_interleave(num_beams)
         given = model_kwargs.get("past_key_values")
         if given is not None:
             if not isinstance(given, RecurrentCache):
@@ -77,7 +89,7 @@ class RecurrentGenerationMixin(Stock):
             )
         if generation_config.use_cache:
             rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
-            stored = generation_config.recurrent_options.stored_recurrences
+            stored = options.stored_recurrences
             model_kwargs["past_key_values"] = RecurrentCache(
                 self.config, rows, max_cache_length, stored, self.dtype, self.device
             )

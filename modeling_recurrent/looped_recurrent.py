@@ -17,6 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
+from ..generation.draws_recurrent import state_hashes
 from .cache_recurrent import Packing, RecurrentCache, Window
 from .depth_recurrent import DepthSampler
 from .generation_recurrent import RecurrentGenerationMixin
@@ -119,9 +120,13 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
     # The three parts.
 
     def initial_states(
-        self, input_embeds: torch.Tensor, init_scale: float = 1.0, generator: torch.Generator | None = None
+        self,
+        input_embeds: torch.Tensor,
+        init_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+        hashes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """s_0 for [B, T, E] prelude outputs."""
+        """s_0 for [B, T, E] prelude outputs, drawn by the generator; with [B, T] hashes, each a function of its own."""
         raise NotImplementedError
 
     def prelude(
@@ -233,6 +238,7 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
         num_backprop: int | None = None,
         init_scale: float = 1.0,
         generator: torch.Generator | None = None,
+        state_seeds: torch.Tensor | None = None,
         output_hidden_states: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -240,9 +246,11 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
 
         Where `num_recurrences` is absent, it is the config's `mean_recurrence`; in training (`model.train()`,
         gradients on) `self.depth_sampler` draws it. Of a training forward's core steps the last `num_backprop`
-        (the config's `mean_backprop_depth` where absent) carry a gradient; outside training all do. `init_scale` and
-        `generator` draw the initial states; 0 makes the forward deterministic. `use_cache` without `past_key_values`
-        makes a cache of every recurrence. Hidden states are [prelude output, s_0, s_1, ... s_r].
+        (the config's `mean_backprop_depth` where absent) carry a gradient; outside training all do. `init_scale` is
+        that of the initial states, 0 making them zeros. In training the generator (where absent, the global one)
+        draws them; outside, where none is given, they are a function of their positions and of [B] `state_seeds`
+        (where absent, of 0), so that the forward is deterministic. `use_cache` without `past_key_values` makes a cache
+        of every recurrence. Hidden states are [prelude output, s_0, s_1, ... s_r].
         """
         is_training = self.training and torch.is_grad_enabled()
         if num_recurrences is None:
@@ -264,7 +272,11 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
         window = self.padded_window(embeds, attention_mask, position_ids, past_key_values)
 
         input_embeds = self.prelude(None, window, inputs_embeds=embeds)
-        latent_states = self.initial_states(input_embeds, init_scale, generator)
+        hashes = None
+        if generator is None and init_scale and (state_seeds is not None or not is_training):
+            seeds = torch.zeros(1, dtype=torch.long, device=embeds.device) if state_seeds is None else state_seeds
+            hashes = state_hashes(seeds, position_ids).expand(embeds.shape[:2])
+        latent_states = self.initial_states(input_embeds, init_scale, generator, hashes)
         trajectory = [input_embeds, latent_states]
         for recurrence in range(1, num_recurrences + 1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and recurrence > num_recurrences - num_backprop):

@@ -18,6 +18,7 @@ from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import slice_logits_to_keep
 
+from ..generation.draws_recurrent import CUT, normal_at
 from .cache_recurrent import Window
 from .checkpoint_recurrent import block_form_of, check_is_served, config_fields, weight_names
 from .configuration_ouro import OuroConfig
@@ -158,13 +159,20 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
     # The three parts.
 
     def initial_states(
-        self, input_embeds: torch.Tensor, init_scale: float = 1.0, generator: torch.Generator | None = None
+        self,
+        input_embeds: torch.Tensor,
+        init_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+        hashes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """s_0 for [B, T, E] prelude outputs: truncated normal times `init_scale` (0: zeros)."""
         if init_scale == 0:
             return torch.zeros_like(input_embeds)
-        drawn = torch.empty(input_embeds.shape, dtype=torch.float32, device=input_embeds.device)
-        nn.init.trunc_normal_(drawn, std=1.0, a=-3.0, b=3.0, generator=generator)
+        if hashes is not None:
+            drawn = normal_at(hashes, self.config.n_embd)
+        else:
+            drawn = torch.empty(input_embeds.shape, dtype=torch.float32, device=input_embeds.device)
+            nn.init.trunc_normal_(drawn, std=1.0, a=-CUT, b=CUT, generator=generator)
         return (drawn * (init_scale * self.config.init_std * self.config.embed_scale)).to(input_embeds.dtype)
 
     def prelude(

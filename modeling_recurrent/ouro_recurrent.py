@@ -116,7 +116,11 @@ class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
         self.model["embed_tokens"] = value
 
     def initial_states(
-        self, input_embeds: torch.Tensor, init_scale: float = 1.0, generator: torch.Generator | None = None
+        self,
+        input_embeds: torch.Tensor,
+        init_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+        hashes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """s_0 = e: the embeddings themselves. There is nothing to scale or draw."""
         return input_embeds
