@@ -122,6 +122,11 @@ def tidar(
         raise ValueError(
             "`draft_length` must be at least 1 with `custom_generate=tidar`. Leave it out to decode plainly."
         )
+    if (generation_config.num_beams or 1) > 1:
+        raise ValueError(
+            f"`num_beams` must be 1 with `custom_generate=tidar`, but is {generation_config.num_beams}: a draft "
+            "continues one text, not several. Leave `custom_generate` out to search with beams and without drafts."
+        )
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids", "past_key_values")}
     return decode_tidar(
         model, input_ids, logits_processor, stopping_criteria, generation_config, options=options, **used

@@ -33,7 +33,7 @@ class TiDAROptions:
             taught: what an adapter was taught with, where the model's `config` has no `tidar_config`.
 
         Raises:
-            ValueError: an option is out of range, or the call asks for beams.
+            ValueError: an option is out of range, or a processor cannot follow drafts.
         """
         vocab_size = config.get_text_config().vocab_size
         taught = getattr(config, "tidar_config", None) or taught
@@ -55,14 +55,11 @@ class TiDAROptions:
                 "draft (`config.tidar_config.draft_length`), or 0 to decode without drafts, "
                 f"but is {draft_length!r}."
             )
-        if draft_length and (generation_config.num_beams or 1) > 1:
-            raise ValueError(
-                f"`num_beams` must be 1 while drafting, but is {generation_config.num_beams}: a draft continues one "
-                "text, not several. Pass `draft_length=0` to search with beams and without drafts."
-            )
         if draft_length:
             _refuse_processors_that_count_calls(generation_config)
-        row = taught["mask_embedding_id"] if mask_embedding_id is None else mask_embedding_id
+        stored_row = taught.get("mask_embedding_id")
+        stored_row = taught["mask_token_id"] if stored_row is None else stored_row
+        row = stored_row if mask_embedding_id is None else mask_embedding_id
         if not _is_integer(row) or not 0 <= row < vocab_size:
             raise ValueError(
                 f"`mask_embedding_id` must be a row of the embedding table, from 0 to {vocab_size - 1} "

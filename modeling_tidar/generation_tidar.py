@@ -61,12 +61,9 @@ class TiDARGenerationMixin(Stock):
         if options.draft_length == 0 or reason:
             if reason and options.draft_length:
                 logger.warning_once(f"Decoding without drafts: {reason}. The text is the same.")
-            if options.excluded_id is not None:
-                suppress = SuppressTokensLogitsProcessor([options.excluded_id], device=str(input_ids.device))
-                logits_processor = LogitsProcessorList([suppress, *logits_processor])
             return super()._sample(
                 input_ids,
-                logits_processor,
+                self._without_mask_token(logits_processor, options, input_ids.device),
                 stopping_criteria,
                 generation_config,
                 synced_gpus=synced_gpus,
@@ -86,12 +83,38 @@ class TiDARGenerationMixin(Stock):
             past_key_values=model_kwargs.get("past_key_values"),
         )
 
+    def _beam_search(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' own: a draft continues one text, and beams are several."""
+        options = TiDAROptions.of(generation_config, self.config, self.taught)
+        if options.draft_length:
+            logger.warning_once("Searching with beams and without drafts: a draft continues one text, not several.")
+        logits_processor = self._without_mask_token(logits_processor, options, input_ids.device)
+        return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+
+    @staticmethod
+    def _without_mask_token(
+        logits_processor: LogitsProcessorList, options: TiDAROptions, device: torch.device
+    ) -> LogitsProcessorList:
+        if options.excluded_id is None:
+            return logits_processor
+        suppress = SuppressTokensLogitsProcessor([options.excluded_id], device=str(device))
+        return LogitsProcessorList([suppress, *logits_processor])
+
     def _reason_for_plain_decoding(
         self, generation_config: GenerationConfig, synced_gpus: bool, model_kwargs: dict[str, Any]
     ) -> str | None:
         """What `generate` was asked for that a drafting forward has no answer to; None is the rule."""
         if synced_gpus:
             return "ranks that share a model (FSDP, ZeRO-3) must run the same number of forwards"
+        if generation_config.is_assistant:
+            return "it drafts for another model, which counts its tokens one by one"
         if generation_config.output_attentions or generation_config.output_hidden_states:
             return "attentions and hidden states of a drafting forward are not one token's"
         if model_kwargs.get("inputs_embeds") is not None:

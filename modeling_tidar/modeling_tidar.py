@@ -127,8 +127,8 @@ class TiDARMixin(TiDARGenerationMixin):
             given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names them all
             return self._objective_forward(input_ids, objective, document_ids, *args, **given)
         if input_ids is not None:
-            tidar = self.config.tidar_config
-            input_ids = input_ids.masked_fill(input_ids == tidar["mask_token_id"], tidar["mask_embedding_id"])
+            tidar = self.tidar_config
+            input_ids = input_ids.masked_fill(input_ids == tidar.mask_token_id, tidar.mask_embedding_id)
         return super().forward(input_ids, *args, **kwargs)
 
     def _objective_forward(

@@ -8,6 +8,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, SynthIDTextWatermarkingConfig, T5Config
 
 from tiny_tidar import FAMILIES, plain_greedy_loop, random_prompts, tiny_tidar
+from wavedraft.generation import tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARConfig, TiDARForCausalLM
 from wavedraft.modeling_tidar.masking_tidar import training_mask
 from wavedraft.training import gated_adapter_config
@@ -268,7 +269,7 @@ def test_an_encoder_decoder_is_refused_by_name():
         ({"draft_length": 9}, "between 1 and 4"),
         ({"draft_length": -1}, "between 1 and 4"),
         ({"draft_length": "4"}, "between 1 and 4"),
-        ({"num_beams": 2}, "num_beams"),
+        ({"num_beams": 2, "custom_generate": tidar}, "num_beams"),
         ({"seed": [1, 2], "do_sample": True}, "each of the 1 rows"),
         ({"seed": -3}, "seed"),
         ({"guidance_scale": 1.5}, "guidance_scale"),
@@ -281,12 +282,45 @@ def test_a_bad_keyword_of_generate_is_refused(keywords, message):
         tiny_tidar().generate(random_prompts(1, 4), max_new_tokens=4, **keywords)
 
 
-def test_drafting_can_be_turned_off_and_beams_then_work():
+def test_drafting_can_be_turned_off():
     model = tiny_tidar()
     prompt_ids = random_prompts(1, 4)
     expected = plain_greedy_loop(model, prompt_ids[0], num_new=8).tolist()
     assert model.generate(prompt_ids, max_new_tokens=8, do_sample=False, draft_length=0)[0].tolist() == expected
-    assert model.generate(prompt_ids, max_new_tokens=8, num_beams=2, draft_length=0).shape == (1, 12)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"prompt_lookup_num_tokens": 3}]
+)
+def test_beams_and_others_drafts_are_transformers_own(options, tmp_path):
+    model = tiny_tidar()
+    model.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    prompt_ids = random_prompts(1, 6)
+    options = {"max_new_tokens": 8, "do_sample": False, **options}
+    assert model.generate(prompt_ids, **options).tolist() == stock.generate(prompt_ids, **options).tolist()
+
+
+def test_beams_never_write_a_mask_token_of_the_vocabulary():
+    model = tiny_tidar()
+    prompt_ids = random_prompts(2, 6)
+    options = {"max_new_tokens": 8, "num_beams": 2, "do_sample": False}
+    wanted = int(model.generate(prompt_ids, **options)[0, 8])
+    model.config.tidar_config = {"draft_length": 4, "mask_token_id": wanted}  # its own row is what masks read
+    assert wanted not in model.generate(prompt_ids, **options)[:, 6:]
+    assert wanted not in model.generate(prompt_ids, max_new_tokens=8, do_sample=False)[:, 6:]
+
+
+@pytest.mark.parametrize("is_assistant", [True, False])
+def test_assisted_decoding_takes_our_model_on_either_side(is_assistant, tmp_path):
+    model = tiny_tidar()
+    model.save_pretrained(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    prompt_ids = random_prompts(1, 6)
+    expected = stock.generate(prompt_ids, max_new_tokens=10, do_sample=False).tolist()
+    main, assistant = (stock, model) if is_assistant else (model, stock)
+    found = main.generate(prompt_ids, max_new_tokens=10, do_sample=False, assistant_model=assistant)
+    assert found.tolist() == expected
 
 
 def test_options_in_the_generation_config_survive_saving(tmp_path):
