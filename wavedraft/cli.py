@@ -1,5 +1,6 @@
 """The command line: one thin function a verb."""
 
+import json
 import sys
 import time
 from dataclasses import dataclass
@@ -9,12 +10,17 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
-from transformers import AutoTokenizer, TextStreamer
+from transformers import AutoConfig, AutoTokenizer, TextStreamer
 
+from .audit import audit as audit_texts
+from .audit import read_prompts
 from .conversion import convert as convert_checkpoint
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
+from .modeling_recurrent import RecurrentDepthForCausalLM
+from .modeling_recurrent.checkpoint_recurrent import SERVED as RECURRENT_MODEL_TYPES
 from .modeling_tidar import TiDARForCausalLM
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -246,6 +252,68 @@ def train(
             plain = "" if identical is None else f", {identical:.0%} of the texts identical to plain decoding"
             print(f"{moment}: {measured['tokens_per_forward']:.2f} tokens per forward{plain}")
     print(f"{output}: {'adapter' if rank else 'checkpoint'}, and what was measured in report.json")
+
+
+@app.command()
+def audit(
+    model: Annotated[str, typer.Argument(help="A TiDAR or recurrent-depth checkpoint: a folder or a Hub id.")],
+    prompts: Annotated[Path, typer.Option(help="JSONL rows of `prompt`, or a text file with one a line.")],
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter that was taught to draft.")] = None,
+    draft_length: Annotated[int | None, typer.Option(min=1, help="Tokens drafted at a time (TiDAR).")] = None,
+    policy: Annotated[str, typer.Option(help="What is audited of a recurrent-depth model.")] = "exact",
+    num_prompts: Annotated[int | None, typer.Option(min=2, help="Only the first so many.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    batch_size: Annotated[int, typer.Option(min=2, help="Prompts in a batch of the noise floor.")] = 8,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="By default cuda where there is one, else cpu.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue prompts as they are, without the chat template.")
+    ] = False,
+    output: Annotated[str, typer.Option(help="text or json.")] = "text",
+) -> None:
+    """Compare parallel with plain decoding, text by text; plain decoding in a batch is the noise floor."""
+    for name, value, known in (("dtype", dtype, list(DTYPES)), ("output", output, ["text", "json"])):
+        if value not in known:
+            raise ValueError(f"--{name} must be one of {', '.join(known)}, but is {value!r}.")
+    texts = read_prompts(prompts, num_prompts)
+    with quiet_transformers():
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        is_recurrent = AutoConfig.from_pretrained(model).model_type in RECURRENT_MODEL_TYPES
+        if is_recurrent and (adapter or draft_length):
+            raise ValueError("--adapter and --draft-length are TiDAR's. A recurrent-depth model takes --policy.")
+        model_class: Any = RecurrentDepthForCausalLM if is_recurrent else TiDARForCausalLM
+        loaded = model_class.from_pretrained(model, dtype=DTYPES[dtype]).to(device).eval()
+        if adapter is not None:
+            loaded.load_adapter(adapter)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task("Decoding", total=len(texts))
+            found = audit_texts(
+                loaded,
+                prompt_ids,
+                plain={"policy": "autoregressive"} if is_recurrent else {"draft_length": 0},
+                parallel={"policy": policy} if is_recurrent else {"draft_length": draft_length},
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                on_prompt=lambda: progress.advance(task),
+            )
+    kind = str(loaded.dtype).removeprefix("torch.")
+    if output == "json":
+        settings = {"model": model, "dtype": kind, "device": device, "max_new_tokens": max_new_tokens}
+        print(json.dumps({**settings, **found.to_dict()}, indent=2))
+        return
+    print(f"{len(texts)} prompts, {found.num_tokens} new tokens of plain decoding, {kind} on {device}")
+    names = {"parallel decoding": found.parallel, f"plain decoding in batches of {found.batch_size}": found.rebatched}
+    for name, comparison in names.items():
+        share = comparison.num_identical / comparison.num_texts
+        print(f"\n{name}: {comparison.num_identical} of {comparison.num_texts} texts identical ({share:.1%})")
+        for mismatch in comparison.mismatches:
+            margin = "ended" if mismatch.margin is None else f"{mismatch.margin:.4g} between the two best scores"
+            ids = (mismatch.plain_id, mismatch.other_id)
+            plain_word, word = ("the end" if one is None else repr(tokenizer.decode([one])) for one in ids)
+            place = f"prompt {mismatch.prompt + 1}, token {mismatch.position + 1}"
+            print(f"  {place}: {word} instead of {plain_word}, {margin}")
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Texts to learn from.")

@@ -1,0 +1,196 @@
+"""Are the texts of parallel decoding those of plain decoding, and where they are not, how near a tie was it?
+
+A forward of many tokens rounds otherwise than a forward of one, and so does a batch: plain decoding beside itself in a
+batch is the floor below which a difference says nothing.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """The first token of a text that is not plain decoding's.
+
+    Attributes:
+        prompt: number of the prompt, from 0.
+        position: new tokens before it.
+        plain_id, other_id: None where that text had ended.
+        margin: between the two best scores plain decoding chose from there; None where it had ended.
+    """
+
+    prompt: int
+    position: int
+    plain_id: int | None
+    other_id: int | None
+    margin: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Texts beside those of plain decoding."""
+
+    num_texts: int
+    mismatches: list[Mismatch]
+
+    @property
+    def num_identical(self) -> int:
+        return self.num_texts - len(self.mismatches)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found.
+
+    Attributes:
+        num_tokens: new tokens of plain decoding.
+        parallel: parallel decoding, one prompt at a time.
+        rebatched: plain decoding in left-padded batches, the noise floor.
+        batch_size: prompts in such a batch.
+    """
+
+    num_tokens: int
+    parallel: Comparison
+    rebatched: Comparison
+    batch_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        for name in ("parallel", "rebatched"):
+            values[name]["num_identical"] = getattr(self, name).num_identical
+        return values
+
+
+def audit(
+    model: PreTrainedModel,
+    prompts: list[torch.Tensor],
+    *,
+    plain: dict[str, Any],
+    parallel: dict[str, Any],
+    max_new_tokens: int = 128,
+    batch_size: int = 8,
+    on_prompt: Callable[[], None] = lambda: None,
+) -> Audit:
+    """Decodes every prompt greedily three times: plainly, in parallel, and plainly in a batch.
+
+    Args:
+        prompts: ids [P] of each.
+        plain, parallel: keywords of `generate` that make it decode plainly, and in parallel.
+        batch_size: prompts in a batch of the noise floor, from 2 up.
+        on_prompt: called when a prompt's first two texts are there.
+
+    Raises:
+        ValueError: there are fewer than two prompts to put in a batch, or `batch_size` is below 2.
+    """
+    if len(prompts) < 2:
+        raise ValueError(f"There must be at least 2 prompts, to make a batch of, but there is {len(prompts)}.")
+    if batch_size < 2:
+        raise ValueError(f"`batch_size` must be at least 2 (one alone rounds as it does alone), but is {batch_size}.")
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "return_dict_in_generate": True}
+    plain_texts, margins, parallel_texts = [], [], []
+    for prompt_ids in prompts:
+        output = _generate(model, [prompt_ids], {**options, **plain, "output_scores": True})
+        plain_texts += _new_ids(model, output, len(prompt_ids))
+        margins.append(_margins(output))
+        output = _generate(model, [prompt_ids], {**options, **parallel})
+        parallel_texts += _new_ids(model, output, len(prompt_ids))
+        on_prompt()
+
+    rebatched_texts = []
+    for batch in _batches(prompts, batch_size):
+        output = _generate(model, batch, {**options, **plain})
+        rebatched_texts += _new_ids(model, output, max(map(len, batch)))
+    return Audit(
+        num_tokens=sum(map(len, plain_texts)),
+        parallel=_compare(plain_texts, parallel_texts, margins),
+        rebatched=_compare(plain_texts, rebatched_texts, margins),
+        batch_size=batch_size,
+    )
+
+
+def read_prompts(path: str | Path, num_prompts: int | None = None) -> list[str]:
+    """The prompts of a file: JSONL rows with `prompt`, or else one a line.
+
+    Raises:
+        ValueError: a row has none, or the file holds fewer than `num_prompts`.
+    """
+    if Path(path).suffix == ".jsonl":
+        from .training.dialogue import read_jsonl  # its package imports Trainer, which takes seconds
+
+        rows = list(read_jsonl(path))
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row.get("prompt"), str):
+                raise ValueError(f"{path}, row {number} must have a `prompt` of text, but has {sorted(row)}.")
+        prompts = [row["prompt"] for row in rows]
+    else:
+        prompts = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if num_prompts is not None and len(prompts) < num_prompts:
+        raise ValueError(f"`num_prompts` must be at most {len(prompts)}, the prompts of {path}, but is {num_prompts}.")
+    return prompts[:num_prompts]
+
+
+def _batches(prompts: list[torch.Tensor], batch_size: int) -> Iterable[list[torch.Tensor]]:
+    """Batches of prompts in their order; a last one of a single prompt joins the batch before it."""
+    starts = list(range(0, len(prompts), batch_size))
+    if len(starts) > 1 and len(prompts) - starts[-1] == 1:
+        starts.pop()
+    for start, end in zip(starts, [*starts[1:], len(prompts)], strict=True):
+        yield prompts[start:end]
+
+
+def _generate(
+    model: PreTrainedModel, prompts: list[torch.Tensor], options: dict[str, Any]
+) -> GenerateDecoderOnlyOutput:
+    """One call of `generate` for prompts padded on the left."""
+    pad_token_id = model.generation_config.pad_token_id
+    if pad_token_id is None:
+        pad_token_id = min(_end_ids(model), default=0)
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad_token_id)
+    attention_mask = torch.zeros_like(ids)
+    for row, prompt_ids in enumerate(prompts):
+        ids[row, longest - len(prompt_ids) :] = prompt_ids
+        attention_mask[row, longest - len(prompt_ids) :] = 1
+    device = model.device
+    return model.generate(
+        ids.to(device), attention_mask=attention_mask.to(device), pad_token_id=pad_token_id, **options
+    )
+
+
+def _end_ids(model: PreTrainedModel) -> set[int]:
+    given = model.generation_config.eos_token_id
+    return set() if given is None else set(given if isinstance(given, list) else [given])
+
+
+def _new_ids(model: PreTrainedModel, output: GenerateDecoderOnlyOutput, prompt_length: int) -> list[list[int]]:
+    """Each row's new ids up to its end; what follows is padding."""
+    end_ids, texts = _end_ids(model), []
+    for row in output.sequences[:, prompt_length:].tolist():
+        end = next((place for place, token_id in enumerate(row) if token_id in end_ids), len(row) - 1)
+        texts.append(row[: end + 1])
+    return texts
+
+
+def _margins(output: GenerateDecoderOnlyOutput) -> list[float]:
+    """Of each step of a single row, how far the best score is above the second."""
+    best = torch.stack([scores[0].float() for scores in output.scores]).topk(2).values  # [N, 2]
+    return (best[:, 0] - best[:, 1]).tolist()
+
+
+def _compare(plain_texts: list[list[int]], texts: list[list[int]], margins: list[list[float]]) -> Comparison:
+    mismatches = []
+    for prompt, (plain_ids, ids) in enumerate(zip(plain_texts, texts, strict=True)):
+        if plain_ids == ids:
+            continue
+        shared = min(len(plain_ids), len(ids))
+        position = next((place for place in range(shared) if plain_ids[place] != ids[place]), shared)
+        plain_id, other_id = (text[position] if position < len(text) else None for text in (plain_ids, ids))
+        margin = None if plain_id is None else margins[prompt][position]
+        mismatches.append(Mismatch(prompt, position, plain_id, other_id, margin))
+    return Comparison(len(texts), mismatches)
