@@ -47,7 +47,8 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
             costs.add_core_pass(sum(wavefront.widths))
         wavefront.add_recurrences(options.inner_recurrence)
         # 4. Decode.
-        predicted = choose(session, wavefront, model.coda(wavefront.states, window))
+        logits = model.coda(wavefront.states, window)
+        scores, predicted = choose(session, wavefront, logits)
         change = measure_change(wavefront, previous, options.freeze_criterion)
         costs.add_step(transcript.active)
         # 5. Freeze. The one moment the host waits for the device.
@@ -58,7 +59,10 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
             trace.append(WavefrontStep(wavefront.starts[0], fed, ids, num_frozen[0]))
         record_recurrences(wavefront, session)
         wavefront.advance(num_frozen, predicted_ids)
-        session.write([ids[:num] for ids, num in zip(predicted_ids, num_frozen, strict=True)])
+        frozen_ids = [ids[:num] for ids, num in zip(predicted_ids, num_frozen, strict=True)]
+        session.keep_steps(frozen_ids, logits, scores)
+        session.write(frozen_ids)
+        session.show_draft(0, [*wavefront.fed_ids[0][1:], wavefront.next_ids[0]])
     return session.output(wavefront=trace if options.record_wavefront else None)
 
 
@@ -84,12 +88,12 @@ def add_noise(wavefront: Wavefront, session: Session) -> torch.Tensor:
     return kept * states + fresh * noise
 
 
-def choose(session: Session, wavefront: Wavefront, logits: torch.Tensor) -> torch.Tensor:
-    """[A, W] the token each position predicts, from its [A, W, V] logits."""
+def choose(session: Session, wavefront: Wavefront, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Processed scores of [A, W, V] logits, and the token each position predicts by them, [A, W]."""
     if not session.is_prefix_free:
         session.transcript.write_undecided(wavefront.ids(logits.shape[1])[:, 1:])
     scores = session.process(logits)
-    return (scores if wavefront.noise is None else scores + wavefront.noise).argmax(dim=-1)
+    return scores, (scores if wavefront.noise is None else scores + wavefront.noise).argmax(dim=-1)
 
 
 def measure_change(wavefront: Wavefront, previous: torch.Tensor, criterion: str) -> torch.Tensor | None:

@@ -131,26 +131,29 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
             continue
         costs.add_step(transcript.active)
         # 4. Write the tokens behind them. The one moment the host waits for the device.
-        written = write_greedily(session, due, logits) if not session.do_sample else write_sampled(session, due, logits)
+        scores = processed(session, due, logits)
+        written = write_greedily(due, scores) if not session.do_sample else write_sampled(session, due, scores)
         # 5. Decide what full depth wrote; prune what stands behind a token that has changed.
         if options.record_wavefront and transcript.active[0] == 0:
             trace.append(snapshot(chains.rows[0]))
         frozen_ids = [decide(chains, row, written, full_depth) for row in range(len(chains.rows))]
         if options.record_wavefront and transcript.active[0] == 0:
             trace[-1].num_frozen = len(frozen_ids[0])
+        keep_steps(session, due, logits, scores, frozen_ids, full_depth)
         session.write(frozen_ids)
+        session.show_draft(0, [branch.next_id for branch in chains.rows[0] if branch.next_id is not None])
     return session.output(wavefront=trace if options.record_wavefront else None)
 
 
-def write_greedily(session: Session, due: list[tuple[int, Branch]], logits: torch.Tensor) -> dict[Branch, int]:
-    """The likeliest token behind each branch that is due."""
-    ids = processed(session, due, logits).argmax(dim=-1).tolist()
+def write_greedily(due: list[tuple[int, Branch]], scores: torch.Tensor) -> dict[Branch, int]:
+    """The likeliest token behind each branch that is due, by [n, V] scores."""
+    ids = scores.argmax(dim=-1).tolist()
     return {branch: token for (_, branch), token in zip(due, ids, strict=True)}
 
 
-def write_sampled(session: Session, due: list[tuple[int, Branch]], logits: torch.Tensor) -> dict[Branch, int]:
+def write_sampled(session: Session, due: list[tuple[int, Branch]], scores: torch.Tensor) -> dict[Branch, int]:
     """A token drawn behind each branch that is due: the one already there, if it may stand (arXiv 2211.17192)."""
-    probs = processed(session, due, logits).softmax(dim=-1)
+    probs = scores.softmax(dim=-1)
     nothing = torch.zeros_like(probs[0])
     old_probs = torch.stack([nothing if branch.next_probs is None else branch.next_probs for _, branch in due])
     old_ids = torch.tensor([[0, branch.next_id or 0] for _, branch in due], device=session.device)
@@ -173,6 +176,22 @@ def processed(session: Session, due: list[tuple[int, Branch]], logits: torch.Ten
     """[n, V] scores, each processed behind its own prefix of decided and drafted tokens."""
     columns = [branch.position + 1 + session.pads[row] for row, branch in due]
     return session.process_packed(logits, [row for row, _ in due], columns)
+
+
+def keep_steps(
+    session: Session,
+    due: list[tuple[int, Branch]],
+    logits: torch.Tensor,
+    scores: torch.Tensor,
+    frozen_ids: list[list[int]],
+    full_depth: int,
+) -> None:
+    """Keeps, where asked for, what the frozen tokens were chosen by."""
+    if session.steps is not None:
+        places = {row: i for i, (row, branch) in enumerate(due) if branch.depth == full_depth}
+        for row, ids in enumerate(frozen_ids):
+            if ids:
+                session.steps.add(session.rows[row], logits[places[row]][None], scores[places[row]][None])
 
 
 def decide(chains: Chains, row: int, written: dict[Branch, int], full_depth: int) -> list[int]:

@@ -27,12 +27,15 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
         window = session.model.window_at(starts, 1, session.cache)
         embeds = session.model.prelude(torch.tensor(next_ids, device=session.device)[:, None], window)
         states = recur_until_settled(session, embeds, starts)
-        scores = session.process(session.model.coda(states, window))
+        logits = session.model.coda(states, window)
+        scores = favoured = session.process(logits)
         if session.do_sample:
-            scores = scores + session.draw_gumbel(list(range(len(starts))), starts)[:, None]
+            favoured = scores + session.draw_gumbel(list(range(len(starts))), starts)[:, None]
         costs.add_step(transcript.active)
-        next_ids = scores[:, 0].argmax(dim=-1).tolist()
-        session.write([[token] for token in next_ids])
+        next_ids = favoured[:, 0].argmax(dim=-1).tolist()
+        written = [[token] for token in next_ids]
+        session.keep_steps(written, logits, scores)
+        session.write(written)
         starts = [start + 1 for start in starts]
     return session.output()
 
@@ -69,9 +72,12 @@ def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
             session.keep_rows(places)
             starts, next_ids = [starts[place] for place in places], [next_ids[place] for place in places]
         draft_ids, draft_probs = draft(session, starts, next_ids)
+        transcript.show_draft(draft_ids)
         logits = recur(session, draft_ids, starts, session.options.num_recurrences)
         session.costs.add_step(transcript.active)
-        written = verify(session, starts, draft_ids, draft_probs, logits)
+        scores = session.scores(logits)
+        written = verify(session, starts, draft_ids, draft_probs, scores)
+        session.keep_steps(written, logits, scores)
         session.write(written)
         next_ids = [ids[-1] for ids in written]
         starts = [start + len(ids) for start, ids in zip(starts, written, strict=True)]
@@ -117,10 +123,9 @@ def verify(
     starts: list[int],
     draft_ids: torch.Tensor,
     draft_probs: torch.Tensor | None,
-    logits: torch.Tensor,
+    scores: torch.Tensor,
 ) -> list[list[int]]:
-    """The tokens each row decides: the drafted ones that stand, and one more."""
-    scores = session.scores(logits)
+    """The tokens each row decides by full depth's scores: the drafted ones that stand, and one more."""
     if draft_probs is None:
         target_ids = scores.argmax(dim=-1)
         num_accepted = accept_by_equality(draft_ids, target_ids)

@@ -121,6 +121,20 @@ class RecurrentOptions:
         return {field.name for field in fields(cls)} | {"preset"}
 
     @classmethod
+    def from_layers(cls, layers: list[dict[str, Any]], mean_recurrence: int) -> "RecurrentOptions":
+        """Options of keywords, the config passed with them and the model's own, in this order of precedence.
+
+        A layer that names another policy (or a preset) sets aside what lower ones say to theirs alone.
+        """
+        given: dict[str, Any] = {}
+        for layer in layers:
+            if given.keys() & {"policy", "preset"}:
+                policy = given.get("policy") or PRESETS.get(given["preset"], {}).get("policy", "autoregressive")
+                layer = {name: layer[name] for name in layer.keys() & POLICIES.get(policy, set())}
+            given = layer | given
+        return cls.from_keywords(given, mean_recurrence)
+
+    @classmethod
     def from_keywords(cls, keywords: dict[str, Any], mean_recurrence: int) -> "RecurrentOptions":
         """Options of the keywords given, a preset's filled in where they leave them open, all of them checked."""
         given = dict(keywords)
@@ -208,6 +222,20 @@ class RecurrentOptions:
         _check("seed", len(self.seed) == batch_size, self.seed, f"one integer, or {batch_size} of them",
                "the rows of the batch: prompts times `num_return_sequences`")  # fmt: skip
         return list(self.seed)
+
+    def check_cache(self, cache: Any, batch_size: int, num_columns: int) -> None:
+        """Raises where a cache handed in holds what this decode cannot go on from."""
+        length, stored = cache.get_seq_length(), cache.stored_recurrences
+        _check("past_key_values", cache.batch_size == batch_size, f"of {cache.batch_size}", f"of {batch_size} rows",
+               "the batch's")  # fmt: skip
+        _check("past_key_values", length < num_columns, f"of {length}", f"of fewer than {num_columns} tokens",
+               "`input_ids`, which begin with those the cache holds and have at least one more")  # fmt: skip
+        _check("past_key_values", self.policy == "autoregressive" or stored == self.stored_recurrences, f"of {stored}",
+               f"of {self.stored_recurrences} recurrences a token",
+               f"what `policy={self.policy!r}` reads with this `kv_cache`")  # fmt: skip
+        needed = min(stored, self.num_recurrences)
+        _check("past_key_values", stored == 1 or cache.depth >= needed, f"of {cache.depth}",
+               f"of tokens given {needed} recurrences", "those the prompt is read at")  # fmt: skip
 
     @property
     def stored_recurrences(self) -> int:

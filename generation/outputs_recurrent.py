@@ -15,6 +15,7 @@ class RecurrentGenerateOutput(GenerateDecoderOnlyOutput):
         num_core_passes: calls of the core that decoded, the prefill's not counted (under `reference_compat` the prefill
             counts as one, as in the published code).
         num_prefill_core_passes: calls of the core that read the prompt.
+        num_prefill_positions: tokens they read; those that a cache handed in already held are not among them.
         num_steps: decodes: passes through the coda that predicted tokens, the prefill's not counted.
         num_positions: tokens that passed through the core, summed over its decoding calls: the work, where
             `num_core_passes` is the time.
@@ -26,6 +27,7 @@ class RecurrentGenerateOutput(GenerateDecoderOnlyOutput):
 
     num_core_passes: int | None = None
     num_prefill_core_passes: int | None = None
+    num_prefill_positions: int | None = None
     num_steps: int | None = None
     num_positions: int | None = None
     recurrences_per_position: torch.Tensor | None = None
@@ -56,6 +58,7 @@ class Costs:
     def __init__(self, batch_size: int, num_prefill_core_passes: int):
         self.num_core_passes = 0
         self.num_prefill_core_passes = num_prefill_core_passes
+        self.num_prefill_positions: int | None = None
         self.num_steps = 0
         self.num_positions = 0
         self.row_steps = [0] * batch_size
@@ -87,6 +90,7 @@ class Costs:
             sequences=sequences,
             num_core_passes=self.num_core_passes,
             num_prefill_core_passes=self.num_prefill_core_passes,
+            num_prefill_positions=self.num_prefill_positions,
             num_steps=self.num_steps,
             num_positions=self.num_positions,
             recurrences_per_position=recurrences,

@@ -22,7 +22,15 @@ class RowStreamer(BaseStreamer):
         self.rows: list[TextStreamer] = []
 
     def put(self, value: torch.Tensor) -> None:
-        """The prompts [B, P], which `generate` puts first: they say how many rows there are and are not shown."""
+        """The prompts [B, P], which `generate` puts first: they say how many rows there are and are not shown.
+
+        After them, the next id of every row, [B]: transformers' own loop, which goes on padding the rows that have
+        ended (give `skip_special_tokens=True`).
+        """
+        if self.rows:
+            for row, token_id in enumerate(value):
+                self.put_row(row, token_id[None])
+            return
         for row in range(len(value)):
             streamer = TextStreamer(self.tokenizer, **self.decode_kwargs)
             streamer.on_finalized_text = lambda text, stream_end=False, row=row: self.on_text(row, text, stream_end)

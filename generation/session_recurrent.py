@@ -13,6 +13,7 @@ from .draws_recurrent import STATE, Draws, state_hashes
 from .freezing import latent_difference
 from .options_recurrent import RecurrentOptions
 from .outputs_recurrent import Costs, RecurrentGenerateOutput
+from .steps import Steps
 from .transcript import Scores, Transcript
 
 # Processors that look at the scores alone, so that all positions may be given to them at once.
@@ -31,8 +32,10 @@ class Session:
     """One call of `generate`: its rows, unpadded, and what they cost.
 
     Attributes:
-        pads: padding columns left of each row, of the rows still being written: column is position plus pad.
-        cache, draws: of the rows still being written.
+        rows: which of the batch are still being written.
+        pads: padding columns of each of them: a new token's column is its position plus the pad.
+        cache, draws: theirs.
+        steps: logits and scores of each token, where a caller asked for them.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Session:
         do_sample: bool,
         options: RecurrentOptions,
         cache: Any,
+        returns_cache: bool = False,
+        steps: Steps | None = None,
     ):
         self.model = model
         self.options = options
@@ -53,13 +58,18 @@ class Session:
         self.scores = Scores(processors, transcript, None)
         self.is_prefix_free = all(isinstance(processor, PREFIX_FREE) for processor in processors)
         self.do_sample = do_sample
-        self.cache = cache
-        self.input_ids = input_ids
+        self.steps = steps
         self.device = input_ids.device
-        self.pads = padding_of(input_ids, attention_mask)
+        self.num_columns = input_ids.shape[1]
+        self.columns = token_columns(input_ids, attention_mask)
+        self.prompts = [[ids[i] for i in where] for ids, where in zip(input_ids.tolist(), self.columns, strict=True)]
+        self.rows = list(range(len(input_ids)))
+        self.pads = [input_ids.shape[1] - len(prompt) for prompt in self.prompts]
+        self.cache, self.returns_cache = cache, returns_cache
+        self.set_aside: dict[int, list[torch.Tensor]] = {}
+        self.num_cached = self._take_over(cache)
         self.draws = Draws(options.seeds(len(input_ids), do_sample), self.device)
         self.costs = Costs(len(input_ids), options.num_recurrences)
-        self.num_columns = input_ids.shape[1]
         assert transcript.max_length is not None, "generate always sets a maximum length"
         longest = transcript.max_length - min(self.pads)
         if longest > model.config.block_size:
@@ -90,21 +100,31 @@ class Session:
         hashes = self.draws.hashes(purpose, rows, positions, times)[:, None]
         return self.model.initial_states(embeds, self.options.init_scale, hashes=hashes)
 
+    def _take_over(self, cache: Any) -> list[int]:
+        """Tokens of each prompt that the cache holds; it is unpadded, as all decoding here is."""
+        length = cache.get_seq_length()
+        if length:
+            self.options.check_cache(cache, len(self.columns), self.num_columns)
+            held = [[i for i in where if i < length] for where in self.columns]
+            cache.gather(held)
+            return [len(where) for where in held]
+        return [0] * len(self.prompts)
+
     def prefill(self, exit_threshold: float = 0.0) -> torch.Tensor:
         """Reads the prompts at full depth, or until their states move less than that on average; logits [B, 1, V]."""
-        lengths = [self.num_columns - pad for pad in self.pads]
-        longest = max(lengths)
-        ids = torch.zeros(len(lengths), longest, dtype=torch.long, device=self.device)
-        for row, (pad, length) in enumerate(zip(self.pads, lengths, strict=True)):
-            ids[row, :length] = self.input_ids[row, pad:]
-        window = self.model.window_at([0] * len(lengths), longest, self.cache)
+        starts = self.num_cached
+        unread = [prompt[start:] for prompt, start in zip(self.prompts, starts, strict=True)]
+        self.costs.num_prefill_positions = sum(map(len, unread))
+        longest = max(map(len, unread))
+        ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in unread], device=self.device)
+        window = self.model.window_at(starts, longest, self.cache)
         embeds = self.model.prelude(ids, window)
-        states = self.initial_states(embeds, [0] * len(lengths))
+        states = self.initial_states(embeds, starts)
         for recurrence in range(1, self.options.num_recurrences + 1):
             before, states = states, self.model.core_step(states, embeds, window, recurrence)
             if exit_threshold and latent_difference(states, before).mean().item() < exit_threshold:
                 break
-        last = torch.tensor(lengths, device=self.device)[:, None] - 1
+        last = torch.tensor([[len(prompt) - 1] for prompt in unread], device=self.device)
         return self.model.coda(states, window, logits_to_keep=last)
 
     def process(self, logits: torch.Tensor) -> torch.Tensor:
@@ -124,10 +144,12 @@ class Session:
         if self.is_prefix_free:
             return self.processors(ids[:1, :1].expand(len(logits), 1), logits)
         scores = torch.empty_like(logits)
-        for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        for column in set(columns):
+            index = [i for i, other in enumerate(columns) if other == column]
+            in_batch = [active[rows[i]] for i in index]
             batch = torch.zeros(len(ids), logits.shape[1], device=logits.device)
-            batch[active[row]] = logits[i]
-            scores[i] = self.processors(ids[:, :column], batch)[active[row]]
+            batch[in_batch] = logits[index]
+            scores[index] = self.processors(ids[:, :column], batch)[in_batch]
         return scores
 
     def write_draft(self, row: int, position: int, token: int) -> None:
@@ -149,12 +171,29 @@ class Session:
     def choose_first(self, logits: torch.Tensor) -> list[int]:
         """Decides, and writes down, the first token behind each prompt from [B, 1, V] logits."""
         scores = self.process(logits)
+        favoured = scores
         if self.do_sample:
             rows = list(range(len(scores)))
-            scores = scores + self.draw_gumbel(rows, [self.num_columns - pad - 1 for pad in self.pads])[:, None]
-        ids = scores.argmax(dim=-1)
-        self.transcript.extend(ids, torch.ones_like(ids[:, 0]))
-        return ids[:, 0].tolist()
+            favoured = scores + self.draw_gumbel(rows, [self.num_columns - pad - 1 for pad in self.pads])[:, None]
+        ids = favoured.argmax(dim=-1).tolist()
+        self.keep_steps(ids, logits, scores)
+        self.write(ids)
+        return [token for (token,) in ids]
+
+    def keep_steps(self, frozen_ids: list[list[int]], logits: torch.Tensor, scores: torch.Tensor) -> None:
+        """Keeps, where asked for, what each row's frozen tokens were chosen by: the first of its row of [A, n, V]."""
+        if self.steps is not None:
+            for place, ids in enumerate(frozen_ids):
+                self.steps.add(self.rows[place], logits[place, : len(ids)], scores[place, : len(ids)])
+
+    def show_draft(self, row: int, draft_ids: list[int]) -> None:
+        """Shows a draft-aware streamer what stands behind the last frozen token of the row."""
+        if (
+            draft_ids
+            and hasattr(self.transcript.streamer, "put_draft")
+            and not self.transcript.is_ended[self.rows[row]]
+        ):
+            self.transcript.show_draft(torch.tensor([[0, *draft_ids]]))
 
     def write(self, frozen_ids: list[list[int]]) -> None:
         """Adds the tokens each row has frozen to the text."""
@@ -164,7 +203,10 @@ class Session:
             self.transcript.extend(padded, torch.tensor([len(ids) for ids in frozen_ids], device=self.device))
 
     def keep_rows(self, places: list[int]) -> None:
-        """Takes the rows that have ended out of the cache."""
+        """Takes the rows that have ended out of the decode."""
+        if self.returns_cache:
+            self.set_aside |= {self.rows[i]: self.cache.row(i) for i in range(len(self.rows)) if i not in places}
+        self.rows = [self.rows[place] for place in places]
         self.pads = [self.pads[place] for place in places]
         self.cache.keep_rows(places)
         self.draws.keep_rows(places)
@@ -174,18 +216,38 @@ class Session:
         return position + self.pads[row] - self.num_columns
 
     def output(self, **extra) -> RecurrentGenerateOutput:
-        """The sequences and what they cost."""
-        return self.costs.output(self.transcript.sequences(), self.transcript.num_new_tokens, **extra)
+        """The sequences, what they cost, and the cache."""
+        num_new_tokens = self.transcript.num_new_tokens
+        if self.steps is not None:
+            extra["logits"], extra["scores"] = self.steps.columns(num_new_tokens)
+        if self.returns_cache:
+            extra["past_key_values"] = self._final_cache()
+        return self.costs.output(self.transcript.sequences(), num_new_tokens, **extra)
+
+    def _final_cache(self) -> Any:
+        """The cache, its columns those of the sequences: of each row all tokens but the last, which nobody has read."""
+        ends = self.transcript.lengths
+        columns = [[*where, *range(self.num_columns, end)][:-1] for where, end in zip(self.columns, ends, strict=True)]
+        length = max(ends) - 1
+        if all(where == list(range(length)) for where in columns) and not self.set_aside:
+            self.cache.lengths = [length] * len(columns)
+        else:
+            held = self.set_aside | {row: self.cache.row(place) for place, row in enumerate(self.rows)}
+            self.cache.scatter([held[row] for row in range(len(columns))], columns, length)
+        is_forced = self.options.policy == "diffusion-forcing"
+        self.cache.note_depth(self.options.inner_recurrence if is_forced else self.options.num_recurrences)
+        return self.cache
 
 
-def padding_of(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
-    """Padding columns left of each row of [B, P] ids."""
+def token_columns(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
+    """Which columns of each row of [B, P] ids are tokens, not padding."""
+    num_rows, num_columns = input_ids.shape
     if attention_mask is None:
-        return [0] * len(input_ids)
-    mask = attention_mask.long()
-    if (mask.diff(dim=1) < 0).any() or not mask[:, -1].all():
+        return [list(range(num_columns))] * num_rows
+    if attention_mask.shape != input_ids.shape or not attention_mask[:, -1].all():
         raise ValueError(
-            "`attention_mask` must be zeros, then ones, in every row (padding on the left, at least one token), but is "
-            "not. Set `tokenizer.padding_side = 'left'`, or use `policy='autoregressive'` for other masks."
+            f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, and a token in the last "
+            f"column of every row (padding on the left), but has {tuple(attention_mask.shape)} or ends on padding. Set "
+            f"`tokenizer.padding_side = 'left'`, and pass whole rows, those a cache holds too."
         )
-    return (1 - mask).sum(dim=1).tolist()
+    return [[i for i, is_token in enumerate(row) if is_token] for row in attention_mask.tolist()]

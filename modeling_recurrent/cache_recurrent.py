@@ -64,9 +64,10 @@ class RecurrentCache(Cache):
     * `RecurrentCache.latest_only`: N = 1. A token sees the past as it was last written;
       (prelude + coda + core layers) * 2 * H * D values a token, 169 kB for Huginn-0125 in bf16.
 
-    Lengths are host integers, one a row, so asking for one never waits for the device. Rolling back is giving a row a
-    shorter length; what lies beyond it is overwritten by the next call and masked until then. When a call needs more
-    columns than there are, the capacity doubles.
+    `depth` is how many recurrences every token in it has been given (None while it is empty): with N > 1, no more than
+    these can be read. Lengths are host integers, one a row, so asking for one never waits for the device. Rolling back
+    is giving a row a shorter length; what lies beyond it is overwritten by the next call and masked until then. When a
+    call needs more columns than there are, the capacity doubles.
     """
 
     is_compileable = False
@@ -94,6 +95,7 @@ class RecurrentCache(Cache):
         self.keys = [torch.zeros(planes, *shape, dtype=dtype, device=device) for planes in self.planes]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.lengths = [0] * batch_size
+        self.depth: int | None = None
 
     @classmethod
     def every_recurrence(cls, config, batch_size, max_length, num_recurrences, dtype, device) -> "RecurrentCache":
@@ -182,6 +184,35 @@ class RecurrentCache(Cache):
         self.values = [tensor[:, : len(rows)] for tensor in self.values]
         self.lengths = [self.lengths[row] for row in rows]
 
+    def note_depth(self, num_recurrences: int) -> None:
+        """Tokens have been written that were given `num_recurrences`."""
+        self.depth = num_recurrences if self.depth is None else min(self.depth, num_recurrences)
+
+    def row(self, row: int) -> list[torch.Tensor]:
+        """A copy of what one row holds: keys, then values, of each layer, [N, H, S, D]."""
+        return [tensor[:, row].clone() for tensor in (*self.keys, *self.values)]
+
+    def gather(self, columns: Sequence[Sequence[int]]) -> None:
+        """Keep these columns of each row, moved to the left; its length is their number."""
+        for row, kept in enumerate(columns):
+            if list(kept) != list(range(len(kept))):
+                for tensor in (*self.keys, *self.values):
+                    tensor[:, row, :, : len(kept)] = tensor[:, row][:, :, list(kept)]
+        self.lengths = [len(kept) for kept in columns]
+
+    def scatter(self, rows: Sequence[list[torch.Tensor]], columns: Sequence[Sequence[int]], length: int) -> None:
+        """The other way: from the left of each of `rows` (see `row`) to these of `length` columns."""
+        num_layers = len(self.planes)
+        for layer, old in enumerate(self.keys):
+            shape = (old.shape[0], len(rows), old.shape[2], length, old.shape[4])
+            self.keys[layer], self.values[layer] = old.new_zeros(shape), old.new_zeros(shape)
+        for place, (tensors, where) in enumerate(zip(rows, columns, strict=True)):
+            for layer in range(num_layers):
+                self.keys[layer][:, place, :, list(where)] = tensors[layer][:, :, : len(where)]
+                self.values[layer][:, place, :, list(where)] = tensors[num_layers + layer][:, :, : len(where)]
+        self.capacity = length
+        self.lengths = [length] * len(rows)
+
     # What transformers' generate asks of a cache, where all rows have one length.
 
     def __len__(self) -> int:
@@ -233,6 +264,7 @@ class RecurrentCache(Cache):
     def reset(self) -> None:
         """Forget everything, keep the memory."""
         self.lengths = [0] * self.batch_size
+        self.depth = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Row i becomes what row beam_idx[i] was."""

@@ -3,7 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    SynthIDTextWatermarkingConfig,
+)
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..generation.decode_recurrent import decode_diffusion_forcing
@@ -13,6 +19,7 @@ from ..generation.options_recurrent import RecurrentOptions
 from ..generation.outputs_recurrent import Costs, RecurrentGenerateOutput
 from ..generation.reference_wavefront import ReferenceChoice, decode_reference
 from ..generation.session_recurrent import Session
+from ..generation.steps import Steps
 from ..generation.transcript import Transcript
 from .cache_recurrent import RecurrentCache
 
@@ -41,11 +48,13 @@ class RecurrentGenerationMixin(Stock):
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[GenerationConfig, dict]:
         given = {name: kwargs.pop(name) for name in sorted(RecurrentOptions.names()) if name in kwargs}
+        layers = [given]
         for config in (generation_config, self.generation_config):
-            stored = {} if config is None else {n: getattr(config, n, None) for n in RecurrentOptions.names()}
-            given = {name: value for name, value in stored.items() if value is not None} | given
-        options = RecurrentOptions.from_keywords(given, self.config.mean_recurrence)
+            stored = {} if config is None else {n: getattr(config, n, None) for n in sorted(RecurrentOptions.names())}
+            layers.append({name: value for name, value in stored.items() if value is not None})
+        options = RecurrentOptions.from_layers(layers, self.config.mean_recurrence)
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        refuse_everywhere(prepared)
         if options.policy == "autoregressive":  # transformers' own loops hand these to every forward
             if options.seed is not None and prepared.do_sample:
                 raise ValueError(
@@ -55,7 +64,7 @@ class RecurrentGenerationMixin(Stock):
                 )
             model_kwargs |= {"num_recurrences": options.num_recurrences, "init_scale": options.init_scale}
         else:
-            refuse_unsupported(prepared, model_kwargs, options.policy)
+            refuse_unsupported(prepared, model_kwargs, options)
         prepared.recurrent_options = options
         return prepared, model_kwargs
 
@@ -68,11 +77,17 @@ class RecurrentGenerationMixin(Stock):
         max_cache_length: int,
     ) -> None:
         options = generation_config.recurrent_options
-        if options.policy == "autoregressive" and options.init_scale:
-            num_beams = generation_config.num_beams or 1
-            rows = batch_size * (generation_config.num_return_sequences if num_beams == 1 else 1)
-            seeds = options.seeds(rows, generation_config.do_sample)
-            model_kwargs["state_seeds"] = torch.tensor(seeds, device=self.device).repeat_interleave(num_beams)
+        is_plain = options.policy == "autoregressive"
+        if not is_plain and generation_mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+            raise ValueError(
+                f"`policy` must be 'autoregressive' for {generation_mode.value.replace('_', ' ')}, but is "
+                f"{options.policy!r}, which drafts and verifies by itself. Leave one of the two out."
+            )
+        num_beams = generation_config.num_beams or 1
+        rows = batch_size * (generation_config.num_return_sequences if num_beams == 1 else 1)
+        if is_plain and options.init_scale:
+            seeds = torch.tensor(options.seeds(rows, generation_config.do_sample), device=self.device)
+            model_kwargs["state_seeds"] = seeds.repeat_interleave(num_beams)
         given = model_kwargs.get("past_key_values")
         if given is not None:
             if not isinstance(given, RecurrentCache):
@@ -88,10 +103,9 @@ class RecurrentGenerationMixin(Stock):
                 f"keeps), but is {generation_config.cache_implementation!r}."
             )
         if generation_config.use_cache:
-            rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
             stored = options.stored_recurrences
             model_kwargs["past_key_values"] = RecurrentCache(
-                self.config, rows, max_cache_length, stored, self.dtype, self.device
+                self.config, rows * num_beams, max_cache_length, stored, self.dtype, self.device
             )
 
     def _sample(
@@ -104,26 +118,28 @@ class RecurrentGenerationMixin(Stock):
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> RecurrentGenerateOutput | torch.Tensor:
+        """The decode `generate` runs for greedy search and sampling: the policy's, or transformers' own."""
         options = generation_config.recurrent_options
+        attention_mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
         if options.policy == "autoregressive":
-            output = super()._sample(
-                input_ids,
-                logits_processor,
-                stopping_criteria,
-                generation_config,
-                synced_gpus=synced_gpus,
-                streamer=streamer,
-                **model_kwargs,
+            num_read = self._num_unread(input_ids, attention_mask, cache, options)
+            model_kwargs |= {"synced_gpus": synced_gpus, "streamer": streamer}
+            output = super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+            return output if isinstance(output, torch.Tensor) else plain_output(output, input_ids, num_read, options)
+        if synced_gpus:
+            raise ValueError(
+                f"`policy` must be 'autoregressive' where ranks share one model (FSDP, ZeRO-3), but is "
+                f"{options.policy!r}: they must run as many forwards as each other, and a wavefront runs as many as "
+                f"its text needs. Or pass `synced_gpus=False` where each rank has a whole model."
             )
-            return output if isinstance(output, torch.Tensor) else plain_output(output, input_ids, options)
         input_ids = input_ids.to(self.device)
-        attention_mask, cache = model_kwargs.get("attention_mask"), model_kwargs["past_key_values"]
-        self._check_policy(options, input_ids, attention_mask)
+        self._check_policy(options, input_ids, attention_mask, cache)
         is_published = options.policy == "diffusion-forcing" and options.reference_compat
+        pad_token = generation_config._pad_token_tensor  # where no pad token is named, transformers takes an end token
         transcript = Transcript(
             input_ids,
             stopping_criteria,
-            generation_config.pad_token_id,
+            None if pad_token is None else int(pad_token),
             options.max_wavefront + options.draft_length,
             None if is_published else streamer,
         )
@@ -135,14 +151,40 @@ class RecurrentGenerationMixin(Stock):
                 self, input_ids, options, cache, choose, num_new, transcript.eos_token_ids, streamer
             )
         else:
-            session = Session(self, input_ids, attention_mask, transcript, logits_processor, do_sample, options, cache)
+            wants_dict = generation_config.return_dict_in_generate
+            wants_steps = wants_dict and (generation_config.output_scores or generation_config.output_logits)
+            session = Session(
+                self,
+                input_ids,
+                attention_mask,
+                transcript,
+                logits_processor,
+                do_sample,
+                options,
+                cache,
+                returns_cache=wants_dict or getattr(cache, "_is_user_defined", False),
+                steps=Steps(len(input_ids)) if wants_steps else None,
+            )
             output = DECODERS[options.policy](session)
+            output.scores = output.scores if generation_config.output_scores else None
+            output.logits = output.logits if generation_config.output_logits else None
         if streamer is not None:
             streamer.end()
         return output if generation_config.return_dict_in_generate else output.sequences
 
+    def _num_unread(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any, options: RecurrentOptions
+    ) -> int:
+        """Prompt tokens plain decoding will read: those a cache handed in does not hold, which it is checked for."""
+        length = 0 if cache is None else cache.get_seq_length()
+        if length:
+            num_columns = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+            options.check_cache(cache, len(input_ids), num_columns)
+        is_whole = attention_mask is not None and attention_mask.shape == input_ids.shape
+        return int(attention_mask[:, length:].sum()) if is_whole else input_ids[:, length:].numel()
+
     def _check_policy(
-        self, options: RecurrentOptions, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+        self, options: RecurrentOptions, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any
     ) -> None:
         if options.policy == "diffusion-forcing" and not self.reinjects_input:
             raise ValueError(
@@ -155,34 +197,53 @@ class RecurrentGenerationMixin(Stock):
                 f"`input_ids` must be one row without padding under `reference_compat` (the published code takes no "
                 f"more), but has {len(input_ids)} rows. Leave `reference_compat` out."
             )
+        if options.reference_compat and cache.get_seq_length():
+            raise ValueError(
+                f"`past_key_values` must be left out under `reference_compat` (the published code begins afresh), but "
+                f"holds {cache.get_seq_length()} tokens. Leave `reference_compat` out."
+            )
 
 
-def refuse_unsupported(generation_config: GenerationConfig, model_kwargs: dict, policy: str) -> None:
+def refuse_everywhere(generation_config: GenerationConfig) -> None:
+    """Raise for what no decoding of these models gives."""
+    if generation_config.output_attentions:
+        raise ValueError(
+            "`output_attentions` must be left at its default, but is True: a layer of the core attends once a "
+            "recurrence, and none of it is kept. Use `output_hidden_states` of a forward for the states."
+        )
+
+
+def refuse_unsupported(generation_config: GenerationConfig, model_kwargs: dict, options: RecurrentOptions) -> None:
     """Raise for what only plain decoding gives."""
     asked = {
         "num_beams": generation_config.num_beams not in (None, 1),
-        "output_scores": bool(generation_config.output_scores),
-        "output_logits": bool(generation_config.output_logits),
-        "output_attentions": bool(generation_config.output_attentions),
         "output_hidden_states": bool(generation_config.output_hidden_states),
         "use_cache": generation_config.use_cache is False,
         "prompt_lookup_num_tokens": bool(generation_config.prompt_lookup_num_tokens),
-        "past_key_values": model_kwargs.get("past_key_values") is not None,
+        "prefill_chunk_size": generation_config.prefill_chunk_size is not None,
+        "guidance_scale": generation_config.guidance_scale not in (None, 1),
+        "watermarking_config": isinstance(generation_config.watermarking_config, SynthIDTextWatermarkingConfig),
         "inputs_embeds": model_kwargs.get("inputs_embeds") is not None,
+        "position_ids": model_kwargs.get("position_ids") is not None,
     }
+    if options.reference_compat:
+        asked |= {name: bool(getattr(generation_config, name)) for name in ("output_scores", "output_logits")}
     for name, is_asked in asked.items():
         if is_asked:
             value = getattr(generation_config, name, "given")
             raise ValueError(
-                f"`{name}` must be left at its default with `policy={policy!r}`, whose tokens are not decoded one by "
-                f"one in a row, but is {value}. Use `policy='autoregressive'` for it."
+                f"`{name}` must be left at its default with `policy={options.policy!r}`, whose tokens are not decoded "
+                f"one by one in a row, but is {value}. Use `policy='autoregressive'` for it."
             )
 
 
-def plain_output(output: Any, input_ids: torch.Tensor, options: RecurrentOptions) -> RecurrentGenerateOutput:
+def plain_output(
+    output: Any, input_ids: torch.Tensor, num_read: int, options: RecurrentOptions
+) -> RecurrentGenerateOutput:
     """What transformers' own loop returns, with the costs the other policies report."""
     num_rows, num_new = len(input_ids), output.sequences.shape[1] - input_ids.shape[1]
     costs = Costs(num_rows, options.num_recurrences)
+    costs.num_prefill_positions = num_read
     costs.num_steps = num_new - 1
     costs.num_core_passes = options.num_recurrences * costs.num_steps
     costs.num_positions = num_rows * costs.num_core_passes

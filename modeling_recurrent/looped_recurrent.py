@@ -115,6 +115,7 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
     def __init__(self, config: Any):
         super().__init__(config)
         self.gradient_checkpointing = False
+        self.generation_config._from_model_config = False  # else saving drops the fields transformers does not know
         self.depth_sampler = DepthSampler(config.mean_recurrence)
 
     # The three parts.
@@ -287,6 +288,7 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
 
         if past_key_values is not None:
             past_key_values.lengths = [window.kv_length] * past_key_values.batch_size
+            past_key_values.note_depth(num_recurrences)
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,

@@ -63,7 +63,7 @@ def settling_model(seed: int):
     """One whose states come to rest: where they do not, they double every rounding at each recurrence."""
     model = random_model(seed, mean_recurrence=4)
     with torch.no_grad():
-        model.transformer["adapter"].weight[:, : model.config.n_embd] *= 0.5
+        model.transformer["adapter"].weight[:, : model.config.n_embd] *= 0.25
     return model
 
 
