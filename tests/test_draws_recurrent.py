@@ -59,9 +59,9 @@ def prompts_of(batch_size: int) -> list[list[int]]:
     return [torch.randint(1, 37, (length,), generator=generator).tolist() for length in lengths][:batch_size]
 
 
-def settling_model(seed: int):
+def settling_model(seed: int, **changes):
     """One whose states come to rest: where they do not, they double every rounding at each recurrence."""
-    model = random_model(seed, mean_recurrence=4)
+    model = random_model(seed, **{"mean_recurrence": 4, **changes})
     with torch.no_grad():
         model.transformer["adapter"].weight[:, : model.config.n_embd] *= 0.25
     return model

@@ -19,7 +19,7 @@ from .audit import read_prompts
 from .conversion import convert as convert_checkpoint
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
-from .modeling_recurrent import RecurrentDepthForCausalLM
+from .modeling_recurrent import PRESETS, RecurrentDepthForCausalLM, RecurrentDepthLM
 from .modeling_recurrent.checkpoint_recurrent import SERVED as RECURRENT_MODEL_TYPES
 from .modeling_tidar import TiDARForCausalLM
 
@@ -74,10 +74,17 @@ def convert(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="A TiDAR checkpoint: a folder or a Hub id.")],
+    model: Annotated[str, typer.Argument(help="A TiDAR or recurrent-depth checkpoint: a folder or a Hub id.")],
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts.")],
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter that was taught to draft.")] = None,
-    draft_length: Annotated[int | None, typer.Option(help="Tokens drafted at a time; 0 drafts none.")] = None,
+    draft_length: Annotated[
+        int | None, typer.Option(help="Tokens drafted at a time; 0 drafts none (TiDAR, self-speculation).")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Of a recurrent-depth model: exact, diffusion-forcing, ...")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Of a recurrent-depth model: a row of the paper's table.")] = None,
+    num_recurrences: Annotated[int | None, typer.Option(help="Full depth of a recurrent-depth model.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
     top_k: Annotated[int | None, typer.Option()] = None,
@@ -106,20 +113,27 @@ def generate(
         "seed": seed,
     }
     options = {name: value for name, value in options.items() if value is not None}
+    depth = {"policy": policy, "preset": preset, "num_recurrences": num_recurrences}
     with quiet_transformers():
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        tidar = TiDARForCausalLM.from_pretrained(model, dtype=DTYPES[dtype]).to(device).eval()
+        loaded = load(model, dtype, device, adapter)
         tokenizer = AutoTokenizer.from_pretrained(model)
-        if adapter is not None:
-            tidar.load_adapter(adapter)
+        is_recurrent = isinstance(loaded, RecurrentDepthLM)
+        if is_recurrent:
+            parallel, plain = recurrent_keywords(loaded, depth | {"draft_length": draft_length}, options)
+        elif given := [f"--{name.replace('_', '-')}" for name, value in depth.items() if value is not None]:
+            raise ValueError(f"{given[0]} is for recurrent-depth models, but {model} is a TiDAR checkpoint.")
+        else:
+            parallel, plain = {**options, "draft_length": draft_length}, {**options, "draft_length": 0}
+        timed = timed_recurrent if is_recurrent else timed_generate
         drafted_runs, plain_runs = [], []
         for prompt in prompts:
             inputs = encode_prompt(tokenizer, prompt, raw).to(device)
             print(f"\n> {prompt}\n")
             streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-            drafted_runs.append(timed_generate(tidar, inputs, streamer=streamer, draft_length=draft_length, **options))
+            drafted_runs.append(timed(loaded, inputs, streamer=streamer, **parallel))
             if compare:
-                plain_runs.append(timed_generate(tidar, inputs, draft_length=0, **options))
+                plain_runs.append(timed(loaded, inputs, **plain))
     print()
     Console().print(runs_table(prompts, drafted_runs, plain_runs))
     if compare:
@@ -129,13 +143,51 @@ def generate(
 SAMPLED = "identical: not compared; sampled texts share a distribution, not their tokens"
 
 
+def load(model: str, dtype: str, device: str, adapter: str | None) -> Any:
+    """A TiDAR model, with its adapter, or a recurrent-depth model, as its config.json says."""
+    if AutoConfig.from_pretrained(model).model_type in RECURRENT_MODEL_TYPES:
+        if adapter is not None:
+            raise ValueError(f"--adapter is for TiDAR checkpoints, but {model} is a recurrent-depth model.")
+        return RecurrentDepthForCausalLM.from_pretrained(model, dtype=DTYPES[dtype]).to(device).eval()
+    tidar = TiDARForCausalLM.from_pretrained(model, dtype=DTYPES[dtype]).to(device).eval()
+    if adapter is not None:
+        tidar.load_adapter(adapter)
+    return tidar
+
+
+def recurrent_keywords(model: Any, depth: dict[str, Any], options: dict[str, Any]) -> tuple[dict, dict]:
+    """The keywords of `generate` for a recurrent-depth model's policy, and for plain decoding at the same depth.
+
+    Where neither the caller nor the checkpoint names a policy, it is the exact one.
+    """
+    parallel, preset = options | {name: value for name, value in depth.items() if value is not None}, depth["preset"]
+    stored = (getattr(model.generation_config, name, None) for name in ("policy", "preset"))
+    if not parallel.keys() & {"policy", "preset"} and not any(stored):
+        parallel["policy"] = "exact"
+    plain = options | {"policy": "autoregressive"}
+    if depth["num_recurrences"] is not None:
+        plain["num_recurrences"] = depth["num_recurrences"]
+    if "seed" in options and options["do_sample"]:  # plain decoding draws from the global generator
+        torch.manual_seed(plain.pop("seed"))
+        if "autoregressive" in (parallel.get("policy"), PRESETS.get(preset or "", {}).get("policy")):
+            parallel.pop("seed")
+    return parallel, plain
+
+
 @dataclass(frozen=True)
 class Run:
-    """One prompt's decode. `num_forwards` counts calls of the network, the prefill's left out."""
+    """One prompt's decode.
+
+    Attributes:
+        num_forwards: calls of the network, the prefill's left out; of a recurrent-depth model its core passes by those
+            of full depth.
+        num_core_passes: of a recurrent-depth model.
+    """
 
     new_ids: list[int]
-    num_forwards: int
+    num_forwards: float
     seconds: float
+    num_core_passes: int | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -156,6 +208,14 @@ def timed_generate(model: Any, inputs: Any, **options: Any) -> Run:
     seconds = time.perf_counter() - start
     handle.remove()
     return Run(ids, num_calls - 1, seconds)
+
+
+def timed_recurrent(model: Any, inputs: Any, **options: Any) -> Run:
+    start = time.perf_counter()
+    output = model.generate(**inputs, return_dict_in_generate=True, **options)
+    seconds = time.perf_counter() - start
+    new_ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    return Run(new_ids, output.num_core_passes / output.num_prefill_core_passes, seconds, output.num_core_passes)
 
 
 def encode_prompt(tokenizer: Any, prompt: str, is_raw: bool) -> Any:
@@ -181,17 +241,22 @@ def runs_table(prompts: list[str], drafted_runs: list[Run], plain_runs: list[Run
     """A row for each prompt and one for all, the plain decode beside the drafting one where there is one."""
     table = Table(box=None)
     table.add_column("prompt", no_wrap=True)
-    plain_columns = ["plain forwards", "plain seconds"] if plain_runs else []
-    for name in ["tokens", "forwards", "tokens per forward", "seconds", *plain_columns]:
+    calls = "forwards" if drafted_runs[0].num_core_passes is None else "core passes"
+    plain_columns = [f"plain {calls}", "plain seconds"] if plain_runs else []
+    for name in ["tokens", calls, "tokens per forward", "seconds", *plain_columns]:
         table.add_column(name, justify="right")
 
     def total(runs: list[Run]) -> Run:
         decided = [token for run in runs for token in run.new_ids[1:]]
-        return Run([0, *decided], sum(run.num_forwards for run in runs), sum(run.seconds for run in runs))
+        passes = None if runs[0].num_core_passes is None else sum(run.num_core_passes or 0 for run in runs)
+        return Run([0, *decided], sum(run.num_forwards for run in runs), sum(run.seconds for run in runs), passes)
+
+    def num_calls(run: Run) -> str:
+        return f"{run.num_forwards if run.num_core_passes is None else run.num_core_passes}"
 
     def add(name: str, num_tokens: int, run: Run, plain: list[Run]) -> None:
-        cells = [str(num_tokens), str(run.num_forwards), f"{run.tokens_per_forward:.2f}", f"{run.seconds:.1f}"]
-        table.add_row(name, *cells, *(cell for p in plain for cell in (str(p.num_forwards), f"{p.seconds:.1f}")))
+        cells = [str(num_tokens), num_calls(run), f"{run.tokens_per_forward:.2f}", f"{run.seconds:.1f}"]
+        table.add_row(name, *cells, *(cell for p in plain for cell in (num_calls(p), f"{p.seconds:.1f}")))
 
     for place, (prompt, run) in enumerate(zip(prompts, drafted_runs, strict=True)):
         add(shortened(prompt), len(run.new_ids), run, plain_runs[place : place + 1])
@@ -278,13 +343,10 @@ def audit(
     texts = read_prompts(prompts, num_prompts)
     with quiet_transformers():
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        is_recurrent = AutoConfig.from_pretrained(model).model_type in RECURRENT_MODEL_TYPES
-        if is_recurrent and (adapter or draft_length):
-            raise ValueError("--adapter and --draft-length are TiDAR's. A recurrent-depth model takes --policy.")
-        model_class: Any = RecurrentDepthForCausalLM if is_recurrent else TiDARForCausalLM
-        loaded = model_class.from_pretrained(model, dtype=DTYPES[dtype]).to(device).eval()
-        if adapter is not None:
-            loaded.load_adapter(adapter)
+        loaded = load(model, dtype, device, adapter)
+        is_recurrent = isinstance(loaded, RecurrentDepthLM)
+        if is_recurrent and draft_length:
+            raise ValueError("--draft-length is TiDAR's. A recurrent-depth model takes --policy.")
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
