@@ -28,6 +28,7 @@ from .safetensors_headers import INDEX_FILE, SINGLE_FILE, TensorHeader, find_sha
 from .shard_copy import copy_shard, num_bytes_on_disk
 from .source_folder import side_files, stock_folder
 from .stock_config import draftable_class_of, kept_values, load_config, read_json
+from .taught_elsewhere import Taught, read_as_stock
 from .whole_folder import NEW, whole_folder
 
 LONGEST_DRAFT = 64
@@ -62,6 +63,7 @@ def convert(
     target: str | os.PathLike,
     *,
     draft_length: int = 8,
+    mask_token_id: int | None = None,
     overwrite: bool = False,
     link: bool = False,
     verify: bool = True,
@@ -82,12 +84,16 @@ def convert(
 
     A gated adapter sees a constant input at masks whichever vector it is, so a fixed one costs it nothing.
 
+    A checkpoint that others taught to draft (Nemotron-Labs-Diffusion and its like, or a stock config that names a
+    `mask_token_id`) keeps its own mask token, which is then never generated.
+
     Files are never hard-linked: whatever writes into the target in place would write into the source. Where the file
     system can share blocks until one side changes (btrfs, xfs), the copy costs neither time nor space.
 
     Args:
         source: a local folder, a Hub id, or a GGUF file (or a folder with one); safetensors only otherwise.
         draft_length: K, how many tokens a block of masks drafts, 1 to 64. Training decides what drafts are worth.
+        mask_token_id: the mask token of a checkpoint that was taught to draft elsewhere, where its config does not say.
         overwrite: replace an existing checkpoint folder, which stays whole until the new one is.
         link: write symbolic links to the source's shards: the target costs megabytes, and needs the source to stay
             where it is.
@@ -107,7 +113,7 @@ def convert(
     target = Path(os.path.abspath(target))
     with whole_folder(target, overwrite=overwrite) as workplace, ProgressSteps(show_progress) as steps:
         steps.begin("Finding the source")
-        folder = stock_folder(source, workplace, revision)
+        folder, taught = read_as_stock(stock_folder(source, workplace, revision), workplace, mask_token_id, link, steps)
         checkpoint = _read_checkpoint(folder, target, steps)
         if "tidar_config" in checkpoint.values:
             raise ValueError(
@@ -115,11 +121,12 @@ def convert(
                 "stock checkpoint back."
             )
         values = kept_values(checkpoint.values, folder / "config.json")
-        tidar, mask_reason = _tidar_config(checkpoint, draft_length)
+        tidar, mask_reason = _tidar_config(checkpoint, draft_length, taught)
         values["tidar_config"] = tidar.to_dict()
 
         new = workplace / NEW
-        _write_files(checkpoint, new, values, link=link, is_own=folder.parent == workplace, steps=steps)
+        is_own = folder.parent == workplace and not checkpoint.shards[0].is_symlink()
+        _write_files(checkpoint, new, values, link=link, is_own=is_own, steps=steps)
         model_class = tidar_class(checkpoint.stock_class)
         write_travelling_code(model_class, checkpoint.stock_class.__name__, new)
 
@@ -202,8 +209,12 @@ def _read_checkpoint(folder: Path, target: Path, steps: ProgressSteps) -> _Check
     return _Checkpoint(folder, values, stock_class, config, shards, tensors)
 
 
-def _tidar_config(checkpoint: _Checkpoint, draft_length: int) -> tuple[TiDARConfig, str]:
+def _tidar_config(checkpoint: _Checkpoint, draft_length: int, taught: Taught | None) -> tuple[TiDARConfig, str]:
     """Where a mask's id and embedding come from, and why from there."""
+    if taught is not None:
+        taught.check_draft_length(draft_length)
+        tidar = TiDARConfig(draft_length, taught.mask_token_id, mask_embedding_id=taught.mask_token_id)
+        return tidar, "the mask token it was taught with"
     folder, vocab_size = checkpoint.folder, checkpoint.config.vocab_size
     end_ids = [checkpoint.config.eos_token_id]
     if (folder / "generation_config.json").is_file():

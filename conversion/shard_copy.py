@@ -1,6 +1,8 @@
 """Brings a weight file to where it is wanted: sharing its blocks where the file system can, and keeping its holes."""
 
+import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,20 @@ def copy_shard(source: Path, target: Path, advance: Callable[[int], None]) -> No
                     start += len(chunk)
                     advance(len(chunk))
             writing.truncate(size)
+
+
+def copy_renamed(source: Path, target: Path, rename: Callable[[str], str], advance: Callable[[int], None]) -> None:
+    """Copies a safetensors file, its tensors under other names; only the header is read whole."""
+    with source.open("rb") as reading, target.open("wb") as writing:
+        (length,) = struct.unpack("<Q", reading.read(8))
+        header = json.loads(reading.read(length))
+        renamed = {name if name == "__metadata__" else rename(name): entry for name, entry in header.items()}
+        text = json.dumps(renamed, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        writing.write(struct.pack("<Q", len(text)) + text)
+        while chunk := reading.read(CHUNK):
+            writing.write(chunk)
+            advance(len(chunk))
 
 
 def num_bytes_on_disk(path: Path) -> int:

@@ -48,6 +48,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="A checkpoint folder, a Hub id, or a GGUF file.")],
     target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
     draft_length: Annotated[int, typer.Option(help="Tokens drafted at a time, 1 to 64.")] = 8,
+    mask_token_id: Annotated[int | None, typer.Option(help="Of a model taught to draft elsewhere.")] = None,
     to_ar: Annotated[bool, typer.Option("--to-ar", help="The way back: a TiDAR checkpoint to its stock one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint folder.")] = False,
     link: Annotated[bool, typer.Option("--link", help="Link to the source's shards instead of copying them.")] = False,
@@ -59,11 +60,14 @@ def convert(
     if to_ar:
         result = convert_back(source, target, show_progress=True, **options)
     else:
-        result = convert_checkpoint(source, target, draft_length=draft_length, show_progress=True, **options)
+        options |= {"draft_length": draft_length, "mask_token_id": mask_token_id}
+        result = convert_checkpoint(source, target, show_progress=True, **options)
     kind = "stock" if result.tidar_config is None else "TiDAR"
     print(f"{result.target}: {kind} checkpoint of {result.architecture}, {result.num_parameters:,} parameters")
     if result.tidar_config is not None:
-        print(f"masks: id {result.tidar_config.mask_token_id}, behind the vocabulary; drafts of {draft_length}")
+        is_inside = result.tidar_config.mask_embedding_id == result.tidar_config.mask_token_id
+        place = "of the vocabulary, never generated" if is_inside else "behind the vocabulary"
+        print(f"masks: id {result.tidar_config.mask_token_id}, {place}; drafts of {draft_length}")
         print(f"masks read embedding row {result.tidar_config.mask_embedding_id}: {result.mask_reason}")
     if result.proof is None:
         print("logits before and after: not compared (--no-verify)")
