@@ -66,12 +66,15 @@ class DraftObjective:
         alpha: weight of the autoregressive loss in joint mode (arXiv 2511.08923, equation 3).
         slot_decay: each slot of a block weighs this much of the one before it, in (0, 1]. A token behind a rejected one
             is worth nothing, so the first slots decide what a draft is worth; 1 weighs all alike, as the paper does.
+        first_token: where the first block begins, 0 in the paper. A trainer that draws it anew for each step, from 0 to
+            K - 1, has every token learnt in every slot.
     """
 
     mode: str = "joint"
     draft_loss: str = "cross_entropy"
     alpha: float = 1.0
     slot_decay: float = 1.0
+    first_token: int = 0
 
     def __post_init__(self):
         if self.mode not in ("joint", "gated"):
@@ -82,6 +85,8 @@ class DraftObjective:
             raise ValueError(f"`alpha` must be 0 or more, but is {self.alpha}.")
         if not 0 < self.slot_decay <= 1:
             raise ValueError(f"`slot_decay` must be above 0 and at most 1, but is {self.slot_decay}.")
+        if self.first_token < 0:
+            raise ValueError(f"`first_token` must be 0 or more, but is {self.first_token}.")
 
 
 class TiDARMixin(TiDARGenerationMixin):
@@ -153,7 +158,7 @@ class TiDARMixin(TiDARGenerationMixin):
         return self._gated_loss(input_ids, document_ids, labels, ar_labels, objective, num_items_in_batch)
 
     def _joint_loss(self, input_ids, document_ids, labels, ar_labels, objective, num_items_in_batch) -> TiDAROutput:
-        blocks = self._training_blocks(input_ids)
+        blocks = self._training_blocks(input_ids, objective)
         clean_states, mask_states, positions = self._doubled_states(input_ids, document_ids, blocks)
         labels = labels if objective.draft_loss == "cross_entropy" else ar_labels
         diffusion_loss = self._draft_loss(objective, mask_states, positions, clean_states, labels, num_items_in_batch)
@@ -171,7 +176,7 @@ class TiDARMixin(TiDARGenerationMixin):
         """
         draft_length = self.tidar_config.draft_length
         labels = labels if objective.draft_loss == "cross_entropy" else ar_labels
-        blocks = self._training_blocks(input_ids)
+        blocks = self._training_blocks(input_ids, objective)
         has_label = (labels != IGNORED).any(dim=0)[blocks[0] :]
         has_label = nn.functional.pad(has_label, (0, -len(has_label) % draft_length))
         blocks = blocks[has_label.view(-1, draft_length).any(dim=1)]
@@ -193,15 +198,15 @@ class TiDARMixin(TiDARGenerationMixin):
             gate.open_in_backward(loss, len(positions))
         return TiDAROutput(loss=loss, diffusion_loss=loss)
 
-    def _training_blocks(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """How many clean tokens each block sees, [M]. In training mode the first block begins at a random one of the
-        first K tokens, so that each token is learnt in every slot; in evaluation mode at the first (the paper's)."""
-        (_, sequence_length), draft_length = input_ids.shape, self.tidar_config.draft_length
-        first = int(torch.randint(min(draft_length, sequence_length), ())) if self.training else 0
-        return training_branch_lengths(sequence_length, draft_length, input_ids.device, first)
+    def _training_blocks(self, input_ids: torch.Tensor, objective: DraftObjective) -> torch.Tensor:
+        """How many clean tokens each block sees, [M]."""
+        sequence_length = input_ids.shape[1]
+        first = min(objective.first_token, sequence_length - 1)
+        return training_branch_lengths(sequence_length, self.tidar_config.draft_length, input_ids.device, first)
 
     def _draft_loss(self, objective, mask_states, positions, clean_states, labels, num_items_in_batch) -> torch.Tensor:
-        """Weighted mean loss of the masks [B, M, D] at `positions` [M] on the labels of the same positions."""
+        """Weighted mean loss of the masks [B, M, D] at `positions` [M] on the labels of the same positions; where a
+        trainer counts the labels of a whole step, this batch's part of that mean."""
         rows, masks = (labels[:, positions] != IGNORED).nonzero(as_tuple=True)
         target_logits = None
         if objective.draft_loss != "cross_entropy":
@@ -209,7 +214,8 @@ class TiDARMixin(TiDARGenerationMixin):
                 target_logits = self.lm_head_logits(clean_states[rows, positions[masks] - 1])
         draft_logits = self.lm_head_logits(mask_states[rows, masks])
         losses = DRAFT_LOSSES[objective.draft_loss](draft_logits, labels[rows, positions[masks]], target_logits)
-        weights = objective.slot_decay ** (masks % self.tidar_config.draft_length)
+        weight_of_slot = objective.slot_decay ** torch.arange(self.tidar_config.draft_length, device=masks.device)
+        weights = (weight_of_slot / weight_of_slot.mean())[masks % len(weight_of_slot)]
         total = weights.sum().clamp(min=1e-9) if num_items_in_batch is None else num_items_in_batch
         return (losses * weights).sum() / total
 

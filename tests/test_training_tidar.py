@@ -176,6 +176,19 @@ def test_a_half_written_checkpoint_is_skipped_by_name_and_the_run_ends_where_a_s
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
+@pytest.mark.parametrize(("mode", "rank"), [("gated", 4), ("joint", 0)])
+def test_accumulated_batches_lose_what_one_batch_does(checkpoint, tmp_path, mode, rank):
+    """Rows of unequal length, 2 + 2 at a time as well as 4 at once: one mean over all labels of the step."""
+    folder, data = checkpoint
+    with data.open("a") as file:
+        file.write(json.dumps({"prompt": "all", "answer": "day the cat sat on"}) + "\n")
+    common = {"mode": mode, "rank": rank, "max_steps": 8, "save_steps": 8, "slot_decay": 0.7}
+    finetune(folder, data, tmp_path / "whole", batch_size=4, **common)
+    finetune(folder, data, tmp_path / "parts", batch_size=2, gradient_accumulation_steps=2, **common)
+    assert len(losses_of(tmp_path / "whole")) == 8
+    assert losses_of(tmp_path / "parts") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-4)
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_and_ends_the_run(checkpoint, tmp_path, signal_number):
     folder, data = checkpoint

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments, set_seed
 
@@ -104,40 +105,7 @@ def finetune(
 
     if not Path(model_path).is_dir() and len(Path(model_path).parts) != 2:
         raise ValueError(f"There is no folder {model_path}. Make one: `wavedraft convert SOURCE {model_path}`.")
-    set_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    model = TiDARForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16 if bf16 and rank else torch.float32)
-    rows = list(read_jsonl(data_path))
-    written = [row for row in rows if "answer" in row]
-    rows, filtered = without_loops(written) if len(written) == len(rows) else (rows, None)
-    dataset = encode_rows(rows, tokenizer, max_length, model.config.tidar_config["draft_length"])
-    if not dataset:
-        raise ValueError(
-            f"No row of {data_path} has more than {model.config.tidar_config['draft_length']} tokens to learn from "
-            f"(the checkpoint's draft length) within `max_length` {max_length}."
-        )
-    eval_prompt_ids = prompt_ids(eval_prompts_path, tokenizer, num_eval_prompts) if eval_prompts_path else []
-    trained = model
-    if from_adapter is not None:
-        trained = PeftModel.from_pretrained(model, str(from_adapter), is_trainable=True)
-    elif mode == "gated":
-        trained = get_peft_model(model, gated_adapter_config(model, rank))
-    elif rank:
-        config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-        trained = get_peft_model(model, config)
-
     learning_rate = learning_rate if learning_rate is not None else (1e-3 if rank else 1e-5)
-    manifest = {
-        "model": fingerprint(trained),
-        "data": data_fingerprint(dataset),
-        **asdict(objective),
-        "max_steps": max_steps,
-        "batch_size": batch_size,
-        "gradient_accumulation_steps": gradient_accumulation_steps,
-        "learning_rate": learning_rate,
-        "bf16": bf16,
-        "seed": seed,
-    }
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=max_steps,
@@ -162,6 +130,40 @@ def finetune(
         report_to=report_to,
         seed=seed,
     )
+    PartialState(cpu=arguments.use_cpu).wait_for_everyone()  # every process has seen the folder as it was
+    set_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    model = TiDARForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16 if bf16 and rank else torch.float32)
+    rows = list(read_jsonl(data_path))
+    written = [row for row in rows if "answer" in row]
+    rows, filtered = without_loops(written) if len(written) == len(rows) else (rows, None)
+    dataset = encode_rows(rows, tokenizer, max_length, model.config.tidar_config["draft_length"])
+    if not dataset:
+        raise ValueError(
+            f"No row of {data_path} has more than {model.config.tidar_config['draft_length']} tokens to learn from "
+            f"(the checkpoint's draft length) within `max_length` {max_length}."
+        )
+    eval_prompt_ids = prompt_ids(eval_prompts_path, tokenizer, num_eval_prompts) if eval_prompts_path else []
+    trained = model
+    if from_adapter is not None:
+        trained = PeftModel.from_pretrained(model, str(from_adapter), is_trainable=True)
+    elif mode == "gated":
+        trained = get_peft_model(model, gated_adapter_config(model, rank))
+    elif rank:
+        config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+        trained = get_peft_model(model, config)
+
+    manifest = {
+        "model": fingerprint(trained),
+        "data": data_fingerprint(dataset),
+        **asdict(objective),
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "learning_rate": learning_rate,
+        "bf16": bf16,
+        "seed": seed,
+    }
     trainer = TiDARTrainer(
         model=trained,
         args=arguments,

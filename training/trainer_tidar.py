@@ -1,7 +1,7 @@
 """The Hugging Face Trainer with the TiDAR objective, and the number that counts measured by really decoding."""
 
-from collections import defaultdict
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,26 +83,35 @@ class TiDARTrainer(Trainer):
         **kwargs: Any,
     ):
         super().__init__(*args, eval_dataset=eval_prompt_ids or None, **kwargs)
-        self.model_accepts_loss_kwargs = False  # each micro-batch is a mean of its own; accumulation averages them
+        self.model_accepts_loss_kwargs = True  # a step's loss is one mean over the labels of all its micro-batches
         self.objective = objective
         self.eval_prompt_ids = eval_prompt_ids or []
         self.eval_new_tokens = eval_new_tokens
-        self.loss_parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.loss_parts: dict[str, torch.Tensor] = {}
+        self.num_steps_logged = 0
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        output = model(**inputs, objective=self.objective)
+        """Stock; blocks begin at a token drawn anew for each step, the same on every process."""
+        draw = random.Random(self.args.seed * 1_000_003 + self.state.global_step)
+        draft_length = self.accelerator.unwrap_model(model).config.tidar_config["draft_length"]
+        objective = replace(self.objective, first_token=draw.randrange(draft_length))
+        inputs = {**inputs, "objective": objective}
+        loss, output = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         for name in ("ar_loss", "diffusion_loss"):
             if (part := getattr(output, name)) is not None:
-                self.loss_parts[name].append(part.detach())
-        return (output.loss, output) if return_outputs else output.loss
+                self.loss_parts[name] = self.loss_parts.get(name, 0) + part.detach()
+        return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            for name, parts in self.loss_parts.items():
-                logs[name] = round(float(torch.stack(parts).mean()), 4)
+        """Stock, with the loss's parts: each step's, summed over its micro-batches and processes."""
+        num_steps = self.state.global_step - self.num_steps_logged
+        if "loss" in logs and num_steps:
+            for name, part in self.loss_parts.items():
+                logs[name] = round(float(self.accelerator.reduce(part, "sum")) / num_steps, 4)
             self.loss_parts.clear()
+            self.num_steps_logged = self.state.global_step
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:

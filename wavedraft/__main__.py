@@ -1,0 +1,5 @@
+"""`python -m wavedraft`, and `accelerate launch -m wavedraft train ...` for several processes."""
+
+from .cli import main
+
+main()
