@@ -113,6 +113,16 @@ class RecurrentCache(Cache):
         return len(self.lengths)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self.keys[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where keys and values are."""
+        return self.keys[0].device
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes one token of one row takes over all layers."""
         return sum(2 * k.shape[0] * k.shape[2] * k.shape[4] * k.element_size() for k in self.keys)

@@ -170,15 +170,15 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
 
     def window_at(self, starts: list[int], length: int, cache: RecurrentCache) -> Window:
         """`length` tokens of each cache row from position starts[row] on; rows are unpadded: column is position."""
-        device = self.device
+        device = cache.device
         position_ids = torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
         kv_length = max(starts) + length
         cache.reserve(kv_length)
-        rotary = self.rotary_at(position_ids, self.dtype)
+        rotary = self.rotary_at(position_ids, cache.dtype)
         if min(starts) == max(starts):
-            mask = self._mask(len(starts), length, kv_length, causal_mask_function, q_offset=starts[0])
+            mask = self._mask(position_ids, kv_length, cache.dtype, starts[0])
             return Window(rotary, mask, cache, slice(starts[0], kv_length), kv_length)
-        mask = self._mask(len(starts), length, kv_length, lambda row, head, q, column: column <= position_ids[row, q])
+        mask = self._mask(position_ids, kv_length, cache.dtype)
         rows = torch.arange(len(starts), device=device)[:, None]
         return Window(rotary, mask, cache, (rows, position_ids), kv_length)
 
@@ -189,41 +189,46 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
 
         With `recurrences` the window is for one `core_step`, in which token n has recurrence recurrences[n].
         """
-        device = self.device
+        device = cache.device
         index = torch.tensor([rows, positions], device=device)[:, :, None]  # [2, N, 1]
         kv_length = max(positions) + 1
         cache.reserve(kv_length)
-        mask = None
-        if min(positions) < max(positions):
-            mask = self._mask(len(rows), 1, kv_length, lambda row, head, q, column: column <= index[1][row, q])
-        rotary = self.rotary_at(index[1], self.dtype)
+        mask = self._mask(index[1], kv_length, cache.dtype) if min(positions) < max(positions) else None
+        rotary = self.rotary_at(index[1], cache.dtype)
         packing = Packing.of(rows, recurrences, cache.stored_recurrences, device)
         return Window(rotary, mask, cache, (index[0], index[1]), kv_length, packing)
 
-    def _mask(self, num_rows: int, length: int, kv_length: int, mask_function: Callable, q_offset: int = 0) -> Any:
+    def _mask(self, position_ids: torch.Tensor, kv_length: int, dtype: torch.dtype, start: int | None = None) -> Any:
+        """What lets tokens at [B, T] positions see the columns up to their own; `start` where all rows begin there."""
+        num_rows, length = position_ids.shape
         implementation = self.config._attn_implementation
-        if "flash" in implementation and mask_function is not causal_mask_function:
+        if "flash" in implementation and start is None:
             raise ValueError(
                 f"`attn_implementation` must be 'sdpa', 'eager' or 'flex_attention' to decode rows of different length "
                 f"or depth in one call, but is {implementation!r}, which knows no masks. "
                 f"Call `model.set_attn_implementation('sdpa')`, or give one row at a time."
             )
-        mask = ALL_MASK_ATTENTION_FUNCTIONS[implementation](
+        if implementation in ("sdpa", "eager") and start != 0:  # a wavefront's, at every step: by hand
+            if length == 1 and start is not None:
+                return None
+            columns = torch.arange(kv_length, device=position_ids.device)
+            is_hidden = columns > position_ids[: 1 if start is not None else None, None, :, None]
+            mask = torch.zeros(is_hidden.shape, dtype=dtype, device=position_ids.device)
+            return mask.masked_fill_(is_hidden, -torch.inf)
+        is_seen = causal_mask_function if start is not None else lambda b, head, q, column: column <= position_ids[b, q]
+        return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
             batch_size=num_rows,
             q_length=length,
             kv_length=kv_length,
-            q_offset=q_offset,
-            mask_function=mask_function,
+            q_offset=start or 0,
+            mask_function=is_seen,
             attention_mask=None,
-            allow_is_causal_skip=mask_function is causal_mask_function,
-            dtype=self.dtype,
-            device=self.device,
+            allow_is_causal_skip=start is not None,
+            dtype=dtype,
+            device=position_ids.device,
             config=self.config,
             use_vmap=False,
         )
-        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:  # else every layer would turn it into numbers
-            mask = torch.zeros_like(mask, dtype=self.dtype).masked_fill_(~mask, -torch.inf)
-        return mask
 
     def forward(
         self,
