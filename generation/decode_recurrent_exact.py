@@ -10,6 +10,7 @@ N live positions of all rows together, E channels, V vocabulary.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -37,6 +38,7 @@ class Chains:
         roots: (position, token) of each row's last decided token.
         rows: the branches of each row.
         states, embeds: [N, 1, E] of all branches, in the order of `packed`.
+        window: theirs.
     """
 
     def __init__(self, session: Session, first_ids: list[int]):
@@ -44,6 +46,7 @@ class Chains:
         self.roots = [(session.num_columns - pad, token) for pad, token in zip(session.pads, first_ids, strict=True)]
         self.rows: list[list[Branch]] = [[] for _ in first_ids]
         self.packed: list[tuple[int, Branch]] = []
+        self.window: Any = None
         self.states = self.embeds = torch.empty(
             0, 1, session.model.config.n_embd, dtype=session.model.dtype, device=session.device
         )
@@ -70,7 +73,8 @@ class Chains:
             self.embeds, self.states = torch.cat([self.embeds, embeds]), torch.cat([self.states, states])
         if index != list(range(len(self.states))):
             self.embeds, self.states = self.embeds[index], self.states[index]
-        self.packed = packed
+        if begun or packed != self.packed:
+            self.packed, self.window = packed, self._window(packed)
 
     def _next_places(self) -> Iterator[tuple[int, tuple[int, int]]]:
         transcript, options = self.session.transcript, self.session.options
@@ -84,9 +88,9 @@ class Chains:
             if tail.next_id is not None and is_needed and len(branches) < options.max_wavefront:
                 yield row, (tail.position + 1, tail.next_id)
 
-    def _window(self, branches: list[tuple[int, Branch]], depths: list[int] | None = None):
+    def _window(self, branches: list[tuple[int, Branch]]) -> Any:
         rows, positions = [row for row, _ in branches], [branch.position for _, branch in branches]
-        return self.session.model.packed_window(rows, positions, self.session.cache, depths)
+        return self.session.model.packed_window(rows, positions, self.session.cache)
 
     def recur(self) -> None:
         """One recurrence of every live position, each at its own depth."""
@@ -95,7 +99,7 @@ class Chains:
             self.session.costs.add_recurrence(
                 self.session.transcript.active[row], self.session.place_of(row, branch.position)
             )
-        window = self._window(self.packed, [branch.depth for _, branch in self.packed])
+        window = self.window.at([branch.depth for _, branch in self.packed])
         self.states = self.session.model.core_step(self.states, self.embeds, window)
         self.session.costs.add_core_pass(len(self.packed))
 
@@ -105,8 +109,9 @@ class Chains:
         if not index:
             return [], None
         due = [self.packed[i] for i in index]
-        states = self.states if len(index) == len(self.packed) else self.states[index]
-        return due, self.session.model.coda(states, self._window(due))[:, 0]
+        if len(due) == len(self.packed):
+            return due, self.session.model.coda(self.states, self.window)[:, 0]
+        return due, self.session.model.coda(self.states[index], self._window(due))[:, 0]
 
 
 @torch.no_grad()

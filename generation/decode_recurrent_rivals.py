@@ -44,18 +44,20 @@ def recur_until_settled(session: Session, embeds: torch.Tensor, starts: list[int
     """[A, 1, E] states of the tokens at `starts`; a row whose state has settled takes no further part."""
     options = session.options
     states = session.initial_states(embeds, starts)
-    moving = list(range(len(starts)))
+    moving, window = list(range(len(starts))), None
     for recurrence in range(1, options.num_recurrences + 1):
-        at = [starts[row] for row in moving]
-        window = session.model.packed_window(moving, at, session.cache, [recurrence] * len(moving))
+        if window is None:
+            window = session.model.packed_window(moving, [starts[row] for row in moving], session.cache)
         before = states[moving]
-        after = session.model.core_step(before, embeds[moving], window)
+        after = session.model.core_step(before, embeds[moving], window.at([recurrence] * len(moving)))
         states[moving] = after
         session.costs.add_core_pass(len(moving))
         for row in moving:
             session.costs.add_recurrence(session.transcript.active[row], session.place_of(row, starts[row]))
         has_settled = (latent_difference(after, before)[:, 0] < options.exit_threshold).tolist()
-        moving = [row for row, settled in zip(moving, has_settled, strict=True) if not settled]
+        if any(has_settled):
+            moving = [row for row, settled in zip(moving, has_settled, strict=True) if not settled]
+            window = None
         if not moving:
             break
     return states

@@ -4,7 +4,7 @@ B rows, T tokens of a call, S columns (token slots of a row), H key-value heads,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,12 @@ class Window:
     kv_length: int = 0  # columns 0..kv_length-1 are read
     packing: "Packing | None" = None  # where the call's rows are no cache rows but single tokens of any
 
+    def at(self, recurrences: list[int]) -> "Window":
+        """A packed window for one `core_step`, in which token n has recurrence recurrences[n]."""
+        assert self.packing is not None and self.cache is not None
+        packing = self.packing.at(recurrences, self.cache.stored_recurrences, self.cache.device)
+        return replace(self, packing=packing)
+
 
 @dataclass
 class Packing:
@@ -36,21 +42,17 @@ class Packing:
     cache; else it is gathered.
     """
 
-    planes: torch.Tensor | None  # [N] of core layers; None for calls of the prelude or the coda alone
     row: int | None  # the one cache row of all N
-    plane_range: slice | None
+    planes: torch.Tensor | None = None  # [N] of core layers; None for calls of the prelude or the coda alone
+    plane_range: slice | None = None
 
-    @classmethod
-    def of(cls, rows: list[int], recurrences: list[int] | None, num_planes: int, device: torch.device) -> "Packing":
-        """Of tokens in the given cache rows, at the given recurrences."""
-        row = rows[0] if len(set(rows)) == 1 else None
-        if recurrences is None:
-            return cls(None, row, None)
+    def at(self, recurrences: list[int], num_planes: int, device: torch.device) -> "Packing":
+        """The same tokens at the given recurrences."""
         planes = [(recurrence - 1) % num_planes for recurrence in recurrences]
         step = planes[1] - planes[0] if len(planes) > 1 else 1
         is_even = step > 0 and planes == list(range(planes[0], planes[0] + step * len(planes), step))
-        even = slice(planes[0], planes[-1] + 1, step) if is_even and row is not None else None
-        return cls(torch.tensor(planes, device=device), row, even)
+        even = slice(planes[0], planes[-1] + 1, step) if is_even and self.row is not None else None
+        return Packing(self.row, torch.tensor(planes, device=device), even)
 
 
 class RecurrentCache(Cache):

@@ -182,12 +182,10 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
         rows = torch.arange(len(starts), device=device)[:, None]
         return Window(rotary, mask, cache, (rows, position_ids), kv_length)
 
-    def packed_window(
-        self, rows: list[int], positions: list[int], cache: RecurrentCache, recurrences: list[int] | None = None
-    ) -> Window:
+    def packed_window(self, rows: list[int], positions: list[int], cache: RecurrentCache) -> Window:
         """N single tokens, [N, 1] in every call: token n stands at positions[n] of cache row rows[n].
 
-        With `recurrences` the window is for one `core_step`, in which token n has recurrence recurrences[n].
+        For the prelude and the coda; `Window.at` gives that of a `core_step`.
         """
         device = cache.device
         index = torch.tensor([rows, positions], device=device)[:, :, None]  # [2, N, 1]
@@ -195,7 +193,7 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
         cache.reserve(kv_length)
         mask = self._mask(index[1], kv_length, cache.dtype) if min(positions) < max(positions) else None
         rotary = self.rotary_at(index[1], cache.dtype)
-        packing = Packing.of(rows, recurrences, cache.stored_recurrences, device)
+        packing = Packing(rows[0] if len(set(rows)) == 1 else None)
         return Window(rotary, mask, cache, (index[0], index[1]), kv_length, packing)
 
     def _mask(self, position_ids: torch.Tensor, kv_length: int, dtype: torch.dtype, start: int | None = None) -> Any:
