@@ -244,10 +244,10 @@ def identical(drafted_runs: list[Run], plain_runs: list[Run]) -> bool:
 def runs_table(prompts: list[str], drafted_runs: list[Run], plain_runs: list[Run]) -> Table:
     """A row for each prompt and one for all, the plain decode beside the drafting one where there is one."""
     table = Table(box=None)
-    table.add_column("prompt", no_wrap=True)
-    calls = "forwards" if drafted_runs[0].num_core_passes is None else "core passes"
-    plain_columns = [f"plain {calls}", "plain seconds"] if plain_runs else []
-    for name in ["tokens", calls, "tokens per forward", "seconds", *plain_columns]:
+    table.add_column("\nprompt", no_wrap=True)
+    calls = "\nforwards" if drafted_runs[0].num_core_passes is None else "core\npasses"
+    plain_columns = [f"plain {calls}".replace(" \n", "\n"), "plain\nseconds"] if plain_runs else []
+    for name in ["\ntokens", calls, "tokens per\nforward", "\nseconds", *plain_columns]:
         table.add_column(name, justify="right")
 
     def total(runs: list[Run]) -> Run:
@@ -270,7 +270,7 @@ def runs_table(prompts: list[str], drafted_runs: list[Run], plain_runs: list[Run
     return table
 
 
-def shortened(prompt: str, length: int = 28) -> str:
+def shortened(prompt: str, length: int = 20) -> str:
     line = " ".join(prompt.split())
     return line if len(line) <= length else line[: length - 1] + "…"
 
