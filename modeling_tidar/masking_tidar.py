@@ -28,6 +28,14 @@ def mask_positions(sequence_length: int, draft_length: int, branch_lengths: torc
     return positions[positions < sequence_length]
 
 
+def document_positions(document_ids: torch.Tensor) -> torch.Tensor:
+    """Each token's position in its own document, [B, S]: a packed document is read as if it stood alone."""
+    before = torch.nn.functional.pad(document_ids, (1, 0), value=-2)[:, :-1]
+    index = torch.arange(document_ids.shape[1], device=document_ids.device)
+    starts = torch.where(document_ids != before, index, 0).cummax(dim=1).values
+    return index - starts
+
+
 def training_mask(sequence_length: int, draft_length: int) -> torch.Tensor:
     """The doubled sequence's mask as booleans, [2S, 2S], row sees column (arXiv 2511.08923, figure 2)."""
     branch_lengths = training_branch_lengths(sequence_length, draft_length)

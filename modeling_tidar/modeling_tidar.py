@@ -33,7 +33,7 @@ from ..generation.travelling_code import write_travelling_code
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import TiDARGenerationMixin
 from .losses_tidar import DRAFT_LOSSES, IGNORED, cross_entropy
-from .masking_tidar import mask_positions, training_attention_mask, training_branch_lengths
+from .masking_tidar import document_positions, mask_positions, training_attention_mask, training_branch_lengths
 
 logger = logging.get_logger(__name__)
 PREFIX = "TiDAR"
@@ -224,13 +224,13 @@ class TiDARMixin(TiDARGenerationMixin):
         (batch_size, sequence_length), tidar, gate = input_ids.shape, self.tidar_config, MaskGate.of(self)
         positions = mask_positions(sequence_length, tidar.draft_length, blocks)
         mask_ids = input_ids.new_full((batch_size, len(positions)), tidar.mask_embedding_id)
-        both_positions = torch.cat([torch.arange(sequence_length, device=input_ids.device), positions])
+        clean_positions = document_positions(document_ids)
         mask = training_attention_mask(self.config, tidar.draft_length, blocks, document_ids, dtype=self.dtype)
         with gate.open(len(positions)) if gate else nullcontext():
             states = self.base_model(
                 input_ids=torch.cat([input_ids, mask_ids], dim=1),
                 attention_mask=mask,
-                position_ids=both_positions.expand(batch_size, -1),
+                position_ids=torch.cat([clean_positions, clean_positions[:, positions]], dim=1),
                 use_cache=False,
             )[0]
         return states[:, :sequence_length], states[:, sequence_length:], positions
@@ -243,12 +243,13 @@ class TiDARMixin(TiDARGenerationMixin):
             training_attention_mask(self.config, tidar.draft_length, blocks, document_ids, dtype=self.dtype, half=half)
             for half in ("clean", "masks")
         )
+        clean_positions = document_positions(document_ids)
         past_key_values = DynamicCache()
         with torch.no_grad():
             clean_states = self.base_model(
                 input_ids=input_ids,
                 attention_mask=clean_mask,
-                position_ids=torch.arange(sequence_length, device=input_ids.device).expand(batch_size, -1),
+                position_ids=clean_positions,
                 past_key_values=past_key_values,
                 use_cache=True,
             )[0]
@@ -257,7 +258,7 @@ class TiDARMixin(TiDARGenerationMixin):
             mask_states = self.base_model(
                 input_ids=input_ids.new_full((batch_size, len(positions)), tidar.mask_embedding_id),
                 attention_mask=mask,
-                position_ids=positions.expand(batch_size, -1),
+                position_ids=clean_positions[:, positions],
                 past_key_values=past_key_values,
                 use_cache=True,
             )[0]

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tiny_tidar import random_prompts, tiny_tidar
-from wavedraft.modeling_tidar import TiDARForCausalLM
+from wavedraft.modeling_tidar import DraftObjective, TiDARForCausalLM
 from wavedraft.modeling_tidar.losses_tidar import cross_entropy, kl_divergence, total_variation
-from wavedraft.training import finetune, measure_drafting
-from wavedraft.training.dialogue import IGNORED, PaddingCollator, encode_row, read_jsonl
+from wavedraft.training import finetune, gated_adapter_config, measure_drafting
+from wavedraft.training.dialogue import IGNORED, PaddingCollator, encode_row, pack_rows, read_jsonl
 
 WORDS = ["<pad>", "<end>", "<user>", "<assistant>", "the", "cat", "sat", "on", "a", "mat", "and", "slept", "all", "day"]
 TEMPLATE = (
@@ -76,6 +76,49 @@ def test_the_collator_pads_on_the_right():
     assert batch["input_ids"].tolist() == [[5, 6], [7, 0]]
     assert batch["labels"].tolist() == [[-100, 6], [7, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+def random_rows(lengths, draft_length, seed=0):
+    """Rows with labels behind their first `draft_length` tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(1, 60, (length,), generator=generator).tolist() for length in lengths]
+    return [{"input_ids": ids, "labels": [IGNORED] * draft_length + ids[draft_length:]} for ids in rows]
+
+
+def test_packing_fills_sequences_and_loses_no_row():
+    rows = random_rows([5, 17, 9, 9, 12, 3], 2)
+    packed = pack_rows(rows, max_length=20)
+    assert all(len(row["input_ids"]) <= 20 for row in packed)
+    assert len(packed) == 3
+    unpacked = [
+        [token for token, document in zip(row["input_ids"], row["document_ids"], strict=True) if document == number]
+        for row in packed
+        for number in range(max(row["document_ids"]) + 1)
+    ]
+    assert sorted(unpacked) == sorted(row["input_ids"] for row in rows)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("mode", ["joint", "gated"])
+def test_packed_documents_teach_what_each_teaches_alone(family, mode):
+    model = tiny_tidar(family, draft_length=4)
+    if mode == "gated":
+        model.add_adapter(gated_adapter_config(model, 4))
+    rows = random_rows([12, 8, 16, 8], 4)  # whole blocks, so that they begin at the same tokens
+    objective, num_labels = DraftObjective(mode=mode), sum(len(row["labels"]) - 4 for row in rows)
+    collate = PaddingCollator(0)
+
+    def gradients(batches):
+        model.zero_grad()
+        losses = [model(**collate(b), objective=objective, num_items_in_batch=num_labels).loss for b in batches]
+        sum(losses).backward()
+        return sum(losses).item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    alone, gradients_alone = gradients([[row] for row in rows])
+    packed, gradients_packed = gradients([pack_rows(rows, max_length=28)])
+    assert packed == pytest.approx(alone, rel=1e-5)
+    for one, other in zip(gradients_packed, gradients_alone, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_draft_losses_against_their_definitions():
@@ -258,7 +301,7 @@ def test_the_checkpoint_with_the_most_tokens_per_forward_is_kept(checkpoint, tmp
 
 def test_an_adapter_can_be_taught_further(checkpoint, tmp_path):
     folder, data = checkpoint
-    finetune(folder, data, tmp_path / "first", rank=4, max_steps=2)
+    finetune(folder, data, tmp_path / "first", rank=4, max_steps=2, pack=True, max_length=64)
     finetune(folder, data, tmp_path / "second", from_adapter=tmp_path / "first", max_steps=1, learning_rate=0.0)
     first, second = (
         PeftModel.from_pretrained(TiDARForCausalLM.from_pretrained(folder), tmp_path / run).state_dict()

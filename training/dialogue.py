@@ -79,24 +79,41 @@ def encode_rows(
     return [row for row in encoded if sum(label != IGNORED for label in row["labels"]) > draft_length]
 
 
+def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> list[dict[str, list[int]]]:
+    """Encoded rows, several to a sequence of at most `max_length` tokens, longest first into the first that has room.
+
+    Returns:
+        rows of `input_ids`, `labels` and `document_ids` (0, 1, ...), [S] each: no document sees another.
+    """
+    packed: list[dict[str, list[int]]] = []
+    for row in sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True):
+        length = len(row["input_ids"])
+        room = (bin for bin in packed if len(bin["input_ids"]) + length <= max_length)
+        target = next(room, None)
+        if target is None:
+            target = {"input_ids": [], "labels": [], "document_ids": []}
+            packed.append(target)
+        number = target["document_ids"][-1] + 1 if target["document_ids"] else 0
+        target["input_ids"] += row["input_ids"]
+        target["labels"] += row["labels"]
+        target["document_ids"] += [number] * length
+    return packed
+
+
 class PaddingCollator:
-    """Pads a batch of encoded rows to its longest, on the right: `input_ids`, `labels`, `attention_mask` [B, S]."""
+    """Pads a batch of encoded rows to its longest, on the right: `input_ids`, `labels`, `attention_mask` [B, S], and
+    `document_ids` of packed rows."""
 
     def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
+        self.fillers = {"input_ids": pad_token_id, "labels": IGNORED, "document_ids": -1, "attention_mask": 0}
 
     def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
         import torch
 
         longest = max(len(row["input_ids"]) for row in rows)
-
-        def padded(name: str, filler: int) -> torch.Tensor:
-            return torch.tensor([row[name] + [filler] * (longest - len(row[name])) for row in rows])
-
+        rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
         return {
-            "input_ids": padded("input_ids", self.pad_token_id),
-            "labels": padded("labels", IGNORED),
-            "attention_mask": torch.tensor(
-                [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
-            ),
+            name: torch.tensor([row[name] + [filler] * (longest - len(row[name])) for row in rows])
+            for name, filler in self.fillers.items()
+            if name in rows[0]
         }

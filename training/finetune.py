@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments
 
 from ..modeling_tidar import DraftObjective, TiDARForCausalLM
 from .curve import draw_curve
-from .dialogue import IGNORED, PaddingCollator, encode_rows, read_jsonl
+from .dialogue import IGNORED, PaddingCollator, encode_rows, pack_rows, read_jsonl
 from .gated_adapter import gated_adapter_config
 from .regenerate import without_loops
 from .run_folder import (
@@ -44,6 +44,7 @@ def finetune(
     gradient_accumulation_steps: int = 1,
     learning_rate: float | None = None,
     max_length: int = 320,
+    pack: bool = False,
     num_eval_prompts: int = 10,
     eval_steps: int | None = None,
     patience: int | None = None,
@@ -67,6 +68,8 @@ def finetune(
         from_adapter: an adapter of the same mode to go on from, instead of a new one; its rank stays.
         rank: of the LoRA adapter; 0, in joint mode only, trains every weight.
         learning_rate: by default 1e-3 for an adapter, 1e-5 for every weight.
+        max_length: tokens a row is cut to.
+        pack: puts several rows into one sequence of `max_length`, none of which sees another: less padding.
         eval_steps: decodes the prompts every so many steps, and saves there; what is kept at the end is the
             checkpoint with the most tokens per forward.
         patience: ends the run after so many such evaluations in a row without more tokens per forward.
@@ -143,6 +146,9 @@ def finetune(
             f"No row of {data_path} has more than {model.config.tidar_config['draft_length']} tokens to learn from "
             f"(the checkpoint's draft length) within `max_length` {max_length}."
         )
+    num_rows, num_labels = len(dataset), sum(label != IGNORED for row in dataset for label in row["labels"])
+    if pack:
+        dataset = pack_rows(dataset, max_length)
     eval_prompt_ids = prompt_ids(eval_prompts_path, tokenizer, num_eval_prompts) if eval_prompts_path else []
     trained = model
     if from_adapter is not None:
@@ -198,9 +204,10 @@ def finetune(
         "from_adapter": from_adapter and str(from_adapter),
         "draft_length": model.config.tidar_config["draft_length"],
         "rank": rank,
-        "rows": len(dataset),
+        "rows": num_rows,
+        "sequences": len(dataset),
         "loops": filtered,
-        "labels": sum(label != IGNORED for row in dataset for label in row["labels"]),
+        "labels": num_labels,
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "batch_size": batch_size * gradient_accumulation_steps,

@@ -293,6 +293,7 @@ def train(
     gradient_accumulation_steps: Annotated[int, typer.Option(min=1)] = 1,
     learning_rate: Annotated[float | None, typer.Option(help="By default 1e-3 for a LoRA, 1e-5 without.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens a row is cut to.")] = 320,
+    pack: Annotated[bool, typer.Option("--pack", help="Several rows in one sequence: less padding.")] = False,
     eval_steps: Annotated[
         int | None, typer.Option(min=1, help="Decode the prompts every so many steps, and keep the best checkpoint.")
     ] = None,
