@@ -1,5 +1,6 @@
 """Another checkpoint becomes ours; ours travels to the Hub."""
 
 from .convert import Conversion, convert, to_ar
+from .push import push
 
-__all__ = ["Conversion", "convert", "to_ar"]
+__all__ = ["Conversion", "convert", "push", "to_ar"]

@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from ..generation.model_card import write_card
 from ..generation.options_tidar import TiDAROptions
-from ..generation.travelling_code import write_travelling_code
 from ..modeling_tidar.configuration_tidar import TiDARConfig
 from ..modeling_tidar.modeling_tidar import tidar_class
 from .mask_token import mask_embedding_id
@@ -26,7 +26,7 @@ from .proof import Proof, check_keys, prove
 from .quiet import quiet_transformers
 from .safetensors_headers import INDEX_FILE, SINGLE_FILE, TensorHeader, find_shards, read_tensors
 from .shard_copy import copy_shard, num_bytes_on_disk
-from .source_folder import side_files, stock_folder
+from .source_folder import hub_id_of, side_files, stock_folder
 from .stock_config import draftable_class_of, kept_values, load_config, read_json
 from .taught_elsewhere import Taught, read_as_stock
 from .whole_folder import NEW, whole_folder
@@ -128,7 +128,9 @@ def convert(
         is_own = folder.parent == workplace and not checkpoint.shards[0].is_symlink()
         _write_files(checkpoint, new, values, link=link, is_own=is_own, steps=steps)
         model_class = tidar_class(checkpoint.stock_class)
-        write_travelling_code(model_class, checkpoint.stock_class.__name__, new)
+        _make_room_for_own_options(new / "generation_config.json")
+        model_class.write_code(new)
+        write_card(new, "tidar", str(target), origin=folder, base_model=hub_id_of(source, folder))
 
         check_keys(new, model_class, type(checkpoint.config).from_pretrained(new))
         proof = _proof(folder, new, checkpoint, checkpoint.config, steps) if verify else None
@@ -293,10 +295,19 @@ def _write_files(
             copy_shard(shard, new / shard.name, steps.advance)
 
 
+def _make_room_for_own_options(path: Path) -> None:
+    """A generation config that says it was made from the model config loses the keywords of our `generate` when it is
+    loaded, so that it no longer says so."""
+    if path.exists() and (values := read_json(path)).get("_from_model_config"):
+        path.write_text(json.dumps(values | {"_from_model_config": False}, indent=2) + "\n", encoding="utf-8")
+
+
 def _drop_own_options(path: Path) -> None:
-    """Takes the keywords of our `generate` out of a generation config."""
+    """Takes the keywords of our `generate` out of a generation config, which may say again what it was made from."""
     if path.exists():
         values = {key: value for key, value in read_json(path).items() if key not in TiDAROptions.KEYWORDS}
+        if values.get("_from_model_config") is False:
+            values["_from_model_config"] = True
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

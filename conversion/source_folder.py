@@ -6,26 +6,13 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from ..generation.hub_repository import LICENCE_FILES, TOKENIZER_FILES, matching_files
+from ..generation.model_card import CARD
 from .gguf import gguf_file_of, write_stock_checkpoint
 from .safetensors_headers import INDEX_FILE
 
 # What a converted folder keeps beside config and weights; all else (code, pickles, other formats) stays behind.
-SIDE_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "*.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
-    "LICENSE*",
-    "NOTICE*",
-)
+SIDE_FILES = ("generation_config.json", *TOKENIZER_FILES, *LICENCE_FILES)
 
 
 def stock_folder(source: str | os.PathLike, workplace: Path, revision: str | None) -> Path:
@@ -54,11 +41,19 @@ def stock_folder(source: str | os.PathLike, workplace: Path, revision: str | Non
 
 def side_files(folder: Path) -> list[Path]:
     """The files of `SIDE_FILES` that a folder has, relative to it."""
-    return sorted({path.relative_to(folder) for pattern in SIDE_FILES for path in folder.glob(pattern)})
+    return matching_files(folder, SIDE_FILES)
+
+
+def hub_id_of(source: str | os.PathLike, folder: Path) -> str | None:
+    """The Hub id of a source, also where it is named by its folder in the Hub's cache; None of any other folder."""
+    if not Path(source).expanduser().exists():
+        return str(source)
+    names = [part.removeprefix("models--") for part in folder.parts if part.startswith("models--")]
+    return names[-1].replace("--", "/") if names and folder.parent.name == "snapshots" else None
 
 
 def _hub_snapshot(repo_id: str, revision: str | None) -> Path:
-    patterns = ["config.json", "*.safetensors", INDEX_FILE, *SIDE_FILES]
+    patterns = ["config.json", "*.safetensors", INDEX_FILE, CARD, *SIDE_FILES]
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except HFValidationError:

@@ -26,7 +26,10 @@ class MaskGate:
 
     @classmethod
     def of(cls, model: nn.Module) -> "MaskGate | None":
-        """The gate of a model's aLoRA adapters, put in where PEFT's arithmetic still stands; None without any."""
+        """The gate of a model's aLoRA adapters, put in where PEFT's arithmetic still stands; None without any.
+
+        A gate of another copy of this code (the package's, a checkpoint's) gives way to this one's.
+        """
         gate = None
         ungated = []
         for module in model.modules():
@@ -35,6 +38,8 @@ class MaskGate:
                     gate = gate or variant
                 elif type(variant).__name__ == "ALoraLinearVariant":
                     ungated.append((module, name, variant))
+                elif type(variant).__name__ == cls.__name__:
+                    ungated.append((module, name, variant.variant))
         for module, name, variant in ungated:
             gate = gate or cls(variant)
             module.lora_variant[name] = gate

@@ -8,6 +8,7 @@ B rows, T tokens, E channels, H heads, D head width, V vocabulary.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from ..generation.draws_recurrent import state_hashes
+from ..generation.hub_repository import HubRepository
+from ..generation.travelling_code import write_travelling_code
 from .cache_recurrent import Packing, RecurrentCache, Window
 from .depth_recurrent import DepthSampler
 from .generation_recurrent import RecurrentGenerationMixin
@@ -89,7 +92,7 @@ class RecurrentMLP(nn.Module):
         return self.proj(nn.functional.silu(gate) * up)
 
 
-class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixin):
+class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel, GenerationMixin):
     """A model the decoders can serve. A model of the family is a subclass with these, and nothing more is asked of it:
 
     * `prelude`, `initial_states`, `core_step` and `coda`, as above, and `rotary_at`; attention through `attend`.
@@ -101,6 +104,7 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
       `mean_backprop_depth`, under these names or by `attribute_map`.
     """
 
+    card_kind = "recurrent"
     reinjects_input = True
     has_random_depth = True
     supports_gradient_checkpointing = True
@@ -117,6 +121,16 @@ class RecurrentDepthLM(RecurrentGenerationMixin, PreTrainedModel, GenerationMixi
         self.gradient_checkpointing = False
         self.generation_config._from_model_config = False  # else saving drops the fields transformers does not know
         self.depth_sampler = DepthSampler(config.mean_recurrence)
+
+    @classmethod
+    def write_code(cls, folder: Path) -> None:
+        """Writes the code a checkpoint needs to load and decode where wavedraft is not installed."""
+        write_travelling_code(cls, folder, config_class=cls.config_class)
+
+    def write_repository(self, folder: Path) -> None:
+        """Writes all that stands beside the weights; nothing of ours beside those of an adapter."""
+        if not getattr(self, "_hf_peft_config_loaded", False):
+            super().write_repository(folder)
 
     # The three parts.
 

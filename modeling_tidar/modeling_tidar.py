@@ -7,6 +7,7 @@ B sequences, S tokens, K drafted tokens, V vocabulary.
 """
 
 import inspect
+import json
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,11 +28,13 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.utils import ModelOutput, logging
 
 from ..generation.draft_forward import lm_head_logits
+from ..generation.hub_repository import HubRepository, origin_folder
 from ..generation.mask_gate import MaskGate
+from ..generation.model_card import write_card
 from ..generation.structured_mask import attention_windows
-from ..generation.travelling_code import write_travelling_code
+from ..generation.travelling_code import write_custom_generate, write_travelling_code
 from .configuration_tidar import TiDARConfig
-from .generation_tidar import TiDARGenerationMixin
+from .generation_tidar import TiDARGenerationMixin, generate
 from .losses_tidar import DRAFT_LOSSES, IGNORED, cross_entropy
 from .masking_tidar import document_positions, mask_positions, training_attention_mask, training_branch_lengths
 
@@ -89,10 +92,11 @@ class DraftObjective:
             raise ValueError(f"`first_token` must be 0 or more, but is {self.first_token}.")
 
 
-class TiDARMixin(TiDARGenerationMixin):
+class TiDARMixin(HubRepository, TiDARGenerationMixin):
     """Drafting, in front of a stock `...ForCausalLM` class. Without `objective`, `forward` is the stock one."""
 
     stock_class: type[PreTrainedModel]
+    card_kind = "tidar"
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         TiDARConfig.from_model_config(config)
@@ -281,19 +285,30 @@ class TiDARMixin(TiDARGenerationMixin):
             self.config.tidar_config = tidar
         return embeddings
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Stock, plus the code the checkpoint needs to draft where wavedraft is not installed.
+    @classmethod
+    def write_code(cls, folder: Path) -> None:
+        """Writes the code a checkpoint needs to draft where wavedraft is not installed.
 
         The config keeps the stock architecture, so that the folder also loads as the stock model.
         """
-        push_to_hub = kwargs.pop("push_to_hub", False)
-        hub_kwargs = {name: kwargs.pop(name) for name in ("repo_id", "commit_message", "create_pr") if name in kwargs}
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True) and not getattr(self, "_hf_peft_config_loaded", False):
-            write_travelling_code(type(self), self.stock_class.__name__, Path(save_directory))
-        if push_to_hub:
-            repo_id = hub_kwargs.pop("repo_id", Path(save_directory).name)
-            self.push_to_hub(repo_id, token=kwargs.get("token"), **hub_kwargs)
+        write_travelling_code(cls, folder, architecture=cls.stock_class.__name__)
+        write_custom_generate(generate, folder)
+
+    def write_repository(self, folder: Path) -> None:
+        """Writes all that stands beside the weights, or beside those of an adapter, which alone are saved then."""
+        if not getattr(self, "_hf_peft_config_loaded", False):
+            return super().write_repository(folder)
+        write_adapter_code(folder, self.tidar_config)
+        write_card(folder, "adapter", str(folder), origin=origin_folder(self))
+
+
+def write_adapter_code(folder: Path, taught: TiDARConfig) -> None:
+    """Writes beside a gated adapter what an unmodified stock model drafts with it by, and the options it was taught."""
+    write_custom_generate(generate, folder, taught=taught.to_dict())
+    path = folder / "generation_config.json"
+    options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    options |= {"draft_length": taught.draft_length, "mask_embedding_id": taught.mask_embedding_id}
+    path.write_text(json.dumps(options, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 class TiDARForCausalLM:

@@ -62,10 +62,15 @@ def test_a_sharded_checkpoint_keeps_its_bytes_and_gains_one_config_key_and_code(
     after = digests(tmp_path / "tidar")
     assert digests(stock) == before
     assert len([name for name in before if name.endswith(".safetensors")]) > 2
-    assert {name: after.get(name) for name in before if name != "config.json"} == {
-        name: digest for name, digest in before.items() if name != "config.json"
+    rewritten = ("config.json", "generation_config.json")
+    assert {name: after.get(name) for name in before if name not in rewritten} == {
+        name: digest for name, digest in before.items() if name not in rewritten
     }
-    assert {Path(name).suffix for name in set(after) - set(before)} == {".py"}
+    beside_code = {"README.md", "custom_generate/generate.py", "custom_generate/requirements.txt"}
+    assert {name for name in set(after) - set(before) if "/" in name or not name.endswith(".py")} == beside_code
+    options = json.loads((tmp_path / "tidar" / "generation_config.json").read_text())
+    assert options.pop("_from_model_config") is False, "else transformers would drop our keywords from it"
+    assert options.items() <= json.loads((stock / "generation_config.json").read_text()).items()
     old, new = (json.loads((folder / "config.json").read_text()) for folder in (stock, tmp_path / "tidar"))
     assert new.pop("tidar_config") == {"draft_length": 5, "mask_token_id": 61, "mask_embedding_id": 50}
     assert new.pop("auto_map") == {"AutoModelForCausalLM": "modeling_tidar.TiDARLlamaForCausalLM"}
@@ -110,7 +115,7 @@ def test_a_model_saved_over_the_target_leaves_the_source_alone(stock, tmp_path, 
 
 def test_copies_are_no_hard_links(stock, tmp_path):
     convert(stock, tmp_path / "tidar")
-    assert all(path.stat().st_nlink == 1 for path in (tmp_path / "tidar").iterdir())
+    assert all(path.stat().st_nlink == 1 for path in (tmp_path / "tidar").iterdir() if path.is_file())
 
 
 def test_an_existing_target_is_refused_then_replaced(stock, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARForCausalLM
@@ -179,6 +179,14 @@ def test_gated_training_makes_drafts_stand_and_leaves_the_text_alone(fluent_chec
     taught.load_adapter(str(tmp_path / "out"))
     ids = random_prompts(2, 9) % 13 + 1
     assert torch.equal(taught(ids).logits, before(ids).logits)
+
+    stock = AutoModelForCausalLM.from_pretrained(folder)
+    del stock.config.tidar_config  # what it was taught with stands beside the adapter
+    stock.load_adapter(str(tmp_path / "out"))
+    by_path = {"custom_generate": str(tmp_path / "out"), "trust_remote_code": True}
+    assert stock.generate(ids, max_new_tokens=9, **by_path).tolist() == taught.generate(ids, max_new_tokens=9).tolist()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| {report['after']['tokens_per_forward']:.2f} | 100% |" in card and "More Information" not in card
 
 
 def test_joint_training_learns_to_write_and_to_draft(checkpoint, tmp_path):

@@ -1,49 +1,44 @@
 """A converted folder stands alone: where wavedraft cannot be imported it drafts, saves itself, and is stock as well."""
 
+import importlib
 import json
+import os
+import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
+from test_family_recurrent import tiny_model
+from transformers import AutoModelForCausalLM
 
 from tiny_stock import save_tiny_stock
+from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft import TiDARForCausalLM, convert
-from wavedraft.generation.travelling_code import flat_sources
+from wavedraft.generation import tidar as tidar_decode
+from wavedraft.generation.travelling_code import flat_sources, one_file
+from wavedraft.training import gated_adapter_config
+from without_wavedraft import run_alone
 
 WITHOUT_WAVEDRAFT = """
-    import json, sys
-
-    class Blocked:
-        def find_spec(self, name, path=None, target=None):
-            if name.split(".")[0] in ("wavedraft", "modeling_tidar", "generation", "conversion"):
-                raise ImportError(f"{name} is blocked in this test")
-
-    sys.meta_path.insert(0, Blocked())
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(1)
-    folder, saved = sys.argv[1], sys.argv[2]
-    ids = torch.tensor([json.loads(sys.argv[3])])
+    ids = torch.tensor([arguments["ids"]])
 
     def written(model):
         output = model.generate(ids, max_new_tokens=12, return_dict_in_generate=True)
         assert output.num_forwards <= 11
         return output.sequences[0].tolist()
 
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained("tidar", trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
-    model.save_pretrained(saved)
-    again = AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=True)
-    stock = AutoModelForCausalLM.from_pretrained(saved)
+    model.save_pretrained("saved")
+    again = AutoModelForCausalLM.from_pretrained("saved", trust_remote_code=True)
+    stock = AutoModelForCausalLM.from_pretrained("saved")
     assert type(stock).__module__.startswith("transformers."), type(stock)
     with torch.no_grad():
         assert torch.equal(stock(ids).logits, model(ids).logits)
-    assert not any(name.split(".")[0] == "wavedraft" for name in sys.modules)
-    print(json.dumps([type(model).__name__, written(model), written(again)]))
+    answer = [type(model).__name__, written(model), written(again)]
 """
 
 
@@ -54,28 +49,284 @@ def test_a_converted_folder_drafts_the_same_text_without_wavedraft(family, tmp_p
     ids = torch.randint(1, config.vocab_size, (1, 9), generator=torch.Generator().manual_seed(2))
     expected = TiDARForCausalLM.from_pretrained(tmp_path / "tidar").generate(ids, max_new_tokens=12)[0].tolist()
 
-    arguments = [str(tmp_path / "tidar"), str(tmp_path / "saved"), json.dumps(ids[0].tolist())]
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(WITHOUT_WAVEDRAFT), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    name, first, again = json.loads(done.stdout.splitlines()[-1])
+    name, first, again = run_alone(WITHOUT_WAVEDRAFT, {"ids": ids[0].tolist()}, tmp_path)
     assert name.startswith("TiDAR") and first == again == expected
 
     code = {path.name: path.read_text() for path in (tmp_path / "tidar").glob("*.py")}
     assert code == {path.name: path.read_text() for path in (tmp_path / "saved").glob("*.py")}
+    generate = Path("custom_generate", "generate.py")
+    assert (tmp_path / "tidar" / generate).read_text() == (tmp_path / "saved" / generate).read_text()
     old, new = (json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("tidar", "saved"))
     for key in ("auto_map", "architectures", "tidar_config", "model_type"):
         assert new[key] == old[key]
 
 
-def test_what_travels_is_the_packages_own_source_with_its_imports_flattened(tmp_path):
+def lay_in_cache(cache: Path, repo_id: str, snapshots: dict[str, Path]) -> None:
+    """The layout of the Hub's cache, by hand; the last snapshot is `main`."""
+    repository = cache / "hub" / f"models--{repo_id.replace('/', '--')}"
+    for sha, folder in snapshots.items():
+        shutil.copytree(folder, repository / "snapshots" / sha)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(sha)
+
+
+OFFLINE = """
+    import glob, os, shutil
+    from transformers import LlamaForCausalLM
+
+    ids = torch.tensor(arguments["ids"])
+    mask = (ids != 0).long()
+
+    def written(model, **options):
+        output = model.generate(ids, attention_mask=mask, max_new_tokens=12, return_dict_in_generate=True, **options)
+        assert output.num_forwards <= 11
+        return output.sequences.tolist()
+
+    def load(name, **options):
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True, **options)
+        assert type(model).__name__ == "TiDARLlamaForCausalLM" and type(model).__module__.startswith("transformers_mod")
+        return model
+
+    main, pinned = load("me/thinker"), load("me/thinker", revision=arguments["pinned"])
+    assert main.tidar_config.draft_length == 4 and pinned.tidar_config.draft_length == 2
+    stock = AutoModelForCausalLM.from_pretrained("me/thinker")
+    assert type(stock) is LlamaForCausalLM
+    replaced = LlamaForCausalLM.from_pretrained("tidar", trust_remote_code=True)  # its generate is the repository's
+    answer = {
+        "snapshot": written(main),
+        "pinned": written(pinned),
+        "by position": main.generate(ids, None, attention_mask=mask, max_new_tokens=12).tolist(),
+        "custom": written(stock, custom_generate="me/thinker", trust_remote_code=True),
+        "custom folder": written(stock, custom_generate="tidar", trust_remote_code=True, draft_length=3),
+        "replaced": written(replaced),
+        "plain": stock.generate(ids, attention_mask=mask, max_new_tokens=12).tolist(),
+    }
+
+    class Kept:
+        def __init__(self):
+            self.ids = []
+        def put(self, value):
+            self.ids += value.flatten().tolist()
+        def end(self):
+            self.ended = True
+
+    row, streamer = ids[:1], Kept()
+    given = {"custom_generate": "tidar", "trust_remote_code": True, "streamer": streamer, "max_new_tokens": 12}
+    assert stock.generate(row, **given)[0].tolist() == streamer.ids and streamer.ended
+
+    # Every travelling file that is missing or broken is loud.
+    def fails(break_it, *attempts):
+        shutil.rmtree("broken", ignore_errors=True)
+        shutil.copytree("tidar", "broken")
+        break_it()
+        for attempt in attempts:
+            try:
+                attempt()
+            except Exception:
+                continue
+            raise AssertionError(f"{attempt} did not fail")
+
+    shutil.copytree("tidar", "broken")
+    custom = lambda: stock.generate(ids, custom_generate="broken", trust_remote_code=True)
+    load("broken"), custom()  # nothing is broken yet
+    files = sorted(glob.glob("*.py", root_dir="tidar"))
+    assert len(files) > 10
+    for name in files:
+        fails(lambda: os.remove(f"broken/{name}"), lambda: load("broken"))
+    for name in ("modeling_tidar.py", "decode_tidar.py"):
+        fails(lambda: open(f"broken/{name}", "a").write("def broken(:"), lambda: load("broken"))
+    broken = lambda: open("broken/custom_generate/generate.py", "a").write("import not_there")
+    fails(broken, custom, lambda: LlamaForCausalLM.from_pretrained("broken", trust_remote_code=True))
+    fails(lambda: os.remove("broken/custom_generate/generate.py"), custom)
+    for options in ({"draft_length": 9}, {"draft_length": -1}, {"mask_embedding_id": 1000}, {"seed": -2}):
+        for model, given in ((main, {}), (stock, {"custom_generate": "tidar", "trust_remote_code": True})):
+            try:
+                model.generate(ids, attention_mask=mask, max_new_tokens=4, **options, **given)
+            except ValueError as error:
+                assert next(iter(options)) in str(error)
+            else:
+                raise AssertionError(options)
+"""
+
+
+def test_offline_snapshots_pinned_revisions_and_all_ways_in_give_the_same_text(tmp_path):
+    main, pinned = "a" * 40, "b" * 40
+    for draft_length, folder in ((4, "tidar"), (2, "older")):
+        tiny_tidar("llama", draft_length=draft_length).save_pretrained(tmp_path / folder)
+    lay_in_cache(tmp_path / "hf", "me/thinker", {pinned: tmp_path / "older", main: tmp_path / "tidar"})
+    ids = random_prompts(3, 8)
+    ids[1, :3] = 0
+    model = TiDARForCausalLM.from_pretrained(tmp_path / "tidar")
+    expected = model.generate(ids, attention_mask=(ids != 0).long(), max_new_tokens=12).tolist()
+
+    answer = run_alone(OFFLINE, {"ids": ids.tolist(), "pinned": pinned}, tmp_path, HF_HUB_OFFLINE="1")
+    assert answer == dict.fromkeys(answer, expected)
+
+
+RECURRENT = """
+    ids = torch.tensor([arguments["ids"]])
+    answer = {}
+    for kind in arguments["kinds"]:
+        model = AutoModelForCausalLM.from_pretrained(kind, trust_remote_code=True)
+        assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
+        model.save_pretrained(f"{kind}-again")
+        again = AutoModelForCausalLM.from_pretrained(f"{kind}-again", trust_remote_code=True)
+        for name, loaded in ((kind, model), (f"{kind}-again", again)):
+            answer[name] = {
+                policy: loaded.generate(ids, max_new_tokens=8, init_scale=0.0, policy=policy)[0].tolist()
+                for policy in ("autoregressive", "exact")
+            }
+"""
+
+
+def test_recurrent_models_travel_too(tmp_path):
+    kinds, ids, expected = ["llama", "ouro"], [5, 9, 3], {}
+    for kind in kinds:
+        model = tiny_model(kind)
+        model.save_pretrained(tmp_path / kind)
+        text = {
+            policy: model.generate(torch.tensor([ids]), max_new_tokens=8, init_scale=0.0, policy=policy)[0].tolist()
+            for policy in ("autoregressive", "exact")
+        }
+        expected |= {kind: text, f"{kind}-again": text}
+    assert "recurrent-depth" in (tmp_path / "llama" / "README.md").read_text()
+
+    assert run_alone(RECURRENT, {"kinds": kinds, "ids": ids}, tmp_path) == expected
+    for kind in kinds:
+        code = {path.name: path.read_text() for path in (tmp_path / kind).glob("*.py")}
+        assert code == {path.name: path.read_text() for path in (tmp_path / f"{kind}-again").glob("*.py")}
+        old, new = (json.loads((tmp_path / name / "config.json").read_text()) for name in (kind, f"{kind}-again"))
+        assert new["auto_map"] == old["auto_map"] and "AutoConfig" in old["auto_map"]
+
+
+def test_beside_an_installed_wavedraft_the_checkpoints_own_code_runs_if_trusted(tmp_path):
+    model = tiny_tidar("llama", draft_length=3)
+    model.save_pretrained(tmp_path)
+    tiny_model("llama").save_pretrained(tmp_path / "recurrent")
+    ids = random_prompts(2, 7)
+    expected = model.generate(ids, max_new_tokens=10).tolist()
+    trusted = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(trusted).__module__.startswith("transformers_modules")
+    assert trusted.generate(ids, max_new_tokens=10).tolist() == expected
+    installed = AutoModelForCausalLM.from_pretrained(tmp_path / "recurrent")
+    assert type(installed).__module__ == "wavedraft.modeling_recurrent.modeling_recurrent"
+
+    # One stock model, decoded by the package and by the repository in turn: each puts its own gate in.
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    adapted = TiDARForCausalLM.from_pretrained(tmp_path)
+    torch.manual_seed(0)
+    get_peft_model(adapted, gated_adapter_config(adapted, rank=4, init_lora_weights=False)).save_pretrained(
+        tmp_path / "adapter"
+    )
+    stock.load_adapter(str(tmp_path / "adapter"))
+    by_path = {"custom_generate": str(tmp_path), "trust_remote_code": True}
+    counts = []
+    for way in ({"custom_generate": tidar_decode}, by_path, {"custom_generate": tidar_decode}):
+        output = stock.generate(ids, max_new_tokens=10, return_dict_in_generate=True, **way)
+        assert output.sequences.tolist() == expected
+        counts.append(output.accepted_lengths.tolist())
+    assert counts[0] == counts[1] == counts[2]
+
+
+OTHER_VERSION = """
+import json, sys
+import torch
+import wavedraft
+from transformers import AutoModelForCausalLM
+
+torch.set_num_threads(1)
+assert wavedraft.__version__ == "99.0" and wavedraft.__file__.startswith(sys.argv[1]), wavedraft.__file__
+ids = torch.tensor([[5, 9, 3, 17]])
+model = AutoModelForCausalLM.from_pretrained("tidar", trust_remote_code=True)
+recurrent = AutoModelForCausalLM.from_pretrained("recurrent", trust_remote_code=True)
+told = None
+try:
+    wavedraft.TiDARForCausalLM.from_pretrained("tidar").generate(ids, max_new_tokens=2)
+except RuntimeError as error:
+    told = str(error)
+exact = recurrent.generate(ids, max_new_tokens=8, init_scale=0.0, policy="exact")
+print(json.dumps([told, model.generate(ids, max_new_tokens=10)[0].tolist(), exact[0].tolist()]))
+"""
+
+
+def test_another_installed_version_does_not_touch_a_trusted_checkpoint(tmp_path):
+    site = tmp_path / "site" / "wavedraft"
+    site.mkdir(parents=True)
+    for part in ("wavedraft", "modeling_tidar", "modeling_recurrent", "generation", "conversion", "training"):
+        module = importlib.import_module("wavedraft" if part == "wavedraft" else f"wavedraft.{part}")
+        for path in Path(module.__file__).parent.glob("*.py"):
+            name = path.name if part == "wavedraft" else f"{part}/{path.name}"
+            (site / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, site / name)
+    (site / "__init__.py").write_text((site / "__init__.py").read_text() + '\n__version__ = "99.0"\n')
+    decode = site / "generation" / "decode_tidar.py"
+    later = '\n\ndef decode_tidar(*args, **kwargs):\n    raise RuntimeError("another version decodes")\n'
+    decode.write_text(decode.read_text() + later)
+    model, recurrent = tiny_tidar("llama", draft_length=3), tiny_model("llama")
+    model.save_pretrained(tmp_path / "tidar")
+    recurrent.save_pretrained(tmp_path / "recurrent")
+
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-c", OTHER_VERSION, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    ids = torch.tensor([[5, 9, 3, 17]])
+    assert json.loads(done.stdout.splitlines()[-1]) == [
+        "another version decodes",
+        model.generate(ids, max_new_tokens=10)[0].tolist(),
+        recurrent.generate(ids, max_new_tokens=8, init_scale=0.0, policy="exact")[0].tolist(),
+    ]
+
+
+def test_options_in_generation_config_json_survive_and_count_for_every_way_in(tmp_path):
+    tiny_tidar("llama", draft_length=4).save_pretrained(tmp_path)
+    path = tmp_path / "generation_config.json"
+    options = {"draft_length": 2, "seed": 5, "do_sample": True}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **options}))
+    ours, stock = TiDARForCausalLM.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
+    trusted = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    ids, by_path = random_prompts(2, 5), {"custom_generate": str(tmp_path), "trust_remote_code": True}
+    outputs = [
+        model.generate(ids, max_new_tokens=9, return_dict_in_generate=True, **given)
+        for model, given in ((ours, {}), (trusted, {}), (stock, by_path), (stock, {"custom_generate": tidar_decode}))
+    ]
+    for output in outputs:
+        assert output.accepted_lengths.shape == (2, 2)
+        assert output.sequences.tolist() == outputs[0].sequences.tolist(), "the seed decides"
+    for model in (ours, stock, trusted):
+        model.save_pretrained(tmp_path / "again")
+        assert json.loads((tmp_path / "again" / "generation_config.json").read_text()).items() >= options.items()
+    stock.generation_config.draft_length = 7
+    for way in (tidar_decode, str(tmp_path)):
+        with pytest.raises(ValueError, match="between 1 and 4"):
+            stock.generate(ids, custom_generate=way, trust_remote_code=True)
+
+
+def test_what_travels_is_the_packages_own_source_with_its_imports_flattened():
     import wavedraft.modeling_tidar.modeling_tidar as module
 
     sources = flat_sources(Path(module.__file__))
     assert {"modeling_tidar.py", "decode_tidar.py", "configuration_tidar.py"} <= set(sources)
     for name, text in sources.items():
         assert "from .." not in text and "import wavedraft" not in text and "from wavedraft" not in text, name
+
+
+def test_one_file_holds_every_part_once_and_refuses_two_meanings_of_a_name(tmp_path):
+    import wavedraft.modeling_tidar.generation_tidar as module
+
+    text = one_file(Path(module.__file__))
+    assert text.count("def decode_tidar(") == text.count("class MaskGate") == text.count("\ndef generate(") == 1
+    assert "from ." not in text
+    compile(text, "generate.py", "exec")
+
+    (tmp_path / "a.py").write_text(
+        "from .b import helper\n\n\ndef main():\n    from .c import deep\n\n    return deep()\n"
+    )
+    (tmp_path / "b.py").write_text("import json\n\n\ndef helper():\n    return json\n")
+    (tmp_path / "c.py").write_text("from .b import (\n    helper,\n)\n\n\ndef deep():\n    return helper()\n")
+    namespace = {}
+    exec(one_file(tmp_path / "a.py"), namespace)
+    assert namespace["main"]() is json
+    (tmp_path / "c.py").write_text("def helper():\n    return 2\n\n\ndef deep():\n    return helper()\n")
+    with pytest.raises(ValueError, match="define `helper` differently"):
+        one_file(tmp_path / "a.py")

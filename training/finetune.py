@@ -10,7 +10,9 @@ from accelerate import PartialState
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments, set_seed
 
+from ..generation.model_card import write_card
 from ..modeling_tidar import DraftObjective, TiDARForCausalLM
+from ..modeling_tidar.modeling_tidar import write_adapter_code
 from .curve import draw_curve
 from .dialogue import IGNORED, PaddingCollator, encode_rows, pack_rows, read_jsonl
 from .gated_adapter import gated_adapter_config
@@ -217,6 +219,11 @@ def finetune(
     }
     if trainer.is_world_process_zero():
         draw_curve(trainer.state.log_history, output_dir / "curve.png")
+        if mode == "gated":
+            write_adapter_code(output_dir, model.tidar_config)
+        if mode == "gated" or not rank:
+            kind = "adapter" if rank else "tidar"
+            write_card(output_dir, kind, str(output_dir), origin=Path(model_path), figures=report)
         (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 

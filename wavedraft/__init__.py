@@ -1,6 +1,6 @@
 """Language models that think ahead in parallel and still say exactly what they would have said."""
 
-from .conversion import Conversion, convert, to_ar
+from .conversion import Conversion, convert, push, to_ar
 from .modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from .modeling_tidar import DraftObjective, TiDARConfig, TiDARForCausalLM, TiDAROutput
 
@@ -13,5 +13,6 @@ __all__ = [
     "TiDARForCausalLM",
     "TiDAROutput",
     "convert",
+    "push",
     "to_ar",
 ]

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, TextStreamer
 from .audit import audit as audit_texts
 from .audit import read_prompts
 from .conversion import convert as convert_checkpoint
+from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
 from .modeling_recurrent import PRESETS, RecurrentDepthForCausalLM, RecurrentDepthLM
@@ -381,6 +382,31 @@ def audit(
             plain_word, word = ("the end" if one is None else repr(tokenizer.decode([one])) for one in ids)
             place = f"prompt {mismatch.prompt + 1}, token {mismatch.position + 1}"
             print(f"  {place}: {word} instead of {plain_word}, {margin}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint of ours, or a gated adapter.")],
+    repo_id: Annotated[str, typer.Argument(help="ORG/NAME on the Hub; made if it is not there.")],
+    private: Annotated[bool | None, typer.Option("--private/--public", help="Of a new repository.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    token: Annotated[str | None, typer.Option(help="By default that of `hf auth login`.", envvar="HF_TOKEN")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Measured figures (JSON); by default FOLDER/report.json.")
+    ] = None,
+    base_model: Annotated[str | None, typer.Option(help="ORG/NAME of the base model, if no card says it.")] = None,
+    license: Annotated[str | None, typer.Option(help="The base model's licence, if no card says it.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Of an adapter: the checkpoint it was taught on.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="A pattern of other files to upload.")] = None,
+) -> None:
+    """Publish a folder on the Hub, in one commit, with all it needs where wavedraft is not installed."""
+    options = {name: value for name, value in locals().items() if name not in ("folder", "repo_id", "message")}
+    options["include"] = include or ()
+    with quiet_transformers():
+        commit = push_folder(folder, repo_id, commit_message=message, **options)
+    print(commit.pr_url or commit.commit_url)
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Texts to learn from.")

@@ -1,0 +1,226 @@
+"""The model card of a repository: what it is, how to run it, what was measured. One that a user wrote stays."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+CARD = "README.md"
+CARRIED = ("base_model", "license", "license_name", "license_link", "language")  # from the card of what it was made of
+SIGNATURE = re.compile(r"\n<!-- wavedraft wrote this card \((\w+)\) and replaces it until you change its text. -->\n")
+LIBRARY_LINES = ("### Framework versions", "- PEFT ", "This is the model card of a 🤗 transformers model that")
+
+
+def write_card(
+    folder: Path,
+    kind: str,
+    name: str,
+    *,
+    origin: Path | None = None,
+    loaded_from: str | None = None,
+    figures: dict[str, Any] | None = None,
+    **metadata: Any,
+) -> bool:
+    """Writes a folder's README.md, unless a user wrote one.
+
+    Args:
+        kind: one of `KINDS`.
+        name: what the snippets load: a Hub id or a path.
+        origin: the folder this model was made from; base model, licence and language of its card are carried over.
+        loaded_from: the base model where no card names one.
+        figures: what was measured, as `wavedraft train` (report.json) or benchmarks/drafting.py write it.
+        metadata: fields of the card's head that are known better than by any card, such as `base_model`, `license`.
+
+    Returns:
+        Whether it was written.
+    """
+    path = folder / CARD
+    if not is_ours_to_write(path):
+        return False
+    given = {key: value for key, value in metadata.items() if value is not None}
+    known = {**carried_metadata(origin), **metadata_of(path), **given}
+    if "base_model" not in known and is_hub_id(loaded_from):
+        known["base_model"] = loaded_from
+    tags = [*KINDS[kind][0], *(tag for tag in known.pop("tags", None) or [] if tag not in KINDS[kind][0])]
+    head = {"library_name": "transformers", "pipeline_tag": "text-generation", **known, "tags": tags}
+    if kind == "adapter":
+        head["library_name"] = "peft"
+    body = KINDS[kind][1](name, known) + measured(figures) + licence_of(known)
+    data = ModelCardData(**head)
+    signature = f"\n<!-- wavedraft wrote this card ({digest(body)}) and replaces it until you change its text. -->\n"
+    path.write_text(f"---\n{data.to_yaml()}\n---\n\n{body}{signature}", encoding="utf-8")
+    return True
+
+
+def is_ours_to_write(path: Path) -> bool:
+    """Whether a card is absent, an unchanged one of ours, or a library's empty form."""
+    return not path.exists() or is_replaceable(path.read_text(encoding="utf-8"))
+
+
+def is_replaceable(content: str) -> bool:
+    """Whether no user has put a word into a card."""
+    text = ModelCard(content, ignore_metadata_errors=True).text
+    form = {line.strip() for line in ModelCard.from_template(ModelCardData()).text.splitlines()}
+    if signature := SIGNATURE.search(text):
+        if digest(text[: signature.start()]) != signature[1]:
+            return False
+        text = text[signature.end() :]
+    return all(line.strip() in form or line.strip().startswith(LIBRARY_LINES) for line in text.splitlines())
+
+
+def digest(body: str) -> str:
+    return hashlib.sha256(" ".join(body.split()).encode()).hexdigest()[:16]
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    """The head of a card; nothing where there is no card or no readable head."""
+    if not path.is_file():
+        return {}
+    data = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    if not is_hub_id(data.get("base_model")):
+        data.pop("base_model", None)
+    return {name: value for name, value in data.items() if value is not None}
+
+
+def carried_metadata(origin: Path | None) -> dict[str, Any]:
+    """What a card inherits from the one of the folder its model was made from."""
+    data = metadata_of(origin / CARD) if origin is not None else {}
+    return {name: data[name] for name in CARRIED if name in data}
+
+
+def is_hub_id(name: Any) -> bool:
+    """Whether a base model can be linked to: an id, and not a path on this machine that looks like one."""
+    return isinstance(name, str) and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
+
+
+# -- what a card says
+
+
+def tidar_text(name: str, known: dict[str, Any]) -> str:
+    return f"""# {short(name)}
+
+{base_of(known)} that thinks ahead: a TiDAR checkpoint
+([arXiv 2511.08923](https://arxiv.org/abs/2511.08923)). One forward of the network verifies the last draft
+autoregressively and writes the next one by diffusion, so that the text is the one plain decoding writes, in fewer
+forwards. Nothing but `transformers` is needed.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+
+inputs = tokenizer("The sky is blue because", return_tensors="pt", return_token_type_ids=False)
+output = model.generate(**inputs, max_new_tokens=64, return_dict_in_generate=True)
+
+print(tokenizer.decode(output.sequences[0], skip_special_tokens=True))
+print(output.num_forwards, "forwards after the prompt's")
+```
+
+`draft_length` (0 decodes plainly) and `seed` may be given to `generate` or stand in `generation_config.json`. Without
+`trust_remote_code` the repository is the plain stock model. That one drafts too, if told to:
+`stock_model.generate(**inputs, custom_generate="{name}", trust_remote_code=True)`.
+"""
+
+
+def adapter_text(name: str, known: dict[str, Any]) -> str:
+    base = known.get("base_model", "the base model")
+    return f"""# {short(name)}
+
+A gated draft adapter for {base}: a PEFT aLoRA that acts at mask positions only, so that the model's own
+text is bit for bit unchanged, and drafts of its next tokens come with each forward (TiDAR,
+[arXiv 2511.08923](https://arxiv.org/abs/2511.08923)). Nothing but `transformers` and `peft` is needed.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{base}")
+model.load_adapter("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{base}")
+
+inputs = tokenizer("The sky is blue because", return_tensors="pt", return_token_type_ids=False)
+options = {{"custom_generate": "{name}", "trust_remote_code": True, "return_dict_in_generate": True}}
+output = model.generate(**inputs, max_new_tokens=64, **options)
+
+print(tokenizer.decode(output.sequences[0], skip_special_tokens=True))
+print(output.num_forwards, "forwards after the prompt's")
+```
+"""
+
+
+def recurrent_text(name: str, known: dict[str, Any]) -> str:
+    return f"""# {short(name)}
+
+{base_of(known)} of recurrent depth ([arXiv 2502.05171](https://arxiv.org/abs/2502.05171)), with the decoders that
+refine several tokens at once ([arXiv 2510.14961](https://arxiv.org/abs/2510.14961)). Nothing but `transformers` is
+needed.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+
+inputs = tokenizer("The sky is blue because", return_tensors="pt", return_token_type_ids=False)
+output = model.generate(**inputs, max_new_tokens=64, policy="exact", init_scale=0)
+
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+```
+
+`policy="exact"` writes the text of full depth from a wavefront; `policy="autoregressive"` decodes one token after the
+other; `preset="diffusion-forcing-r4"` is the sampler of the paper, where the model's core sees its tokens at every
+recurrence: faster, and not the same text.
+"""
+
+
+def base_of(known: dict[str, Any]) -> str:
+    base = known.get("base_model")
+    return f"[{base}](https://huggingface.co/{base})" if base else "A language model"
+
+
+def short(name: str) -> str:
+    return Path(name).name
+
+
+def measured(figures: dict[str, Any] | None) -> str:
+    """The table of what was measured, from a training report or a benchmark's file."""
+    text = "\n## Measured\n\n"
+    if not figures:
+        return text + "Nothing was measured for this repository yet.\n"
+    rows = figures.get("figures") or {moment: figures[moment] for moment in ("before", "after") if figures.get(moment)}
+    if not rows:
+        return text + "Nothing was measured for this repository yet.\n"
+    title = "prompts" if "figures" in figures else "training"
+    text += (
+        f"| {title} | tokens | forwards | tokens per forward | identical to plain decoding |\n|---|---|---|---|---|\n"
+    )
+    for name, row in rows.items():
+        tokens, forwards = (row.get(key, row.get(f"num_{key}")) for key in ("tokens", "forwards"))
+        identical = "not compared" if row.get("identical") is None else f"{row['identical']:.0%}"
+        text += f"| {name} | {tokens} | {forwards} | {row['tokens_per_forward']:.2f} | {identical} |\n"
+    about = figures.get("about") or figures
+    facts = {key: about.get(key) for key in ("date", "device", "torch", "dtype", "max_new_tokens", "mode", "steps")}
+    told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items() if value is not None)
+    return text + (f"\nDecoded greedily; {told}.\n" if told else "\nDecoded greedily.\n")
+
+
+def licence_of(known: dict[str, Any]) -> str:
+    if known.get("license"):
+        return f"\n## Licence\n\n{known.get('license_name', known['license'])}, as that of the base model.\n"
+    return "\n## Licence\n\nThat of the base model, which what this was made from did not state.\n"
+
+
+KINDS: dict[str, tuple[list[str], Callable[[str, dict[str, Any]], str]]] = {
+    "tidar": (["tidar", "custom_generate", "parallel-decoding", "speculative-decoding"], tidar_text),
+    "adapter": (["tidar", "alora", "custom_generate", "parallel-decoding", "speculative-decoding"], adapter_text),
+    "recurrent": (["recurrent-depth", "parallel-decoding"], recurrent_text),
+}
