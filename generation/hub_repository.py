@@ -73,7 +73,7 @@ class HubRepository(Stock):
         if self.generation_config._from_model_config:  # transformers would drop our keywords in it on loading
             self.generation_config._from_model_config = False
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
-        if is_main_process:
+        if self.should_save_on_this_rank(is_main_process):
             self.write_repository(Path(save_directory))
             if push_to_hub:
                 hub_kwargs.setdefault("repo_id", Path(save_directory).name)

@@ -129,7 +129,7 @@ print(output.num_forwards, "forwards after the prompt's")
 
 
 def adapter_text(name: str, known: dict[str, Any]) -> str:
-    base = known.get("base_model", "the base model")
+    base = known.get("base_model", "BASE_MODEL")
     return f"""# {short(name)}
 
 A gated draft adapter for {base}: a PEFT aLoRA that acts at mask positions only, so that the model's own

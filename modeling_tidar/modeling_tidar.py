@@ -299,7 +299,7 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
         if not getattr(self, "_hf_peft_config_loaded", False):
             return super().write_repository(folder)
         write_adapter_code(folder, self.tidar_config)
-        write_card(folder, "adapter", str(folder), origin=origin_folder(self))
+        write_card(folder, "adapter", str(folder), origin=origin_folder(self), loaded_from=self.name_or_path)
 
 
 def write_adapter_code(folder: Path, taught: TiDARConfig) -> None:

@@ -223,15 +223,19 @@ def test_a_card_a_user_wrote_stays_here_and_there(hub, tidar, tmp_path):
     assert hub.repositories["me/mine"].private and commits(hub, "me/mine") == 1
 
 
-def test_shards_of_an_older_upload_go_and_branches_and_pull_requests_work(hub, tidar):
+def test_shards_of_an_older_upload_go_and_branches_and_pull_requests_work(hub, tidar, monkeypatch, capsys):
     model = TiDARForCausalLM.from_pretrained(tidar)
     model.push_to_hub("me/thinker", token=TOKEN, max_shard_size="20KB")
     assert sum(name.startswith("model-000") for name in hub.files("me/thinker")) > 1
     push(tidar, "me/thinker", token=TOKEN, revision="whole")
     assert not [name for name in hub.files("me/thinker", "whole") if re.match(r"model-000|.*index", name)]
     assert sum(name.startswith("model-000") for name in hub.files("me/thinker")) > 1
-    commit = push(tidar, "me/thinker", token=TOKEN, create_pr=True)
-    assert commit.pr_url.endswith("/1") and commits(hub, "me/thinker") == 1
+    arguments = ["--token", TOKEN, "--create-pr", "--license", "mit", "--include", "config.*"]
+    monkeypatch.setattr("sys.argv", ["wavedraft", "push", str(tidar), "me/thinker", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code and capsys.readouterr().out.strip() == f"{hub.url}/me/thinker/discussions/1"
+    assert commits(hub, "me/thinker") == 1 and b"license: mit" in hub.files("me/thinker", "refs/pr/1")["README.md"]
 
 
 def test_what_cannot_be_published_is_refused(hub, tidar, adapter, tmp_path):
