@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, TextStreamer
 
 from .audit import audit as audit_texts
 from .audit import read_prompts
+from .chat import Chat
 from .conversion import convert as convert_checkpoint
 from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
@@ -143,6 +144,56 @@ def generate(
     Console().print(runs_table(prompts, drafted_runs, plain_runs))
     if compare:
         print(f"identical: {'yes' if identical(drafted_runs, plain_runs) else 'no'}" if temperature == 0 else SAMPLED)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A TiDAR or recurrent-depth checkpoint: a folder or a Hub id.")],
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter that was taught to draft.")] = None,
+    system: Annotated[str | None, typer.Option(help="What the model is told first of all.")] = None,
+    draft_length: Annotated[int | None, typer.Option(help="Tokens drafted at a time; 0 drafts none.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Of a recurrent-depth model.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")] = 0.0,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="By default cuda where there is one, else cpu.")] = None,
+) -> None:
+    """Talk to a model, until the end of input; each turn goes on from the cache of the turn before."""
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}.")
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
+    if temperature:
+        options["temperature"] = temperature
+    with quiet_transformers():
+        loaded = load(model, dtype, device or ("cuda" if torch.cuda.is_available() else "cpu"), adapter)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        if isinstance(loaded, RecurrentDepthLM):
+            depth = {"policy": policy, "preset": None, "num_recurrences": None, "draft_length": draft_length}
+            options, _ = recurrent_keywords(loaded, depth, options)
+        elif policy is not None:
+            raise ValueError(f"--policy is for recurrent-depth models, but {model} is a TiDAR checkpoint.")
+        else:
+            options["draft_length"] = draft_length
+        conversation = Chat(loaded, tokenizer, system, **options)
+        while (text := next_line("> ")) is not None:
+            if not text.strip():
+                continue
+            start = time.perf_counter()
+            output = conversation.answer(text, TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
+            num_new, seconds = output.sequences.shape[1] - conversation.num_prompt, time.perf_counter() - start
+            told = f"{num_new} tokens, {seconds:.1f} s"
+            if (speed := getattr(output, "tokens_per_forward", None)) is not None:
+                told += f", {float(speed[0]):.2f} tokens per forward"
+            print(f"({told}; {conversation.num_cached} of {conversation.num_prompt} prompt tokens from the cache)\n")
+
+
+def next_line(prompt: str) -> str | None:
+    """What the user types; None at the end of input."""
+    try:
+        return input(prompt)
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
 
 
 SAMPLED = "identical: not compared; sampled texts share a distribution, not their tokens"
