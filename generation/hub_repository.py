@@ -231,12 +231,13 @@ def publish(
 
 def refusal(error: BaseException, repo_id: str, endpoint: str) -> Exception | None:
     """What went wrong with the Hub, in a sentence; None where it was something else."""
+    if isinstance(error, ValueError):  # the card's head, a repository's name: said well enough
+        return None
     causes = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
     remedy = "A commit is whole or absent. Run the same again: what was uploaded already is not sent twice."
     for cause in causes:
-        reason = " ".join(str(cause).split())
         if isinstance(cause, LocalTokenNotFoundError):
             return PermissionError(f"There is no token for {endpoint}. Log in with `hf auth login`, or pass a token.")
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
@@ -246,9 +247,12 @@ def refusal(error: BaseException, repo_id: str, endpoint: str) -> Exception | No
                     f"{endpoint} refused the token for {repo_id} (HTTP {status}): it must be one that may write "
                     "there. Nothing was published. Log in with `hf auth login`, or pass another token."
                 )
+            reason = " ".join(str(cause).split())
             return ConnectionError(f"{endpoint} refused the upload to {repo_id} (HTTP {status}): {reason}. {remedy}")
-    for cause in causes:
-        if type(cause).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "hf_xet"):
+    for cause in causes:  # uploads through Xet break off with a RuntimeError
+        is_transport = type(cause).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "hf_xet")
+        if is_transport or isinstance(cause, RuntimeError | TimeoutError | ConnectionError):
+            reason = " ".join(str(cause).split())
             return ConnectionError(
                 f"The connection to {endpoint} broke off while {repo_id} was uploaded ({reason}). {remedy}"
             )

@@ -166,6 +166,8 @@ class Handler(BaseHTTPRequestHandler):
         content = json.loads(body)["content"]
         if not content.startswith("---\n"):
             return self.answer(200, {"errors": [], "warnings": [{"message": "empty or missing yaml metadata"}]})
+        if "license: nonsense" in content:
+            return self.answer(400, {"errors": [{"message": '"license" must be one of [apache-2.0, mit, ...]'}]})
         self.answer(200, {"errors": [], "warnings": []})
 
     def preupload(self, body: bytes, repo_id: str, revision: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from test_convert import digests, save_tokenizer
+from transformers import AutoModelForCausalLM
 
 from hub_server import TOKEN, HubServer
 from tiny_stock import save_tiny_stock
@@ -238,6 +239,31 @@ def test_shards_of_an_older_upload_go_and_branches_and_pull_requests_work(hub, t
     assert commits(hub, "me/thinker") == 1 and b"license: mit" in hub.files("me/thinker", "refs/pr/1")["README.md"]
 
 
+def test_an_adapter_saved_and_pushed_from_a_drafting_model_drafts_on_a_stock_one(hub, tidar, adapter, tmp_path):
+    model = TiDARForCausalLM.from_pretrained(tidar)
+    model.load_adapter(str(adapter))
+    model.save_pretrained(tmp_path / "saved")
+    model.push_to_hub("me/adapter", token=TOKEN)
+    options = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert options.items() >= {"draft_length": 4, "mask_embedding_id": model.tidar_config.mask_embedding_id}.items()
+    assert not (tmp_path / "saved" / "config.json").exists()
+    assert set(hub.files("me/adapter")) - {".gitattributes"} == {
+        path.relative_to(tmp_path / "saved").as_posix() for path in (tmp_path / "saved").rglob("*") if path.is_file()
+    }
+    assert b"A gated draft adapter" in hub.files("me/adapter")["README.md"]
+
+    stock = AutoModelForCausalLM.from_pretrained(tidar.parent / "stock")
+    stock.load_adapter(str(tmp_path / "saved"))
+    ids = torch.tensor([[5, 17, 40, 8]])
+    way = {"max_new_tokens": 16, "do_sample": False, "return_dict_in_generate": True}
+    expected = model.generate(ids, **way)
+    found = stock.generate(ids, **way, custom_generate=str(tmp_path / "saved"), trust_remote_code=True)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    assert found.accepted_lengths.tolist() == expected.accepted_lengths.tolist(), "drafts come from the adapter"
+    with pytest.raises(ValueError, match="between 1 and 4"):
+        stock.generate(ids, draft_length=5, custom_generate=str(tmp_path / "saved"), trust_remote_code=True)
+
+
 def test_what_cannot_be_published_is_refused(hub, tidar, adapter, tmp_path):
     for folder, options, message in [
         (tmp_path / "nothing", {}, "is no folder"),
@@ -257,3 +283,6 @@ def test_what_cannot_be_published_is_refused(hub, tidar, adapter, tmp_path):
     with pytest.raises(ValueError, match="no safetensors"):
         push(tmp_path / "pickled", "me/thinker", token=TOKEN)
     assert not hub.repositories
+    with pytest.raises(ValueError, match='"license" must be one of'):
+        push(tidar, "me/thinker", token=TOKEN, license="nonsense")
+    assert commits(hub, "me/thinker") == 0
