@@ -211,6 +211,11 @@ def refuse_everywhere(generation_config: GenerationConfig) -> None:
             "`output_attentions` must be left at its default, but is True: a layer of the core attends once a "
             "recurrence, and none of it is kept. Use `output_hidden_states` of a forward for the states."
         )
+    if generation_config.assistant_early_exit is not None:
+        raise ValueError(
+            f"`assistant_early_exit` must be left out, but is {generation_config.assistant_early_exit}: these models "
+            f"end early by recurrences, not layers. Use `policy='self-speculative'`, with `draft_recurrences`."
+        )
 
 
 def refuse_unsupported(generation_config: GenerationConfig, model_kwargs: dict, options: RecurrentOptions) -> None:

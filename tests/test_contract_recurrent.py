@@ -130,6 +130,21 @@ def test_scores_and_logits_are_plain_decodings(policy):
     assert only.logits is None and len(only.scores) == 9
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 3}, {"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 2}, {"use_cache": False}],
+    ids=str,
+)
+def test_transformers_own_loops_stay_at_hand(options):
+    """With plain decoding; the wavefronts refuse them."""
+    model, prompts = tiny_model(), {"input_ids": padded_prompts(1)["input_ids"]}
+    reference = {"num_beams": 3, "use_cache": False} if "num_beams" in options else {}
+    expected = model.generate(**prompts, max_new_tokens=12, **reference).tolist()
+    assert model.generate(**prompts, max_new_tokens=12, **options).tolist() == expected
+    with pytest.raises(ValueError, match=next(iter(options))):
+        model.generate(**prompts, max_new_tokens=12, policy="exact", **options)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_max_time_ends_the_text(policy):
     start = time.monotonic()

@@ -13,25 +13,52 @@ from recurrent_golden import random_model
 ERROR_RATE = 1e-3
 VOCABULARY = 5
 PROMPT = [1, 3, 0, 2]
-WARPERS = {"temperature": 1.4, "top_k": 4, "top_p": 1.0}
+
+
+def warm(scores: torch.Tensor, prefix: list[int]) -> torch.Tensor:
+    """Temperature 1.4, then all but the four likeliest ruled out."""
+    scores = scores / 1.4
+    return scores.masked_fill(scores < scores.topk(4).values[-1], -torch.inf)
+
+
+def nucleus(scores: torch.Tensor, prefix: list[int]) -> torch.Tensor:
+    """The fewest likeliest tokens that hold 0.8 of the probability."""
+    probs, order = scores.softmax(dim=-1).sort(descending=True)
+    unlikely = order[probs.cumsum(dim=-1) - probs >= 0.8]
+    return scores.index_fill(0, unlikely, -torch.inf)
+
+
+def near_the_best(scores: torch.Tensor, prefix: list[int]) -> torch.Tensor:
+    """Tokens at least 0.2 times as likely as the likeliest."""
+    probs = scores.softmax(dim=-1)
+    return scores.masked_fill(probs < 0.2 * probs.max(), -torch.inf)
+
+
+def unrepeated(scores: torch.Tensor, prefix: list[int]) -> torch.Tensor:
+    """Scores of tokens that have been said divided by 1.8, or multiplied where negative."""
+    said = torch.tensor([token in prefix for token in range(VOCABULARY)])
+    return torch.where(said, torch.where(scores > 0, scores / 1.8, scores * 1.8), scores)
+
+
+WARPERS = {
+    "temperature and top-k": ({"temperature": 1.4, "top_k": 4}, warm),
+    "top-p": ({"top_p": 0.8}, nucleus),
+    "min-p": ({"min_p": 0.2}, near_the_best),
+    "repetition penalty": ({"repetition_penalty": 1.8}, unrepeated),
+}
 
 
 def true_probabilities(model, process) -> dict[tuple, float]:
     """Probability of each text of three tokens, by plain forwards of every prefix."""
     probabilities = {}
     for text in itertools.product(range(VOCABULARY), repeat=3):
-        ids = torch.tensor([[*PROMPT, *text]])
+        ids = [*PROMPT, *text]
         with torch.no_grad():
-            logits = model(ids, init_scale=0.0).logits[0, len(PROMPT) - 1 : -1].double()
-        probs = process(logits).softmax(dim=-1)
-        probabilities[text] = torch.stack([probs[i, token] for i, token in enumerate(text)]).prod().item()
+            logits = model(torch.tensor([ids]), init_scale=0.0).logits[0].double()
+        places = range(len(PROMPT), len(ids))
+        probs = [process(logits[place - 1], ids[:place]).softmax(dim=-1)[ids[place]] for place in places]
+        probabilities[text] = torch.stack(probs).prod().item()
     return probabilities
-
-
-def warp(logits: torch.Tensor) -> torch.Tensor:
-    """WARPERS, written out: the temperature, then all but the four likeliest ruled out."""
-    logits = logits / WARPERS["temperature"]
-    return logits.masked_fill(logits < logits.topk(WARPERS["top_k"]).values[:, -1:], -torch.inf)
 
 
 def chance_of_worse(counts: dict[tuple, int], probabilities: dict[tuple, float]) -> float:
@@ -53,9 +80,7 @@ def draw(model, num: int, seed: int, **options) -> dict[tuple, int]:
     rows = torch.tensor([PROMPT]).expand(num // 10, -1)
     generator, counts = torch.Generator().manual_seed(seed), {}
     for _ in range(10):
-        output = model.generate(
-            rows, max_new_tokens=3, do_sample=True, init_scale=0.0, generator=generator, **WARPERS, **options
-        )
+        output = model.generate(rows, max_new_tokens=3, do_sample=True, init_scale=0.0, generator=generator, **options)
         for text in output[:, len(PROMPT) :].tolist():
             counts[tuple(text)] = counts.get(tuple(text), 0) + 1
     return counts
@@ -69,15 +94,35 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_sampled_texts_have_their_true_probabilities(options):
+@pytest.mark.parametrize(
+    ("warper", "options"),
+    [("temperature and top-k", options) for options in OPTIONS]
+    + [(warper, OPTIONS[1]) for warper in ("top-p", "min-p", "repetition penalty")],
+    ids=str,
+)
+def test_sampled_texts_have_their_true_probabilities(warper, options):
     model = random_model(3, vocab_size=VOCABULARY, mean_recurrence=4)
-    probabilities = true_probabilities(model, warp)
-    assert chance_of_worse(draw(model, 20_000, seed=7, **options), probabilities) > ERROR_RATE
+    keywords, process = WARPERS[warper]
+    counts = draw(model, 10_000, seed=7, **keywords, **options)
+    assert chance_of_worse(counts, true_probabilities(model, process)) > ERROR_RATE
 
 
 def test_the_test_sees_a_sampler_that_is_wrong():
     model = random_model(3, vocab_size=VOCABULARY, mean_recurrence=4)
-    probabilities = true_probabilities(model, warp)
+    keywords, process = WARPERS["temperature and top-k"]
     shallow = {"policy": "exact", "num_recurrences": 2, "draft_recurrences": (1,)}
-    assert chance_of_worse(draw(model, 20_000, seed=7, **shallow), probabilities) < 1e-9
+    counts = draw(model, 10_000, seed=7, **keywords, **shallow)
+    assert chance_of_worse(counts, true_probabilities(model, process)) < 1e-9
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "self-speculative", "diffusion-forcing", "exact"])
+def test_a_falling_temperature_ends_in_the_greedy_text(policy):
+    model, ids = random_model(4), torch.tensor([[5, 6, 7, 8]] * 8)
+    options = {"max_new_tokens": 10, "policy": policy, "init_scale": 0.0}
+    greedy = model.generate(ids[:1], **options)[0].tolist()
+    shares = []
+    for temperature in (2.0, 0.5, 1e-4):
+        sampled = model.generate(ids, do_sample=True, temperature=temperature, top_k=0, seed=1, **options).tolist()
+        same = sum(a == b for text in sampled for a, b in zip(text[4:], greedy[4:], strict=True))
+        shares.append(same / 80)
+    assert shares[0] < shares[1] < shares[2] == 1.0
