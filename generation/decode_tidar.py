@@ -13,7 +13,7 @@ from .choice import Greedy, Sampled
 from .draft_forward import DraftForward
 from .options_tidar import TiDAROptions
 from .outputs import Record, TiDARGenerateOutput
-from .transcript import Scores, Transcript
+from .transcript import Scores, Transcript, pad_token_of
 
 
 @torch.no_grad()
@@ -49,7 +49,8 @@ def decode_tidar(
         [B, P + N] ids, or `TiDARGenerateOutput` where `generation_config.return_dict_in_generate`.
     """
     batch_size, draft_length = len(input_ids), options.draft_length
-    transcript = Transcript(input_ids, stopping_criteria, generation_config.pad_token_id, draft_length, streamer)
+    pad_token_id = pad_token_of(generation_config)
+    transcript = Transcript(input_ids, stopping_criteria, pad_token_id, draft_length, streamer)
     scores = Scores(logits_processor, transcript, options.excluded_id)
     choice = Sampled(scores, options.seeds(batch_size)) if generation_config.do_sample else Greedy(scores)
     is_users_cache = getattr(past_key_values, "_is_user_defined", False)

@@ -6,7 +6,7 @@ B sequences, A rows still being written, L columns (prompt and new tokens), V vo
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 
@@ -135,6 +135,12 @@ class Transcript:
                 assert self.pad_token_id is not None, "rows of unequal length without a pad token"
                 sequences[row, length:] = self.pad_token_id
         return sequences
+
+
+def pad_token_of(generation_config: GenerationConfig) -> int | None:
+    """What rows are padded with in a call that transformers has prepared: where no pad token is named, an end token."""
+    prepared = getattr(generation_config, "_pad_token_tensor", None)
+    return generation_config.pad_token_id if prepared is None else int(prepared)
 
 
 class Scores:

@@ -20,7 +20,7 @@ from ..generation.outputs_recurrent import Costs, RecurrentGenerateOutput
 from ..generation.reference_wavefront import ReferenceChoice, decode_reference
 from ..generation.session_recurrent import Session
 from ..generation.steps import Steps
-from ..generation.transcript import Transcript
+from ..generation.transcript import Transcript, pad_token_of
 from .cache_recurrent import RecurrentCache
 
 if TYPE_CHECKING:
@@ -135,11 +135,10 @@ class RecurrentGenerationMixin(Stock):
         input_ids = input_ids.to(self.device)
         self._check_policy(options, input_ids, attention_mask, cache)
         is_published = options.policy == "diffusion-forcing" and options.reference_compat
-        pad_token = generation_config._pad_token_tensor  # where no pad token is named, transformers takes an end token
         transcript = Transcript(
             input_ids,
             stopping_criteria,
-            None if pad_token is None else int(pad_token),
+            pad_token_of(generation_config),
             options.max_wavefront + options.draft_length,
             None if is_published else streamer,
         )

@@ -24,6 +24,7 @@ from ..generation.travelling_code import write_travelling_code
 from .cache_recurrent import Packing, RecurrentCache, Window
 from .depth_recurrent import DepthSampler
 from .generation_recurrent import RecurrentGenerationMixin
+from .rotary_recurrent import rotate_halves
 
 
 def attend(
@@ -38,6 +39,37 @@ def attend(
     function: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
     mixed, _ = function(module, query, key, value, window.attention_mask, scaling=module.scaling, dropout=0.0)
     return mixed.flatten(2)
+
+
+class GroupedHeads(nn.Module):
+    """What attention with grouped key-value heads and split-half rotary positions shares: Llama's, OLMo-2's, Ouro's.
+
+    Attributes:
+        widths: of a token's queries, keys and values, all heads side by side.
+    """
+
+    is_causal = True
+
+    def __init__(self, config: Any, layer_idx: int, num_heads: int):
+        super().__init__()
+        assert config.head_dim is not None and config.num_key_value_heads is not None  # the config fills them
+        self.config = config
+        self.layer_idx = layer_idx
+        self.scaling = config.head_dim**-0.5
+        self.num_key_value_groups = num_heads // config.num_key_value_heads
+        key_width = config.num_key_value_heads * config.head_dim
+        self.widths = [num_heads * config.head_dim, key_width, key_width]
+
+    def mix(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: Window, recurrence: int
+    ) -> torch.Tensor:
+        """[B, T, widths] to [B, T, H * D], storing keys and values in the window's cache if it has one."""
+        query, key, value = (
+            heads.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # [B, H, T, D]
+            for heads in (query, key, value)
+        )
+        query, key = rotate_halves(query, window.rotary), rotate_halves(key, window.rotary)
+        return attend(self, query, key, value, window, recurrence)
 
 
 def eager_attention(

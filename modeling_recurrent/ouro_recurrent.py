@@ -15,36 +15,25 @@ from transformers.modeling_utils import slice_logits_to_keep
 
 from .cache_recurrent import Window
 from .configuration_ouro import OuroConfig
-from .looped_recurrent import RecurrentDepthLM, RecurrentRMSNorm, attend
-from .rotary_recurrent import SplitHalfRotary, rotate_halves
+from .looped_recurrent import GroupedHeads, RecurrentDepthLM, RecurrentRMSNorm
+from .rotary_recurrent import SplitHalfRotary
 
 
-class OuroAttention(nn.Module):
+class OuroAttention(GroupedHeads):
     """Causal attention with grouped key-value heads."""
 
-    is_causal = True
-
     def __init__(self, config: OuroConfig, layer_idx: int):
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        assert config.head_dim is not None and config.num_key_value_heads is not None  # the config fills them
-        self.scaling = config.head_dim**-0.5
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        query_width, key_width = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        super().__init__(config, layer_idx, config.num_attention_heads)
+        query_width, key_width, _ = self.widths
         self.q_proj = nn.Linear(config.hidden_size, query_width, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, key_width, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, key_width, bias=False)
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int) -> torch.Tensor:
-        """[B, T, E] to [B, T, E], storing keys and values in the window's cache if it has one."""
-        query, key, value = (
-            project(hidden_states).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # [B, H, T, D]
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        query, key = rotate_halves(query, window.rotary), rotate_halves(key, window.rotary)
-        return self.o_proj(attend(self, query, key, value, window, recurrence))
+        """[B, T, E] to [B, T, E]."""
+        query, key, value = (project(hidden_states) for project in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(self.mix(query, key, value, window, recurrence))
 
 
 class OuroMLP(nn.Module):

@@ -9,38 +9,23 @@ from torch import nn
 
 from .cache_recurrent import Window
 from .configuration_recurrent import RecurrentDepthConfig
-from .looped_recurrent import RecurrentMLP, RecurrentRMSNorm, attend
-from .rotary_recurrent import rotate_halves
+from .looped_recurrent import GroupedHeads, RecurrentMLP, RecurrentRMSNorm
 
 
-class GroupedAttention(nn.Module):
+class GroupedAttention(GroupedHeads):
     """Causal attention with grouped key-value heads, queries and keys normed over all their heads where asked for."""
 
-    is_causal = True
-
     def __init__(self, config: RecurrentDepthConfig, layer_idx: int, has_qk_norm: bool):
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        assert config.head_dim is not None and config.num_key_value_heads is not None  # the config fills them
-        self.scaling = config.head_dim**-0.5
-        self.num_key_value_groups = config.n_heads // config.num_key_value_heads
-        query_width, key_width = config.n_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.widths = [query_width, key_width, key_width]
+        super().__init__(config, layer_idx, config.n_heads)
         self.Wqkv = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
-        self.q_norm = RecurrentRMSNorm(query_width, config.norm_eps) if has_qk_norm else nn.Identity()
-        self.k_norm = RecurrentRMSNorm(key_width, config.norm_eps) if has_qk_norm else nn.Identity()
-        self.proj = nn.Linear(query_width, config.n_embd, bias=config.bias)
+        self.q_norm = RecurrentRMSNorm(self.widths[0], config.norm_eps) if has_qk_norm else nn.Identity()
+        self.k_norm = RecurrentRMSNorm(self.widths[1], config.norm_eps) if has_qk_norm else nn.Identity()
+        self.proj = nn.Linear(self.widths[0], config.n_embd, bias=config.bias)
 
     def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int) -> torch.Tensor:
-        """[B, T, E] to [B, T, E], storing keys and values in the window's cache if it has one."""
-        flat_query, flat_key, flat_value = self.Wqkv(hidden_states).split(self.widths, dim=-1)
-        query, key, value = (
-            heads.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # [B, H, T, D]
-            for heads in (self.q_norm(flat_query), self.k_norm(flat_key), flat_value)
-        )
-        query, key = rotate_halves(query, window.rotary), rotate_halves(key, window.rotary)
-        return self.proj(attend(self, query, key, value, window, recurrence))
+        """[B, T, E] to [B, T, E]."""
+        query, key, value = self.Wqkv(hidden_states).split(self.widths, dim=-1)
+        return self.proj(self.mix(self.q_norm(query), self.k_norm(key), value, window, recurrence))
 
 
 class PreNormBlock(nn.Module):

@@ -319,3 +319,14 @@ def test_a_stock_model_without_a_tidar_config_needs_its_adapters_options(models)
         prompts, max_new_tokens=15, do_sample=False, custom_generate=tidar, draft_length=4, mask_embedding_id=3
     )
     assert found.tolist() == stock.generate(prompts, max_new_tokens=15, do_sample=False).tolist()
+
+
+def test_rows_are_padded_with_an_end_token_where_no_pad_token_is_named(models):
+    model, stock = (copy.deepcopy(one) for one in models)
+    for one in (model, stock):
+        one.config.pad_token_id = one.generation_config.pad_token_id = None
+    prompts = random_prompts(4, 6, seed=2)
+    common = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": 20, "eos_token_id": [25, 36, 44]}
+    found = model.generate(prompts, do_sample=False, **common)
+    assert found.tolist() == stock.generate(prompts, do_sample=False, **common).tolist()
+    assert (found[:, -1] == 25).any(), "no row was padded"

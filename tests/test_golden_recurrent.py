@@ -67,21 +67,19 @@ def test_self_speculative_decoding_writes_the_references_text(record):
     assert tokens == record["tokens"]
 
 
+def reference_run(record: dict, **options):
+    """The record's run of the reference, as `reference_compat` repeats it."""
+    ids = prompt_ids(record["prompt"])
+    common = {"max_new_tokens": record["N"], "return_dict_in_generate": True, "reference_compat": True}
+    return golden_model(record["variant"]).generate(ids, **common, **keywords(record["params"]), **options)
+
+
 @pytest.mark.parametrize("record", [r for r in DF if not r[1]["stalled"]], ids=name)
 def test_reference_compat_repeats_the_reference_exactly(record):
     _, record = record
-    ids = prompt_ids(record["prompt"])
+    output = reference_run(record, max_steps=400)
 
-    output = golden_model(record["variant"]).generate(
-        ids,
-        max_new_tokens=record["N"],
-        return_dict_in_generate=True,
-        reference_compat=True,
-        max_steps=400,
-        **keywords(record["params"]),
-    )
-
-    assert output.sequences[0, ids.shape[1] :].tolist() == record["tokens"]
+    assert output.sequences[0, prompt_ids(record["prompt"]).shape[1] :].tolist() == record["tokens"]
     assert output.num_steps == record["diffusion_steps"]
     assert output.num_core_passes == record["num_core_forward_passes"]
     assert output.num_positions == record["num_tokens_forward"]
@@ -91,16 +89,7 @@ def test_reference_compat_repeats_the_reference_exactly(record):
 @pytest.mark.parametrize("record", [r for r in DF if "trace" in r[1] and not r[1]["stalled"]], ids=name)
 def test_reference_compat_repeats_the_reference_step_by_step(record):
     _, record = record
-    ids = prompt_ids(record["prompt"])
-
-    output = golden_model(record["variant"]).generate(
-        ids,
-        max_new_tokens=record["N"],
-        return_dict_in_generate=True,
-        reference_compat=True,
-        record_wavefront=True,
-        **keywords(record["params"]),
-    )
+    output = reference_run(record, record_wavefront=True)
 
     for step, expected in zip(output.wavefront, record["trace"], strict=True):
         width = len(step.fed_ids)

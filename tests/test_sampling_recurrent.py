@@ -22,14 +22,16 @@ def warm(scores: torch.Tensor, prefix: list[int]) -> torch.Tensor:
 
 
 def nucleus(scores: torch.Tensor, prefix: list[int]) -> torch.Tensor:
-    """The fewest likeliest tokens that hold 0.8 of the probability."""
+    """Temperature 5, then the fewest likeliest tokens that hold 0.8 of the probability."""
+    scores = scores / 5.0
     probs, order = scores.softmax(dim=-1).sort(descending=True)
     unlikely = order[probs.cumsum(dim=-1) - probs >= 0.8]
     return scores.index_fill(0, unlikely, -torch.inf)
 
 
 def near_the_best(scores: torch.Tensor, prefix: list[int]) -> torch.Tensor:
-    """Tokens at least 0.2 times as likely as the likeliest."""
+    """Temperature 5, then the tokens at least 0.2 times as likely as the likeliest."""
+    scores = scores / 5.0
     probs = scores.softmax(dim=-1)
     return scores.masked_fill(probs < 0.2 * probs.max(), -torch.inf)
 
@@ -42,8 +44,8 @@ def unrepeated(scores: torch.Tensor, prefix: list[int]) -> torch.Tensor:
 
 WARPERS = {
     "temperature and top-k": ({"temperature": 1.4, "top_k": 4}, warm),
-    "top-p": ({"top_p": 0.8}, nucleus),
-    "min-p": ({"min_p": 0.2}, near_the_best),
+    "top-p": ({"temperature": 5.0, "top_p": 0.8}, nucleus),
+    "min-p": ({"temperature": 5.0, "min_p": 0.2}, near_the_best),
     "repetition penalty": ({"repetition_penalty": 1.8}, unrepeated),
 }
 
@@ -103,8 +105,9 @@ OPTIONS = [
 def test_sampled_texts_have_their_true_probabilities(warper, options):
     model = random_model(3, vocab_size=VOCABULARY, mean_recurrence=4)
     keywords, process = WARPERS[warper]
-    counts = draw(model, 10_000, seed=7, **keywords, **options)
-    assert chance_of_worse(counts, true_probabilities(model, process)) > ERROR_RATE
+    probabilities = true_probabilities(model, process)
+    assert 10 < sum(probability > 0.002 for probability in probabilities.values()) < 125, "too sure, or all possible"
+    assert chance_of_worse(draw(model, 10_000, seed=7, **keywords, **options), probabilities) > ERROR_RATE
 
 
 def test_the_test_sees_a_sampler_that_is_wrong():
