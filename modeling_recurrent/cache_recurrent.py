@@ -3,7 +3,8 @@
 B rows, T tokens of a call, S columns (token slots of a row), H key-value heads, D head width, N stored recurrences.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ class Window:
 
     rotary: torch.Tensor  # [2, B, T, 1, 1, D], cosines and signed sines
     attention_mask: Any  # what the attention implementation takes: a tensor, a BlockMask or None
+    attention_function: Callable
     cache: "RecurrentCache | None" = None
     columns: slice | tuple[torch.Tensor, torch.Tensor] | None = None
     kv_length: int = 0  # columns 0..kv_length-1 are read
@@ -30,29 +32,46 @@ class Window:
     def at(self, recurrences: list[int]) -> "Window":
         """A packed window for one `core_step`, in which token n has recurrence recurrences[n]."""
         assert self.packing is not None and self.cache is not None
-        packing = self.packing.at(recurrences, self.cache.stored_recurrences, self.cache.device)
-        return replace(self, packing=packing)
+        return replace(self, packing=self.packing.at(recurrences, self.cache.stored_recurrences, self.cache.device))
+
+
+@dataclass
+class Run:
+    """Neighbouring tokens of a packed window that stand in one cache row.
+
+    Where their planes are evenly spaced and rising, what they read is a view of the cache; else it is gathered.
+    """
+
+    tokens: slice
+    row: int
+    planes: slice | torch.Tensor | None = None  # of core layers
 
 
 @dataclass
 class Packing:
-    """What the tokens of a packed window, N calls' rows of one token each, read.
+    """Where the tokens of a packed window stand: N calls' rows of one token each, in runs of one cache row."""
 
-    Where all stand in one cache row, and their planes are evenly spaced and rising, what they read is a view of the
-    cache; else it is gathered.
-    """
-
-    row: int | None  # the one cache row of all N
+    runs: list[Run]
     planes: torch.Tensor | None = None  # [N] of core layers; None for calls of the prelude or the coda alone
-    plane_range: slice | None = None
+
+    @classmethod
+    def of(cls, rows: list[int]) -> "Packing":
+        """Of tokens in the given cache rows."""
+        ends = [n for n in range(1, len(rows)) if rows[n] != rows[n - 1]]
+        bounds = itertools.pairwise([0, *ends, len(rows)])
+        return cls([Run(slice(start, end), rows[start]) for start, end in bounds])
 
     def at(self, recurrences: list[int], num_planes: int, device: torch.device) -> "Packing":
         """The same tokens at the given recurrences."""
         planes = [(recurrence - 1) % num_planes for recurrence in recurrences]
-        step = planes[1] - planes[0] if len(planes) > 1 else 1
-        is_even = step > 0 and planes == list(range(planes[0], planes[0] + step * len(planes), step))
-        even = slice(planes[0], planes[-1] + 1, step) if is_even and self.row is not None else None
-        return Packing(self.row, torch.tensor(planes, device=device), even)
+        on_device = torch.tensor(planes, device=device)
+        runs = []
+        for run in self.runs:
+            own = planes[run.tokens]
+            step = own[1] - own[0] if len(own) > 1 else 1
+            is_even = step > 0 and own == list(range(own[0], own[0] + step * len(own), step))
+            runs.append(replace(run, planes=slice(own[0], own[-1] + 1, step) if is_even else on_device[run.tokens]))
+        return Packing(runs, on_device)
 
 
 class RecurrentCache(Cache):
@@ -134,11 +153,8 @@ class RecurrentCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store [B, H, T, D] keys and values, and return what the window may look at, [B, H, kv_length, D].
 
-        `recurrence` counts from 1, and is 1 for prelude and coda layers. A packed window names those of core layers
-        itself, one a token.
+        `recurrence` counts from 1, and is 1 for prelude and coda layers.
         """
-        if window.packing is not None:
-            return self._write_and_read_packed(keys, values, layer, window)
         plane = (recurrence - 1) % self.planes[layer]
         stored_keys, stored_values = self.keys[layer][plane], self.values[layer][plane]  # [B, H, S, D]
         if isinstance(window.columns, slice):
@@ -151,23 +167,21 @@ class RecurrentCache(Cache):
             stored_values[rows, :, columns] = values.transpose(1, 2)
         return stored_keys[:, :, : window.kv_length], stored_values[:, :, : window.kv_length]
 
-    def _write_and_read_packed(
-        self, keys: torch.Tensor, values: torch.Tensor, layer: int, window: Window
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        packing, seen = window.packing, slice(0, window.kv_length)
-        assert packing is not None and isinstance(window.columns, tuple)
+    def write_packed(self, keys: torch.Tensor, values: torch.Tensor, layer: int, window: Window) -> None:
+        """Store [N, H, 1, D] keys and values of a packed window's tokens, each at its own recurrence."""
+        assert window.packing is not None and isinstance(window.columns, tuple)
         rows, columns = (index[:, 0] for index in window.columns)
-        planes = packing.planes if self.planes[layer] > 1 else 0
-        read = []
-        for stored, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            stored[planes, rows, :, columns] = new[:, :, 0]
-            if packing.row is not None and self.planes[layer] == 1:
-                read.append(stored[0, packing.row, :, seen].expand(len(new), -1, -1, -1))
-            elif packing.plane_range is not None:
-                read.append(stored[packing.plane_range, packing.row, :, seen])
-            else:
-                read.append(stored[planes, rows, :, seen])
-        return read[0], read[1]
+        planes = window.packing.planes if self.planes[layer] > 1 else 0
+        self.keys[layer][planes, rows, :, columns] = keys[:, :, 0]
+        self.values[layer][planes, rows, :, columns] = values[:, :, 0]
+
+    def read_run(self, layer: int, run: Run, kv_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values that the n tokens of a packed window's run may look at, [n, H, kv_length, D]."""
+        stored = self.keys[layer][:, run.row, :, :kv_length], self.values[layer][:, run.row, :, :kv_length]
+        if self.planes[layer] > 1:
+            return stored[0][run.planes], stored[1][run.planes]
+        num_tokens = run.tokens.stop - run.tokens.start
+        return stored[0].expand(num_tokens, -1, -1, -1), stored[1].expand(num_tokens, -1, -1, -1)
 
     def reserve(self, length: int) -> None:
         """Make room for `length` columns a row, doubling the capacity when there are fewer."""

@@ -34,11 +34,22 @@ def attend(
 
     `module` has the `config`, the `layer_idx` (counted through prelude, core and coda) and the `scaling`.
     """
-    if window.cache is not None:
+    function, mask = window.attention_function, window.attention_mask
+    options = {"scaling": module.scaling, "dropout": 0.0}
+    packing = window.packing
+    if packing is not None:
+        assert window.cache is not None
+        window.cache.write_packed(key, value, module.layer_idx, window)
+        read = [window.cache.read_run(module.layer_idx, run, window.kv_length) for run in packing.runs]
+        if mask is None or isinstance(mask, torch.Tensor):  # run by run, so that what is read is not copied
+            masks = [mask if mask is None else mask[run.tokens] for run in packing.runs]
+            runs = zip(packing.runs, read, masks, strict=True)
+            mixed = [function(module, query[run.tokens], *seen, own, **options)[0] for run, seen, own in runs]
+            return torch.cat(mixed).flatten(2)
+        key, value = (torch.cat(tensors) for tensors in zip(*read, strict=True))  # a BlockMask is of all tokens
+    elif window.cache is not None:
         key, value = window.cache.write_and_read(key, value, module.layer_idx, recurrence, window)
-    function: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
-    mixed, _ = function(module, query, key, value, window.attention_mask, scaling=module.scaling, dropout=0.0)
-    return mixed.flatten(2)
+    return function(module, query, key, value, mask, **options)[0].flatten(2)
 
 
 class GroupedHeads(nn.Module):
@@ -212,7 +223,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         if cache is not None:
             cache.reserve(start + length)
         rotary = self.rotary_at(position_ids, input_embeds.dtype)
-        return Window(rotary, mask, cache, slice(start, start + length), start + length)
+        return Window(rotary, mask, self._attention_function(), cache, slice(start, start + length), start + length)
 
     def window_at(self, starts: list[int], length: int, cache: RecurrentCache) -> Window:
         """`length` tokens of each cache row from position starts[row] on; rows are unpadded: column is position."""
@@ -223,10 +234,10 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         rotary = self.rotary_at(position_ids, cache.dtype)
         if min(starts) == max(starts):
             mask = self._mask(position_ids, kv_length, cache.dtype, starts[0])
-            return Window(rotary, mask, cache, slice(starts[0], kv_length), kv_length)
+            return Window(rotary, mask, self._attention_function(), cache, slice(starts[0], kv_length), kv_length)
         mask = self._mask(position_ids, kv_length, cache.dtype)
         rows = torch.arange(len(starts), device=device)[:, None]
-        return Window(rotary, mask, cache, (rows, position_ids), kv_length)
+        return Window(rotary, mask, self._attention_function(), cache, (rows, position_ids), kv_length)
 
     def packed_window(self, rows: list[int], positions: list[int], cache: RecurrentCache) -> Window:
         """N single tokens, [N, 1] in every call: token n stands at positions[n] of cache row rows[n].
@@ -239,8 +250,12 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         cache.reserve(kv_length)
         mask = self._mask(index[1], kv_length, cache.dtype) if min(positions) < max(positions) else None
         rotary = self.rotary_at(index[1], cache.dtype)
-        packing = Packing(rows[0] if len(set(rows)) == 1 else None)
-        return Window(rotary, mask, cache, (index[0], index[1]), kv_length, packing)
+        packing = Packing.of(rows)
+        return Window(rotary, mask, self._attention_function(), cache, (index[0], index[1]), kv_length, packing)
+
+    def _attention_function(self) -> Callable:
+        """Looked up once a window: a config takes its time to answer."""
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
 
     def _mask(self, position_ids: torch.Tensor, kv_length: int, dtype: torch.dtype, start: int | None = None) -> Any:
         """What lets tokens at [B, T] positions see the columns up to their own; `start` where all rows begin there."""
