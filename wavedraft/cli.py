@@ -361,6 +361,8 @@ def train(
     options = {name: value for name, value in locals().items() if name not in ("model", "data", "output")}
     options["eval_prompts_path"] = options.pop("eval_prompts")
     # Trainer takes seconds to import, which the other verbs do not wait for.
+    from accelerate import PartialState
+
     from .training import TrainingStopped, finetune
 
     try:
@@ -368,6 +370,8 @@ def train(
     except TrainingStopped as stop:
         print(f"wavedraft: {stop}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
+    if not PartialState().is_main_process:
+        return
     for moment in ("before", "after"):
         if measured := report[moment]:
             identical = measured["identical"]
