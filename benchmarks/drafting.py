@@ -1,13 +1,17 @@
 """Tokens per forward on held-out prompts, by really decoding: each kind, the worst, and all.
 
 python benchmarks/drafting.py models/SmolLM2-135M-Instruct-TiDAR --adapter adapters/smollm2-135m-instruct-gated
+
+With `--exact tie-safe --dtype bfloat16` each prompt is decoded in that mode as well.
 """
 
 import argparse
 import json
 import platform
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,20 +20,40 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from wavedraft import TiDARForCausalLM
-from wavedraft.training import DraftingReport, measure_drafting
 from wavedraft.training.dialogue import read_jsonl
 from wavedraft.training.finetune import chat_prompt_ids
 
 
-def merged(reports: list[DraftingReport]) -> dict[str, float]:
+@dataclass
+class Decoded:
+    """One prompt in one mode: the tokens its decode forwards decided, their number, and whether the text is plain's."""
+
+    num_tokens: int
+    num_forwards: int
+    num_tie_forwards: int
+    is_identical: bool
+
+
+def decode(model: Any, ids: torch.Tensor, plain: torch.Tensor, **options: Any) -> Decoded:
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, return_dict_in_generate=True, **options
+    )
+    is_identical = torch.equal(output.sequences, plain)
+    num_tokens = output.sequences.shape[1] - ids.shape[1] - 1
+    return Decoded(num_tokens, output.num_forwards, output.num_tie_forwards, is_identical)
+
+
+def merged(runs: list[Decoded]) -> dict[str, float]:
     """Forwards and tokens summed over prompts; the share of identical texts."""
-    num_tokens, num_forwards = sum(r.num_tokens for r in reports), sum(r.num_forwards for r in reports)
+    num_tokens, num_forwards = sum(run.num_tokens for run in runs), sum(run.num_forwards for run in runs)
+    num_tie_forwards = sum(run.num_tie_forwards for run in runs)
     return {
-        "prompts": len(reports),
+        "prompts": len(runs),
         "tokens": num_tokens,
         "forwards": num_forwards,
-        "tokens_per_forward": num_tokens / num_forwards,
-        "identical": sum(r.identical or 0 for r in reports) / len(reports),
+        "tie_forwards": num_tie_forwards,
+        "tokens_per_forward": num_tokens / (num_forwards + num_tie_forwards),
+        "identical": sum(run.is_identical for run in runs) / len(runs),
     }
 
 
@@ -40,6 +64,8 @@ def main() -> None:
     parser.add_argument("--prompts", default=str(Path(__file__).with_name("prompts_heldout.jsonl")))
     parser.add_argument("--prompts-per-kind", type=int, default=5)
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--draft-length", type=int, help="by default the checkpoint's")
+    parser.add_argument("--exact", choices=["tie-safe"], help="decode in this mode as well")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--output", help="write the figures here as JSON")
     arguments = parser.parse_args()
@@ -53,17 +79,27 @@ def main() -> None:
     for row in read_jsonl(arguments.prompts):
         kinds.setdefault(row["kind"], []).append(row["prompt"])
     chosen = [(kind, prompt) for kind, prompts in kinds.items() for prompt in prompts[: arguments.prompts_per_kind]]
-    reports: dict[str, list[DraftingReport]] = {kind: [] for kind in kinds}
+    common = {"max_new_tokens": arguments.max_new_tokens, "draft_length": arguments.draft_length}
+    modes: dict[str, dict[str, Any]] = {"": {}} | (
+        {arguments.exact: {"exact": arguments.exact}} if arguments.exact else {}
+    )
+    runs: dict[str, dict[str, list[Decoded]]] = {mode: {kind: [] for kind in kinds} for mode in modes}
     for kind, prompt in track(chosen, description="Decoding"):
-        ids = [chat_prompt_ids(prompt, tokenizer)]
-        reports[kind].append(measure_drafting(model, ids, arguments.max_new_tokens, compare_with_plain=True))
+        ids = chat_prompt_ids(prompt, tokenizer)[None].to(model.device)
+        mask = torch.ones_like(ids)
+        plain = model.generate(ids, attention_mask=mask, do_sample=False, **common | {"draft_length": 0})
+        for mode, options in modes.items():
+            runs[mode][kind].append(decode(model, ids, plain, **common, **options))
 
-    figures = {kind: merged(of_kind) for kind, of_kind in reports.items()}
-    figures["all"] = merged([report for of_kind in reports.values() for report in of_kind])
-    table = Table("kind", "prompts", "tokens", "forwards", "tokens per forward", "identical to plain", box=None)
+    figures: dict[str, dict[str, float]] = {}
+    for mode, of_kinds in runs.items():
+        of_kinds = of_kinds | {"all": [run for of_kind in of_kinds.values() for run in of_kind]}
+        figures |= {f"{kind} {mode}".strip(): merged(of_kind) for kind, of_kind in of_kinds.items()}
+    columns = ["kind", "prompts", "tokens", "forwards", "tie forwards", "tokens per forward", "identical to plain"]
+    table = Table(*columns, box=None)
     for kind, row in figures.items():
-        cells = [row["prompts"], row["tokens"], row["forwards"], f"{row['tokens_per_forward']:.2f}"]
-        table.add_row(kind, *map(str, cells), f"{row['identical']:.0%}")
+        cells = [row[name] for name in ("prompts", "tokens", "forwards", "tie_forwards")]
+        table.add_row(kind, *map(str, cells), f"{row['tokens_per_forward']:.2f}", f"{row['identical']:.0%}")
     Console().print(table)
     worst = min(kinds, key=lambda kind: figures[kind]["tokens_per_forward"])
     print(f"worst: {worst}, {figures[worst]['tokens_per_forward']:.2f} tokens per forward")

@@ -6,22 +6,30 @@ B sequences, K drafted tokens, V vocabulary.
 import torch
 
 
-def accept_by_equality(draft_ids: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+def accept_by_equality(
+    draft_ids: torch.Tensor, target_ids: torch.Tensor, num_drafted: torch.Tensor | None = None
+) -> torch.Tensor:
     """Accepts the longest run in which each next draft token is the one the model itself would have written.
 
     Args:
         draft_ids: [B, K]; the first is already decided.
         target_ids: [B, K] the model's own choice behind each draft token.
+        num_drafted: [B] how many of a row's K are a draft, 1 to K; the rest only fills it up. None: all.
 
     Returns:
-        [B] number of accepted tokens, 1 to K.
+        [B] number of accepted tokens, 1 to `num_drafted`.
     """
     agrees = draft_ids[:, 1:] == target_ids[:, :-1]
-    return 1 + agrees.long().cumprod(dim=1).sum(dim=1)
+    num_accepted = 1 + agrees.long().cumprod(dim=1).sum(dim=1)
+    return num_accepted if num_drafted is None else num_accepted.minimum(num_drafted)
 
 
 def accept_by_rejection(
-    draft_ids: torch.Tensor, target_probs: torch.Tensor, draft_probs: torch.Tensor, uniforms: torch.Tensor
+    draft_ids: torch.Tensor,
+    target_probs: torch.Tensor,
+    draft_probs: torch.Tensor,
+    uniforms: torch.Tensor,
+    num_drafted: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Accepts draft token d with probability min(1, target(d) / draft(d)), up to the first rejection
     (Leviathan et al., arXiv 2211.17192, algorithm 1).
@@ -31,36 +39,45 @@ def accept_by_rejection(
         target_probs: [B, K, V] the autoregressive side behind each draft token.
         draft_probs: [B, K - 1, V] what draft tokens 2..K were drawn from.
         uniforms: [B, K - 1] in [0, 1).
+        num_drafted: [B] how many of a row's K are a draft, 1 to K; the rest only fills it up. None: all.
 
     Returns:
-        [B] number of accepted tokens, 1 to K.
+        [B] number of accepted tokens, 1 to `num_drafted`.
     """
     drawn = draft_ids[:, 1:, None]
     target = target_probs[:, :-1].gather(2, drawn).squeeze(2)
     draft = draft_probs.gather(2, drawn).squeeze(2)
     stands = uniforms * draft < target
-    return 1 + stands.long().cumprod(dim=1).sum(dim=1)
+    num_accepted = 1 + stands.long().cumprod(dim=1).sum(dim=1)
+    return num_accepted if num_drafted is None else num_accepted.minimum(num_drafted)
 
 
-def residual_probs(target_probs: torch.Tensor, draft_probs: torch.Tensor, num_accepted: torch.Tensor) -> torch.Tensor:
+def residual_probs(
+    target_probs: torch.Tensor,
+    draft_probs: torch.Tensor,
+    num_accepted: torch.Tensor,
+    num_drafted: torch.Tensor | None = None,
+) -> torch.Tensor:
     """What the token behind the accepted run is drawn from: the normalised positive part of target - draft where a
-    draft token was rejected, the target itself where all K were accepted (arXiv 2211.17192, section 2.3).
+    draft token was rejected, the target itself where all were accepted (arXiv 2211.17192, section 2.3).
 
     Args:
         target_probs: [B, K, V].
         draft_probs: [B, K - 1, V].
-        num_accepted: [B], 1 to K.
+        num_accepted: [B], 1 to `num_drafted`.
+        num_drafted: [B] how many of a row's K were a draft. None: all.
 
     Returns:
         [B, V] probabilities.
     """
     rows = torch.arange(len(num_accepted), device=num_accepted.device)
     draft_length = target_probs.shape[1]
+    is_rejected = num_accepted < (draft_length if num_drafted is None else num_drafted)
     target = target_probs[rows, num_accepted - 1]
     if draft_length == 1:
         return target
     draft = draft_probs[rows, (num_accepted - 1).clamp(max=draft_length - 2)]
-    residual = torch.where((num_accepted < draft_length)[:, None], (target - draft).clamp(min=0), target)
+    residual = torch.where(is_rejected[:, None], (target - draft).clamp(min=0), target)
     total = residual.sum(dim=-1, keepdim=True)
     # Rounding can leave nothing of two equal distributions; a rejection is then as good as a draw from the target.
     return torch.where(total > 0, residual / total, target)

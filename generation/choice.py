@@ -1,16 +1,17 @@
 """How the next token is chosen: greedily, or by sampling. Both verify a draft and write the next one.
 
-A unfinished rows, K drafted tokens, V vocabulary.
+A unfinished rows, K the most tokens drafted at a time, N of them in the draft at hand, V vocabulary.
 """
 
 import torch
 
 from .acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
+from .draft_forward import DraftForward
 from .transcript import Scores
 
 
 def decided_run(draft_ids: torch.Tensor, num_accepted: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
-    """What a forward decides, [A, K]: draft tokens 2..a, then the model's own next token; the rest is undecided.
+    """What a forward decides, [A, N]: draft tokens 2..a, then the model's own next token; the rest is undecided.
 
     Draft token 1 was decided by the forward before.
     """
@@ -39,17 +40,20 @@ class Greedy:
         ids = self.target_scores.argmax(dim=-1)
         return ids, torch.ones_like(ids[:, 0])
 
-    def verify(self, draft_ids: torch.Tensor, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decides 1 to K tokens from a draft [A, K] and the logits behind each of its tokens [A, K, V]."""
+    def verify(
+        self, draft_ids: torch.Tensor, target_logits: torch.Tensor, num_drafted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decides 1 to N tokens from a draft [A, N], of which the first `num_drafted` [A] count, and the logits behind
+        each of its tokens [A, N, V]."""
         if self.scores.depend_on_prefix:
             self.scores.transcript.write_undecided(draft_ids[:, 1:])
         self.target_scores = self.scores(target_logits)
         target_ids = self.target_scores.argmax(dim=-1)
-        num_accepted = accept_by_equality(draft_ids, target_ids)
+        num_accepted = accept_by_equality(draft_ids, target_ids, num_drafted)
         return decided_run(draft_ids, num_accepted, last_decided(target_ids, num_accepted)[:, 0]), num_accepted
 
     def draft(self, decided_ids: torch.Tensor, num_decided: torch.Tensor, draft_logits: torch.Tensor) -> torch.Tensor:
-        """Writes the next draft [A, K]: the last decided token, then the masks' predictions [A, K - 1, V]."""
+        """Writes the next draft [A, N]: the last decided token, then the masks' predictions [A, N - 1, V]."""
         draft_ids = last_decided(decided_ids, num_decided)
         if not self.scores.depend_on_prefix:
             return torch.cat([draft_ids, self.scores(draft_logits).argmax(dim=-1)], dim=1)
@@ -63,6 +67,40 @@ class Greedy:
         pass
 
 
+class TieSafeGreedy(Greedy):
+    """Greedy decoding that asks again where the two best tokens of a position that counts are nearly tied: a forward
+    of that one token, as plain decoding runs it, decides. Where such forwards have always given the wide forward's
+    bits, they are asked no more.
+
+    Args:
+        forward: reads single tokens again.
+        tie_margin: the difference of the two best processed scores under which they are tied.
+    """
+
+    def __init__(self, scores: Scores, forward: DraftForward, tie_margin: float):
+        super().__init__(scores)
+        self.forward = forward
+        self.tie_margin = tie_margin
+
+    def verify(
+        self, draft_ids: torch.Tensor, target_logits: torch.Tensor, num_drafted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        decided_ids, num_accepted = super().verify(draft_ids, target_logits, num_drafted)
+        first, second = self.target_scores.float().topk(2).values.unbind(-1)
+        is_open = first - second < self.tie_margin  # [A, N]
+        rounding = self.forward.rounding
+        place = torch.arange(draft_ids.shape[1], device=draft_ids.device)
+        while not rounding.is_believed and (counts := is_open & (place < num_accepted[:, None])).any():
+            ties = counts & (counts.long().cumsum(dim=1) == 1)  # the first of each row: later ones hang on it
+            for row, i in ties.nonzero().tolist():
+                alone = self.forward.read_alone(row, draft_ids[row, i].view(1, 1), i)[0, 0]
+                rounding.compare(alone, target_logits[row, i])
+                target_logits[row, i] = alone
+            is_open &= ~ties
+            decided_ids, num_accepted = super().verify(draft_ids, target_logits, num_drafted)
+        return decided_ids, num_accepted
+
+
 class Sampled:
     """A draw from the processed distribution: speculative sampling with the autoregressive side as the target and
     the masks as the drafter (arXiv 2211.17192). Every processor and warper acts on both sides.
@@ -70,10 +108,12 @@ class Sampled:
     Args:
         seeds: one for each row, so that a row's draws do not depend on the batch it is in; None draws from the
             device's global generator.
+        draft_length: K. A forward draws the same number whatever a row's draft is worth, for the same reason.
     """
 
-    def __init__(self, scores: Scores, seeds: list[int] | None):
+    def __init__(self, scores: Scores, seeds: list[int] | None, draft_length: int):
         self.scores = scores
+        self.draft_length = draft_length
         self.generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def _uniforms(self, like: torch.Tensor, num: int) -> torch.Tensor:
@@ -88,21 +128,25 @@ class Sampled:
         ids = sample(self.target_scores.float().softmax(dim=-1), self._uniforms(target_logits, 1))
         return ids, torch.ones_like(ids[:, 0])
 
-    def verify(self, draft_ids: torch.Tensor, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decides 1 to K tokens from a draft [A, K] and the logits behind each of its tokens [A, K, V]."""
+    def verify(
+        self, draft_ids: torch.Tensor, target_logits: torch.Tensor, num_drafted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decides 1 to N tokens from a draft [A, N], of which the first `num_drafted` [A] count, and the logits behind
+        each of its tokens [A, N, V]."""
         if self.scores.depend_on_prefix:
             self.scores.transcript.write_undecided(draft_ids[:, 1:])
         self.target_scores = self.scores(target_logits)
         target_probs = self.target_scores.float().softmax(dim=-1)
-        uniforms = self._uniforms(target_logits, draft_ids.shape[1])
-        num_accepted = accept_by_rejection(draft_ids, target_probs, self.draft_probs, uniforms[:, 1:])
-        next_ids = sample(residual_probs(target_probs, self.draft_probs, num_accepted), uniforms[:, 0])
+        uniforms = self._uniforms(target_logits, self.draft_length)[:, : draft_ids.shape[1]]
+        num_accepted = accept_by_rejection(draft_ids, target_probs, self.draft_probs, uniforms[:, 1:], num_drafted)
+        residual = residual_probs(target_probs, self.draft_probs, num_accepted, num_drafted)
+        next_ids = sample(residual, uniforms[:, 0])
         return decided_run(draft_ids, num_accepted, next_ids), num_accepted
 
     def draft(self, decided_ids: torch.Tensor, num_decided: torch.Tensor, draft_logits: torch.Tensor) -> torch.Tensor:
-        """Draws the next draft [A, K]: the last decided token, then one draw from each mask's [A, K - 1, V]."""
+        """Draws the next draft [A, N]: the last decided token, then one draw from each mask's [A, N - 1, V]."""
         num_slots = draft_logits.shape[1]
-        uniforms = self._uniforms(draft_logits, num_slots)
+        uniforms = self._uniforms(draft_logits, self.draft_length - 1)[:, :num_slots]
         first_ids = last_decided(decided_ids, num_decided)
         if not self.scores.depend_on_prefix:
             self.draft_probs = self.scores(draft_logits).float().softmax(dim=-1)

@@ -1,6 +1,6 @@
 """TiDAR: one forward verifies the last draft and writes the next (arXiv 2511.08923).
 
-B sequences, A of them unfinished, P prompt tokens, K drafted tokens, M branches, V vocabulary, D channels.
+B sequences, A of them unfinished, P prompt tokens, K drafted tokens, V vocabulary.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from .choice import Greedy, Sampled
+from .choice import Greedy, Sampled, TieSafeGreedy
 from .draft_forward import DraftForward
 from .options_tidar import TiDAROptions
 from .outputs import Record, TiDARGenerateOutput
@@ -52,12 +52,25 @@ def decode_tidar(
     pad_token_id = pad_token_of(generation_config)
     transcript = Transcript(input_ids, stopping_criteria, pad_token_id, draft_length, streamer)
     scores = Scores(logits_processor, transcript, options.excluded_id)
-    choice = Sampled(scores, options.seeds(batch_size)) if generation_config.do_sample else Greedy(scores)
     is_users_cache = getattr(past_key_values, "_is_user_defined", False)
     returns_cache = is_users_cache or generation_config.return_dict_in_generate
     forward = DraftForward(
-        model, draft_length, options.mask_embedding_id, batch_size, attention_mask, past_key_values, returns_cache
+        model,
+        draft_length,
+        options.mask_embedding_id,
+        batch_size,
+        attention_mask,
+        past_key_values,
+        returns_cache,
+        is_tie_safe=options.exact == "tie-safe",
     )
+    choice: Sampled | Greedy
+    if generation_config.do_sample:
+        choice = Sampled(scores, options.seeds(batch_size), draft_length)
+    elif options.exact == "tie-safe":
+        choice = TieSafeGreedy(scores, forward, options.tie_margin_of(model.dtype))
+    else:
+        choice = Greedy(scores)
     record = Record(batch_size, draft_length, generation_config)
 
     # 1. Prefill: the prompt decides the first token, and one block of masks drafts what follows it.
@@ -76,8 +89,9 @@ def decode_tidar(
         draft_ids = choice.draft(decided_ids, num_decided, forward.branch_logits(branch))
         transcript.show_draft(draft_ids)
         # 4. One forward verifies it, and drafts behind each token that may turn out to be the last accepted.
+        num_drafted = torch.full_like(num_decided, draft_ids.shape[1])
         target_logits = forward.verify_and_draft(draft_ids)
-        decided_ids, num_decided = choice.verify(draft_ids, target_logits)
+        decided_ids, num_decided = choice.verify(draft_ids, target_logits, num_drafted)
         branch = num_decided - 1
         # 5. Accepted tokens join the text and stay in the cache; the rest is overwritten.
         counts = transcript.extend(decided_ids, num_decided)
@@ -101,6 +115,8 @@ def tidar(
     generation_config: GenerationConfig,
     draft_length: int | None = None,
     seed: int | list[int] | None = None,
+    exact: str | None = None,
+    tie_margin: float | None = None,
     mask_embedding_id: int | None = None,
     **model_kwargs: Any,
 ) -> TiDARGenerateOutput | torch.Tensor:
@@ -112,10 +128,11 @@ def tidar(
     classes for streaming and `stop_strings`.
 
     Args:
-        draft_length, seed: as in `generate` of our own classes.
+        draft_length, seed, exact, tie_margin: as in `generate` of our own classes.
         mask_embedding_id: the row of the embedding table that masks read.
     """
-    for name, value in (("draft_length", draft_length), ("seed", seed), ("mask_embedding_id", mask_embedding_id)):
+    given = {"draft_length": draft_length, "seed": seed, "exact": exact, "tie_margin": tie_margin}
+    for name, value in {**given, "mask_embedding_id": mask_embedding_id}.items():
         if value is not None:
             setattr(generation_config, name, value)
     options = TiDAROptions.of(generation_config, model.config)

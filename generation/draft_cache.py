@@ -88,6 +88,15 @@ class DraftCache(Cache):
             (layer.keys[place, :, :length].clone(), layer.values[place, :, :length].clone()) for layer in self.layers
         ]
 
+    def view_of_row(self, place: int, length: int) -> "DraftCache":
+        """The first `length` slots of one row as a cache of its own, over the same memory."""
+        view = DraftCache(1, len(self.layers), self.lengths.device)
+        view.accept(torch.full_like(view.lengths, length), length)
+        for mine, layer in zip(view.layers, self.layers, strict=True):
+            mine.lazy_initialization(layer.keys, layer.values)
+            mine.keys, mine.values = layer.keys[place : place + 1], layer.values[place : place + 1]
+        return view
+
     def begin_forward(self, num_queries: int) -> None:
         """Points each row's next `num_queries` writes at the slots behind its length."""
         self._slots = self.lengths[:, None] + torch.arange(num_queries, device=self.lengths.device)  # [B, Q]

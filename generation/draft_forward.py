@@ -13,7 +13,14 @@ from transformers.cache_utils import DynamicCache
 
 from .draft_cache import DraftCache, stack_rows
 from .mask_gate import MaskGate
-from .structured_mask import draft_mask_function, draft_positions, real_slot_function, structured_attention_mask
+from .structured_mask import (
+    attention_windows,
+    draft_mask_function,
+    draft_positions,
+    real_slot_function,
+    structured_attention_mask,
+)
+from .token_by_token import Spans, clean_tokens_alone, has_attention_interface, rounding_of
 
 
 def lm_head_logits(model: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -50,9 +57,11 @@ class DraftForward:
         attention_mask: [B, P], 0 for padding; None where there is none.
         past_key_values: the cache of an earlier turn, or None.
         returns_cache: whether `final_cache` will be asked for; finished rows are then set aside, not dropped.
+        is_tie_safe: the prompt is read as plain decoding reads it, with no masks behind it; where the attention
+            implementation is sdpa, its tokens are read beside others as they are alone; and `read_alone` may be asked.
 
     Attributes:
-        num_forwards, num_prefill_forwards: calls of the network, counted where it is called.
+        num_forwards, num_prefill_forwards, num_tie_forwards: calls of the network, counted where it is called.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class DraftForward:
         attention_mask: torch.Tensor | None = None,
         past_key_values: DynamicCache | None = None,
         returns_cache: bool = False,
+        is_tie_safe: bool = False,
     ):
         self.model = model
         self.rows = list(range(batch_size))
@@ -82,13 +92,18 @@ class DraftForward:
         has_position_table = getattr(text_config, "rope_parameters", None) is None
         # A mask may stand behind the last row of a learned position table; its prediction is never used there.
         self.last_position = text_config.max_position_embeddings - 1 if has_position_table else None
-        self.every_branch = torch.arange(1, draft_length + 1, device=device)
-        self.num_forwards = self.num_prefill_forwards = 0
+        self.num_forwards = self.num_prefill_forwards = self.num_tie_forwards = 0
+        self.is_tie_safe = is_tie_safe
+        self.has_window = any(attention_windows(model.config).values())
+        self.is_token_by_token = is_tie_safe and has_attention_interface(model)
+        self.rounding = rounding_of(model) if is_tie_safe else None
+        if is_tie_safe and self.is_real_slot is not None and self.is_real_slot.all():
+            self.is_real_slot = None  # as plain decoding has it
         self.next_positions: torch.Tensor  # [A, 1] of the next clean token
         self.mask_states: torch.Tensor  # [A, M*K, D] last hidden states of the last forward's masks
 
     def prefill(self, prompt_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
-        """Reads the uncached part of the prompts [B, P] and drafts one block behind it.
+        """Reads the uncached part of the prompts [B, P] and drafts one block behind it, unless ties are to be safe.
 
         Args:
             position_ids: [B, at least the uncached part of P]; None counts the columns.
@@ -101,23 +116,49 @@ class DraftForward:
         if position_ids is None:
             position_ids = torch.arange(prompt_ids.shape[1], device=device).expand(len(prompt_ids), -1)
         positions = position_ids[:, -num_clean:].to(device)
-        target_logits = self._forward(
-            prompt_ids[:, -num_clean:], positions, torch.tensor([num_clean], device=device), 1
-        )
+        num_branches = 0 if self.is_tie_safe else 1
+        branch_lengths = torch.full((len(prompt_ids), num_branches), num_clean, device=device)
+        target_logits = self._forward(prompt_ids[:, -num_clean:], positions, branch_lengths, num_read=1)
         self.num_prefill_forwards += 1
         self.next_positions = positions[:, -1:] + 1
         self._advance(torch.full_like(self.cache.lengths, num_clean), [num_clean] * len(prompt_ids))
         return target_logits
 
-    def verify_and_draft(self, draft_ids: torch.Tensor) -> torch.Tensor:
-        """Reads a draft [A, K] and drafts one block behind each of its tokens.
+    def verify_and_draft(self, draft_ids: torch.Tensor, branch_lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Reads a draft [A, N] and drafts one block behind its first `branch_lengths` [A, M] tokens, each 1 to N; by
+        default behind each of its tokens.
 
         Returns:
-            logits behind each draft token, [A, K, V].
+            logits behind each draft token, [A, N, V].
         """
-        positions = self.next_positions + torch.arange(self.draft_length, device=self.next_positions.device)
-        target_logits = self._forward(draft_ids, positions, self.every_branch, num_read=self.draft_length)
+        num_clean = draft_ids.shape[1]
+        if branch_lengths is None:
+            every = torch.arange(1, num_clean + 1, device=self.next_positions.device)
+            branch_lengths = every.expand(len(draft_ids), -1)
+        positions = self.next_positions + torch.arange(num_clean, device=self.next_positions.device)
+        target_logits = self._forward(draft_ids, positions, branch_lengths, num_read=num_clean)
         self.num_forwards += 1
+        return target_logits
+
+    def read_alone(self, place: int, token_id: torch.Tensor, num_before: int) -> torch.Tensor:
+        """Reads one token of one row's draft once more, `num_before` tokens of that draft before it, in the forward
+        plain decoding would read it in. What it leaves in the cache takes the place of what the draft's left there.
+
+        Args:
+            token_id: [1, 1].
+
+        Returns:
+            logits behind it, [1, 1, V].
+        """
+        position = self.next_positions[place : place + 1] + num_before
+        target_logits = self._forward(
+            token_id,
+            position,
+            position.new_empty(1, 0),
+            num_read=1,
+            alone=(place, self.row_lengths[place] + num_before),
+        )
+        self.num_tie_forwards += 1
         return target_logits
 
     def branch_logits(self, branch: torch.Tensor) -> torch.Tensor:
@@ -125,10 +166,11 @@ class DraftForward:
         model's own next token takes its place.
 
         Returns:
-            [A, K - 1, V]
+            [A, K - 1, V]; [A, 0, V] where the last forward had no masks.
         """
-        first = branch * self.draft_length + 1
-        slots = first[:, None] + torch.arange(self.draft_length - 1, device=branch.device)
+        num_slots = self.draft_length - 1 if self.mask_states.shape[1] else 0
+        first = branch.clamp(min=0) * self.draft_length + 1
+        slots = first[:, None] + torch.arange(num_slots, device=branch.device)
         rows = torch.arange(len(branch), device=branch.device)[:, None]
         hidden_states = self.mask_states[rows.to(self.mask_states.device), slots.to(self.mask_states.device)]
         return lm_head_logits(self.model, hidden_states).to(branch.device)
@@ -167,51 +209,76 @@ class DraftForward:
         self.cache.accept(num_kept, max(self.row_lengths))
 
     def _forward(
-        self, clean_ids: torch.Tensor, clean_positions: torch.Tensor, branch_lengths: torch.Tensor, num_read: int
+        self,
+        clean_ids: torch.Tensor,
+        clean_positions: torch.Tensor,
+        branch_lengths: torch.Tensor,
+        num_read: int,
+        alone: tuple[int, int] | None = None,
     ) -> torch.Tensor:
         """The network's one call: logits of the last `num_read` clean tokens, on the device the ids came from; the
-        masks' states are kept aside."""
+        masks' states are kept aside.
+
+        Args:
+            alone: place and cached length of the one row that is read, at a length it had before; None reads all.
+        """
         device_of_ids, clean_ids = clean_ids.device, clean_ids.to(self.cache.lengths.device)
         num_rows, num_clean = clean_ids.shape
-        num_masks = len(branch_lengths) * self.draft_length
+        num_masks = branch_lengths.shape[1] * self.draft_length
         mask_ids = clean_ids.new_full((num_rows, num_masks), self.mask_embedding_id)
-        after_first = draft_positions(num_clean, self.draft_length, branch_lengths)[num_clean:]
+        after_first = draft_positions(num_clean, self.draft_length, branch_lengths)[:, num_clean:]
         position_ids = torch.cat([clean_positions, clean_positions[:, -1:] + 1 - num_clean + after_first], dim=1)
         if self.last_position is not None:
             position_ids = position_ids.clamp(max=self.last_position)
-        self.cache.begin_forward(num_clean + num_masks)
-        attention_mask = self._attention_mask(num_clean, branch_lengths)
-        with self.gate.open(num_masks) if self.gate else nullcontext(), self._keep_last_states() as last_states:
+        cache, lengths, is_real_slot = self.cache, self.row_lengths, self.is_real_slot
+        if alone is not None:
+            (place, length), lengths = alone, [alone[1]]
+            cache = self.cache.view_of_row(place, length)
+            is_real_slot = None if is_real_slot is None else is_real_slot[place : place + 1]
+        cache.begin_forward(num_clean + num_masks)
+        if is_real_slot is not None:
+            num_new = cache.num_slots - is_real_slot.shape[1]
+            is_real_slot = nn.functional.pad(is_real_slot, (0, num_new), value=True)
+        if num_masks or len(set(lengths)) > 1:
+            attention_mask = self._structured_mask(cache, num_clean, branch_lengths, is_real_slot)
+        else:  # what plain decoding hands to a model: 0 for padding
+            attention_mask = None if is_real_slot is None else is_real_slot.long()
+        is_token_by_token = self.is_token_by_token and (num_masks or alone is not None)
+        spans = Spans(lengths, num_clean, is_real_slot, self.has_window)
+        read_places = torch.arange(num_clean - num_read, num_clean, device=clean_ids.device)
+        with (
+            self.gate.open(num_masks) if self.gate else nullcontext(),
+            clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
+            self._keep_last_states() as last_states,
+        ):
             output = self.model(
                 input_ids=torch.cat([clean_ids, mask_ids], dim=1),
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=self.cache,
+                past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=torch.arange(num_clean - num_read, num_clean, device=clean_ids.device),
+                logits_to_keep=read_places if num_masks else num_read,
                 return_dict=True,
             )
-        self.mask_states = last_states[0][:, num_clean:]
+        if alone is None:
+            self.mask_states = last_states[0][:, num_clean:]
         return output.logits.to(device_of_ids)
 
-    def _attention_mask(self, num_clean: int, branch_lengths: torch.Tensor) -> Any:
-        cached_lengths = self.cache.lengths
-        conditions = []
-        if self.is_real_slot is not None:
-            num_new = self.cache.num_slots - self.is_real_slot.shape[1]
-            is_real_slot = nn.functional.pad(self.is_real_slot, (0, num_new), value=True)
-            conditions.append(real_slot_function(is_real_slot, cached_lengths))
+    def _structured_mask(
+        self, cache: DraftCache, num_clean: int, branch_lengths: torch.Tensor, is_real_slot: torch.Tensor | None
+    ) -> Any:
+        conditions = [] if is_real_slot is None else [real_slot_function(is_real_slot, cache.lengths)]
         return structured_attention_mask(
             self.model.config,
             lambda window: draft_mask_function(
-                num_clean, self.draft_length, branch_lengths, cached_lengths, sliding_window=window
+                num_clean, self.draft_length, branch_lengths, cache.lengths, sliding_window=window
             ),
             *conditions,
-            batch_size=len(cached_lengths),
-            query_length=num_clean + len(branch_lengths) * self.draft_length,
-            key_length=self.cache.num_slots,
+            batch_size=len(cache.lengths),
+            query_length=num_clean + branch_lengths.shape[1] * self.draft_length,
+            key_length=cache.num_slots,
             dtype=self.model.dtype,
-            device=cached_lengths.device,
+            device=cache.lengths.device,
         )
 
     @contextmanager

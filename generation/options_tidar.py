@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from transformers import SynthIDTextWatermarkingConfig
+
+# Differences of the two best scores under which a wide forward may order them otherwise than a forward of one token.
+TIE_MARGINS = {torch.bfloat16: 0.5, torch.float16: 0.0625, torch.float32: 0.001}
 
 
 @dataclass(frozen=True)
@@ -14,16 +18,23 @@ class TiDAROptions:
             drafts, as the stock model does. By default the length the checkpoint was taught.
         seed: for sampling: one integer for each row, so that a row's text does not depend on the batch it is in;
             a single integer s gives row b the seed s + b. By default the device's global generator draws.
+        exact: "tie-safe" for greedy decoding in half precision, where a wide forward and a forward of one token round
+            differently: near-ties are decided by a forward of one token, as plain decoding runs it. By default None:
+            the wide forward decides.
+        tie_margin: with `exact`, the difference of the two best processed scores under which they count as a near-tie,
+            0 or more; by default 0.5 in bfloat16, 0.0625 in float16, 0.001 in float32. 0 asks for no such forward.
         mask_embedding_id: the row of the embedding table that masks read; the checkpoint's.
         excluded_id: an id that is never generated: a mask token inside the vocabulary.
     """
 
     draft_length: int
     seed: int | list[int] | None = None
+    exact: str | None = None
+    tie_margin: float | None = None
     mask_embedding_id: int = 0
     excluded_id: int | None = None
 
-    KEYWORDS: ClassVar[tuple[str, ...]] = ("draft_length", "seed", "mask_embedding_id")  # of `generate`
+    KEYWORDS: ClassVar[tuple[str, ...]] = ("draft_length", "seed", "mask_embedding_id", "exact", "tie_margin")
 
     @classmethod
     def of(cls, generation_config: Any, config: Any, taught: dict[str, int] | None = None) -> "TiDAROptions":
@@ -69,12 +80,19 @@ class TiDAROptions:
         seeds = seed if isinstance(seed, list | tuple) else [0 if seed is None else seed]
         if not all(_is_integer(one) and 0 <= one < 2**63 for one in seeds):
             raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, or one for each row, but is {seed!r}.")
+        exact, tie_margin = (getattr(generation_config, name, None) for name in ("exact", "tie_margin"))
+        _check_exact(exact, tie_margin, generation_config)
         return cls(
             draft_length=draft_length,
+            exact=exact,
+            tie_margin=tie_margin,
             seed=list(seed) if isinstance(seed, tuple) else seed,
             mask_embedding_id=row,
             excluded_id=taught["mask_token_id"] if taught["mask_token_id"] < vocab_size else None,
         )
+
+    def tie_margin_of(self, dtype: torch.dtype) -> float:
+        return TIE_MARGINS.get(dtype, TIE_MARGINS[torch.bfloat16]) if self.tie_margin is None else self.tie_margin
 
     def seeds(self, batch_size: int) -> list[int] | None:
         """One seed a row, or None."""
@@ -103,6 +121,22 @@ def _refuse_processors_that_count_calls(generation_config: Any) -> None:
             "`watermarking_config` must not be SynthID while drafting: its state counts on one call a token. Pass "
             "`draft_length=0`, or use the green-list `WatermarkingConfig`, which keeps no state."
         )
+
+
+def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
+    if exact not in (None, "tie-safe"):
+        raise ValueError(f"`exact` must be 'tie-safe' or None, but is {exact!r}.")
+    if exact and generation_config.do_sample:
+        raise ValueError(
+            f"`exact={exact!r}` is for greedy decoding: sampled texts share a distribution, not their tokens. Leave it "
+            "out, or pass `do_sample=False`."
+        )
+    if tie_margin is None:
+        return
+    if not exact:
+        raise ValueError(f"`tie_margin` is {tie_margin!r}, but only `exact='tie-safe'` reads it. Give both or neither.")
+    if isinstance(tie_margin, bool) or not isinstance(tie_margin, int | float) or not tie_margin >= 0:
+        raise ValueError(f"`tie_margin` must be a number of 0 or more, a difference of scores, but is {tie_margin!r}.")
 
 
 def _is_integer(value: Any) -> bool:

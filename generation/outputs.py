@@ -19,6 +19,8 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
         sequences: [B, P + N] prompt and new ids, padded behind each row's end.
         num_forwards: decode forwards of the whole batch; the prefill is counted apart.
         num_prefill_forwards: forwards that read the prompt.
+        num_tie_forwards: with `exact="tie-safe"`, forwards of one token of one row that decided near-ties; counted
+            beside `num_forwards`, not in it. 0 otherwise.
         tokens_per_forward: [B] tokens each row got from its decode forwards, by their number. Plain decoding has
             1.0. The token the prefill decides is not counted, nor what was drafted behind the end of the text; NaN
             for a row that needed no decode forward.
@@ -27,6 +29,7 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
 
     num_forwards: int | None = None
     num_prefill_forwards: int | None = None
+    num_tie_forwards: int | None = None
     tokens_per_forward: torch.Tensor | None = None
     accepted_lengths: torch.Tensor | None = None
 
@@ -71,6 +74,7 @@ class Record:
             past_key_values=cache,
             num_forwards=forward.num_forwards,
             num_prefill_forwards=forward.num_prefill_forwards,
+            num_tie_forwards=forward.num_tie_forwards,
             tokens_per_forward=(torch.tensor(num_new_tokens) - 1) / self.accepted_lengths.sum(dim=1),
             accepted_lengths=self.accepted_lengths,
         )

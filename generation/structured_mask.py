@@ -1,12 +1,13 @@
 """Who may see whom in a forward that reads tokens and drafts more: one rule for training, prefill and decoding.
 
-B sequences, N clean tokens, M blocks of K masks, Q = N + M*K queries, C cached slots.
+B sequences, N clean tokens, M blocks of K masks (none, where nothing is drafted), Q = N + M*K queries, C cached slots.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
 MaskFunction = Callable[..., torch.Tensor]
@@ -16,15 +17,16 @@ def draft_positions(num_clean: int, draft_length: int, branch_lengths: torch.Ten
     """Position of each query, counted from the first clean token: 0..N-1, then K from each branch's length on.
 
     Args:
-        branch_lengths: how many clean tokens each block sees, [M]: its first mask stands right behind them.
+        branch_lengths: how many clean tokens each block sees, [M] or, row by row, [B, M]: its first mask stands right
+            behind them.
 
     Returns:
-        [N + M*K] integers.
+        [N + M*K] or [B, N + M*K] integers.
     """
     device = branch_lengths.device
-    clean = torch.arange(num_clean, device=device)
-    blocks = branch_lengths[:, None] + torch.arange(draft_length, device=device)  # [M, K]
-    return torch.cat([clean, blocks.flatten()])
+    blocks = branch_lengths[..., None] + torch.arange(draft_length, device=device)  # [..., M, K]
+    clean = torch.arange(num_clean, device=device).expand(*branch_lengths.shape[:-1], -1)
+    return torch.cat([clean, blocks.flatten(start_dim=-2)], dim=-1)
 
 
 def draft_mask_function(
@@ -44,29 +46,33 @@ def draft_mask_function(
     prefill; with N = K and lengths 1..K it is the decode step (arXiv 2511.08923, figures 2 and 3).
 
     Args:
-        branch_lengths: [M] integers in [0, N], M >= 1.
+        branch_lengths: integers in [0, N], [M], or [B, M] where rows draft behind different tokens.
         cached_lengths: [B] slots already cached in each row; None means none.
         sliding_window: keys at a distance of this many positions or more are hidden; None hides none.
     """
 
-    num_blocks = len(branch_lengths)
+    branch_lengths = nn.functional.pad(branch_lengths, (0, 1))  # a last one that no query is of: M may be 0
+    num_blocks = branch_lengths.shape[-1]
 
     def block_of(index: torch.Tensor) -> torch.Tensor:  # -1 for clean tokens and for what is cached
         return torch.where(index < num_clean, -1, (index - num_clean) // draft_length)
 
-    def length_seen(block: torch.Tensor) -> torch.Tensor:
-        return branch_lengths[block.clamp(0, num_blocks - 1)]
+    def length_seen(batch_idx: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        block = block.clamp(0, num_blocks - 1)
+        return branch_lengths[block] if branch_lengths.dim() == 1 else branch_lengths[batch_idx, block]
 
-    def position(index: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-        return torch.where(block < 0, index, length_seen(block) + (index - num_clean) % draft_length)
+    def position(batch_idx: torch.Tensor, index: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        behind_branch = length_seen(batch_idx, block) + (index - num_clean) % draft_length
+        return torch.where(block < 0, index, behind_branch)
 
     def may_see(batch_idx, head_idx, q_idx, kv_idx):
         key = kv_idx if cached_lengths is None else kv_idx - cached_lengths[batch_idx]  # negative: cached
         query_block, key_block = block_of(q_idx), block_of(key)
-        num_seen = torch.where(query_block < 0, q_idx + 1, length_seen(query_block))
+        num_seen = torch.where(query_block < 0, q_idx + 1, length_seen(batch_idx, query_block))
         visible = torch.where(key_block < 0, key < num_seen, key_block == query_block)
         if sliding_window is not None:
-            visible = visible & (position(q_idx, query_block) - position(key, key_block) < sliding_window)
+            distance = position(batch_idx, q_idx, query_block) - position(batch_idx, key, key_block)
+            visible = visible & (distance < sliding_window)
         return visible
 
     return may_see

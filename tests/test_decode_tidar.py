@@ -3,20 +3,9 @@
 import pytest
 import torch
 
-from tiny_tidar import FAMILIES, VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
+from tiny_tidar import FAMILIES, VOCAB_SIZE, CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft.generation.draft_cache import stack_rows
 from wavedraft.generation.draft_forward import DraftForward
-
-
-class CountedForwards:
-    """Counts the network's calls from outside, by a hook, and remembers how wide they were."""
-
-    def __init__(self, model):
-        self.num_queries = []
-        model.register_forward_hook(self._count, with_kwargs=True)
-
-    def _count(self, module, args, kwargs, output):
-        self.num_queries.append((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).shape[1])
 
 
 @pytest.mark.parametrize("draft_length", [1, 2, 4, 8, 16])
@@ -161,9 +150,10 @@ def test_nothing_of_the_masks_or_of_rejected_tokens_stays_in_the_cache():
     forward = DraftForward(model, 4, mask_embedding_id=3, batch_size=1)
     forward.prefill(prompt_ids, None)
     with torch.no_grad():
-        forward.verify_and_draft(torch.tensor([[11, 12, 13, 14]]))
+        every_branch = torch.tensor([[1, 2, 3, 4]])
+        forward.verify_and_draft(torch.tensor([[11, 12, 13, 14]]), every_branch)
         forward.accept(torch.tensor([2]), [2])
-        forward.verify_and_draft(torch.tensor([[21, 22, 23, 24]]))
+        forward.verify_and_draft(torch.tensor([[21, 22, 23, 24]]), every_branch)
         forward.accept(torch.tensor([1]), [1])
         kept_ids = torch.cat([prompt_ids, torch.tensor([[11, 12, 21]])], dim=1)
         expected = model(kept_ids, use_cache=True).past_key_values

@@ -57,3 +57,14 @@ def plain_greedy_loop(model, prompt_ids: torch.Tensor, num_new: int, eos_token_i
         if int(next_id) in eos_token_ids:
             break
     return ids
+
+
+class CountedForwards:
+    """Counts the network's calls from outside, by a hook, and remembers how wide they were."""
+
+    def __init__(self, model):
+        self.num_queries = []
+        model.register_forward_hook(self._count, with_kwargs=True)
+
+    def _count(self, module, args, kwargs, output):
+        self.num_queries.append((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).shape[1])
