@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import torch
 from transformers import SynthIDTextWatermarkingConfig
 
-# Differences of the two best scores under which a wide forward may order them otherwise than a forward of one token.
+# Differences of the two best scores under which a wide forward may order them otherwise than a forward of one token. In
+# bfloat16 the difference moved by up to 0.375 at 336 tokens of SmolLM2-135M; the others follow from their rounding.
 TIE_MARGINS = {torch.bfloat16: 0.5, torch.float16: 0.0625, torch.float32: 0.001}
 
 
