@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from test_convert import digests, save_tokenizer
+from test_family_recurrent import tiny_model, write_folder
 from transformers import AutoModelForCausalLM
 
 from hub_server import TOKEN, HubServer
@@ -237,6 +238,21 @@ def test_shards_of_an_older_upload_go_and_branches_and_pull_requests_work(hub, t
         main()
     assert not caught.value.code and capsys.readouterr().out.strip() == f"{hub.url}/me/thinker/discussions/1"
     assert commits(hub, "me/thinker") == 1 and b"license: mit" in hub.files("me/thinker", "refs/pr/1")["README.md"]
+
+
+def test_a_recurrent_model_is_pushed_with_its_code_from_a_folder_as_released(hub, tmp_path):
+    write_folder(tmp_path, "llama")
+    before = digests(tmp_path)
+    push(tmp_path, "me/recurrent", token=TOKEN, license="apache-2.0")
+    assert digests(tmp_path) == before
+    tiny_model("llama").push_to_hub("me/saved", token=TOKEN, tags="mine")
+    files, saved = hub.files("me/recurrent"), hub.files("me/saved")
+    auto_map = json.loads(files["config.json"])["auto_map"]
+    assert auto_map == json.loads(saved["config.json"])["auto_map"]
+    assert auto_map["AutoModelForCausalLM"] == "modeling_recurrent.RecurrentDepthForCausalLM"
+    code = {name: text for name, text in files.items() if name.endswith(".py")}
+    assert len(code) > 10 and code == {name: text for name, text in saved.items() if name.endswith(".py")}
+    assert b"recurrent-depth" in files["README.md"] and b"- mine" in saved["README.md"]
 
 
 def test_an_adapter_saved_and_pushed_from_a_drafting_model_drafts_on_a_stock_one(hub, tidar, adapter, tmp_path):
