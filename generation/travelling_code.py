@@ -14,7 +14,7 @@ from typing import Any
 
 RELATIVE_IMPORT = re.compile(r"^(\s*from\s+)\.+([\w.]*\b(\w+)|\w+)(\s+import\b)", re.MULTILINE)
 CUSTOM_GENERATE = Path("custom_generate", "generate.py")
-OLDEST_TRANSFORMERS = "5.23"
+OLDEST_TRANSFORMERS = "5.22"
 
 
 def write_travelling_code(

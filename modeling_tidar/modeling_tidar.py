@@ -195,10 +195,11 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
                 "none. Add one with `wavedraft.training.gated_adapter_config`, or train with `mode='joint'`."
             )
         # Checkpointed layers take no cache: the clean half is then run together with the masks.
-        states = self._doubled_states if self.is_activation_checkpointing else self._cached_states
+        is_checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+        states = self._doubled_states if is_checkpointing else self._cached_states
         clean_states, mask_states, positions = states(input_ids, document_ids, blocks)
         loss = self._draft_loss(objective, mask_states, positions, clean_states, labels, num_items_in_batch)
-        if self.is_activation_checkpointing and loss.requires_grad:
+        if is_checkpointing and loss.requires_grad:
             gate.open_in_backward(loss, len(positions))
         return TiDAROutput(loss=loss, diffusion_loss=loss)
 

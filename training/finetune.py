@@ -28,6 +28,9 @@ from .run_folder import (
 )
 from .trainer_tidar import TiDARTrainer, measure_drafting
 
+# transformers 5.22 and 5.23 have a name each for it, and the older one ends with version 6.
+CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, n))
+
 
 def finetune(
     model_path: str | Path,
@@ -129,7 +132,7 @@ def finetune(
         save_steps=eval_steps or save_steps,
         save_total_limit=2,
         bf16=bf16,
-        activation_checkpointing=activation_checkpointing,
+        **{CHECKPOINTING: activation_checkpointing},
         use_cpu=not torch.accelerator.is_available(),
         remove_unused_columns=False,
         report_to=report_to,
