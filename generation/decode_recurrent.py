@@ -44,13 +44,13 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         previous, wavefront.states = wavefront.states, add_noise(wavefront, session)
         for inner in range(1, options.inner_recurrence + 1):
             wavefront.states = model.core_step(wavefront.states, embeds, window, inner)
-            costs.add_core_pass(sum(wavefront.widths))
+            costs.add_core_pass(sum(wavefront.widths), session.rows)
         wavefront.add_recurrences(options.inner_recurrence)
         # 4. Decode.
         logits = model.coda(wavefront.states, window)
         scores, predicted = choose(session, wavefront, logits)
         change = measure_change(wavefront, previous, options.freeze_criterion)
-        costs.add_step(transcript.active)
+        costs.add_step()
         # 5. Freeze. The one moment the host waits for the device.
         predicted_ids, changes = to_host(predicted, change, wavefront.widths)
         num_frozen = freeze(wavefront, session, predicted_ids, changes)

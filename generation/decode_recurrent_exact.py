@@ -101,7 +101,7 @@ class Chains:
             )
         window = self.window.at([branch.depth for _, branch in self.packed])
         self.states = self.session.model.core_step(self.states, self.embeds, window)
-        self.session.costs.add_core_pass(len(self.packed))
+        self.session.costs.add_core_pass(len(self.packed), self.session.rows)
 
     def decode(self, depths: set[int]) -> tuple[list[tuple[int, Branch]], torch.Tensor | None]:
         """The branches at one of `depths`, and the logits [n, V] behind them."""
@@ -134,7 +134,7 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
         due, logits = chains.decode(decode_depths)
         if not due:
             continue
-        costs.add_step(transcript.active)
+        costs.add_step()
         # 4. Write the tokens behind them. The one moment the host waits for the device.
         scores = processed(session, due, logits)
         written = write_greedily(due, scores) if not session.do_sample else write_sampled(session, due, scores)

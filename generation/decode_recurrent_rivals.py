@@ -31,7 +31,7 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
         scores = favoured = session.process(logits)
         if session.do_sample:
             favoured = scores + session.draw_gumbel(list(range(len(starts))), starts)[:, None]
-        costs.add_step(transcript.active)
+        costs.add_step()
         next_ids = favoured[:, 0].argmax(dim=-1).tolist()
         written = [[token] for token in next_ids]
         session.keep_steps(written, logits, scores)
@@ -51,7 +51,7 @@ def recur_until_settled(session: Session, embeds: torch.Tensor, starts: list[int
         before = states[moving]
         after = session.model.core_step(before, embeds[moving], window.at([recurrence] * len(moving)))
         states[moving] = after
-        session.costs.add_core_pass(len(moving))
+        session.costs.add_core_pass(len(moving), [session.rows[row] for row in moving])
         for row in moving:
             session.costs.add_recurrence(session.transcript.active[row], session.place_of(row, starts[row]))
         has_settled = (latent_difference(after, before)[:, 0] < options.exit_threshold).tolist()
@@ -76,7 +76,7 @@ def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
         draft_ids, draft_probs = draft(session, starts, next_ids)
         transcript.show_draft(draft_ids)
         logits = recur(session, draft_ids, starts, session.options.num_recurrences)
-        session.costs.add_step(transcript.active)
+        session.costs.add_step()
         scores = session.scores(logits)
         written = verify(session, starts, draft_ids, draft_probs, scores)
         session.keep_steps(written, logits, scores)
@@ -112,7 +112,7 @@ def recur(session: Session, ids: torch.Tensor, starts: list[int], num_recurrence
     states = session.initial_states(embeds, starts)
     for recurrence in range(1, num_recurrences + 1):
         states = model.core_step(states, embeds, window, recurrence)
-        session.costs.add_core_pass(ids.numel())
+        session.costs.add_core_pass(ids.numel(), session.rows)
     for row, start in enumerate(starts):
         place = session.place_of(row, start)
         counts = session.costs.recurrences[session.transcript.active[row]]

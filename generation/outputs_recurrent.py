@@ -21,7 +21,9 @@ class RecurrentGenerateOutput(GenerateDecoderOnlyOutput):
             `num_core_passes` is the time.
         recurrences_per_position: [B, N] core passes each new token was given by the time it was left, -1 where a row
             has no such token. The last token needs none.
-        tokens_per_forward: [B] new tokens by `num_steps` in which the row took part, the prefill's token left out.
+        tokens_per_forward: [B] new tokens by forwards of full depth: the core passes in which the row took part, by
+            `num_recurrences`. Plain decoding has 1.0. The token the prefill decides is not counted; NaN for a row that
+            needed no core pass.
         wavefront: where `record_wavefront`, the first row's wavefront at each step.
     """
 
@@ -55,33 +57,35 @@ class WavefrontStep:
 class Costs:
     """Counts what a decode spends, for `RecurrentGenerateOutput`."""
 
-    def __init__(self, batch_size: int, num_prefill_core_passes: int):
+    def __init__(self, batch_size: int, num_recurrences: int):
+        self.num_recurrences = num_recurrences
         self.num_core_passes = 0
-        self.num_prefill_core_passes = num_prefill_core_passes
+        self.num_prefill_core_passes = num_recurrences
         self.num_prefill_positions: int | None = None
         self.num_steps = 0
         self.num_positions = 0
-        self.row_steps = [0] * batch_size
+        self.row_passes = [0] * batch_size
         self.recurrences: list[dict[int, int]] = [{} for _ in range(batch_size)]  # by place among the new tokens
 
-    def add_core_pass(self, num_positions: int) -> None:
-        """One call of the core on so many positions."""
+    def add_core_pass(self, num_positions: int, rows: list[int]) -> None:
+        """One call of the core on so many positions, of these rows."""
         self.num_core_passes += 1
         self.num_positions += num_positions
+        for row in rows:
+            self.row_passes[row] += 1
 
     def add_recurrence(self, row: int, place: int) -> None:
         """One more core pass of the new token at `place` of a row."""
         self.recurrences[row][place] = self.recurrences[row].get(place, 0) + 1
 
-    def add_step(self, rows: list[int]) -> None:
-        """One decode, in which `rows` took part."""
+    def add_step(self) -> None:
+        """One decode."""
         self.num_steps += 1
-        for row in rows:
-            self.row_steps[row] += 1
 
     def output(self, sequences: torch.Tensor, num_new_tokens: list[int], **extra) -> RecurrentGenerateOutput:
         """Everything counted, beside the sequences."""
         longest = max(num_new_tokens)
+        forwards = torch.tensor(self.row_passes) / self.num_recurrences
         recurrences = torch.full((len(num_new_tokens), longest), -1)
         for row, counts in enumerate(self.recurrences):
             for place in range(num_new_tokens[row]):
@@ -94,6 +98,6 @@ class Costs:
             num_steps=self.num_steps,
             num_positions=self.num_positions,
             recurrences_per_position=recurrences,
-            tokens_per_forward=(torch.tensor(num_new_tokens) - 1) / torch.tensor(self.row_steps).clamp(min=1),
+            tokens_per_forward=(torch.tensor(num_new_tokens) - 1) / forwards,
             **extra,
         )

@@ -145,7 +145,7 @@ def decode_reference(
             states = kept * states + fresh * draw(states)
         for inner in range(1, options.inner_recurrence + 1):
             states = model.core_step(states, mixed, window, inner)
-            costs.add_core_pass(width)
+            costs.add_core_pass(width, [0])
         for position in range(start, start + width):
             counts[position] += options.inner_recurrence
         new_ids = choose(ids[: start + width], model.coda(states, window)[0, len(frozen) - 1 - start :])
@@ -171,7 +171,7 @@ def decode_reference(
             streamer.put(torch.tensor(newly_frozen))
         if costs.num_steps > options.max_steps:
             break
-        costs.add_step([0])
+        costs.add_step()
         # HABIT: the end of the text is looked for late, and only among the tokens frozen in this very step.
         if costs.num_steps > num_recurrences + 1 and eos_token_ids.intersection(newly_frozen):
             break

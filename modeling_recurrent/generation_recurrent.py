@@ -251,7 +251,7 @@ def plain_output(
     costs.num_steps = num_new - 1
     costs.num_core_passes = options.num_recurrences * costs.num_steps
     costs.num_positions = num_rows * costs.num_core_passes
-    costs.row_steps = [costs.num_steps] * num_rows
+    costs.row_passes = [costs.num_core_passes] * num_rows
     costs.recurrences = [dict.fromkeys(range(num_new - 1), options.num_recurrences) for _ in range(num_rows)]
     return costs.output(
         output.sequences,
