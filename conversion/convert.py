@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from ..generation.model_card import write_card
+from ..generation.model_card import CARD, is_ours_to_write, write_card
 from ..generation.options_tidar import TiDAROptions
 from ..modeling_tidar.configuration_tidar import TiDARConfig
 from ..modeling_tidar.modeling_tidar import tidar_class
@@ -130,7 +130,8 @@ def convert(
         model_class = tidar_class(checkpoint.stock_class)
         _make_room_for_own_options(new / "generation_config.json")
         model_class.write_code(new)
-        write_card(new, "tidar", str(target), origin=folder, base_model=hub_id_of(source, folder))
+        _keep_users_card(target, new)
+        write_card(new, "tidar", target.name, origin=folder, base_model=hub_id_of(source, folder))
 
         check_keys(new, model_class, type(checkpoint.config).from_pretrained(new))
         proof = _proof(folder, new, checkpoint, checkpoint.config, steps) if verify else None
@@ -164,6 +165,7 @@ def to_ar(
         new = workplace / NEW
         _write_files(checkpoint, new, values, link=link, is_own=False, steps=steps)
         _drop_own_options(new / "generation_config.json")
+        _keep_users_card(target, new)
         config = load_config(values, new / "config.json")
         check_keys(new, checkpoint.stock_class, config)
         proof = _proof(new, folder, checkpoint, config, steps) if verify else None
@@ -293,6 +295,12 @@ def _write_files(
             (new / shard.name).symlink_to(shard.resolve())
         else:
             copy_shard(shard, new / shard.name, steps.advance)
+
+
+def _keep_users_card(target: Path, new: Path) -> None:
+    """What a user wrote into the card of a folder that is replaced stays."""
+    if not is_ours_to_write(target / CARD):
+        shutil.copyfile(target / CARD, new / CARD)
 
 
 def _make_room_for_own_options(path: Path) -> None:

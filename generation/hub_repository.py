@@ -57,7 +57,7 @@ class HubRepository(Stock):
         self.write_code(folder)
         origin = origin_folder(self)
         copy_missing(origin, folder, (*TOKENIZER_FILES, *LICENCE_FILES))
-        write_card(folder, self.card_kind, str(folder), origin=origin, loaded_from=self.name_or_path)
+        write_card(folder, self.card_kind, folder.name, origin=origin, loaded_from=self.name_or_path)
 
     def save_pretrained(
         self,

@@ -286,6 +286,11 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
             self.config.tidar_config = tidar
         return embeddings
 
+    def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
+        """Stock, but `generate` stays this class's: the custom_generate/ of a repository is for stock models."""
+        super().adjust_generation_fn(*args, **kwargs)
+        self.__dict__.pop("generate", None)
+
     @classmethod
     def write_code(cls, folder: Path) -> None:
         """Writes the code a checkpoint needs to draft where wavedraft is not installed.
@@ -300,7 +305,7 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
         if not getattr(self, "_hf_peft_config_loaded", False):
             return super().write_repository(folder)
         write_adapter_code(folder, self.tidar_config)
-        write_card(folder, "adapter", str(folder), origin=origin_folder(self), loaded_from=self.name_or_path)
+        write_card(folder, "adapter", folder.name, origin=origin_folder(self), loaded_from=self.name_or_path)
 
 
 def write_adapter_code(folder: Path, taught: TiDARConfig) -> None:

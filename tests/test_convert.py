@@ -126,11 +126,16 @@ def test_an_existing_target_is_refused_then_replaced(stock, tmp_path):
     assert digests(tmp_path / "tidar") == before
     convert(stock, tmp_path / "tidar", draft_length=4, overwrite=True)
     assert TiDARForCausalLM.from_pretrained(tmp_path / "tidar").tidar_config.draft_length == 4
+    assert digests(tmp_path / "tidar")["README.md"] == before["README.md"], "a card nobody touched is written anew"
+    (tmp_path / "tidar" / "README.md").write_text("# My words")
+    convert(stock, tmp_path / "tidar", overwrite=True)
+    to_ar(tmp_path / "tidar", tmp_path / "back")
+    assert (tmp_path / "tidar" / "README.md").read_text() == "# My words" and not (tmp_path / "back/README.md").exists()
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("dear")
     with pytest.raises(ValueError, match="no checkpoint folder"):
         convert(stock, tmp_path / "letters", overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["letters", "stock", "tidar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "letters", "stock", "tidar"]
 
 
 def test_a_target_in_the_source_or_around_it_is_refused(stock, tmp_path):

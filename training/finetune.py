@@ -226,7 +226,7 @@ def finetune(
             write_adapter_code(output_dir, model.tidar_config)
         if mode == "gated" or not rank:
             kind = "adapter" if rank else "tidar"
-            write_card(output_dir, kind, str(output_dir), origin=Path(model_path), figures=report)
+            write_card(output_dir, kind, output_dir.name, origin=Path(model_path), figures=report)
         (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
