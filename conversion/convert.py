@@ -24,6 +24,7 @@ from .mask_token import mask_embedding_id
 from .progress_steps import ProgressSteps
 from .proof import Proof, check_keys, prove
 from .quiet import quiet_transformers
+from .recurrent_source import block_form_values, is_recurrent, prove_recurrent, recurrent_class_of
 from .safetensors_headers import INDEX_FILE, SINGLE_FILE, TensorHeader, find_shards, read_tensors
 from .shard_copy import copy_shard, num_bytes_on_disk
 from .source_folder import hub_id_of, side_files, stock_folder
@@ -84,6 +85,9 @@ def convert(
 
     A gated adapter sees a constant input at masks whichever vector it is, so a fixed one costs it nothing.
 
+    A recurrent-depth checkpoint (Huginn, retrofitted recurrences, Ouro) keeps its weights' names, which are read as
+    they are, and of its config what we know; it gains the code to decode with. `draft_length` is not its.
+
     A checkpoint that others taught to draft (Nemotron-Labs-Diffusion and its like, or a stock config that names a
     `mask_token_id`) keeps its own mask token, which is then never generated.
 
@@ -113,7 +117,14 @@ def convert(
     target = Path(os.path.abspath(target))
     with whole_folder(target, overwrite=overwrite) as workplace, ProgressSteps(show_progress) as steps:
         steps.begin("Finding the source")
-        folder, taught = read_as_stock(stock_folder(source, workplace, revision), workplace, mask_token_id, link, steps)
+        folder = stock_folder(source, workplace, revision)
+        if is_recurrent(folder):
+            checkpoint = _read_checkpoint(folder, target, steps, recurrent_class_of)
+            _write_recurrent(checkpoint, target, workplace / NEW, link, hub_id_of(source, folder), steps)
+            is_proved = verify and checkpoint.num_parameters <= LARGEST_WHOLE_PROOF
+            proof = prove_recurrent(folder, workplace / NEW, checkpoint.stock_class) if is_proved else None
+            return checkpoint.converted(target, None, "", proof)
+        folder, taught = read_as_stock(folder, workplace, mask_token_id, link, steps)
         checkpoint = _read_checkpoint(folder, target, steps)
         if "tidar_config" in checkpoint.values:
             raise ValueError(
@@ -185,6 +196,7 @@ class _Checkpoint:
 
     @property
     def num_parameters(self) -> int:
+        """Of the file: a tied pair that is stored twice counts twice."""
         return sum(tensor.num_elements for tensor in self.tensors.values())
 
     def converted(self, target: Path, tidar: TiDARConfig | None, mask_reason: str, proof: Proof | None) -> Conversion:
@@ -192,12 +204,17 @@ class _Checkpoint:
         return Conversion(target, architecture, self.num_parameters, num_layers, tidar, mask_reason, proof)
 
 
-def _read_checkpoint(folder: Path, target: Path, steps: ProgressSteps) -> _Checkpoint:
+def _read_checkpoint(
+    folder: Path,
+    target: Path,
+    steps: ProgressSteps,
+    class_of: Callable[[PreTrainedConfig], type[PreTrainedModel]] = draftable_class_of,
+) -> _Checkpoint:
     """Reads config and headers; nothing is written before this has passed."""
     steps.begin("Reading config and headers")
     values = read_json(folder / "config.json")
     config = load_config(values, folder / "config.json")
-    stock_class = draftable_class_of(config)
+    stock_class = class_of(config)
     shards = find_shards(folder)
     for path in [folder, *shards]:
         real = path.resolve()
@@ -211,6 +228,20 @@ def _read_checkpoint(folder: Path, target: Path, steps: ProgressSteps) -> _Check
         )
     check_keys(folder, stock_class, config)
     return _Checkpoint(folder, values, stock_class, config, shards, tensors)
+
+
+def _write_recurrent(
+    checkpoint: _Checkpoint, target: Path, new: Path, link: bool, base_model: str | None, steps: ProgressSteps
+) -> None:
+    """Writes a recurrent-depth checkpoint with our code beside it; its weights have the names we read already."""
+    values = kept_values(checkpoint.values, checkpoint.folder / "config.json")
+    values |= block_form_values(checkpoint.config, list(checkpoint.tensors))
+    values["architectures"] = [checkpoint.stock_class.__name__]
+    _write_files(checkpoint, new, values, link=link, is_own=False, steps=steps)
+    checkpoint.stock_class.write_code(new)
+    _keep_users_card(target, new)
+    write_card(new, "recurrent", target.name, origin=checkpoint.folder, base_model=base_model)
+    check_keys(new, checkpoint.stock_class, type(checkpoint.config).from_pretrained(new))
 
 
 def _tidar_config(checkpoint: _Checkpoint, draft_length: int, taught: Taught | None) -> tuple[TiDARConfig, str]:

@@ -64,7 +64,8 @@ def convert(
     else:
         options |= {"draft_length": draft_length, "mask_token_id": mask_token_id}
         result = convert_checkpoint(source, target, show_progress=True, **options)
-    kind = "stock" if result.tidar_config is None else "TiDAR"
+    is_recurrent = result.architecture in ("RecurrentDepthForCausalLM", "OuroForCausalLM")
+    kind = "recurrent-depth" if is_recurrent else "stock" if result.tidar_config is None else "TiDAR"
     print(f"{result.target}: {kind} checkpoint of {result.architecture}, {result.num_parameters:,} parameters")
     if result.tidar_config is not None:
         is_inside = result.tidar_config.mask_embedding_id == result.tidar_config.mask_token_id
@@ -72,7 +73,8 @@ def convert(
         print(f"masks: id {result.tidar_config.mask_token_id}, {place}; drafts of {draft_length}")
         print(f"masks read embedding row {result.tidar_config.mask_embedding_id}: {result.mask_reason}")
     if result.proof is None:
-        print("logits before and after: not compared (--no-verify)")
+        reason = "larger than 2^30 parameters" if is_recurrent and verify else "--no-verify"
+        print(f"logits before and after: not compared ({reason})")
     else:
         layers = f"{result.proof.num_layers} of {result.num_layers} layers"
         print(f"logits before and after, {layers}: max abs difference {result.proof.max_abs_difference}")

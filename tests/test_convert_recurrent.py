@@ -1,0 +1,70 @@
+"""Released recurrent-depth folders are converted: config fields that are known, weights as they are, our code."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_family_recurrent import CONFIGS, FORMS, ouro_shapes, raven_shapes
+from transformers import AutoConfig
+
+from recurrent_golden import random_model
+from tiny_stock import edit_json
+from wavedraft import RecurrentDepthForCausalLM, convert
+
+HUGINN_FIELDS = {
+    "architectures": ["RavenForCausalLM"],
+    "auto_map": {"AutoModelForCausalLM": "raven_modeling_minimal.RavenForCausalLM"},
+    "effective_expected_depth": 132,
+    "test_time_noise": 0,
+    "test_time_noise_type": "fixed",
+}
+
+
+def released_folder(name, folder):
+    """A random tiny checkpoint with the tensor names and config fields of a released one, and code to be left alone."""
+    folder.mkdir()
+    if name == "huginn":
+        random_model(0).save_pretrained(folder)
+        for path in folder.glob("*.py"):
+            path.unlink()
+        edit_json(folder / "config.json", **HUGINN_FIELDS)
+    else:
+        config = CONFIGS[name]
+        shapes = ouro_shapes(config) if name == "ouro" else raven_shapes(config, has_qk_norm=name == "olmo")
+        torch.manual_seed(0)
+        weights = {key: torch.randn(shape) * shape[-1] ** -0.5 for key, shape in shapes.items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config))
+    (folder / "raven_modeling_minimal.py").write_text("raise SystemExit('their code was run')\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["huginn", "llama", "tinyllama", "olmo", "ouro"])
+def test_a_released_folder_becomes_one_of_ours(name, tmp_path):
+    source = released_folder(name, tmp_path / "source")
+    result = convert(source, tmp_path / "ours")
+    assert result.proof.max_abs_difference == 0 and result.tidar_config is None
+
+    values = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert values["architectures"] == [result.architecture] and not set(values) & {"test_time_noise", "torch_dtypes"}
+    assert values["auto_map"]["AutoModelForCausalLM"].split(".")[-1] == result.architecture
+    assert values.get("block_form") == {"huginn": "sandwich", "ouro": None, **FORMS}[name]
+    assert not (tmp_path / "ours" / "raven_modeling_minimal.py").exists()
+    assert (tmp_path / "ours" / "modeling_recurrent.py").exists() == (name != "ouro")
+
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    models = [RecurrentDepthForCausalLM.from_pretrained(tmp_path / folder).eval() for folder in ("source", "ours")]
+    texts = [model.generate(ids, max_new_tokens=8, policy="exact", do_sample=False).tolist() for model in models]
+    assert texts[0] == texts[1] == models[1].generate(ids, max_new_tokens=8, do_sample=False).tolist()
+
+
+def test_a_linked_conversion_costs_no_weights_and_a_wrong_shape_leaves_nothing(tmp_path):
+    source = released_folder("olmo", tmp_path / "source")
+    convert(source, tmp_path / "linked", link=True, verify=False)
+    assert (tmp_path / "linked" / "model.safetensors").is_symlink()
+    assert AutoConfig.from_pretrained(tmp_path / "linked").block_form == "post-norm"
+    edit_json(source / "config.json", intermediate_size=44)
+    with pytest.raises(ValueError, match="does not fit RecurrentDepthForCausalLM"):
+        convert(source, tmp_path / "wrong")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linked", "source"]
