@@ -4,6 +4,7 @@ B sequences, K drafted tokens, V vocabulary.
 """
 
 import torch
+from torch import nn
 
 
 def accept_by_equality(
@@ -99,3 +100,27 @@ def sample(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     ids = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
     last_possible = probs.shape[-1] - 1 - (probs.flip(-1) > 0).long().argmax(dim=-1)
     return torch.minimum(ids, last_possible)
+
+
+def draft_confidence(draft_ids: torch.Tensor, draft_scores: torch.Tensor) -> torch.Tensor:
+    """The probability the drafter gave each of its tokens: [B, N] of ids [B, N] and scores [B, N, V]."""
+    chosen = draft_scores.gather(2, draft_ids[..., None]).squeeze(2)
+    return (chosen.float() - draft_scores.logsumexp(dim=-1).float()).exp()
+
+
+def likely_lengths(confidence: torch.Tensor, num_drafted: torch.Tensor, num_branches: int) -> torch.Tensor:
+    """The numbers of accepted tokens that are most probable, if each token stands with the drafter's own confidence.
+
+    Args:
+        confidence: [B, K - 1] in draft tokens 2..K.
+        num_drafted: [B] how many of a row's K are a draft: no more are accepted.
+        num_branches: how many to choose, 1 to K.
+
+    Returns:
+        [B, num_branches] of 1 to K, rising.
+    """
+    place = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)
+    stands = torch.where(place < num_drafted[:, None], confidence, 0)
+    reached = nn.functional.pad(stands.cumprod(dim=1), (1, 0), value=1.0)  # [B, K]
+    stops = reached * (1 - nn.functional.pad(stands, (0, 1)))
+    return 1 + stops.topk(num_branches).indices.sort().values

@@ -5,7 +5,7 @@ A unfinished rows, K the most tokens drafted at a time, N of them in the draft a
 
 import torch
 
-from .acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
+from .acceptance import accept_by_equality, accept_by_rejection, draft_confidence, residual_probs, sample
 from .draft_forward import DraftForward
 from .transcript import Scores
 
@@ -29,10 +29,12 @@ class Greedy:
 
     Attributes:
         target_scores: [A, n, V] processed logits of the autoregressive side that the last decision was made from.
+        confidence: [A, N - 1] probability the masks gave the draft tokens behind the first; where it is wanted.
     """
 
-    def __init__(self, scores: Scores):
+    def __init__(self, scores: Scores, wants_confidence: bool = False):
         self.scores = scores
+        self.wants_confidence = wants_confidence
 
     def first(self, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Decides the first token from the prefill's logits [A, 1, V]: ids [A, 1] and their number [A]."""
@@ -55,12 +57,18 @@ class Greedy:
     def draft(self, decided_ids: torch.Tensor, num_decided: torch.Tensor, draft_logits: torch.Tensor) -> torch.Tensor:
         """Writes the next draft [A, N]: the last decided token, then the masks' predictions [A, N - 1, V]."""
         draft_ids = last_decided(decided_ids, num_decided)
-        if not self.scores.depend_on_prefix:
-            return torch.cat([draft_ids, self.scores(draft_logits).argmax(dim=-1)], dim=1)
-        for slot in range(draft_logits.shape[1]):
-            ids = self.scores(draft_logits[:, slot : slot + 1], offset=slot).argmax(dim=-1)
-            self.scores.transcript.write_undecided(ids, offset=slot)
+        confidences = [draft_logits.new_empty(len(draft_ids), 0, dtype=torch.float32)]
+        num_slots = draft_logits.shape[1]
+        step = 1 if self.scores.depend_on_prefix else max(num_slots, 1)  # slots whose prefix is known
+        for slot in range(0, num_slots, step):
+            scores = self.scores(draft_logits[:, slot : slot + step], offset=slot)
+            ids = scores.argmax(dim=-1)
+            if self.scores.depend_on_prefix:
+                self.scores.transcript.write_undecided(ids, offset=slot)
+            if self.wants_confidence:
+                confidences.append(draft_confidence(ids, scores))
             draft_ids = torch.cat([draft_ids, ids], dim=1)
+        self.confidence = torch.cat(confidences, dim=1)
         return draft_ids
 
     def keep_rows(self, places: list[int]) -> None:
@@ -77,8 +85,8 @@ class TieSafeGreedy(Greedy):
         tie_margin: the difference of the two best processed scores under which they are tied.
     """
 
-    def __init__(self, scores: Scores, forward: DraftForward, tie_margin: float):
-        super().__init__(scores)
+    def __init__(self, scores: Scores, forward: DraftForward, tie_margin: float, wants_confidence: bool = False):
+        super().__init__(scores, wants_confidence)
         self.forward = forward
         self.tie_margin = tie_margin
 
@@ -109,6 +117,9 @@ class Sampled:
         seeds: one for each row, so that a row's draws do not depend on the batch it is in; None draws from the
             device's global generator.
         draft_length: K. A forward draws the same number whatever a row's draft is worth, for the same reason.
+
+    Attributes:
+        target_scores, confidence: as of `Greedy`.
     """
 
     def __init__(self, scores: Scores, seeds: list[int] | None, draft_length: int):
@@ -147,16 +158,15 @@ class Sampled:
         """Draws the next draft [A, N]: the last decided token, then one draw from each mask's [A, N - 1, V]."""
         num_slots = draft_logits.shape[1]
         uniforms = self._uniforms(draft_logits, self.draft_length - 1)[:, :num_slots]
-        first_ids = last_decided(decided_ids, num_decided)
-        if not self.scores.depend_on_prefix:
-            self.draft_probs = self.scores(draft_logits).float().softmax(dim=-1)
-            return torch.cat([first_ids, sample(self.draft_probs, uniforms)], dim=1)
-        draft_ids, probs = [first_ids], []
-        for slot in range(num_slots):
-            probs.append(self.scores(draft_logits[:, slot : slot + 1], offset=slot).softmax(dim=-1))
-            draft_ids.append(sample(probs[-1], uniforms[:, slot : slot + 1]))
-            self.scores.transcript.write_undecided(draft_ids[-1], offset=slot)
-        self.draft_probs = torch.cat(probs, dim=1) if probs else draft_logits.float()
+        draft_ids, probs = [last_decided(decided_ids, num_decided)], [draft_logits[:, :0].float()]
+        step = 1 if self.scores.depend_on_prefix else max(num_slots, 1)  # slots whose prefix is known
+        for slot in range(0, num_slots, step):
+            probs.append(self.scores(draft_logits[:, slot : slot + step], offset=slot).float().softmax(dim=-1))
+            draft_ids.append(sample(probs[-1], uniforms[:, slot : slot + step]))
+            if self.scores.depend_on_prefix:
+                self.scores.transcript.write_undecided(draft_ids[-1], offset=slot)
+        self.draft_probs = torch.cat(probs, dim=1)
+        self.confidence = self.draft_probs.gather(2, torch.cat(draft_ids, dim=1)[:, 1:, None]).squeeze(2)
         return torch.cat(draft_ids, dim=1)
 
     def keep_rows(self, places: list[int]) -> None:

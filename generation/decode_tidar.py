@@ -3,16 +3,19 @@
 B sequences, A of them unfinished, P prompt tokens, K drafted tokens, V vocabulary.
 """
 
+import time
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from .acceptance import likely_lengths
 from .choice import Greedy, Sampled, TieSafeGreedy
 from .draft_forward import DraftForward
 from .options_tidar import TiDAROptions
 from .outputs import Record, TiDARGenerateOutput
+from .pace_tidar import PLAIN, Plan, pace_of
 from .transcript import Scores, Transcript, pad_token_of
 
 
@@ -65,37 +68,57 @@ def decode_tidar(
         is_tie_safe=options.exact == "tie-safe",
     )
     choice: Sampled | Greedy
+    is_auto, has_every_branch = options.num_branches == "auto", options.num_branches == draft_length
     if generation_config.do_sample:
         choice = Sampled(scores, options.seeds(batch_size), draft_length)
     elif options.exact == "tie-safe":
-        choice = TieSafeGreedy(scores, forward, options.tie_margin_of(model.dtype))
+        choice = TieSafeGreedy(scores, forward, options.tie_margin_of(model.dtype), not has_every_branch)
     else:
-        choice = Greedy(scores)
+        choice = Greedy(scores, not has_every_branch)
     record = Record(batch_size, draft_length, generation_config)
 
     # 1. Prefill: the prompt decides the first token, and one block of masks drafts what follows it.
     target_logits = forward.prefill(input_ids, position_ids)
     decided_ids, num_decided = choice.first(target_logits)
-    branch = torch.zeros_like(num_decided)
-    counts = transcript.extend(decided_ids, num_decided)
+    block = torch.full_like(num_decided, 0 if forward.num_blocks else -1)
+    counts, blocks = transcript.extend(decided_ids, num_decided, block)
     record.add_scores(transcript.active, counts, target_logits, choice.target_scores)
+    plan = Plan(draft_length, int(options.num_branches) if not is_auto else draft_length)
+    pace = pace_of(forward, draft_length) if is_auto else None
     while places := transcript.drop_ended():
         # 2. Finished rows leave the forward.
         if len(places) < len(decided_ids):
             forward.keep_rows(places)
             choice.keep_rows(places)
-            decided_ids, num_decided, branch = decided_ids[places], num_decided[places], branch[places]
-        # 3. The draft: the last decided token, then what the masks of the branch that came true predict.
-        draft_ids = choice.draft(decided_ids, num_decided, forward.branch_logits(branch))
-        transcript.show_draft(draft_ids)
-        # 4. One forward verifies it, and drafts behind each token that may turn out to be the last accepted.
-        num_drafted = torch.full_like(num_decided, draft_ids.shape[1])
-        target_logits = forward.verify_and_draft(draft_ids)
+            decided_ids, num_decided, block = decided_ids[places], num_decided[places], block[places]
+        # 3. The draft: the last decided token, then what the masks of the branch that came true predict, if one did.
+        began = time.perf_counter()
+        plan = plan if pace is None else pace.choose()
+        if plan == PLAIN:
+            block = torch.full_like(block, -1)
+        drafted = [plan != PLAIN and blocks[place] >= 0 for place in places]
+        has_draft = any(drafted)
+        draft_ids = choice.draft(decided_ids, num_decided, forward.branch_logits(block, has_draft))
+        num_drafted = torch.where(block < 0, 1, draft_ids.shape[1])
+        if has_draft:
+            transcript.show_draft(draft_ids)
+        # 4. One forward verifies it, and drafts behind each token that is likely to be the last accepted.
+        num_clean = draft_ids.shape[1]
+        num_blocks = min(plan.num_branches, num_clean) if has_draft else int(plan != PLAIN)
+        branch_lengths = None
+        if num_blocks < num_clean:
+            branch_lengths = likely_lengths(choice.confidence, num_drafted, num_blocks)
+        forward.draft_length = plan.draft_length or forward.draft_length
+        target_logits = forward.verify_and_draft(draft_ids, branch_lengths)
         decided_ids, num_decided = choice.verify(draft_ids, target_logits, num_drafted)
-        branch = num_decided - 1
+        block = forward.block_behind(num_decided)
         # 5. Accepted tokens join the text and stay in the cache; the rest is overwritten.
-        counts = transcript.extend(decided_ids, num_decided)
+        counts, blocks = transcript.extend(decided_ids, num_decided, block)
         forward.accept(num_decided, counts)
+        if pace is not None:
+            lengths = [num_clean if is_drafted else 1 for is_drafted in drafted]
+            shape = (num_clean, num_blocks, plan.draft_length if num_blocks else 0)
+            pace.see(list(zip(lengths, counts, strict=True)), shape, time.perf_counter() - began)
         record.add_forward(transcript.active, counts)
         record.add_scores(transcript.active, counts, target_logits, choice.target_scores)
 
@@ -114,6 +137,7 @@ def tidar(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     draft_length: int | None = None,
+    num_branches: int | str | None = None,
     seed: int | list[int] | None = None,
     exact: str | None = None,
     tie_margin: float | None = None,
@@ -128,11 +152,12 @@ def tidar(
     classes for streaming and `stop_strings`.
 
     Args:
-        draft_length, seed, exact, tie_margin: as in `generate` of our own classes.
+        draft_length, num_branches, seed, exact, tie_margin: as in `generate` of our own classes.
         mask_embedding_id: the row of the embedding table that masks read.
     """
-    given = {"draft_length": draft_length, "seed": seed, "exact": exact, "tie_margin": tie_margin}
-    for name, value in {**given, "mask_embedding_id": mask_embedding_id}.items():
+    given: dict[str, Any] = {"draft_length": draft_length, "num_branches": num_branches, "seed": seed}
+    given |= {"exact": exact, "tie_margin": tie_margin, "mask_embedding_id": mask_embedding_id}
+    for name, value in given.items():
         if value is not None:
             setattr(generation_config, name, value)
     options = TiDAROptions.of(generation_config, model.config)

@@ -100,7 +100,9 @@ class DraftForward:
         if is_tie_safe and self.is_real_slot is not None and self.is_real_slot.all():
             self.is_real_slot = None  # as plain decoding has it
         self.next_positions: torch.Tensor  # [A, 1] of the next clean token
+        self.branch_lengths: torch.Tensor  # [A, M] of the last forward
         self.mask_states: torch.Tensor  # [A, M*K, D] last hidden states of the last forward's masks
+        self.mask_logits: torch.Tensor | None  # [A, K - 1, V] of its masks 2..K where they are one block a row
 
     def prefill(self, prompt_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
         """Reads the uncached part of the prompts [B, P] and drafts one block behind it, unless ties are to be safe.
@@ -118,7 +120,9 @@ class DraftForward:
         positions = position_ids[:, -num_clean:].to(device)
         num_branches = 0 if self.is_tie_safe else 1
         branch_lengths = torch.full((len(prompt_ids), num_branches), num_clean, device=device)
-        target_logits = self._forward(prompt_ids[:, -num_clean:], positions, branch_lengths, num_read=1)
+        target_logits = self._forward(
+            prompt_ids[:, -num_clean:], positions, branch_lengths, num_read=1, is_prefill=True
+        )
         self.num_prefill_forwards += 1
         self.next_positions = positions[:, -1:] + 1
         self._advance(torch.full_like(self.cache.lengths, num_clean), [num_clean] * len(prompt_ids))
@@ -161,19 +165,46 @@ class DraftForward:
         self.num_tie_forwards += 1
         return target_logits
 
-    def branch_logits(self, branch: torch.Tensor) -> torch.Tensor:
-        """Logits of masks 2..K of one block a row: `branch` [A] counts blocks from 0. Slot 1 is never read: the
-        model's own next token takes its place.
+    def rehearse(self, num_clean: int, num_blocks: int, mask_length: int) -> None:
+        """Runs a forward of so many tokens and masks, and waits for it. Nothing of it is kept: its time is asked."""
+        kept = self.draft_length, self.branch_lengths, self.mask_states, self.mask_logits
+        steps = torch.arange(max(num_clean, num_blocks), device=self.next_positions.device)
+        positions, branch_lengths = self.next_positions + steps[:num_clean], steps[:num_blocks] + 1
+        self.draft_length = mask_length or self.draft_length
+        branch_lengths = branch_lengths.expand(len(positions), -1)
+        self._forward(torch.zeros_like(positions), positions, branch_lengths, num_read=num_clean)
+        if num_blocks > 1:
+            self.branch_logits(torch.zeros_like(positions[:, 0]))
+        self.draft_length, self.branch_lengths, self.mask_states, self.mask_logits = kept
+        if positions.device.type != "cpu":
+            torch.accelerator.synchronize(positions.device)
+
+    @property
+    def num_blocks(self) -> int:
+        """M of the last forward."""
+        return self.branch_lengths.shape[1]
+
+    def block_behind(self, num_accepted: torch.Tensor) -> torch.Tensor:
+        """Which block was drafted behind so many accepted tokens [A], counted from 0; -1 where none was."""
+        if not self.num_blocks:
+            return torch.full_like(num_accepted, -1)
+        is_behind = self.branch_lengths == num_accepted[:, None].to(self.branch_lengths.device)
+        return torch.where(is_behind.any(dim=1), is_behind.long().argmax(dim=1), -1).to(num_accepted.device)
+
+    def branch_logits(self, block: torch.Tensor, has_draft: bool = True) -> torch.Tensor:
+        """Logits of masks 2..K of one block a row, `block` [A]; anything for a row whose block is -1. Slot 1 is never
+        read: the model's own next token takes its place.
 
         Returns:
-            [A, K - 1, V]; [A, 0, V] where the last forward had no masks.
+            [A, K - 1, V]; [A, 0, V] unless `has_draft`.
         """
-        num_slots = self.draft_length - 1 if self.mask_states.shape[1] else 0
-        first = branch.clamp(min=0) * self.draft_length + 1
-        slots = first[:, None] + torch.arange(num_slots, device=branch.device)
-        rows = torch.arange(len(branch), device=branch.device)[:, None]
-        hidden_states = self.mask_states[rows.to(self.mask_states.device), slots.to(self.mask_states.device)]
-        return lm_head_logits(self.model, hidden_states).to(branch.device)
+        if has_draft and self.mask_logits is not None:
+            return self.mask_logits.to(block.device)
+        device = self.mask_states.device
+        slots = torch.arange(1, self.draft_length if has_draft else 1, device=device)
+        slots = block.to(device).clamp(min=0)[:, None] * self.draft_length + slots
+        rows = torch.arange(len(block), device=device)[:, None]
+        return lm_head_logits(self.model, self.mask_states[rows, slots]).to(block.device)
 
     def accept(self, num_accepted: torch.Tensor, counts: list[int]) -> None:
         """Keeps the first `num_accepted` [A] of the draft just read (`counts`: the same, on the host)."""
@@ -187,6 +218,7 @@ class DraftForward:
         self.rows = [self.rows[place] for place in places]
         self.next_positions = self.next_positions[places]
         self.mask_states = self.mask_states[places]
+        self.mask_logits = None if self.mask_logits is None else self.mask_logits[places]
         self.row_lengths = [self.row_lengths[place] for place in places]
         if self.is_real_slot is not None:
             self.is_real_slot = self.is_real_slot[places]
@@ -215,6 +247,7 @@ class DraftForward:
         branch_lengths: torch.Tensor,
         num_read: int,
         alone: tuple[int, int] | None = None,
+        is_prefill: bool = False,
     ) -> torch.Tensor:
         """The network's one call: logits of the last `num_read` clean tokens, on the device the ids came from; the
         masks' states are kept aside.
@@ -243,9 +276,12 @@ class DraftForward:
             attention_mask = self._structured_mask(cache, num_clean, branch_lengths, is_real_slot)
         else:  # what plain decoding hands to a model: 0 for padding
             attention_mask = None if is_real_slot is None else is_real_slot.long()
-        is_token_by_token = self.is_token_by_token and (num_masks or alone is not None)
+        is_token_by_token = self.is_token_by_token and not is_prefill
         spans = Spans(lengths, num_clean, is_real_slot, self.has_window)
         read_places = torch.arange(num_clean - num_read, num_clean, device=clean_ids.device)
+        if has_one_block := branch_lengths.shape[1] == 1:  # then its predictions come with the same pass of the lm_head
+            masks = torch.arange(num_clean + 1, num_clean + num_masks, device=clean_ids.device)
+            read_places = torch.cat([read_places, masks])
         with (
             self.gate.open(num_masks) if self.gate else nullcontext(),
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
@@ -261,8 +297,10 @@ class DraftForward:
                 return_dict=True,
             )
         if alone is None:
+            self.branch_lengths = branch_lengths
             self.mask_states = last_states[0][:, num_clean:]
-        return output.logits.to(device_of_ids)
+            self.mask_logits = output.logits[:, num_read:] if has_one_block else None
+        return output.logits[:, :num_read].to(device_of_ids)
 
     def _structured_mask(
         self, cache: DraftCache, num_clean: int, branch_lengths: torch.Tensor, is_real_slot: torch.Tensor | None

@@ -17,6 +17,11 @@ class TiDAROptions:
     Args:
         draft_length: K, tokens drafted at a time, from 1 to the length the checkpoint was taught; 0 decodes without
             drafts, as the stock model does. By default the length the checkpoint was taught.
+        num_branches: B, 1 to K: a forward drafts behind the B numbers of accepted tokens that are most probable by the
+            draft's own confidence. Where another comes true, the next forward reads one token and drafts behind it. By
+            default K, all of them. "auto" chooses K (up to `draft_length`) and B anew for each forward, by what
+            forwards cost on this machine, measured once, and what drafts were worth so far; it decodes plainly where
+            drafts do not pay.
         seed: for sampling: one integer for each row, so that a row's text does not depend on the batch it is in;
             a single integer s gives row b the seed s + b. By default the device's global generator draws.
         exact: "tie-safe" for greedy decoding in half precision, where a wide forward and a forward of one token round
@@ -29,13 +34,21 @@ class TiDAROptions:
     """
 
     draft_length: int
+    num_branches: int | str
     seed: int | list[int] | None = None
     exact: str | None = None
     tie_margin: float | None = None
     mask_embedding_id: int = 0
     excluded_id: int | None = None
 
-    KEYWORDS: ClassVar[tuple[str, ...]] = ("draft_length", "seed", "mask_embedding_id", "exact", "tie_margin")
+    KEYWORDS: ClassVar[tuple[str, ...]] = (
+        "draft_length",
+        "num_branches",
+        "seed",
+        "mask_embedding_id",
+        "exact",
+        "tie_margin",
+    )
 
     @classmethod
     def of(cls, generation_config: Any, config: Any, taught: dict[str, int] | None = None) -> "TiDAROptions":
@@ -81,10 +94,21 @@ class TiDAROptions:
         seeds = seed if isinstance(seed, list | tuple) else [0 if seed is None else seed]
         if not all(_is_integer(one) and 0 <= one < 2**63 for one in seeds):
             raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, or one for each row, but is {seed!r}.")
+        num_branches = getattr(generation_config, "num_branches", None)
+        if num_branches is None:
+            num_branches = draft_length
+        elif num_branches == "auto":
+            _check_auto(draft_length, generation_config)
+        elif draft_length and not (_is_integer(num_branches) and 1 <= num_branches <= draft_length):
+            raise ValueError(
+                f"`num_branches` must be 'auto' or an integer from 1 to {draft_length}, the `draft_length` of this "
+                f"call: one for each number of tokens that may be accepted. It is {num_branches!r}."
+            )
         exact, tie_margin = (getattr(generation_config, name, None) for name in ("exact", "tie_margin"))
         _check_exact(exact, tie_margin, generation_config)
         return cls(
             draft_length=draft_length,
+            num_branches=num_branches,
             exact=exact,
             tie_margin=tie_margin,
             seed=list(seed) if isinstance(seed, tuple) else seed,
@@ -121,6 +145,16 @@ def _refuse_processors_that_count_calls(generation_config: Any) -> None:
         raise ValueError(
             "`watermarking_config` must not be SynthID while drafting: its state counts on one call a token. Pass "
             "`draft_length=0`, or use the green-list `WatermarkingConfig`, which keeps no state."
+        )
+
+
+def _check_auto(draft_length: int, generation_config: Any) -> None:
+    if draft_length == 1:
+        raise ValueError("`num_branches='auto'` has nothing to choose where `draft_length` is 1. Leave it out.")
+    if draft_length and generation_config.do_sample and getattr(generation_config, "seed", None) is not None:
+        raise ValueError(
+            "`seed` promises the same sampled text again, but `num_branches='auto'` lets the clock decide what is "
+            "drafted, and drafts decide which draw a token comes from. Give a number of branches, or no seed."
         )
 
 

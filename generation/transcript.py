@@ -60,15 +60,18 @@ class Transcript:
         rows = torch.tensor(self.active, device=self.ids.device)[:, None]
         self.ids[rows, columns.clamp(max=self.ids.shape[1] - 1)] = undecided_ids
 
-    def extend(self, decided_ids: torch.Tensor, num_decided: torch.Tensor) -> list[int]:
+    def extend(
+        self, decided_ids: torch.Tensor, num_decided: torch.Tensor, block: torch.Tensor | None = None
+    ) -> tuple[list[int], list[int]]:
         """Adds the first `num_decided` [A] of `decided_ids` [A, K] to the active rows: the one host sync a forward.
 
         Returns:
-            `num_decided` on the host. A row that ends here keeps fewer.
+            `num_decided`, of which a row that ends here keeps fewer, and `block` [A], both on the host.
         """
         self.write_undecided(decided_ids)
-        on_host = torch.cat([num_decided[:, None], decided_ids], dim=1).tolist()
-        for row, (count, *tokens) in zip(self.active, on_host, strict=True):
+        block = torch.zeros_like(num_decided) if block is None else block
+        on_host = torch.cat([num_decided[:, None], block[:, None], decided_ids], dim=1).tolist()
+        for row, (count, _, *tokens) in zip(self.active, on_host, strict=True):
             for token in tokens[:count]:
                 self.lengths[row] += 1
                 if token in self.eos_token_ids or self.lengths[row] >= self.max_length:
@@ -77,7 +80,7 @@ class Transcript:
         if self.criteria:
             self._apply_criteria()
         self._stream()
-        return [count for count, *_ in on_host]
+        return [count for count, *_ in on_host], [block for _, block, *_ in on_host]
 
     def _apply_criteria(self) -> None:
         """Shows the criteria each new column of the whole batch, as plain decoding would have.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tiny_tidar import FAMILIES, VOCAB_SIZE, CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
+from tiny_tidar import FAMILIES, CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.draft_cache import stack_rows
 from wavedraft.generation.draft_forward import DraftForward
 
@@ -44,21 +44,6 @@ def test_left_padded_rows_write_what_they_write_alone(implementation):
 
     for row, prompt_ids in zip(output, rows, strict=True):
         assert row[12 - len(prompt_ids) :].tolist() == plain_greedy_loop(model, prompt_ids, num_new=30).tolist()
-
-
-def script_drafts(monkeypatch, text, is_right):
-    """Makes the masks of a batch of one predict `text` [P + N] perfectly, or never right."""
-    network = DraftForward.branch_logits
-
-    def scripted(forward, branch):
-        logits = torch.full_like(network(forward, branch), -1.0)
-        first = forward.row_lengths[0] + 1  # behind the token just decided
-        for slot in range(logits.shape[1]):
-            right = int(text[min(first + slot, len(text) - 1)])
-            logits[0, slot, right if is_right else (right + 1) % VOCAB_SIZE] = 1.0
-        return logits
-
-    monkeypatch.setattr(DraftForward, "branch_logits", scripted)
 
 
 @pytest.mark.parametrize("draft_length", [2, 4, 8])
@@ -105,8 +90,9 @@ def test_lm_head_runs_on_the_rows_that_are_read():
     rows_read = []
     model.lm_head.register_forward_hook(lambda module, args, output: rows_read.append(output.shape[:-1].numel()))
     output = model.generate(random_prompts(1, 9), max_new_tokens=20, do_sample=False, return_dict_in_generate=True)
-    # prefill: the last prompt token; then in turn K - 1 masks of one block, and K draft tokens
-    assert rows_read == [1] + [draft_length - 1, draft_length] * output.num_forwards
+    # prefill: the last prompt token and K - 1 masks of its one block; then K draft tokens, and K - 1 masks of a block
+    expected = [1 + draft_length - 1] + [draft_length, draft_length - 1] * output.num_forwards
+    assert rows_read == expected[:-1]
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7, 8, 9])

@@ -85,6 +85,33 @@ def test_decode_mask_with_some_branches_only(branch_lengths):
     assert torch.equal(decode_mask(4, branch_lengths), looped_decode_mask(4, branch_lengths))
 
 
+@pytest.mark.parametrize("window", [None, 4])
+def test_rows_may_draft_behind_different_tokens(window):
+    draft_length, branch_lengths, cached_lengths = 4, torch.tensor([[1, 3], [2, 4], [1, 1]]), torch.tensor([5, 2, 7])
+    num_queries, num_slots = draft_length * 3, 7 + draft_length * 3
+    structure = draft_mask_function(draft_length, draft_length, branch_lengths, cached_lengths, sliding_window=window)
+    b, q, k = torch.meshgrid(torch.arange(3), torch.arange(num_queries), torch.arange(num_slots), indexing="ij")
+    found = structure(b, 0, q, k)
+    positions = draft_positions(draft_length, draft_length, branch_lengths)
+    for row, cached in enumerate(cached_lengths.tolist()):
+        lengths = branch_lengths[row].tolist()
+        queries = [("clean", i, i) for i in range(draft_length)]
+        queries += [(f"block {n}", m, length + m) for n, length in enumerate(lengths) for m in range(draft_length)]
+        assert positions[row].tolist() == [position for _, _, position in queries]
+        for query, (kind, place, position) in enumerate(queries):
+            for slot in range(num_slots):
+                if slot < cached:
+                    visible, key_position = True, slot - cached
+                elif slot - cached < num_queries:
+                    key_kind, key_place, key_position = queries[slot - cached]
+                    num_seen = place + 1 if kind == "clean" else lengths[int(kind[-1])]
+                    visible = key_place < num_seen if key_kind == "clean" else key_kind == kind
+                else:
+                    visible, key_position = False, 0
+                near = window is None or position - key_position < window
+                assert found[row, query, slot] == (visible and near)
+
+
 def test_positions_start_behind_what_a_branch_sees():
     assert draft_positions(3, 3, torch.tensor([1, 2, 3])).tolist() == [0, 1, 2, 1, 2, 3, 2, 3, 4, 3, 4, 5]
     assert mask_positions(7, 3, training_branch_lengths(7, 3)).tolist() == list(range(7))

@@ -3,6 +3,7 @@
 import torch
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
+from wavedraft.generation.draft_forward import DraftForward
 from wavedraft.modeling_tidar import TiDARForCausalLM
 
 VOCAB_SIZE = 61
@@ -68,3 +69,18 @@ class CountedForwards:
 
     def _count(self, module, args, kwargs, output):
         self.num_queries.append((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).shape[1])
+
+
+def script_drafts(monkeypatch, text, is_right, sureness=1.0):
+    """Makes the masks of a batch of one predict `text` [P + N] perfectly, or never right."""
+    network = DraftForward.branch_logits
+
+    def scripted(forward, block, has_draft=True):
+        logits = torch.full_like(network(forward, block, has_draft), -sureness)
+        first = forward.row_lengths[0] + 1  # behind the token just decided
+        for slot in range(logits.shape[1]):
+            right = int(text[min(first + slot, len(text) - 1)])
+            logits[0, slot, right if is_right else (right + 1) % VOCAB_SIZE] = sureness
+        return logits
+
+    monkeypatch.setattr(DraftForward, "branch_logits", scripted)

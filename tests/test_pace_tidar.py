@@ -1,0 +1,148 @@
+"""`num_branches="auto"`: what to draft next is chosen by cost and acceptance, and never changes the text."""
+
+import sys
+
+import pytest
+import torch
+
+from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
+from wavedraft.generation.pace_tidar import PLAIN, RETRY_TOKENS, Costs, Pace, Plan, plans_up_to, shapes_of
+
+DECODER = sys.modules["wavedraft.generation.decode_tidar"]  # the package names its function so
+
+
+def pace(first, each_query, chance, draft_length=8):
+    """Costs that rise by `each_query` for every query behind the first, and drafts that stand by `chance`."""
+    plans = plans_up_to(draft_length, is_wide=True)
+    seconds = {(n, m, k): first + each_query * (n + m * k - 1) for n, m, k in shapes_of(plans)}
+    pace = Pace(Costs(seconds), plans)
+    for i in range(1, draft_length):
+        pace.reached[i], pace.stood[i] = 1e6, 1e6 * chance
+    return pace
+
+
+def test_where_width_is_free_long_drafts_with_all_branches_are_best():
+    assert pace(1.0, 0.0, 0.8).choose() == Plan(8, 8)
+
+
+def test_where_width_costs_fewer_branches_and_tokens_are_drafted():
+    assert pace(1.0, 0.02, 0.8).choose().num_branches <= 2
+    assert pace(1.0, 0.05, 0.5).choose().draft_length < 8
+
+
+def test_where_nothing_pays_decoding_is_plain():
+    assert pace(1.0, 1.0, 0.9).choose() == PLAIN
+    assert pace(1.0, 0.01, 0.0).choose() == PLAIN
+
+
+def simulated_rate(plan, chance, pace, num_forwards=40_000):
+    """Tokens a second of a plan, by playing it."""
+    draws = torch.rand(num_forwards, 8, generator=torch.Generator().manual_seed(0)) < chance
+    chances = [chance**i * (1 - chance) for i in range(plan.draft_length - 1)] + [chance ** (plan.draft_length - 1)]
+    lengths = sorted(range(1, plan.draft_length + 1), key=lambda length: -chances[length - 1])[: plan.num_branches]
+    tokens, seconds, has_draft = 0, 0.0, False
+    for draw in draws.tolist():
+        if not has_draft:
+            tokens, seconds, has_draft = tokens + 1, seconds + pace.costs.seconds[1, 1, plan.draft_length], True
+            continue
+        accepted = 1
+        while accepted < plan.draft_length and draw[accepted]:
+            accepted += 1
+        mask_length = plan.draft_length if plan.num_branches else 0
+        seconds += pace.costs.seconds[plan.draft_length, plan.num_branches, mask_length]
+        tokens, has_draft = tokens + accepted, accepted in lengths
+    return tokens / seconds
+
+
+@pytest.mark.parametrize("plan", [Plan(2, 0), Plan(4, 0), Plan(4, 1), Plan(8, 2), Plan(8, 8)])
+def test_the_promised_rate_is_the_rate_of_playing_it(plan):
+    for chance in (0.3, 0.8):
+        of = pace(1.0, 0.02, chance)
+        assert of.tokens_per_second(plan) == pytest.approx(simulated_rate(plan, chance, of), rel=0.02)
+
+
+def test_drafting_is_tried_again_now_and_then():
+    of = pace(1.0, 1.0, 0.0)
+    tries = 0
+    for _ in range(10 * RETRY_TOKENS):
+        plan = of.choose()
+        tries += plan != PLAIN
+        of.see([(plan.draft_length, 1)] if plan != PLAIN else [(1, 1)], (1, 0, 0), 1.0)
+    assert 8 <= tries <= 10
+
+
+def test_acceptance_that_changes_is_noticed():
+    of = pace(1.0, 0.02, 0.0)
+    of.reached, of.stood = [200.0] * 8, [0.0] * 8
+    assert of.choose() == PLAIN
+    for _ in range(300):
+        of.see([(8, 8)], (8, 1, 8), 1.2)
+    assert of.choose() != PLAIN
+    assert of.costs.seconds[8, 1, 8] == pytest.approx(1.2, rel=1e-3)
+
+
+@pytest.mark.parametrize("costs", [(1.0, 0.0), (1.0, 0.02), (1.0, 10.0)])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_greedy_text_is_the_plain_loops_whatever_the_pace(costs, batch_size, monkeypatch):
+    model = tiny_tidar("mistral", draft_length=8)
+    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length: pace(*costs, 0.5, length))
+    prompts = random_prompts(batch_size, 7)
+    found = model.generate(prompts, max_new_tokens=40, do_sample=False, num_branches="auto", repetition_penalty=1.0)
+    assert found.tolist() == [plain_greedy_loop(model, row, num_new=40).tolist() for row in prompts]
+
+
+def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
+    model = tiny_tidar("qwen3", draft_length=8)
+    plans = [Plan(8, 2), PLAIN, Plan(4, 0), Plan(4, 1), Plan(2, 1), Plan(8, 8), Plan(8, 0), PLAIN, Plan(2, 2)]
+    generator = torch.Generator().manual_seed(0)
+
+    class Restless(Pace):
+        def choose(self):
+            return plans[int(torch.randint(len(plans), (), generator=generator))]
+
+    restless = Restless(Costs({}), plans)
+    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length: restless)
+    prompts = random_prompts(3, 9)
+    attention_mask = torch.ones_like(prompts)
+    attention_mask[1, :4] = 0
+    keywords = {"attention_mask": attention_mask, "max_new_tokens": 40, "do_sample": False}
+    keywords |= {"repetition_penalty": 1.3, "eos_token_id": [25, 36]}
+    expected = model.generate(prompts, draft_length=0, **keywords)
+    for _ in range(3):
+        assert model.generate(prompts, num_branches="auto", **keywords).tolist() == expected.tolist()
+
+
+def test_costs_are_measured_once_for_a_model_and_leave_the_text_alone():
+    model = tiny_tidar(draft_length=4)
+    hook = CountedForwards(model)
+    prompts = random_prompts(1, 7)
+    text = plain_greedy_loop(model, prompts[0], num_new=60).tolist()
+    hook.num_queries.clear()
+    first = model.generate(
+        prompts, max_new_tokens=60, do_sample=False, num_branches="auto", return_dict_in_generate=True
+    )
+    num_measured = len(hook.num_queries) - first.num_forwards - first.num_prefill_forwards
+    assert num_measured >= 2 * len(shapes_of(plans_up_to(4, is_wide=False)))
+    hook.num_queries.clear()
+    again = model.generate(
+        prompts, max_new_tokens=60, do_sample=False, num_branches="auto", return_dict_in_generate=True
+    )
+    assert len(hook.num_queries) == again.num_forwards + again.num_prefill_forwards
+    assert first.sequences[0].tolist() == again.sequences[0].tolist() == text
+
+
+def test_perfect_drafts_are_used_where_they_pay(monkeypatch):
+    model = tiny_tidar(draft_length=8)
+    prompts = random_prompts(1, 5)
+    text = plain_greedy_loop(model, prompts[0], num_new=60)
+    script_drafts(monkeypatch, text, is_right=True, sureness=20.0)
+    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length: pace(1.0, 0.01, 0.9))
+    output = model.generate(
+        prompts, max_new_tokens=41, do_sample=False, num_branches="auto", return_dict_in_generate=True
+    )
+    assert output.num_forwards == 5
+
+
+def test_sampling_with_a_seed_is_refused():
+    with pytest.raises(ValueError, match="clock"):
+        tiny_tidar().generate(random_prompts(1, 4), max_new_tokens=3, do_sample=True, seed=1, num_branches="auto")
