@@ -245,7 +245,7 @@ def memory_and_pace(model: nn.Module, prompts: dict, depth: int, num_new: int, c
     """What the second half of a long text adds in memory, and its pace against the first half's."""
     results = []
     print(f"\nmemory over {num_new} tokens, batch 1")
-    for name in ("full-depth AR, shared cache", "diffusion forcing, r'=4", "exact"):
+    for name in ("diffusion forcing, r'=4", "exact"):
         meter, stopwatch = MemoryMeter(model.device), Stopwatch(model.device, clock)
         start = stopwatch.now()
         model.generate(**prompts, max_new_tokens=num_new, streamer=meter, **options_of(ROWS[name], depth))
@@ -287,7 +287,7 @@ def main() -> None:
     parser.add_argument("--prompt-length", type=int, default=64, help="of random prompts")
     parser.add_argument("--num-new", type=int, default=64)
     parser.add_argument("--num-recurrences", type=int, help="full depth; the checkpoint's where absent, 32 at random")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--batch", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--long", type=int, default=0, help="also watch the memory over a text of so many tokens")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,5 +1,6 @@
 """The picture of a wavefront: position against decode step, coloured by what became of each token.
 
+    python benchmarks/picture_recurrent.py --output wavefront.png                  (the shipped model)
     python benchmarks/picture_recurrent.py --model PATH --prompt "Once upon a time" --output wavefront.png
     python benchmarks/picture_recurrent.py --golden tests/data/raven_tiny_golden --output wavefront.png
 
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 
 from wavedraft.modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
+SHIPPED = Path(__file__).parents[1] / "checkpoints" / "austen-recurrent-6m"
 NOT_BEGUN, GUESSED, CHANGED, KEPT, FROZEN = range(5)
 STATES = ("not begun", "guessed", "changed", "kept", "frozen")
 COLOURS = ("#ffffff", "#f4c542", "#d95f4c", "#8fc1e3", "#2b5c8a")
@@ -79,13 +81,14 @@ def golden_model(stem: str) -> tuple[RecurrentDepthForCausalLM, torch.Tensor]:
 def main() -> None:
     """One run, one picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="folder or Hub name of a recurrent-depth checkpoint")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", default=str(SHIPPED), help="folder or Hub name of a recurrent-depth checkpoint")
     source.add_argument("--golden", help="the golden fixture's path, without its suffix")
-    parser.add_argument("--prompt", default="Once upon a time")
+    parser.add_argument("--prompt", default="Emma Woodhouse, handsome, clever, and rich, had")
     parser.add_argument("--policy", default="diffusion-forcing", choices=["diffusion-forcing", "exact"])
     parser.add_argument("--num-new", type=int, default=48)
     parser.add_argument("--num-recurrences", type=int, default=32)
+    parser.add_argument("--inner-recurrence", type=int, default=4, help="core passes a decode step, diffusion forcing")
     parser.add_argument("--output", default="wavefront.png")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -94,6 +97,7 @@ def main() -> None:
     else:
         model = RecurrentDepthForCausalLM.from_pretrained(arguments.model)
         ids = AutoTokenizer.from_pretrained(arguments.model)(arguments.prompt, return_tensors="pt").input_ids
+    options = {"inner_recurrence": arguments.inner_recurrence} if arguments.policy == "diffusion-forcing" else {}
     output = model.eval().generate(
         ids,
         max_new_tokens=arguments.num_new,
@@ -102,6 +106,7 @@ def main() -> None:
         init_scale=0.0,
         record_wavefront=True,
         return_dict_in_generate=True,
+        **options,
     )
     num_new = output.sequences.shape[1] - ids.shape[1]
     title = (
