@@ -35,9 +35,10 @@ def config_fields(path: Any, keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def block_form_of(names: Iterable[str]) -> str:
-    """Which block the weights of these names belong to, as in `RecurrentDepthConfig.block_form`."""
+    """Which block the weights of these names belong to, as in `RecurrentDepthConfig.block_form`; Huginn's, where none
+    of them tells."""
     last_parts = {part for name in names for part in name.split(".")[-2:]}
-    if "norm_3" in last_parts:
+    if "norm_3" in last_parts or "norm_1" not in last_parts:
         return "sandwich"
     return "post-norm" if "q_norm" in last_parts else "pre-norm"
 

@@ -17,6 +17,7 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import can_return_tuple
 
 from ..generation.draws_recurrent import state_hashes
 from ..generation.hub_repository import HubRepository
@@ -289,6 +290,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
             use_vmap=False,
         )
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -304,7 +306,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         init_scale: float = 1.0,
         generator: torch.Generator | None = None,
         state_seeds: torch.Tensor | None = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits after `num_recurrences` core steps, and the loss of `labels` (not shifted).
@@ -317,6 +319,8 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         (where absent, of 0), so that the forward is deterministic. `use_cache` without `past_key_values` makes a cache
         of every recurrence. Hidden states are [prelude output, s_0, s_1, ... s_r].
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         is_training = self.training and torch.is_grad_enabled()
         if num_recurrences is None:
             is_drawn = is_training and self.has_random_depth

@@ -211,3 +211,23 @@ def test_the_limits_of_a_forward_are_told():
         model(torch.zeros(1, 9, dtype=torch.long))
     with pytest.raises(ValueError, match="num_recurrences"):
         model(torch.zeros(1, 2, dtype=torch.long), num_recurrences=0)
+
+
+def test_outputs_come_as_the_config_and_the_caller_ask():
+    model = random_model(0)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    output = model(ids)
+    assert output.hidden_states is None
+    as_tuple = model(ids, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], output.logits)
+    model.config.output_hidden_states = True
+    assert len(model(ids).hidden_states) == 2 + model.config.mean_recurrence
+    assert model(ids, output_hidden_states=False).hidden_states is None
+
+
+def test_weights_that_do_not_tell_the_block_are_missing_ones(tmp_path):
+    model = random_model(0)
+    model.save_pretrained(tmp_path)
+    save_file({"foo": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    again, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert again.is_sandwiched and set(report["unexpected_keys"]) == {"foo"} and report["missing_keys"]
