@@ -28,6 +28,7 @@ class Window:
     columns: slice | tuple[torch.Tensor, torch.Tensor] | None = None
     kv_length: int = 0  # columns 0..kv_length-1 are read
     packing: "Packing | None" = None  # where the call's rows are no cache rows but single tokens of any
+    attentions: dict[int, torch.Tensor] | None = None  # where asked for, each layer's weights at its last recurrence
 
     def at(self, recurrences: list[int]) -> "Window":
         """A packed window for one `core_step`, in which token n has recurrence recurrences[n]."""

@@ -122,7 +122,7 @@ class RecurrentGenerationMixin(Stock):
         options = generation_config.recurrent_options
         attention_mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
         if options.policy == "autoregressive":
-            num_read = self._num_unread(input_ids, attention_mask, cache, options)
+            num_read = num_unread(input_ids, attention_mask, cache, generation_config)
             model_kwargs |= {"synced_gpus": synced_gpus, "streamer": streamer}
             output = super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
             return output if isinstance(output, torch.Tensor) else plain_output(output, input_ids, num_read, options)
@@ -171,17 +171,6 @@ class RecurrentGenerationMixin(Stock):
             streamer.end()
         return output if generation_config.return_dict_in_generate else output.sequences
 
-    def _num_unread(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any, options: RecurrentOptions
-    ) -> int:
-        """Prompt tokens plain decoding will read: those a cache handed in does not hold, which it is checked for."""
-        length = 0 if cache is None else cache.get_seq_length()
-        if length:
-            num_columns = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
-            options.check_cache(cache, len(input_ids), num_columns)
-        is_whole = attention_mask is not None and attention_mask.shape == input_ids.shape
-        return int(attention_mask[:, length:].sum()) if is_whole else input_ids[:, length:].numel()
-
     def _check_policy(
         self, options: RecurrentOptions, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any
     ) -> None:
@@ -203,13 +192,24 @@ class RecurrentGenerationMixin(Stock):
             )
 
 
+def num_unread(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any, generation_config: GenerationConfig
+) -> int:
+    """Prompt tokens plain decoding will read: those a cache handed in does not hold, which it is checked for."""
+    length = 0 if cache is None else cache.get_seq_length()
+    # transformers drops a mask of ones, and keeps its length: ids may be the new ones alone, or embeddings.
+    num_columns = getattr(generation_config, "_mask_length", input_ids.shape[1])
+    if attention_mask is not None:
+        num_columns = attention_mask.shape[1]
+    if length:
+        generation_config.recurrent_options.check_cache(cache, len(input_ids), num_columns)
+    if attention_mask is not None:
+        return int(attention_mask[:, length:].sum())
+    return len(input_ids) * (num_columns - length)
+
+
 def refuse_everywhere(generation_config: GenerationConfig) -> None:
     """Raise for what no decoding of these models gives."""
-    if generation_config.output_attentions:
-        raise ValueError(
-            "`output_attentions` must be left at its default, but is True: a layer of the core attends once a "
-            "recurrence, and none of it is kept. Use `output_hidden_states` of a forward for the states."
-        )
     if generation_config.assistant_early_exit is not None:
         raise ValueError(
             f"`assistant_early_exit` must be left out, but is {generation_config.assistant_early_exit}: these models "
@@ -221,6 +221,7 @@ def refuse_unsupported(generation_config: GenerationConfig, model_kwargs: dict, 
     """Raise for what only plain decoding gives."""
     asked = {
         "num_beams": generation_config.num_beams not in (None, 1),
+        "output_attentions": bool(generation_config.output_attentions),
         "output_hidden_states": bool(generation_config.output_hidden_states),
         "use_cache": generation_config.use_cache is False,
         "prompt_lookup_num_tokens": bool(generation_config.prompt_lookup_num_tokens),

@@ -7,6 +7,7 @@ Each part is callable alone on a `Window`; `forward` runs them in this order and
 B rows, T tokens, E channels, H heads, D head width, V vocabulary.
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ def attend(
         key, value = (torch.cat(tensors) for tensors in zip(*read, strict=True))  # a BlockMask is of all tokens
     elif window.cache is not None:
         key, value = window.cache.write_and_read(key, value, module.layer_idx, recurrence, window)
-    return function(module, query, key, value, mask, **options)[0].flatten(2)
+    mixed, weights = function(module, query, key, value, mask, **options)
+    if window.attentions is not None:
+        window.attentions[module.layer_idx] = weights
+    return mixed.flatten(2)
 
 
 class GroupedHeads(nn.Module):
@@ -216,15 +220,25 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor,
         cache: RecurrentCache | None,
+        keeps_attentions: bool = False,
     ) -> Window:
-        """The next T columns of every row, [B, T, ...] giving the shape; padding is told by a 2D (or a 4D) mask."""
+        """The next T columns of every row, [B, T, ...] giving the shape; padding is told by a 2D (or a 4D) mask.
+
+        Attentions are kept by attention written out, whatever the implementation: no other holds the weights.
+        """
         length = input_embeds.shape[1]
         start = cache.get_seq_length() if cache is not None else 0
-        mask = create_causal_mask(self.config, input_embeds, attention_mask, cache, position_ids)
+        config, function = self.config, self._attention_function()
+        attentions: dict[int, torch.Tensor] | None = None
+        if keeps_attentions:
+            config, function, attentions = copy.copy(config), eager_attention, {}
+            config._attn_implementation = "eager"
+        mask = create_causal_mask(config, input_embeds, attention_mask, cache, position_ids)
         if cache is not None:
             cache.reserve(start + length)
         rotary = self.rotary_at(position_ids, input_embeds.dtype)
-        return Window(rotary, mask, self._attention_function(), cache, slice(start, start + length), start + length)
+        columns = slice(start, start + length)
+        return Window(rotary, mask, function, cache, columns, start + length, attentions=attentions)
 
     def window_at(self, starts: list[int], length: int, cache: RecurrentCache) -> Window:
         """`length` tokens of each cache row from position starts[row] on; rows are unpadded: column is position."""
@@ -306,6 +320,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         init_scale: float = 1.0,
         generator: torch.Generator | None = None,
         state_seeds: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -317,10 +332,11 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         that of the initial states, 0 making them zeros. In training the generator (where absent, the global one)
         draws them; outside, where none is given, they are a function of their positions and of [B] `state_seeds`
         (where absent, of 0), so that the forward is deterministic. `use_cache` without `past_key_values` makes a cache
-        of every recurrence. Hidden states are [prelude output, s_0, s_1, ... s_r].
+        of every recurrence. Hidden states are [prelude output, s_0, s_1, ... s_r]; attentions those of each layer,
+        [B, H, T, S], at its last recurrence.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         is_training = self.training and torch.is_grad_enabled()
         if num_recurrences is None:
             is_drawn = is_training and self.has_random_depth
@@ -338,7 +354,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         if position_ids is None:
             position_ids = positions_of(attention_mask, embeds, past_key_values)
         self._check_positions(position_ids, past_key_values)
-        window = self.padded_window(embeds, attention_mask, position_ids, past_key_values)
+        window = self.padded_window(embeds, attention_mask, position_ids, past_key_values, bool(wants_attentions))
 
         input_embeds = self.prelude(None, window, inputs_embeds=embeds)
         hashes = None
@@ -350,7 +366,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         for recurrence in range(1, num_recurrences + 1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and recurrence > num_recurrences - num_backprop):
                 latent_states = self._recur(latent_states, input_embeds, window, recurrence)
-            if output_hidden_states:
+            if wants_states:
                 trajectory.append(latent_states)
         logits = self.coda(latent_states, window, logits_to_keep)
 
@@ -362,7 +378,8 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
             loss=loss,
             logits=logits,
             past_key_values=past_key_values,
-            hidden_states=tuple(trajectory) if output_hidden_states else None,
+            hidden_states=tuple(trajectory) if wants_states else None,
+            attentions=tuple(window.attentions[i] for i in sorted(window.attentions)) if window.attentions else None,
         )
 
     def _recur(

@@ -300,7 +300,7 @@ def test_a_preset_is_the_options_it_names(preset):
         ({"policy": "exact", "position_ids": torch.arange(7)[None]}, "`position_ids` must be left"),
         ({"policy": "exact", "assistant_model": random_model()}, "assisted"),
         ({"policy": "exact", "synced_gpus": True}, "`synced_gpus=False`"),
-        ({"output_attentions": True}, "`output_attentions` must be left"),
+        ({"policy": "exact", "output_attentions": True}, "`output_attentions` must be left"),
         ({"assistant_early_exit": 2}, "`draft_recurrences`"),
         ({"policy": "exact", "max_new_tokens": 1000}, "`config.block_size`"),
         ({"num_recurrences": 0}, "`num_recurrences` must be"),

@@ -231,3 +231,18 @@ def test_weights_that_do_not_tell_the_block_are_missing_ones(tmp_path):
     save_file({"foo": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     again, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert again.is_sandwiched and set(report["unexpected_keys"]) == {"foo"} and report["missing_keys"]
+
+
+def test_attentions_are_those_of_each_layers_last_recurrence():
+    model, ids = random_model(), torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        output = model(ids, output_attentions=True, output_hidden_states=True)
+        plain = model(ids)
+    assert len(output.attentions) == 1 + 3 + 1 and len(output.hidden_states) == 2 + 6
+    for weights in output.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(1, 3, 4))
+        assert not weights.triu(1).any()
+    assert plain.attentions is None and plain.hidden_states is None
+    torch.testing.assert_close(plain.logits, output.logits, atol=1e-3, rtol=1e-3)
+    generated = model.generate(ids, max_new_tokens=3, output_attentions=True, return_dict_in_generate=True)
+    assert [layers[0].shape[-2:] for layers in generated.attentions] == [(4, 4), (1, 5), (1, 6)]
