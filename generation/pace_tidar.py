@@ -14,11 +14,12 @@ from torch import nn
 
 from .draft_forward import DraftForward
 
-MEASURING_SECONDS = 1.0  # or two rounds, whichever takes longer
+MEASURING_SECONDS = 1.0  # or three rounds, whichever takes longer
 MARGIN = 1.03  # drafting must promise this much more than plain decoding, which is certain
-RETRY_TOKENS = 48  # plain tokens between two tries to draft: a try costs about half a forward
+RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
 PRIOR_CHANCE, PRIOR_WEIGHT = 0.6, 4.0  # of acceptance, in forwards, where little was seen
-RECENT = 0.1  # weight of the last forward of a shape in what such a forward is taken to cost
+# Weights of the last forward of a shape in what such a forward is taken to cost: what holds it up only ever adds time.
+SLOWER, FASTER = 0.1, 0.5
 FORGETTING = 0.99  # what a forward seen is worth one forward later
 
 
@@ -48,7 +49,7 @@ class Costs:
         seconds = dict.fromkeys(shapes, float("inf"))
         start = time.perf_counter()
         num_rounds = 0
-        while num_rounds < 2 or time.perf_counter() - start < MEASURING_SECONDS:
+        while num_rounds < 3 or time.perf_counter() - start < MEASURING_SECONDS:
             for shape in shapes:
                 begin = time.perf_counter()
                 run(*shape)
@@ -65,7 +66,7 @@ class Pace:
     Attributes:
         reached, stood: [K] how many drafts were right up to token i, and how many of them at the next token too; what
             is long ago counts less.
-        num_plain: plain forwards since drafts were last tried.
+        num_plain, num_drafting: forwards since the other kind was last run.
     """
 
     costs: Costs
@@ -73,6 +74,7 @@ class Pace:
     reached: list[float] = field(default_factory=list)
     stood: list[float] = field(default_factory=list)
     num_plain: int = 0
+    num_drafting: int = 0
 
     def __post_init__(self) -> None:
         longest = max(plan.draft_length for plan in self.plans)
@@ -101,19 +103,18 @@ class Pace:
         """The plan of the next forward."""
         best = max(self.plans, key=self.tokens_per_second)
         if self.tokens_per_second(best) > MARGIN * self.tokens_per_second(PLAIN):
-            return best
-        if self.num_plain >= RETRY_TOKENS:
-            return best
-        return PLAIN
+            return best if self.num_drafting < RETRY_FORWARDS else PLAIN
+        return best if self.num_plain >= RETRY_FORWARDS else PLAIN
 
     def see(self, accepted: list[tuple[int, int]], shape: tuple[int, int, int], seconds: float) -> None:
         """Takes in what a forward did: for each row the length of the draft it read, and how much of it stood; and what
         it cost with all that is done around it."""
         known = self.costs.seconds
         if shape in known:
-            known[shape] += RECENT * (seconds - known[shape])
+            known[shape] += (SLOWER if seconds > known[shape] else FASTER) * (seconds - known[shape])
         drafts = [(length, count) for length, count in accepted if length > 1]
         self.num_plain = 0 if drafts else self.num_plain + 1
+        self.num_drafting = 0 if shape == (1, 0, 0) else self.num_drafting + 1
         if not drafts:
             return
         for counts in (self.reached, self.stood):

@@ -6,8 +6,34 @@ B sequences, A rows still being written, L columns (prompt and new tokens), V vo
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    GenerationConfig,
+    LogitNormalization,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+
+# transformers' own processors that look at the scores of a position alone: one call serves all positions.
+PREFIX_FREE = (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitNormalization,
+    MinPLogitsWarper,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 
 class Transcript:
@@ -158,9 +184,7 @@ class Scores:
         self.transcript = transcript
         self.excluded_id = excluded_id
 
-    @property
-    def depend_on_prefix(self) -> bool:
-        return len(self.processors) > 0
+        self.depend_on_prefix = any(type(processor) not in PREFIX_FREE for processor in processors)
 
     def __call__(self, logits: torch.Tensor, offset: int = 0) -> torch.Tensor:
         """Processed logits, [A, n, V]; `logits[a, i]` follow the row's length plus `offset + i` tokens.
@@ -169,8 +193,11 @@ class Scores:
         """
         if self.excluded_id is not None:
             logits[..., self.excluded_id] = -torch.inf
-        if not self.depend_on_prefix:
+        if not self.processors or not logits.shape[1]:
             return logits
+        if not self.depend_on_prefix:
+            flat = logits.flatten(end_dim=1).to(torch.float32, copy=True)
+            return self.processors(self.transcript.ids[:1].expand(len(flat), -1), flat).view(logits.shape)
         ids, active = self.transcript.ids, self.transcript.active
         first = [self.transcript.lengths[row] + offset for row in active]
         num_positions = logits.shape[1]

@@ -12,8 +12,10 @@ from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MaxLengthCriteria,
     PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -24,6 +26,7 @@ from transformers import (
 
 from tiny_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft.generation import RowStreamer, tidar
+from wavedraft.generation.transcript import Scores, Transcript
 
 LETTERS = "-" + string.ascii_letters + "01234567"
 
@@ -330,3 +333,18 @@ def test_rows_are_padded_with_an_end_token_where_no_pad_token_is_named(models):
     found = model.generate(prompts, do_sample=False, **common)
     assert found.tolist() == stock.generate(prompts, do_sample=False, **common).tolist()
     assert (found[:, -1] == 25).any(), "no row was padded"
+
+
+@pytest.mark.parametrize("name", ["top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "all"])
+def test_processors_that_look_at_scores_alone_are_called_once_for_all_positions(name, models):
+    values = {"top_k": 5, "top_p": 0.7, "min_p": 0.1, "typical_p": 0.6, "epsilon_cutoff": 0.01, "eta_cutoff": 0.01}
+    chosen = values if name == "all" else {name: values[name]}
+    config = GenerationConfig(do_sample=True, temperature=0.7, suppress_tokens=[3, 9], **{"top_k": 0, **chosen})
+    processors = models[0]._get_logits_processor(config, input_ids_seq_length=4, device="cpu")
+    transcript = Transcript(random_prompts(2, 4), StoppingCriteriaList([MaxLengthCriteria(20)]), 0, draft_length=4)
+    logits = torch.randn(2, 3, VOCAB_SIZE, generator=torch.Generator().manual_seed(0)) * 3
+    at_once = Scores(processors, transcript, None)
+    one_by_one = Scores(processors, transcript, None)
+    assert not at_once.depend_on_prefix
+    one_by_one.depend_on_prefix = True
+    assert torch.equal(at_once(logits.clone()), one_by_one(logits.clone()))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
-from wavedraft.generation.pace_tidar import PLAIN, RETRY_TOKENS, Costs, Pace, Plan, plans_up_to, shapes_of
+from wavedraft.generation.pace_tidar import PLAIN, RETRY_FORWARDS, Costs, Pace, Plan, plans_up_to, shapes_of
 
 DECODER = sys.modules["wavedraft.generation.decode_tidar"]  # the package names its function so
 
@@ -64,11 +64,25 @@ def test_the_promised_rate_is_the_rate_of_playing_it(plan):
 def test_drafting_is_tried_again_now_and_then():
     of = pace(1.0, 1.0, 0.0)
     tries = 0
-    for _ in range(10 * RETRY_TOKENS):
+    for _ in range(10 * RETRY_FORWARDS):
         plan = of.choose()
         tries += plan != PLAIN
         of.see([(plan.draft_length, 1)] if plan != PLAIN else [(1, 1)], (1, 0, 0), 1.0)
     assert 8 <= tries <= 10
+
+
+def test_plain_forwards_are_timed_again_now_and_then():
+    of = pace(1.0, 0.02, 0.9)
+    of.costs.seconds[1, 0, 0] = 100.0  # as if another program had held it up
+    plans = []
+    for _ in range(40 * RETRY_FORWARDS):
+        plans.append(of.choose())
+        if plans[-1] == PLAIN:
+            of.see([(1, 1)], (1, 0, 0), 0.1)
+        else:
+            of.see([(8, 8)], (8, 1, 8), 1.2)
+    assert plans[: 2 * RETRY_FORWARDS].count(PLAIN) <= 2
+    assert plans[-RETRY_FORWARDS:].count(PLAIN) >= RETRY_FORWARDS - 2
 
 
 def test_acceptance_that_changes_is_noticed():
@@ -77,6 +91,7 @@ def test_acceptance_that_changes_is_noticed():
     assert of.choose() == PLAIN
     for _ in range(300):
         of.see([(8, 8)], (8, 1, 8), 1.2)
+    of.see([(1, 1)], (1, 0, 0), 1.0)
     assert of.choose() != PLAIN
     assert of.costs.seconds[8, 1, 8] == pytest.approx(1.2, rel=1e-3)
 
@@ -122,7 +137,7 @@ def test_costs_are_measured_once_for_a_model_and_leave_the_text_alone():
         prompts, max_new_tokens=60, do_sample=False, num_branches="auto", return_dict_in_generate=True
     )
     num_measured = len(hook.num_queries) - first.num_forwards - first.num_prefill_forwards
-    assert num_measured >= 2 * len(shapes_of(plans_up_to(4, is_wide=False)))
+    assert num_measured >= 3 * len(shapes_of(plans_up_to(4, is_wide=False)))
     hook.num_queries.clear()
     again = model.generate(
         prompts, max_new_tokens=60, do_sample=False, num_branches="auto", return_dict_in_generate=True
