@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache
 
+from .device_of_model import device_of
 from .draft_cache import DraftCache, stack_rows
 from .mask_gate import MaskGate
 from .structured_mask import (
@@ -35,17 +36,6 @@ def lm_head_logits(model: nn.Module, hidden_states: torch.Tensor) -> torch.Tenso
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model computes; weights that accelerate keeps elsewhere between forwards seem to be nowhere."""
-    if model.device.type != "meta":
-        return model.device
-    return next(torch.device(m._hf_hook.execution_device) for m in model.modules() if _brings_weights(m))
-
-
-def _brings_weights(module: nn.Module) -> bool:
-    return getattr(getattr(module, "_hf_hook", None), "execution_device", None) is not None
 
 
 class DraftForward:

@@ -15,6 +15,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from ..generation.decode_recurrent import decode_diffusion_forcing
 from ..generation.decode_recurrent_exact import decode_exact
 from ..generation.decode_recurrent_rivals import decode_adaptive, decode_self_speculative
+from ..generation.device_of_model import device_of
 from ..generation.options_recurrent import RecurrentOptions
 from ..generation.outputs_recurrent import Costs, RecurrentGenerateOutput
 from ..generation.reference_wavefront import ReferenceChoice, decode_reference
@@ -86,7 +87,7 @@ class RecurrentGenerationMixin(Stock):
         num_beams = generation_config.num_beams or 1
         rows = batch_size * (generation_config.num_return_sequences if num_beams == 1 else 1)
         if is_plain and options.init_scale:
-            seeds = torch.tensor(options.seeds(rows, generation_config.do_sample), device=self.device)
+            seeds = torch.tensor(options.seeds(rows, generation_config.do_sample), device=device_of(self))
             model_kwargs["state_seeds"] = seeds.repeat_interleave(num_beams)
         given = model_kwargs.get("past_key_values")
         if given is not None:
@@ -105,7 +106,7 @@ class RecurrentGenerationMixin(Stock):
         if generation_config.use_cache:
             stored = options.stored_recurrences
             model_kwargs["past_key_values"] = RecurrentCache(
-                self.config, rows * num_beams, max_cache_length, stored, self.dtype, self.device
+                self.config, rows * num_beams, max_cache_length, stored, self.dtype, device_of(self)
             )
 
     def _sample(
@@ -132,7 +133,7 @@ class RecurrentGenerationMixin(Stock):
                 f"{options.policy!r}: they must run as many forwards as each other, and a wavefront runs as many as "
                 f"its text needs. Or pass `synced_gpus=False` where each rank has a whole model."
             )
-        input_ids = input_ids.to(self.device)
+        input_ids = input_ids.to(device_of(self))
         self._check_policy(options, input_ids, attention_mask, cache)
         is_published = options.policy == "diffusion-forcing" and options.reference_compat
         transcript = Transcript(

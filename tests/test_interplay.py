@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, pipeline
 
 from recurrent_golden import random_model
 from tiny_tidar import random_prompts, tiny_tidar
-from wavedraft import TiDARForCausalLM
+from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM
 from wavedraft.generation import tidar
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
@@ -85,6 +85,17 @@ def test_weights_that_visit_the_device_layer_by_layer_draft_the_same(folder, sto
         cpu_offload(model, execution_device=torch.device("cpu"))
         assert model.device.type == "meta"
         assert model.generate(prompts, **GREEDY, **options).tolist() == expected
+
+
+@pytest.mark.parametrize("policy", ["autoregressive", "exact", "diffusion-forcing"])
+def test_a_recurrent_model_whose_weights_visit_the_device_decodes_the_same(recurrent, policy, tmp_path):
+    prompts = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    expected = recurrent.generate(prompts, policy=policy, **GREEDY).tolist()
+    recurrent.save_pretrained(tmp_path)
+    model = RecurrentDepthForCausalLM.from_pretrained(tmp_path).eval()
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model.device.type == "meta"
+    assert model.generate(prompts, policy=policy, **GREEDY).tolist() == expected
 
 
 def test_what_is_generated_in_inference_mode_leaves_a_model_that_can_train(folder):
