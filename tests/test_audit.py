@@ -127,3 +127,16 @@ def test_what_cannot_be_audited_is_refused(run, folders, arguments, message):
 def test_prompts_are_read_from_lines_or_rows(folders):
     assert read_prompts(folders / "prompts.txt") == read_prompts(folders / "prompts.jsonl") == ["abc", "hijklm", "ba"]
     assert read_prompts(folders / "prompts.txt", 2) == ["abc", "hijklm"]
+
+
+def test_tie_safe_decoding_and_fewer_branches_can_be_audited(run, folders):
+    common = ("--prompts", folders / "prompts.txt", "--max-new-tokens", 8)
+    options = ("--dtype", "bfloat16", "--exact", "tie-safe", "--num-branches", 2)
+    code, out, _ = run(folders / "tidar", *common, *options)
+    assert code == 0 and "parallel decoding: 3 of 3 texts identical" in out
+    code, _, err = run(folders / "tidar", *common, "--num-branches", 99)
+    assert code == 2 and "num_branches" in err and "99" in err
+    code, _, err = run(folders / "tidar", *common, "--exact", "always")
+    assert code == 2 and "always" in err
+    code, _, err = run(folders / "recurrent", *common, "--exact", "tie-safe")
+    assert code == 2 and "--exact is TiDAR's" in err

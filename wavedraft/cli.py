@@ -88,6 +88,12 @@ def generate(
     draft_length: Annotated[
         int | None, typer.Option(help="Tokens drafted at a time; 0 drafts none (TiDAR, self-speculation).")
     ] = None,
+    num_branches: Annotated[
+        str | None, typer.Option(help="Numbers of accepted tokens to draft behind, or auto (TiDAR).")
+    ] = None,
+    exact: Annotated[
+        str | None, typer.Option(help="tie-safe: plain decoding's text in half precision (TiDAR).")
+    ] = None,
     policy: Annotated[
         str | None, typer.Option(help="Of a recurrent-depth model: exact, diffusion-forcing, ...")
     ] = None,
@@ -122,17 +128,20 @@ def generate(
     }
     options = {name: value for name, value in options.items() if value is not None}
     depth = {"policy": policy, "preset": preset, "num_recurrences": num_recurrences}
+    drafting = drafting_keywords(num_branches, exact)
     with quiet_transformers():
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load(model, dtype, device, adapter)
         tokenizer = AutoTokenizer.from_pretrained(model)
         is_recurrent = isinstance(loaded, RecurrentDepthLM)
         if is_recurrent:
+            refuse_drafting_keywords(drafting)
             parallel, plain = recurrent_keywords(loaded, depth | {"draft_length": draft_length}, options)
         elif given := [f"--{name.replace('_', '-')}" for name, value in depth.items() if value is not None]:
             raise ValueError(f"{given[0]} is for recurrent-depth models, but {model} is a TiDAR checkpoint.")
         else:
-            parallel, plain = {**options, "draft_length": draft_length}, {**options, "draft_length": 0}
+            parallel = {**options, "draft_length": draft_length, **drafting}
+            plain = {**options, "draft_length": 0}
         timed = timed_recurrent if is_recurrent else timed_generate
         drafted_runs, plain_runs = [], []
         for prompt in prompts:
@@ -211,6 +220,17 @@ def load(model: str, dtype: str, device: str, adapter: str | None) -> Any:
     if adapter is not None:
         tidar.load_adapter(adapter)
     return tidar
+
+
+def drafting_keywords(num_branches: str | None, exact: str | None) -> dict[str, Any]:
+    """Those of `generate` that only TiDAR has, without those not given; `generate` checks their values."""
+    branches = int(num_branches) if num_branches is not None and num_branches.isdecimal() else num_branches
+    return {name: value for name, value in (("num_branches", branches), ("exact", exact)) if value is not None}
+
+
+def refuse_drafting_keywords(drafting: dict[str, Any]) -> None:
+    for name in drafting:
+        raise ValueError(f"--{name.replace('_', '-')} is TiDAR's. A recurrent-depth model takes --policy.")
 
 
 def recurrent_keywords(model: Any, depth: dict[str, Any], options: dict[str, Any]) -> tuple[dict, dict]:
@@ -388,6 +408,12 @@ def audit(
     prompts: Annotated[Path, typer.Option(help="JSONL rows of `prompt`, or a text file with one a line.")],
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter that was taught to draft.")] = None,
     draft_length: Annotated[int | None, typer.Option(min=1, help="Tokens drafted at a time (TiDAR).")] = None,
+    num_branches: Annotated[
+        str | None, typer.Option(help="Numbers of accepted tokens to draft behind, or auto (TiDAR).")
+    ] = None,
+    exact: Annotated[
+        str | None, typer.Option(help="tie-safe: plain decoding's text in half precision (TiDAR).")
+    ] = None,
     policy: Annotated[str, typer.Option(help="What is audited of a recurrent-depth model.")] = "exact",
     num_prompts: Annotated[int | None, typer.Option(min=2, help="Only the first so many.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
@@ -404,12 +430,15 @@ def audit(
         if value not in known:
             raise ValueError(f"--{name} must be one of {', '.join(known)}, but is {value!r}.")
     texts = read_prompts(prompts, num_prompts)
+    drafting = drafting_keywords(num_branches, exact)
     with quiet_transformers():
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         loaded = load(model, dtype, device, adapter)
         is_recurrent = isinstance(loaded, RecurrentDepthLM)
         if is_recurrent and draft_length:
             raise ValueError("--draft-length is TiDAR's. A recurrent-depth model takes --policy.")
+        if is_recurrent:
+            refuse_drafting_keywords(drafting)
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
@@ -418,7 +447,7 @@ def audit(
                 loaded,
                 prompt_ids,
                 plain={"policy": "autoregressive"} if is_recurrent else {"draft_length": 0},
-                parallel={"policy": policy} if is_recurrent else {"draft_length": draft_length},
+                parallel={"policy": policy} if is_recurrent else {"draft_length": draft_length, **drafting},
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 on_prompt=lambda: progress.advance(task),
