@@ -94,7 +94,7 @@ def test_the_test_would_notice_a_sampler_that_trusts_its_drafts():
     prompt_ids = random_prompts(1, 4) % (SMALL_VOCABULARY - 1) + 1
     joint = exact_joint(model, prompt_ids, 3, top_k=0)
     honest = choice.accept_by_rejection
-    choice.accept_by_rejection = lambda ids, target, draft, u: torch.full_like(ids[:, 0], ids.shape[1])
+    choice.accept_by_rejection = lambda ids, *probs_and_more: torch.full_like(ids[:, 0], ids.shape[1])
     try:
         counts = draw(model, prompt_ids, 3, NUM_DRAWS, seed=0, top_k=0)
     finally:

@@ -1,6 +1,7 @@
 """Fine-tuning through Trainer and PEFT: it learns, it resumes, and it measures by decoding."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -275,7 +276,8 @@ def test_a_signal_saves_the_step_and_ends_the_run(checkpoint, tmp_path, signal_n
     )
     options = ["--rank", "4", "--batch-size", "2", "--save-steps", "100", "--max-steps", "8"]
     run = [sys.executable, "-c", program, str(folder), str(data), str(tmp_path / "stopped"), *options]
-    stopped = subprocess.run(run, capture_output=True, text=True)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums of other threads round otherwise
+    stopped = subprocess.run(run, capture_output=True, text=True, env=os.environ | threads)
     assert stopped.returncode == 128 + signal_number, stopped.stderr
     assert "Stopped at step" in stopped.stderr.splitlines()[-1] and "--resume" in stopped.stderr.splitlines()[-1]
     finetune(folder, data, tmp_path / "stopped", resume=True, **common)
