@@ -140,3 +140,10 @@ def test_tie_safe_decoding_and_fewer_branches_can_be_audited(run, folders):
     assert code == 2 and "always" in err
     code, _, err = run(folders / "recurrent", *common, "--exact", "tie-safe")
     assert code == 2 and "--exact is TiDAR's" in err
+
+
+def test_a_missing_file_or_folder_is_named(run, folders):
+    code, _, err = run(folders / "tidar", "--prompts", folders / "nothing.txt")
+    assert code == 2 and "There is no file" in err and "nothing.txt" in err
+    code, _, err = run(folders / "nothing" / "here", "--prompts", folders / "prompts.txt")
+    assert code == 2 and "There is no folder" in err

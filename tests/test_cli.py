@@ -104,6 +104,13 @@ def test_generate_takes_a_gated_adapter_and_keeps_the_text(run, tidar, tmp_path)
     assert plain[1].split("prompt")[0] == adapted[1].split("prompt")[0]
 
 
+def test_measuring_costs_is_told_and_not_counted_as_writing(run, tidar):
+    code, out, err = run("generate", tidar, "w1 w2", "--max-new-tokens", 9, "--num-branches", "auto", "--raw")
+    tokens, forwards, *_ = out.strip().splitlines()[-1].removeprefix(" w1 w2").split()[-4:]
+    assert code == 0 and "Measuring" in err
+    assert int(tokens) == 9 and int(forwards) <= 16  # at most a draft and its verification for each token
+
+
 def test_generate_samples_with_a_seed(run, tidar):
     options = ["--temperature", 1.5, "--top-k", 20, "--seed", 7, "--max-new-tokens", 9]
     first, second = (run("generate", tidar, "w1 w2", *options)[1].split("prompt")[0] for _ in range(2))

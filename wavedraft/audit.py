@@ -120,6 +120,8 @@ def read_prompts(path: str | Path, num_prompts: int | None = None) -> list[str]:
     Raises:
         ValueError: a row has none, or the file holds fewer than `num_prompts`.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {path}. Give JSONL rows with `prompt`, or a text file with one a line.")
     if Path(path).suffix == ".jsonl":
         from .training.dialogue import read_jsonl  # its package imports Trainer, which takes seconds
 

@@ -28,6 +28,10 @@ from .modeling_tidar import TiDARForCausalLM
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+# Options of more than one verb.
+NumBranches = Annotated[str | None, typer.Option(help="Numbers of accepted tokens to draft behind, or auto (TiDAR).")]
+Exact = Annotated[str | None, typer.Option(help="tie-safe: plain decoding's text in half precision (TiDAR).")]
+
 
 def main() -> None:
     """Runs one verb. What the user can mend is one line on stderr and exit code 2."""
@@ -88,12 +92,8 @@ def generate(
     draft_length: Annotated[
         int | None, typer.Option(help="Tokens drafted at a time; 0 drafts none (TiDAR, self-speculation).")
     ] = None,
-    num_branches: Annotated[
-        str | None, typer.Option(help="Numbers of accepted tokens to draft behind, or auto (TiDAR).")
-    ] = None,
-    exact: Annotated[
-        str | None, typer.Option(help="tie-safe: plain decoding's text in half precision (TiDAR).")
-    ] = None,
+    num_branches: NumBranches = None,
+    exact: Exact = None,
     policy: Annotated[
         str | None, typer.Option(help="Of a recurrent-depth model: exact, diffusion-forcing, ...")
     ] = None,
@@ -143,6 +143,9 @@ def generate(
             parallel = {**options, "draft_length": draft_length, **drafting}
             plain = {**options, "draft_length": 0}
         timed = timed_recurrent if is_recurrent else timed_generate
+        if drafting.get("num_branches") == "auto":
+            print("Measuring what a forward costs here ...", file=sys.stderr)  # once a model; not part of any run below
+            loaded.generate(**encode_prompt(tokenizer, prompts[0], raw).to(device), **parallel | {"max_new_tokens": 2})
         drafted_runs, plain_runs = [], []
         for prompt in prompts:
             inputs = encode_prompt(tokenizer, prompt, raw).to(device)
@@ -212,6 +215,8 @@ SAMPLED = "identical: not compared; sampled texts share a distribution, not thei
 
 def load(model: str, dtype: str, device: str, adapter: str | None) -> Any:
     """A TiDAR model, with its adapter, or a recurrent-depth model, as its config.json says."""
+    if not Path(model).is_dir() and len(Path(model).parts) > 2:
+        raise ValueError(f"There is no folder {model}. Name a checkpoint folder, or ORG/NAME on the Hub.")
     if AutoConfig.from_pretrained(model).model_type in RECURRENT_MODEL_TYPES:
         if adapter is not None:
             raise ValueError(f"--adapter is for TiDAR checkpoints, but {model} is a recurrent-depth model.")
@@ -408,12 +413,8 @@ def audit(
     prompts: Annotated[Path, typer.Option(help="JSONL rows of `prompt`, or a text file with one a line.")],
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter that was taught to draft.")] = None,
     draft_length: Annotated[int | None, typer.Option(min=1, help="Tokens drafted at a time (TiDAR).")] = None,
-    num_branches: Annotated[
-        str | None, typer.Option(help="Numbers of accepted tokens to draft behind, or auto (TiDAR).")
-    ] = None,
-    exact: Annotated[
-        str | None, typer.Option(help="tie-safe: plain decoding's text in half precision (TiDAR).")
-    ] = None,
+    num_branches: NumBranches = None,
+    exact: Exact = None,
     policy: Annotated[str, typer.Option(help="What is audited of a recurrent-depth model.")] = "exact",
     num_prompts: Annotated[int | None, typer.Option(min=2, help="Only the first so many.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
