@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +13,18 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from transformers import AutoConfig, AutoTokenizer, TextStreamer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 from .audit import audit as audit_texts
 from .audit import read_prompts
+from .bench import Settings, contenders_of, num_runs, without_adapter
+from .bench import bench as run_bench
+from .bench_prompts import PROMPTS, read_kinds
+from .bench_report import has_matplotlib
+from .bench_report import notes as bench_notes
+from .bench_report import report as bench_report
+from .bench_report import save as save_bench
+from .bench_report import tables as bench_tables
 from .chat import Chat
 from .conversion import convert as convert_checkpoint
 from .conversion import push as push_folder
@@ -23,7 +32,7 @@ from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
 from .modeling_recurrent import PRESETS, RecurrentDepthForCausalLM, RecurrentDepthLM
 from .modeling_recurrent.checkpoint_recurrent import SERVED as RECURRENT_MODEL_TYPES
-from .modeling_tidar import TiDARForCausalLM
+from .modeling_tidar import TiDARConfig, TiDARForCausalLM
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -215,8 +224,7 @@ SAMPLED = "identical: not compared; sampled texts share a distribution, not thei
 
 def load(model: str, dtype: str, device: str, adapter: str | None) -> Any:
     """A TiDAR model, with its adapter, or a recurrent-depth model, as its config.json says."""
-    if not Path(model).is_dir() and len(Path(model).parts) > 2:
-        raise ValueError(f"There is no folder {model}. Name a checkpoint folder, or ORG/NAME on the Hub.")
+    check_folder(model)
     if AutoConfig.from_pretrained(model).model_type in RECURRENT_MODEL_TYPES:
         if adapter is not None:
             raise ValueError(f"--adapter is for TiDAR checkpoints, but {model} is a recurrent-depth model.")
@@ -225,6 +233,11 @@ def load(model: str, dtype: str, device: str, adapter: str | None) -> Any:
     if adapter is not None:
         tidar.load_adapter(adapter)
     return tidar
+
+
+def check_folder(model: str) -> None:
+    if not Path(model).is_dir() and len(Path(model).parts) > 2:
+        raise ValueError(f"There is no folder {model}. Name a checkpoint folder, or ORG/NAME on the Hub.")
 
 
 def drafting_keywords(num_branches: str | None, exact: str | None) -> dict[str, Any]:
@@ -469,6 +482,110 @@ def audit(
             plain_word, word = ("the end" if one is None else repr(tokenizer.decode([one])) for one in ids)
             place = f"prompt {mismatch.prompt + 1}, token {mismatch.position + 1}"
             print(f"  {place}: {word} instead of {plain_word}, {margin}")
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(help="A TiDAR checkpoint: a folder or a Hub id.")],
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter that was taught to draft.")] = None,
+    assistant: Annotated[str | None, typer.Option(help="A smaller model, for transformers' assisted decoding.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSONL rows of `prompt` and `kind`, or a text file; else 20 of our own.")
+    ] = None,
+    batch_sizes: Annotated[str, typer.Option(help="A list, as 1,4,8,16.")] = "1,4",
+    prompt_lengths: Annotated[
+        str, typer.Option(help="Tokens that prompts are filled or cut to, as 128,2048; own leaves them as they are.")
+    ] = "own",
+    temperatures: Annotated[str, typer.Option(help="0 decodes greedily; as 0,1.")] = "0",
+    draft_lengths: Annotated[str | None, typer.Option(help="K, as 4,8; by default the checkpoint's.")] = None,
+    num_branches: Annotated[str, typer.Option(help="B: integers, all, auto.")] = "1,3,all,auto",
+    num_batches: Annotated[int, typer.Option(help="Of each kind of prompt.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Rounds; a figure is the median of them.")] = 3,
+    max_new_tokens: Annotated[int, typer.Option(help="Of every text: no end token ends one.")] = 32,
+    num_lookup_tokens: Annotated[int, typer.Option(help="Tokens prompt lookup proposes at a time.")] = 10,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Plain decoding with a static cache and torch.compile, too.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="By default cuda where there is one, else cpu.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A folder for bench.json, bench.md and, with matplotlib, bench.png.")
+    ] = None,
+) -> None:
+    """Time every way to decode with the same weights, in turn: plain, transformers' own speed-ups, drafting."""
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}.")
+    taught = taught_draft_length(model)
+    settings = Settings(
+        batch_sizes=read_list(batch_sizes, "--batch-sizes", int),
+        prompt_lengths=read_list(prompt_lengths, "--prompt-lengths", int, words=("own",)),
+        temperatures=read_list(temperatures, "--temperatures", float),
+        draft_lengths=read_list(draft_lengths or str(taught), "--draft-lengths", int),
+        num_branches=read_list(num_branches, "--num-branches", int, words=("all", "auto")),
+        num_batches=num_batches,
+        repeats=repeats,
+        max_new_tokens=max_new_tokens,
+        num_lookup_tokens=num_lookup_tokens,
+        has_compiled=compiled,
+    )
+    texts = read_kinds(prompts) if prompts is not None else PROMPTS
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        encoded = {
+            kind: [encode_prompt(tokenizer, text, is_raw=False)["input_ids"][0] for text in of_kind]
+            for kind, of_kind in texts.items()
+        }
+        settings.check_against(AutoConfig.from_pretrained(model), encoded)
+        filler = tokenizer("\n".join(text for of_kind in texts.values() for text in of_kind), return_tensors="pt")
+        helper = None if assistant is None else load_assistant(assistant, dtype, tokenizer)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = load(model, dtype, device, adapter=None)
+        stock = without_adapter(loaded)
+        if adapter is not None:
+            loaded.load_adapter(adapter)
+        contenders = contenders_of(loaded, stock, settings, None if helper is None else helper.to(device))
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task("Decoding", total=num_runs(contenders, encoded, settings))
+            found = run_bench(contenders, encoded, filler["input_ids"][0], settings, lambda: progress.advance(task))
+    options = {"model": model, "adapter": adapter, "assistant": assistant, "prompts": prompts and str(prompts)}
+    figures = bench_report(found, loaded, settings, options)
+    for table in bench_tables(figures):
+        Console().print(table)
+    for line in bench_notes(figures):
+        print(line)
+    if output is not None:
+        print(*save_bench(figures, output), sep="\n")
+        if not has_matplotlib():
+            print("no picture: matplotlib is not installed (pip install 'wavedraft[plot]')")
+
+
+def taught_draft_length(model: str) -> int:
+    """K of a TiDAR checkpoint, before its weights are read."""
+    check_folder(model)
+    config = AutoConfig.from_pretrained(model)
+    if config.model_type in RECURRENT_MODEL_TYPES:
+        raise ValueError(
+            f"`wavedraft bench` times TiDAR checkpoints, but {model} is a recurrent-depth model: "
+            "benchmarks/bench_recurrent.py of the repository times those."
+        )
+    return TiDARConfig.from_model_config(config).draft_length
+
+
+def read_list(text: str, option: str, number: Callable[[str], Any], words: tuple[str, ...] = ()) -> tuple[Any, ...]:
+    """The members of a list such as `1,4,all`: numbers, or one of some words."""
+    try:
+        return tuple(part if part in words else number(part) for part in map(str.strip, text.split(",")))
+    except ValueError:
+        also = f" or {', '.join(words)}" if words else ""
+        raise ValueError(f"{option} must be a list of numbers{also}, as 1,4, but is {text!r}.") from None
+
+
+def load_assistant(assistant: str, dtype: str, tokenizer: Any) -> Any:
+    """A smaller stock model, which must speak the same tokens."""
+    check_folder(assistant)
+    if AutoTokenizer.from_pretrained(assistant).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"--assistant must have the model's own vocabulary, but that of {assistant} is another one.")
+    return AutoModelForCausalLM.from_pretrained(assistant, dtype=DTYPES[dtype]).eval()
 
 
 @app.command()
