@@ -7,7 +7,7 @@ GGUF := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
 ADAPTER := adapters/smollm2-135m-instruct-gated
 
-.PHONY: demo test test-floor lint setup clean
+.PHONY: demo bench test test-floor lint setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype float32 --max-new-tokens 64 --compare \
@@ -16,6 +16,12 @@ demo: $(TIDAR)/config.json
 	    "A baker sells 14 loaves in the morning and 23 in the afternoon, at 3 dollars each. What does she earn?" \
 	    "Write a short letter to a friend who has moved to another city." \
 	    "Give a JSON object that describes a small bookshop: name, address and three books with their prices."
+
+# The table of the README, measured here and now; some twenty minutes on two idle cores.
+bench: $(TIDAR)/config.json
+	$(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl --dtype bfloat16 \
+	    --batch-sizes 1,4,8 --num-branches 1,3,auto --output build/bench
+	$(BIN)/python benchmarks/readme_bench.py build/bench/bench.json
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2

@@ -5,6 +5,7 @@ One cell is a batch size, a prompt length and a temperature.
 
 import json
 import platform
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import date
@@ -34,6 +35,7 @@ def report(found: Bench, model: PreTrainedModel, settings: Settings, options: di
     """
     device, max_new_tokens = model.device, settings.max_new_tokens
     about = {
+        "command": " ".join(["wavedraft", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "num_threads": torch.get_num_threads(),
@@ -153,10 +155,10 @@ def tables(found: dict[str, Any]) -> list[Table]:
     made = []
     for cell in found["cells"]:
         table = Table(title=cell_title(cell), box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
-        for place, name in enumerate(COLUMNS):
-            table.add_column(name, justify="right" if 0 < place < len(COLUMNS) - 1 else "left", no_wrap=True)
+        for place, name in enumerate(COLUMNS[:-1]):  # the worst kinds are notes here
+            table.add_column(name, justify="right" if place else "left", no_wrap=True)
         for figures in cell["contenders"]:
-            table.add_row(*line(figures))
+            table.add_row(*line(figures)[: len(COLUMNS) - 1])
         made.append(table)
     return made
 
@@ -173,7 +175,6 @@ def line(figures: dict[str, Any]) -> list[str]:
     if figures["refused"] is not None:
         return [figures["name"], "", "", "batch 1 only" if "batch_size" in figures["refused"] else "refused"]
     speed = figures["speed_up"]
-    worst = figures["worst_kind"]
     return [
         figures["name"],
         f"{figures['first_token_seconds']['median']:.3f}",
@@ -183,14 +184,25 @@ def line(figures: dict[str, Any]) -> list[str]:
         f"{figures['queries_per_forward']:.1f}",
         f"{figures['peak_bytes'] / 2**20:.0f}",
         "sampled" if figures["num_identical"] is None else f"{figures['num_identical']}/{figures['num_rows']}",
-        f"{worst} {figures['kinds'][worst]['speed_up']['median']:.2f}",
+        f"{figures['worst_kind']} {_worst(figures):.2f}",
     ]
+
+
+def _worst(figures: dict[str, Any]) -> float:
+    return figures["kinds"][figures["worst_kind"]]["speed_up"]["median"]
 
 
 def notes(found: dict[str, Any]) -> list[str]:
     """What the tables leave unsaid, a line each."""
     said = []
     for cell in found["cells"]:
+        worst = [
+            f"{figures['name']} {figures['worst_kind']} {_worst(figures):.2f}"
+            for figures in cell["contenders"]
+            if figures["refused"] is None and figures["name"] != AR
+        ]
+        if worst:
+            said.append(f"{cell_title(cell)}: speed-up on the worst kind of prompt: {', '.join(worst)}.")
         for figures in cell["contenders"]:
             if (seconds := figures.get("compile_seconds")) is not None:
                 said.append(
@@ -207,16 +219,19 @@ def notes(found: dict[str, Any]) -> list[str]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The same tables for a README."""
-    lines = []
+    """The same tables for a README, behind the command that made them."""
+    about = found["about"]
+    lines = [f"`{about['command']}`, {about['dtype']}, {about['device']}, {about['num_threads']} threads, torch "]
+    lines[0] += f"{about['versions']['torch']}, {about['date']}, {about['repeats']} rounds, texts of "
+    lines[0] += f"{about['max_new_tokens']} tokens:"
     for cell in found["cells"]:
-        lines += [f"{cell_title(cell)}:", "", "| " + " | ".join(" ".join(name.split()) for name in COLUMNS) + " |"]
-        lines.append("|" + "---|" * len(COLUMNS))
+        names = [" ".join(name.split()) for name in COLUMNS]
+        lines += ["", "| " + " | ".join([cell_title(cell), *names[1:]]) + " |", "|---" * len(COLUMNS) + "|"]
         for figures in cell["contenders"]:
             cells = line(figures)
             lines.append("| " + " | ".join(cells + [""] * (len(COLUMNS) - len(cells))) + " |")
-        lines.append("")
-    return "\n".join([*lines, *notes(found)]) + "\n"
+    costs = [note for note in notes(found) if "worst kind" not in note]
+    return "\n".join([*lines, "", *costs]) + "\n"
 
 
 def save(found: dict[str, Any], folder: Path) -> list[Path]:

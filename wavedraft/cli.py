@@ -551,8 +551,8 @@ def bench(
     figures = bench_report(found, loaded, settings, options)
     for table in bench_tables(figures):
         Console().print(table)
-    for line in bench_notes(figures):
-        print(line)
+    for note in bench_notes(figures):
+        Console(highlight=False).print(note)
     if output is not None:
         print(*save_bench(figures, output), sep="\n")
         if not has_matplotlib():
