@@ -140,9 +140,10 @@ class Wavefront:
         """Keeps the rows at `places`, drops the rest."""
         for name in ("starts", "fed_ids", "counts", "ages", "num_unchanged", "num_seen", "next_ids"):
             setattr(self, name, [getattr(self, name)[place] for place in places])
+        kept = max(self.num_seen)  # the widest row may be gone
         for name in ("states", "embeds", "noise", "velocity"):
             tensor = getattr(self, name)
-            setattr(self, name, tensor if tensor is None else tensor[places])
+            setattr(self, name, tensor if tensor is None else tensor[places, :kept])
 
 
 def _slice(tensor: torch.Tensor | None, start: int) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCrit
 from transformers.generation.streamers import BaseStreamer
 
 from recurrent_golden import random_model
+from wavedraft.generation.wavefront import Wavefront
 
 WAVEFRONT_POLICIES = ["adaptive", "self-speculative", "diffusion-forcing", "exact"]
 EXACT_POLICIES = ["self-speculative", "exact"]
@@ -360,3 +361,17 @@ def test_the_picture_colours_what_became_of_each_token():
     ]
     steps[2].predicted_ids[0] = 3
     assert what_became(steps, 4)[2, 2] == KEPT
+
+
+def test_a_wavefront_narrows_when_its_widest_row_leaves():
+    wavefront = Wavefront([4, 4], [5, 6], torch.device("cpu"))
+    wavefront.num_seen = [1, 1]
+    wavefront.add_headway(2, [3, 1])
+    assert wavefront.widths == [3, 1]
+    wavefront.fit(3, lambda rows, positions: torch.ones(len(rows), 8), None)
+    wavefront.average_embeds(torch.ones(2, 3, 8), 0.1)
+    wavefront.advance([0, 0], [[7, 8, 9], [1]])
+    wavefront.keep_rows([1])
+    width = wavefront.add_headway(1, [2])
+    wavefront.fit(width, lambda rows, positions: torch.zeros(len(rows), 8), None)
+    assert wavefront.average_embeds(torch.zeros(1, width, 8), 0.1).shape == wavefront.states.shape == (1, 2, 8)
