@@ -16,6 +16,7 @@ from .draft_forward import DraftForward
 from .options_tidar import TiDAROptions
 from .outputs import Record, TiDARGenerateOutput
 from .pace_tidar import PLAIN, Plan, pace_of
+from .static_decode import compile_config_of, num_slots_for
 from .transcript import Scores, Transcript, pad_token_of
 
 
@@ -66,6 +67,8 @@ def decode_tidar(
         past_key_values,
         returns_cache,
         is_tie_safe=options.exact == "tie-safe",
+        num_slots=num_slots_for(transcript.max_length, options.num_queries) if options.is_static else None,
+        compile_config=compile_config_of(model, generation_config) if options.is_static else None,
     )
     choice: Sampled | Greedy
     is_auto, has_every_branch = options.num_branches == "auto", options.num_branches == draft_length
@@ -97,10 +100,10 @@ def decode_tidar(
         if plan == PLAIN:
             block = torch.full_like(block, -1)
         drafted = [plan != PLAIN and blocks[place] >= 0 for place in places]
-        has_draft = any(drafted)
+        has_draft = any(drafted) or options.is_static  # a step of one shape has room for a draft, used or not
         draft_ids = choice.draft(decided_ids, num_decided, forward.branch_logits(block, has_draft))
         num_drafted = torch.where(block < 0, 1, draft_ids.shape[1])
-        if has_draft:
+        if any(drafted):
             transcript.show_draft(draft_ids)
         # 4. One forward verifies it, and drafts behind each token that is likely to be the last accepted.
         num_clean = draft_ids.shape[1]

@@ -72,15 +72,12 @@ class DraftCache(Cache):
         self.max_length = 0
         self.num_slots = 0
 
-    @classmethod
-    def from_dynamic(cls, cache: DynamicCache, batch_size: int, num_layers: int, device: torch.device) -> "DraftCache":
-        """Takes over the keys and values of a conversation's earlier turns (copied: the original is untouched)."""
-        drafts = cls(batch_size, num_layers, device)
-        drafts.accept(torch.full_like(drafts.lengths, cache.get_seq_length()), cache.get_seq_length())
-        for layer, past in zip(drafts.layers, cache.layers, strict=False):
+    def take_over(self, cache: DynamicCache) -> None:
+        """Begins with the keys and values of a conversation's earlier turns (copied: the original is untouched)."""
+        self.accept(torch.full_like(self.lengths, cache.get_seq_length()), cache.get_seq_length())
+        for layer, past in zip(self.layers, cache.layers, strict=False):
             layer.lazy_initialization(past.keys, past.values)
             layer.keys, layer.values = past.keys.clone(), past.values.clone()
-        return drafts
 
     def row(self, place: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """One row's keys and values of each layer, [H, length, D], as tensors of their own."""
@@ -105,6 +102,14 @@ class DraftCache(Cache):
 
     def write_index(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         return self._rows.to(device), self._slots.to(device)
+
+    def spread(self, of_unfinished: torch.Tensor) -> torch.Tensor:
+        """What a forward runs on, from what is known of each unfinished row: here the same rows."""
+        return of_unfinished
+
+    def gather(self, of_rows: torch.Tensor) -> torch.Tensor:
+        """What the unfinished rows get of a forward's results."""
+        return of_rows
 
     def accept(self, num_accepted: torch.Tensor, max_length: int) -> None:
         """Keeps the first `num_accepted` [B] of what was just written; `max_length` is the longest row's new length."""

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import CompileConfig
 from transformers.cache_utils import DynamicCache
 
 from .device_of_model import device_of
 from .draft_cache import DraftCache, stack_rows
 from .mask_gate import MaskGate
+from .static_decode import CompiledLayers, StaticDraftCache
 from .structured_mask import (
     attention_windows,
     draft_mask_function,
@@ -49,6 +51,8 @@ class DraftForward:
         returns_cache: whether `final_cache` will be asked for; finished rows are then set aside, not dropped.
         is_tie_safe: the prompt is read as plain decoding reads it, with no masks behind it; where the attention
             implementation is sdpa, its tokens are read beside others as they are alone; and `read_alone` may be asked.
+        num_slots: slots of a cache that never grows, so that every step has one shape; None for one that does.
+        compile_config: how the layers of such a step are compiled; None where they are not.
 
     Attributes:
         num_forwards, num_prefill_forwards, num_tie_forwards: calls of the network, counted where it is called.
@@ -64,6 +68,8 @@ class DraftForward:
         past_key_values: DynamicCache | None = None,
         returns_cache: bool = False,
         is_tie_safe: bool = False,
+        num_slots: int | None = None,
+        compile_config: CompileConfig | None = None,
     ):
         self.model = model
         self.rows = list(range(batch_size))
@@ -72,10 +78,14 @@ class DraftForward:
         self.mask_embedding_id = mask_embedding_id
         self.gate = MaskGate.of(model)
         num_layers, device = model.config.get_text_config().num_hidden_layers, device_of(model)
-        if past_key_values is not None and past_key_values.get_seq_length():
-            self.cache = DraftCache.from_dynamic(past_key_values, batch_size, num_layers, device)
-        else:
+        self.is_static = num_slots is not None
+        self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config)
+        if num_slots is None:
             self.cache = DraftCache(batch_size, num_layers, device)
+        else:
+            self.cache = StaticDraftCache(batch_size, num_layers, device, num_slots)
+        if past_key_values is not None and past_key_values.get_seq_length():
+            self.cache.take_over(past_key_values)
         self.row_lengths = [self.cache.max_length] * batch_size
         self.is_real_slot = None if attention_mask is None else attention_mask.to(device).bool()
         text_config = model.config.get_text_config()
@@ -116,6 +126,8 @@ class DraftForward:
         self.num_prefill_forwards += 1
         self.next_positions = positions[:, -1:] + 1
         self._advance(torch.full_like(self.cache.lengths, num_clean), [num_clean] * len(prompt_ids))
+        if isinstance(self.cache, StaticDraftCache):
+            self.cache.reserve_all()
         return target_logits
 
     def verify_and_draft(self, draft_ids: torch.Tensor, branch_lengths: torch.Tensor | None = None) -> torch.Tensor:
@@ -210,7 +222,7 @@ class DraftForward:
         self.mask_states = self.mask_states[places]
         self.mask_logits = None if self.mask_logits is None else self.mask_logits[places]
         self.row_lengths = [self.row_lengths[place] for place in places]
-        if self.is_real_slot is not None:
+        if self.is_real_slot is not None and not self.is_static:
             self.is_real_slot = self.is_real_slot[places]
         self.cache.keep_rows(places, max(self.row_lengths))
 
@@ -246,6 +258,12 @@ class DraftForward:
             alone: place and cached length of the one row that is read, at a length it had before; None reads all.
         """
         device_of_ids, clean_ids = clean_ids.device, clean_ids.to(self.cache.lengths.device)
+        is_step = self.is_static and not is_prefill
+        branches_of_unfinished = branch_lengths
+        if is_step:
+            clean_ids, clean_positions, branch_lengths = map(
+                self.cache.spread, (clean_ids, clean_positions, branch_lengths)
+            )
         num_rows, num_clean = clean_ids.shape
         num_masks = branch_lengths.shape[1] * self.draft_length
         mask_ids = clean_ids.new_full((num_rows, num_masks), self.mask_embedding_id)
@@ -262,7 +280,7 @@ class DraftForward:
         if is_real_slot is not None:
             num_new = cache.num_slots - is_real_slot.shape[1]
             is_real_slot = nn.functional.pad(is_real_slot, (0, num_new), value=True)
-        if num_masks or len(set(lengths)) > 1:
+        if num_masks or is_step or len(set(lengths)) > 1:
             attention_mask = self._structured_mask(cache, num_clean, branch_lengths, is_real_slot)
         else:  # what plain decoding hands to a model: 0 for padding
             attention_mask = None if is_real_slot is None else is_real_slot.long()
@@ -272,9 +290,11 @@ class DraftForward:
         if has_one_block := branch_lengths.shape[1] == 1:  # then its predictions come with the same pass of the lm_head
             masks = torch.arange(num_clean + 1, num_clean + num_masks, device=clean_ids.device)
             read_places = torch.cat([read_places, masks])
+        shape = num_rows, num_clean, num_masks, cache.num_slots
         with (
             self.gate.open(num_masks) if self.gate else nullcontext(),
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
+            self.compiled_layers.running(cache, shape) if self.compiled_layers and is_step else nullcontext(),
             self._keep_last_states() as last_states,
         ):
             output = self.model(
@@ -286,11 +306,12 @@ class DraftForward:
                 logits_to_keep=read_places if num_masks else num_read,
                 return_dict=True,
             )
+        logits, states = map(self.cache.gather, (output.logits, last_states[0]))
         if alone is None:
-            self.branch_lengths = branch_lengths
-            self.mask_states = last_states[0][:, num_clean:]
-            self.mask_logits = output.logits[:, num_read:] if has_one_block else None
-        return output.logits[:, :num_read].to(device_of_ids)
+            self.branch_lengths = branches_of_unfinished
+            self.mask_states = states[:, num_clean:]
+            self.mask_logits = logits[:, num_read:] if has_one_block else None
+        return logits[:, :num_read].to(device_of_ids)
 
     def _structured_mask(
         self, cache: DraftCache, num_clean: int, branch_lengths: torch.Tensor, is_real_slot: torch.Tensor | None

@@ -31,6 +31,9 @@ class TiDAROptions:
             0 or more; by default 0.5 in bfloat16, 0.0625 in float16, 0.001 in float32. 0 asks for no such forward.
         mask_embedding_id: the row of the embedding table that masks read; the checkpoint's.
         excluded_id: an id that is never generated: a mask token inside the vocabulary.
+        is_static: `cache_implementation="static"`, transformers' keyword: every step has one shape, over a cache as
+            long as the longest text may be, so that its layers can be compiled: on an accelerator they are unless
+            `disable_compile`, on a CPU where a `compile_config` is given.
     """
 
     draft_length: int
@@ -40,6 +43,7 @@ class TiDAROptions:
     tie_margin: float | None = None
     mask_embedding_id: int = 0
     excluded_id: int | None = None
+    is_static: bool = False
 
     KEYWORDS: ClassVar[tuple[str, ...]] = (
         "draft_length",
@@ -106,6 +110,13 @@ class TiDAROptions:
             )
         exact, tie_margin = (getattr(generation_config, name, None) for name in ("exact", "tie_margin"))
         _check_exact(exact, tie_margin, generation_config)
+        is_static = generation_config.cache_implementation == "static"
+        if draft_length and is_static and (exact or num_branches == "auto"):
+            name, value = ("exact", exact) if exact else ("num_branches", num_branches)
+            raise ValueError(
+                f"`{name}={value!r}` runs steps of several shapes, and `cache_implementation='static'` has one. Leave "
+                "either out."
+            )
         return cls(
             draft_length=draft_length,
             num_branches=num_branches,
@@ -114,7 +125,14 @@ class TiDAROptions:
             seed=list(seed) if isinstance(seed, tuple) else seed,
             mask_embedding_id=row,
             excluded_id=taught["mask_token_id"] if taught["mask_token_id"] < vocab_size else None,
+            is_static=is_static,
         )
+
+    @property
+    def num_queries(self) -> int:
+        """Of the widest step: a draft, and a block of masks for each branch."""
+        assert isinstance(self.num_branches, int)
+        return self.draft_length * (1 + self.num_branches)
 
     def tie_margin_of(self, dtype: torch.dtype) -> float:
         return TIE_MARGINS.get(dtype, TIE_MARGINS[torch.bfloat16]) if self.tie_margin is None else self.tie_margin

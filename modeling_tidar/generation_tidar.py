@@ -1,5 +1,6 @@
 """How `generate` reaches the TiDAR decode: a mixin for our own classes, a function for an unmodified stock model."""
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
 from ..generation.decode_tidar import decode_tidar
+from ..generation.mask_gate import MaskGate
 from ..generation.options_tidar import TiDAROptions
 
 if TYPE_CHECKING:
@@ -61,15 +63,17 @@ class TiDARGenerationMixin(Stock):
         if options.draft_length == 0 or reason:
             if reason and options.draft_length:
                 logger.warning_once(f"Decoding without drafts: {reason}. The text is the same.")
-            return super()._sample(
-                input_ids,
-                self._without_mask_token(logits_processor, options, input_ids.device),
-                stopping_criteria,
-                generation_config,
-                synced_gpus=synced_gpus,
-                streamer=streamer,
-                **model_kwargs,
-            )
+            gate = MaskGate.of(self)
+            with gate.open(0) if gate else nullcontext():  # an adapter that acts on no token costs nothing
+                return super()._sample(
+                    input_ids,
+                    self._without_mask_token(logits_processor, options, input_ids.device),
+                    stopping_criteria,
+                    generation_config,
+                    synced_gpus=synced_gpus,
+                    streamer=streamer,
+                    **model_kwargs,
+                )
         return decode_tidar(
             self,
             input_ids,
@@ -119,7 +123,7 @@ class TiDARGenerationMixin(Stock):
             return "attentions and hidden states of a drafting forward are not one token's"
         if model_kwargs.get("inputs_embeds") is not None:
             return "the prompt is given as embeddings"
-        if generation_config.cache_implementation is not None:
+        if generation_config.cache_implementation not in (None, "dynamic", "static"):
             return f"the cache is of the kind {generation_config.cache_implementation!r}"
         if not model_kwargs.get("use_cache", True):
             return "there is no cache"

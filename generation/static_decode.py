@@ -1,0 +1,161 @@
+"""Decode steps of one shape: a cache that never grows, and decoder layers compiled for the step.
+
+B rows of the batch, A of them unfinished, H key heads, C slots, Q queries, D channels a head.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import CompileConfig, GenerationConfig
+from transformers.utils import logging
+
+from .draft_cache import DraftCache
+
+logger = logging.get_logger(__name__)
+FEWEST_SLOTS = 256
+
+
+def num_slots_for(text_length: int, num_queries: int) -> int:
+    """Slots that a text of this length and the queries of its last step need, rounded up to a power of two: texts of
+    about one length share a shape."""
+    return max(FEWEST_SLOTS, 1 << (text_length + num_queries - 1).bit_length())
+
+
+class StaticDraftCache(DraftCache):
+    """A cache of C slots for every row, finished or not. Prefill sees what is cached, a step all C slots.
+
+    Attributes:
+        places: [B] of each row among the unfinished ones; 0 for a finished row, whose step nobody reads.
+        unfinished: [A] the rows still being written.
+    """
+
+    def __init__(self, batch_size: int, num_layers: int, device: torch.device, capacity: int):
+        super().__init__(batch_size, num_layers, device)
+        self.capacity = capacity
+        self.unfinished = self.places = torch.arange(batch_size, device=device)
+        self.is_step = False
+
+    def begin_forward(self, num_queries: int) -> None:
+        super().begin_forward(num_queries)
+        if self.is_step:
+            self.num_slots = self.capacity
+
+    def reserve_all(self) -> None:
+        """Gives every layer its C slots at once: from here on a step has one shape, and one place in memory."""
+        for layer in self.layers:
+            layer.reserve(self.capacity)
+            torch._dynamo.mark_static_address(layer.keys)
+            torch._dynamo.mark_static_address(layer.values)
+        self.is_step = True
+
+    def spread(self, of_unfinished: torch.Tensor) -> torch.Tensor:
+        return of_unfinished[self.places]
+
+    def gather(self, of_rows: torch.Tensor) -> torch.Tensor:
+        return of_rows[self.unfinished]
+
+    def accept(self, num_accepted: torch.Tensor, max_length: int) -> None:
+        self.lengths = self.lengths.index_add(0, self.unfinished, num_accepted)
+        self.max_length = max_length
+
+    def keep_rows(self, rows: list[int], max_length: int) -> None:
+        self.max_length = max_length
+        self.unfinished = self.unfinished[rows]
+        self.places = torch.zeros_like(self.lengths)
+        self.places[self.unfinished] = torch.arange(len(rows), device=self.lengths.device)
+
+    def row(self, place: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return super().row(int(self.unfinished[place]), length)
+
+
+class SlotsOfLayer:
+    """One layer's keys and values, and where this step writes: all that a compiled layer may know of the cache."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor):
+        self.keys, self.values, self.rows, self.slots = keys, values, rows, slots
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
+        self.keys[self.rows, :, self.slots] = key_states.transpose(1, 2)
+        self.values[self.rows, :, self.slots] = value_states.transpose(1, 2)
+        return self.keys, self.values
+
+
+def run_layer(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return type(layer).forward(layer, *args, **kwargs)
+
+
+_compiled: WeakKeyDictionary[nn.Module, dict[Any, Callable[..., Any]]] = WeakKeyDictionary()
+
+
+def compile_config_of(model: nn.Module, generation_config: GenerationConfig) -> CompileConfig | None:
+    """How the layers are to be compiled; None where they are not: as transformers has it, on an accelerator unless
+    `disable_compile`, on a CPU only where a `compile_config` is given, and never where weights are moved about."""
+    config = generation_config.compile_config
+    if generation_config.disable_compile or (config is None and model.device.type == "cpu"):
+        return None
+    devices = set(map(str, getattr(model, "hf_device_map", {}).values()))
+    if "disk" in devices or ("cpu" in devices and len(devices) > 1):
+        logger.warning_once("`compile_config` is left aside: layers whose weights are offloaded cannot be compiled.")
+        return None
+    return config or CompileConfig(mode="default", dynamic=False)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder's stack of layers, one for each of `config.num_hidden_layers`."""
+    decoder = getattr(model, model.base_model_prefix)
+    num_layers = model.config.get_text_config().num_hidden_layers
+    stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    if not stacks:
+        raise ValueError(
+            f"`compile_config` compiles the decoder's layers, but {type(decoder).__name__} holds no list of its "
+            f"{num_layers} layers. Pass `disable_compile=True`."
+        )
+    return stacks[0]
+
+
+class CompiledLayers:
+    """The decoder's layers, each run by one function that is compiled once for all layers of a kind: their weights are
+    its arguments.
+
+    Every shape of a step has a function of its own, code and all, so that what torch knows of one (guards, its limit of
+    recompilations) says nothing of another.
+    """
+
+    def __init__(self, model: nn.Module, config: CompileConfig):
+        self.model = model
+        self.layers = decoder_layers(model)
+        self.options = {name: value for name, value in config.to_dict().items() if value is not None}
+
+    def of_shape(self, shape: tuple[int, ...]) -> Callable[..., Any]:
+        """`run_layer`, compiled when it is first called."""
+        key = shape, tuple(sorted((name, str(value)) for name, value in self.options.items()))
+        known = _compiled.setdefault(self.model, {})
+        if key not in known:
+            code = run_layer.__code__.replace(co_name=f"run_layer_{len(known)}")
+            known[key] = torch.compile(FunctionType(code, run_layer.__globals__), **self.options)
+        return known[key]
+
+    @contextmanager
+    def running(self, cache: DraftCache, shape: tuple[int, ...]) -> Iterator[None]:
+        """While this is open, a forward of this shape runs through the compiled layers."""
+        run = self.of_shape(shape)
+
+        def forward_of(slots: Any, layer: nn.Module) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                own = SlotsOfLayer(slots.keys, slots.values, *cache.write_index(slots.keys.device))
+                return run(layer, *args, **{name: own if value is cache else value for name, value in kwargs.items()})
+
+            return forward
+
+        for slots, layer in zip(cache.layers, self.layers, strict=True):
+            layer.__dict__["forward"] = forward_of(slots, layer)
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                del layer.__dict__["forward"]

@@ -1,0 +1,103 @@
+"""Steps of one shape over a cache that never grows: the dynamic decode's text, compiled or not."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import CompileConfig
+
+from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
+from wavedraft.generation.static_decode import num_slots_for
+
+STATIC = {"cache_implementation": "static"}
+COMPILED = STATIC | {"compile_config": CompileConfig(mode="default", dynamic=False, fullgraph=True)}
+
+
+def ragged():
+    """Three left-padded prompts."""
+    prompts = random_prompts(3, 7)
+    mask = torch.ones_like(prompts)
+    mask[1, :3] = 0
+    return {"input_ids": prompts, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("num_branches", [None, 1, 2])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
+def test_a_ragged_batch_writes_what_the_dynamic_cache_writes(family, num_branches):
+    model = tiny_tidar(family, draft_length=4)
+    keywords = ragged() | {"max_new_tokens": 24, "num_branches": num_branches, "eos_token_id": [25, 36, 44]}
+    for how in ({"do_sample": False}, {"do_sample": True, "seed": 3}):
+        expected = model.generate(**keywords, **how)
+        assert model.generate(**keywords, **how, **STATIC).tolist() == expected.tolist()
+
+
+def test_every_step_has_one_shape_and_finished_rows_stay_in_it():
+    model = tiny_tidar(draft_length=4)
+    prompts = random_prompts(2, 5, seed=3)
+    text = plain_greedy_loop(model, prompts[0], num_new=30)
+    hook = CountedForwards(model)
+    seen = []
+    model.model.layers[0].self_attn.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((kwargs["hidden_states"].shape, kwargs["attention_mask"].shape)),
+        with_kwargs=True,
+    )
+    output = model.generate(
+        prompts, max_new_tokens=30, do_sample=False, num_branches=2, eos_token_id=int(text[9]), pad_token_id=0, **STATIC
+    )
+    end = text[5:].tolist().index(int(text[9])) + 6
+    assert output[0, :end].tolist() == text[:end].tolist() and output.shape[1] > end
+    assert set(hook.num_queries[1:]) == {4 * 3}
+    assert {(hidden[0], hidden[1], mask[-1]) for hidden, mask in seen[1:]} == {(2, 12, num_slots_for(35, 12))}
+
+
+def test_a_second_turn_continues_from_the_cache_it_returns():
+    model = tiny_tidar("qwen3", draft_length=4)
+    prompts = random_prompts(2, 6)
+    first = model.generate(prompts, max_new_tokens=9, do_sample=False, return_dict_in_generate=True, **STATIC)
+    longer = torch.cat([first.sequences, random_prompts(2, 3, seed=5)], dim=1)
+    expected = model.generate(longer, max_new_tokens=11, do_sample=False)
+    cache = first.past_key_values
+    found = model.generate(longer, max_new_tokens=11, do_sample=False, past_key_values=cache)
+    assert found.tolist() == expected.tolist()
+
+
+def test_layers_are_compiled_once_and_not_again_as_texts_grow():
+    model = tiny_tidar(draft_length=4)
+    torch._dynamo.reset()
+    counters.clear()
+    expected = model.generate(**ragged(), max_new_tokens=24, do_sample=False)
+    assert counters["stats"]["unique_graphs"] == 0
+    for max_new_tokens in (24, 5, 17):
+        found = model.generate(**ragged(), max_new_tokens=max_new_tokens, do_sample=False, **COMPILED)
+        assert found.tolist() == expected[:, : 7 + max_new_tokens].tolist()
+        assert counters["stats"]["unique_graphs"] == 1
+    assert not any("forward" in layer.__dict__ for layer in model.model.layers)
+
+
+def test_an_adapter_drafts_compiled_as_it_drafts_uncompiled():
+    from test_modeling_tidar import gated
+
+    model = tiny_tidar(draft_length=4)
+    peft_model = gated(model)
+    keywords = ragged() | {"max_new_tokens": 16, "do_sample": False, "num_branches": 1, "return_dict_in_generate": True}
+    expected = peft_model.generate(**keywords)
+    torch._dynamo.reset()
+    counters.clear()
+    for _ in range(2):
+        found = peft_model.generate(**keywords, **COMPILED)
+        assert found.sequences.tolist() == expected.sequences.tolist()
+        assert found.num_forwards == expected.num_forwards
+        assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_disable_compile_leaves_the_layers_as_they_are():
+    model = tiny_tidar(draft_length=4)
+    torch._dynamo.reset()
+    counters.clear()
+    model.generate(**ragged(), max_new_tokens=5, do_sample=False, disable_compile=True, **COMPILED)
+    assert counters["stats"]["unique_graphs"] == 0
+
+
+@pytest.mark.parametrize("option", [{"num_branches": "auto"}, {"exact": "tie-safe"}])
+def test_what_needs_several_shapes_is_refused(option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}.*cache_implementation"):
+        tiny_tidar().generate(random_prompts(1, 4), max_new_tokens=3, do_sample=False, **option, **STATIC)
