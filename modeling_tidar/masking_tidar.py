@@ -6,10 +6,10 @@ S clean tokens, then S masks in blocks of K.
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..generation.structured_mask import (
     draft_mask_function,
-    draft_positions,
     same_document_function,
     structured_attention_mask,
 )
@@ -22,15 +22,39 @@ def training_branch_lengths(
     return torch.arange(first, sequence_length, draft_length, device=device)
 
 
-def mask_positions(sequence_length: int, draft_length: int, branch_lengths: torch.Tensor) -> torch.Tensor:
-    """Positions of the masks, [M*K] or fewer: a last block ends where the sequence does. Blocks 0, K, 2K.. give all."""
-    positions = draft_positions(sequence_length, draft_length, branch_lengths)[sequence_length:]
-    return positions[positions < sequence_length]
+def blocks_with_labels(has_label: torch.Tensor, draft_length: int, first: int = 0) -> torch.Tensor:
+    """How many clean tokens each block sees, of the blocks with a label in them: the others teach nothing.
+
+    Args:
+        has_label: [B, S] booleans.
+
+    Returns:
+        [B, M]. A row with fewer blocks than another is filled up with blocks behind its end, at S.
+    """
+    sequence_length = has_label.shape[1]
+    starts = training_branch_lengths(sequence_length, draft_length, has_label.device, first)
+    has_label = nn.functional.pad(has_label[:, first:], (0, (first - sequence_length) % draft_length))
+    teaches = has_label.unflatten(1, (-1, draft_length)).any(dim=2)  # [B, all blocks]
+    order = teaches.int().argsort(dim=1, descending=True, stable=True)[:, : int(teaches.sum(dim=1).max())]
+    return torch.where(teaches.gather(1, order), starts[order], sequence_length)
+
+
+def mask_positions(draft_length: int, branch_lengths: torch.Tensor) -> torch.Tensor:
+    """Positions of the masks of blocks [..., M], [..., M*K]. A last block may reach behind the end of the sequence."""
+    return (branch_lengths[..., None] + torch.arange(draft_length, device=branch_lengths.device)).flatten(-2)
+
+
+def at_positions(values: torch.Tensor, positions: torch.Tensor, behind_end: int) -> torch.Tensor:
+    """What stands in `values` [B, S] at the masks' positions [B, M*K]; `behind_end` where the sequence is over."""
+    sequence_length = values.shape[1]
+    return values.gather(1, positions.clamp(max=sequence_length - 1)).masked_fill(
+        positions >= sequence_length, behind_end
+    )
 
 
 def document_positions(document_ids: torch.Tensor) -> torch.Tensor:
     """Each token's position in its own document, [B, S]: a packed document is read as if it stood alone."""
-    before = torch.nn.functional.pad(document_ids, (1, 0), value=-2)[:, :-1]
+    before = nn.functional.pad(document_ids, (1, 0), value=-2)[:, :-1]
     index = torch.arange(document_ids.shape[1], device=document_ids.device)
     starts = torch.where(document_ids != before, index, 0).cummax(dim=1).values
     return index - starts
@@ -64,17 +88,19 @@ def training_attention_mask(
     """The doubled sequence's mask for `forward`, with other documents and padding hidden in both halves.
 
     Args:
-        branch_lengths: [M] the blocks that are drafted: `training_branch_lengths`, or some of them.
-        document_ids: [B, S] the document of each clean token; an id of its own (say -1) marks padding.
+        branch_lengths: the blocks that are drafted, [M] or [B, M]: `training_branch_lengths`, or some of them.
+        document_ids: [B, S] the document of each clean token; -1 marks padding. Masks behind the end of the sequence
+            are padding too.
         half: which queries to write rows for: "both"; "clean", which needs no masks as keys; or "masks", for clean
             tokens that were run before and stand in a cache.
     """
     batch_size, sequence_length = document_ids.shape
-    positions = mask_positions(sequence_length, draft_length, branch_lengths)
-    same_document = same_document_function(torch.cat([document_ids, document_ids[:, positions]], dim=1))
+    positions = mask_positions(draft_length, branch_lengths).expand(batch_size, -1)
+    documents_of_masks = at_positions(document_ids, positions, behind_end=-1)
+    same_document = same_document_function(torch.cat([document_ids, documents_of_masks], dim=1))
 
     num_skipped = sequence_length if half == "masks" else 0
-    num_keys = sequence_length if half == "clean" else sequence_length + len(positions)
+    num_keys = sequence_length if half == "clean" else sequence_length + positions.shape[1]
 
     def mask_function_of_window(window):
         may_see = draft_mask_function(sequence_length, draft_length, branch_lengths, sliding_window=window)

@@ -36,7 +36,13 @@ from ..generation.travelling_code import write_custom_generate, write_travelling
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import TiDARGenerationMixin, generate
 from .losses_tidar import DRAFT_LOSSES, IGNORED, cross_entropy
-from .masking_tidar import document_positions, mask_positions, training_attention_mask, training_branch_lengths
+from .masking_tidar import (
+    at_positions,
+    blocks_with_labels,
+    document_positions,
+    mask_positions,
+    training_attention_mask,
+)
 
 logger = logging.get_logger(__name__)
 PREFIX = "TiDAR"
@@ -157,37 +163,36 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
         # Nothing in its own document predicts a first token.
         starts_document = document_ids != nn.functional.pad(document_ids, (1, 0), value=-1)[:, :-1]
         ar_labels = labels.masked_fill(starts_document, IGNORED)
+        draft_labels = labels if objective.draft_loss == "cross_entropy" else ar_labels
+        first = min(objective.first_token, input_ids.shape[1] - 1)
+        blocks = blocks_with_labels(draft_labels != IGNORED, self.tidar_config.draft_length, first)
+        if not blocks.shape[1]:
+            raise ValueError(
+                "No token of this batch has a label, so there is nothing to learn. Give labels that are not all -100."
+            )
         if objective.mode == "joint":
-            return self._joint_loss(input_ids, document_ids, labels, ar_labels, objective, num_items_in_batch)
-        return self._gated_loss(input_ids, document_ids, labels, ar_labels, objective, num_items_in_batch)
+            return self._joint_loss(
+                input_ids, document_ids, blocks, draft_labels, ar_labels, objective, num_items_in_batch
+            )
+        return self._gated_loss(input_ids, document_ids, blocks, draft_labels, objective, num_items_in_batch)
 
-    def _joint_loss(self, input_ids, document_ids, labels, ar_labels, objective, num_items_in_batch) -> TiDAROutput:
-        blocks = self._training_blocks(input_ids, objective)
-        clean_states, mask_states, positions = self._doubled_states(input_ids, document_ids, blocks)
-        labels = labels if objective.draft_loss == "cross_entropy" else ar_labels
-        diffusion_loss = self._draft_loss(objective, mask_states, positions, clean_states, labels, num_items_in_batch)
+    def _joint_loss(
+        self, input_ids, document_ids, blocks, draft_labels, ar_labels, objective, num_items_in_batch
+    ) -> TiDAROutput:
+        clean_states, mask_states = self._doubled_states(input_ids, document_ids, blocks)
+        diffusion_loss = self._draft_loss(
+            objective, mask_states, blocks, clean_states, draft_labels, num_items_in_batch
+        )
         predicting = (ar_labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         losses = cross_entropy(self.lm_head_logits(clean_states[predicting]), ar_labels[:, 1:][predicting])
         ar_loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else max(len(losses), 1))
         loss = (objective.alpha * ar_loss + diffusion_loss) / (1 + objective.alpha)
         return TiDAROutput(loss=loss, ar_loss=ar_loss, diffusion_loss=diffusion_loss)
 
-    def _gated_loss(self, input_ids, document_ids, labels, ar_labels, objective, num_items_in_batch) -> TiDAROutput:
-        """Only blocks with something to learn are run.
-
-        Slot 1 teaches too, though decoding puts the model's own next token there: the slots behind it read its states.
-        Without its loss, slot 2 of a first adapter was right 42% of the time after 260 steps of 4 rows.
+    def _gated_loss(self, input_ids, document_ids, blocks, draft_labels, objective, num_items_in_batch) -> TiDAROutput:
+        """Slot 1 teaches too, though decoding puts the model's own next token there: the slots behind it read its
+        states. Without its loss, slot 2 of a first adapter was right 42% of the time after 260 steps of 4 rows.
         """
-        draft_length = self.tidar_config.draft_length
-        labels = labels if objective.draft_loss == "cross_entropy" else ar_labels
-        blocks = self._training_blocks(input_ids, objective)
-        has_label = (labels != IGNORED).any(dim=0)[blocks[0] :]
-        has_label = nn.functional.pad(has_label, (0, -len(has_label) % draft_length))
-        blocks = blocks[has_label.view(-1, draft_length).any(dim=1)]
-        if not len(blocks):
-            raise ValueError(
-                "No token of this batch has a label, so there is nothing to learn. Give labels that are not all -100."
-            )
         gate = MaskGate.of(self)
         if gate is None:
             raise ValueError(
@@ -197,53 +202,48 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
         # Checkpointed layers take no cache: the clean half is then run together with the masks.
         is_checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
         states = self._doubled_states if is_checkpointing else self._cached_states
-        clean_states, mask_states, positions = states(input_ids, document_ids, blocks)
-        loss = self._draft_loss(objective, mask_states, positions, clean_states, labels, num_items_in_batch)
+        clean_states, mask_states = states(input_ids, document_ids, blocks)
+        loss = self._draft_loss(objective, mask_states, blocks, clean_states, draft_labels, num_items_in_batch)
         if is_checkpointing and loss.requires_grad:
-            gate.open_in_backward(loss, len(positions))
+            gate.open_in_backward(loss, mask_states.shape[1])
         return TiDAROutput(loss=loss, diffusion_loss=loss)
 
-    def _training_blocks(self, input_ids: torch.Tensor, objective: DraftObjective) -> torch.Tensor:
-        """How many clean tokens each block sees, [M]."""
-        sequence_length = input_ids.shape[1]
-        first = min(objective.first_token, sequence_length - 1)
-        return training_branch_lengths(sequence_length, self.tidar_config.draft_length, input_ids.device, first)
-
-    def _draft_loss(self, objective, mask_states, positions, clean_states, labels, num_items_in_batch) -> torch.Tensor:
-        """Weighted mean loss of the masks [B, M, D] at `positions` [M] on the labels of the same positions; where a
-        trainer counts the labels of a whole step, this batch's part of that mean."""
-        rows, masks = (labels[:, positions] != IGNORED).nonzero(as_tuple=True)
+    def _draft_loss(self, objective, mask_states, blocks, clean_states, labels, num_items_in_batch) -> torch.Tensor:
+        """Weighted mean loss of the masks [B, M*K, D] on the labels [B, S] of their positions; where a trainer counts
+        the labels of a whole step, this batch's part of that mean."""
+        positions = mask_positions(self.tidar_config.draft_length, blocks)
+        labels = at_positions(labels, positions, behind_end=IGNORED)
+        rows, masks = (labels != IGNORED).nonzero(as_tuple=True)
         target_logits = None
         if objective.draft_loss != "cross_entropy":
             with torch.no_grad():
-                target_logits = self.lm_head_logits(clean_states[rows, positions[masks] - 1])
+                target_logits = self.lm_head_logits(clean_states[rows, positions[rows, masks] - 1])
         draft_logits = self.lm_head_logits(mask_states[rows, masks])
-        losses = DRAFT_LOSSES[objective.draft_loss](draft_logits, labels[rows, positions[masks]], target_logits)
+        losses = DRAFT_LOSSES[objective.draft_loss](draft_logits, labels[rows, masks], target_logits)
         weight_of_slot = objective.slot_decay ** torch.arange(self.tidar_config.draft_length, device=masks.device)
         weights = (weight_of_slot / weight_of_slot.mean())[masks % len(weight_of_slot)]
         total = weights.sum().clamp(min=1e-9) if num_items_in_batch is None else num_items_in_batch
         return (losses * weights).sum() / total
 
-    def _doubled_states(self, input_ids, document_ids, blocks) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Last hidden states of the clean half [B, S, D], of the masks [B, M, D], and the masks' positions [M]."""
-        (batch_size, sequence_length), tidar, gate = input_ids.shape, self.tidar_config, MaskGate.of(self)
-        positions = mask_positions(sequence_length, tidar.draft_length, blocks)
-        mask_ids = input_ids.new_full((batch_size, len(positions)), tidar.mask_embedding_id)
+    def _doubled_states(self, input_ids, document_ids, blocks) -> tuple[torch.Tensor, torch.Tensor]:
+        """Last hidden states of the clean half [B, S, D] and of the masks of `blocks` [B, M], [B, M*K, D]."""
+        sequence_length, tidar, gate = input_ids.shape[1], self.tidar_config, MaskGate.of(self)
+        positions = mask_positions(tidar.draft_length, blocks)
         clean_positions = document_positions(document_ids)
         mask = training_attention_mask(self.config, tidar.draft_length, blocks, document_ids, dtype=self.dtype)
-        with gate.open(len(positions)) if gate else nullcontext():
+        with gate.open(positions.shape[1]) if gate else nullcontext():
             states = self.base_model(
-                input_ids=torch.cat([input_ids, mask_ids], dim=1),
+                input_ids=torch.cat([input_ids, torch.full_like(positions, tidar.mask_embedding_id)], dim=1),
                 attention_mask=mask,
-                position_ids=torch.cat([clean_positions, clean_positions[:, positions]], dim=1),
+                position_ids=torch.cat([clean_positions, at_positions(clean_positions, positions, 0)], dim=1),
                 use_cache=False,
             )[0]
-        return states[:, :sequence_length], states[:, sequence_length:], positions
+        return states[:, :sequence_length], states[:, sequence_length:]
 
-    def _cached_states(self, input_ids, document_ids, blocks) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _cached_states(self, input_ids, document_ids, blocks) -> tuple[torch.Tensor, torch.Tensor]:
         """The same, with the clean half run without a graph and the adapter: it does not learn."""
-        (batch_size, sequence_length), tidar, gate = input_ids.shape, self.tidar_config, MaskGate.of(self)
-        positions = mask_positions(sequence_length, tidar.draft_length, blocks)
+        tidar, gate = self.tidar_config, MaskGate.of(self)
+        positions = mask_positions(tidar.draft_length, blocks)
         clean_mask, mask = (
             training_attention_mask(self.config, tidar.draft_length, blocks, document_ids, dtype=self.dtype, half=half)
             for half in ("clean", "masks")
@@ -259,15 +259,15 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
                 use_cache=True,
             )[0]
         assert gate is not None
-        with gate.open(len(positions)):
+        with gate.open(positions.shape[1]):
             mask_states = self.base_model(
-                input_ids=input_ids.new_full((batch_size, len(positions)), tidar.mask_embedding_id),
+                input_ids=torch.full_like(positions, tidar.mask_embedding_id),
                 attention_mask=mask,
-                position_ids=clean_positions[:, positions],
+                position_ids=at_positions(clean_positions, positions, 0),
                 past_key_values=past_key_values,
                 use_cache=True,
             )[0]
-        return clean_states, mask_states, positions
+        return clean_states, mask_states
 
     def lm_head_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of last hidden states [..., D], exactly as the stock forward makes them."""

@@ -125,8 +125,28 @@ def test_padding_does_not_touch_the_loss():
     alone = model(short, labels=short, objective=DraftObjective())
     together = model(padded, labels=padded, attention_mask=attention_mask, objective=DraftObjective())
     torch.testing.assert_close(together.ar_loss, alone.ar_loss)
-    # The last block of the padded row is whole, of the row alone it is cut: both see the same masks' tokens before it.
-    assert together.diffusion_loss.isfinite()
+    torch.testing.assert_close(together.diffusion_loss, alone.diffusion_loss)
+
+
+@pytest.mark.parametrize("first_token", [0, 2])
+@pytest.mark.parametrize("mode", ["joint", "gated"])
+def test_rows_of_a_batch_lose_what_each_loses_alone(mode, first_token):
+    """Each row has blocks of its own where its labels stand; a row with fewer of them is filled up."""
+    model = gated(tiny_tidar("qwen2", draft_length=3)) if mode == "gated" else tiny_tidar("qwen2", draft_length=3)
+    objective = DraftObjective(mode=mode, first_token=first_token)
+    ids, attention_mask = random_prompts(3, 13), torch.ones(3, 13, dtype=torch.long)
+    attention_mask[1, 8:] = 0
+    labels = ids.clone()
+    labels[0, :9] = labels[1, :3] = labels[1, 8:] = labels[2, 5:8] = -100
+    together = model(input_ids=ids, labels=labels, attention_mask=attention_mask, objective=objective)
+    alone = []
+    for row in range(3):
+        kept = attention_mask[row] == 1
+        alone.append(model(input_ids=ids[row : row + 1, kept], labels=labels[row : row + 1, kept], objective=objective))
+    learnt = [(row[first_token:] != -100).sum().item() for row in labels]
+    losses = [output.diffusion_loss.item() for output in alone]
+    mean = sum(n * loss for n, loss in zip(learnt, losses, strict=True)) / sum(learnt)
+    assert together.diffusion_loss.item() == pytest.approx(mean, rel=1e-5)
 
 
 def test_a_packed_document_never_sees_another():

@@ -12,6 +12,7 @@ from wavedraft.generation.structured_mask import (
     structured_attention_mask,
 )
 from wavedraft.modeling_tidar.masking_tidar import (
+    blocks_with_labels,
     decode_mask,
     mask_positions,
     training_attention_mask,
@@ -114,8 +115,16 @@ def test_rows_may_draft_behind_different_tokens(window):
 
 def test_positions_start_behind_what_a_branch_sees():
     assert draft_positions(3, 3, torch.tensor([1, 2, 3])).tolist() == [0, 1, 2, 1, 2, 3, 2, 3, 4, 3, 4, 5]
-    assert mask_positions(7, 3, training_branch_lengths(7, 3)).tolist() == list(range(7))
-    assert mask_positions(7, 3, torch.tensor([3, 6])).tolist() == [3, 4, 5, 6]
+    assert mask_positions(3, training_branch_lengths(7, 3)).tolist() == [*range(7), 7, 8]
+    assert mask_positions(3, torch.tensor([[1, 4], [3, 6]])).tolist() == [[1, 2, 3, 4, 5, 6], [3, 4, 5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_only_blocks_with_something_to_learn_are_drafted(first):
+    has_label = torch.tensor([[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1], [0] * 5 + [1] * 6, [0] * 10 + [1], [0] * 11]).bool()
+    expected = [[start for start in range(first, 11, 3) if any(row[start : start + 3])] for row in has_label.tolist()]
+    most = max(len(row) for row in expected)
+    assert blocks_with_labels(has_label, 3, first).tolist() == [row + [11] * (most - len(row)) for row in expected]
 
 
 def looped_cached_mask(draft_length, cached_lengths, is_real_slot, window):
@@ -189,8 +198,9 @@ def test_eager_sdpa_and_flex_attention_agree_on_the_doubled_sequence(family):
         blocks = training_branch_lengths(11, 3)
         mask = training_attention_mask(model.config, 3, blocks, document_ids, dtype=torch.float32)
         with torch.no_grad():
-            positions = torch.arange(11).repeat(2).expand(2, -1)
-            states = model.model(ids.repeat(1, 2), attention_mask=mask, position_ids=positions).last_hidden_state
+            positions = torch.cat([torch.arange(11), torch.arange(12)]).expand(2, -1)
+            doubled_ids = torch.cat([ids, ids, ids[:, :1]], dim=1)
+            states = model.model(doubled_ids, attention_mask=mask, position_ids=positions).last_hidden_state
         losses[implementation] = states[:, :9]
     reference = losses.pop("eager")
     for states in losses.values():
