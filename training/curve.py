@@ -15,7 +15,8 @@ def draw_curve(log_history: Sequence[dict[str, Any]], path: Path) -> Path | None
     losses = figure.subplots()
     losses.set_xlabel("step")
     losses.set_ylabel("loss")
-    for name in ("diffusion_loss", "ar_loss"):
+    names = ("diffusion_loss", "ar_loss") if any("diffusion_loss" in row for row in log_history) else ("loss",)
+    for name in names:
         if points := [(row["step"], row[name]) for row in log_history if name in row]:
             losses.plot(*zip(*points, strict=True), label=name.replace("_", " "))
     if points := [(row["step"], row["eval_tokens_per_forward"]) for row in log_history if _is_evaluation(row)]:

@@ -4,9 +4,12 @@ S tokens.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from .regenerate import without_loops
 
 IGNORED = -100
 
@@ -26,57 +29,142 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
+class TurnsNotTold(ValueError):
+    """A dialogue whose assistant's words cannot be told apart."""
+
+
 def encode_row(row: dict[str, Any], tokenizer: Any, max_length: int) -> dict[str, list[int]]:
     """Ids and labels of one row, cut to `max_length`.
 
     Args:
-        row: `{"text": ...}`, every token of which teaches; `{"messages": [...]}` or `{"prompt": ..., "answer": ...}`,
-            of which the assistant's words teach. `"finished": false` says that the answer was cut: no end follows.
+        row: `{"text": ...}`, every token of which teaches; `{"messages": [...]}`, `{"prompt": ..., "answer": ...}` or
+            `{"prompt": ..., "completion": ...}`, of which the assistant's words teach. `"finished": false` says that
+            the answer was cut: no end follows.
 
     Returns:
         `input_ids` and `labels` (-100 where nothing is learnt), [S] each.
+
+    Raises:
+        ValueError: a row of another form, or one whose assistant's words cannot be told apart.
     """
-    if "text" in row:
-        text_ids = tokenizer(row["text"])["input_ids"][:max_length]
-        return {"input_ids": text_ids, "labels": list(text_ids)}
-    if "messages" in row:
+    if row.get("text") is not None:
+        ids = tokenizer(row["text"])["input_ids"]
+        return {"input_ids": ids[:max_length], "labels": ids[:max_length]}
+    answer = row.get("answer", row.get("completion"))
+    if row.get("messages") is not None:
         messages = row["messages"]
-    elif "prompt" in row and "answer" in row:
-        messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
+    elif row.get("prompt") is not None and answer is not None:
+        asked, said = (
+            text if isinstance(text, list) else [{"role": role, "content": text}]
+            for role, text in (("user", row["prompt"]), ("assistant", answer))
+        )
+        messages = [*asked, *said]
     else:
         raise ValueError(
-            f"A training row must have `text`, `messages`, or `prompt` and `answer`, but has {sorted(row)}."
+            "A training row must have `text`, `messages`, or `prompt` and `answer` (or `completion`), but has "
+            f"{sorted(row)}."
         )
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"The tokenizer of {tokenizer.name_or_path or 'this checkpoint'} has no chat template to write a dialogue "
+            "with. Give one (`chat_template.jinja` beside it), or rows of `text`."
+        )
+    by_marks = has_generation_marks(tokenizer) and row.get("finished", True)
+    ids, labels = (_by_marks if by_marks else _by_prefixes)(messages, tokenizer, row.get("finished", True))
+    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+
+
+def has_generation_marks(tokenizer: Any) -> bool:
+    """Whether the chat template itself marks the assistant's words."""
+    template = tokenizer.chat_template
+    return isinstance(template, str) and re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
+
+
+def _by_marks(messages: list[dict], tokenizer: Any, is_finished: bool) -> tuple[list[int], list[int]]:
+    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    ids, said = encoded["input_ids"], encoded["assistant_masks"]
+    return ids, [token if is_said else IGNORED for token, is_said in zip(ids, said, strict=True)]
+
+
+def _by_prefixes(messages: list[dict], tokenizer: Any, is_finished: bool) -> tuple[list[int], list[int]]:
+    """What the assistant says is what the template adds, with each of its turns, to the turns before and the prompt for
+    an answer: to its end mark, or to the end of its words where it is not finished. The tokens of every such prefix
+    must be the first tokens of the whole dialogue."""
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
+    if last is None:
+        return [], []
+    whole = _template(tokenizer, messages[: last + 1])
     ids: list[int] = []
     labels: list[int] = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         before = _template(tokenizer, messages[:index], add_generation_prompt=True)
-        words = tokenizer(message["content"], add_special_tokens=False)["input_ids"]
-        if row.get("finished", True):
-            words.append(tokenizer.eos_token_id)
-        if before[: len(ids)] != ids:
-            raise ValueError(
-                "The chat template writes earlier turns differently once later ones follow, so the assistant's words "
-                "cannot be told apart. Give one turn a row (`prompt` and `answer`)."
+        through = _template(tokenizer, messages[: index + 1])
+        said = through[len(before) :].rstrip()
+        is_cut = index == last and not is_finished
+        if is_cut:
+            words = message["content"].strip()
+            said = said[: said.rfind(words) + len(words)]
+        before_ids, ids = _tokens(tokenizer, before), _tokens(tokenizer, before + said)
+        is_prefix = through.startswith(before) and (is_cut or whole.startswith(before + said))
+        whole_ids = ids if is_cut else _tokens(tokenizer, whole)
+        if not is_prefix or ids[: len(before_ids)] != before_ids or whole_ids[: len(ids)] != ids:
+            raise TurnsNotTold(
+                f"The chat template has no generation marks, and what it writes of turn {index + 1} is not what it "
+                "writes before that turn with the answer behind it, so the assistant's words cannot be told apart. "
+                "Give one turn a row (`prompt` and `answer`), or a template with {% generation %} marks."
             )
-        labels += [IGNORED] * (len(before) - len(labels)) + words
-        ids = before + words
-    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+        labels += [IGNORED] * (len(before_ids) - len(labels)) + ids[len(before_ids) :]
+    return ids, labels
 
 
-def _template(tokenizer: Any, messages: list[dict[str, str]], **kwargs: Any) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+def _template(tokenizer: Any, messages: list[dict], **kwargs: Any) -> str:
+    return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def encode_rows(
-    rows: Iterable[dict[str, Any]], tokenizer: Any, max_length: int, draft_length: int
-) -> list[dict[str, list[int]]]:
-    """All rows with at least one label behind a draft's first slot; shorter ones cannot teach drafting."""
-    encoded = [encode_row(row, tokenizer, max_length) for row in rows]
-    return [row for row in encoded if sum(label != IGNORED for label in row["labels"]) > draft_length]
+class RowEncoder:
+    """Turns rows into encoded ones, and counts those it leaves out.
+
+    Rows without more labels than a draft is long cannot teach drafting. Texts longer than `max_length` go on in further
+    rows; dialogues are cut. Answers that go round in circles are cut where they begin to.
+
+    Attributes:
+        loops: answers `kept`, `cut` at a loop, and `dropped`.
+        assistant_words: how they were found in the last dialogue: by the template's "generation marks", or by its
+            "prefixes", where it has none.
+        refused: rows whose dialogue could not be told apart, and why the first of them.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, draft_length: int):
+        self.tokenizer, self.max_length, self.draft_length = tokenizer, max_length, draft_length
+        self.loops = {"kept": 0, "cut": 0, "dropped": 0}
+        self.refused, self.reason = 0, ""
+        self.assistant_words: str | None = None
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, list[int]]]:
+        if isinstance(row.get("answer"), str):
+            kept, counts = without_loops([row])
+            self.loops = {name: count + counts[name] for name, count in self.loops.items()}
+            if not kept:
+                return
+            row = kept[0]
+        if row.get("text") is not None:
+            ids = self.tokenizer(row["text"])["input_ids"]
+            pieces = [ids[start : start + self.max_length] for start in range(0, len(ids), self.max_length)]
+            encoded = [{"input_ids": piece, "labels": list(piece)} for piece in pieces]
+        else:
+            try:
+                encoded = [encode_row(row, self.tokenizer, self.max_length)]
+            except TurnsNotTold as error:
+                self.refused, self.reason = self.refused + 1, self.reason or str(error)
+                return
+            self.assistant_words = "generation marks" if has_generation_marks(self.tokenizer) else "prefixes"
+        yield from (row for row in encoded if sum(label != IGNORED for label in row["labels"]) > self.draft_length)
 
 
 def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> list[dict[str, list[int]]]:

@@ -369,12 +369,21 @@ def shortened(prompt: str, length: int = 20) -> str:
 
 @app.command()
 def train(
-    model: Annotated[Path, typer.Argument(help="A TiDAR checkpoint folder, made by `wavedraft convert`.")],
-    data: Annotated[Path, typer.Argument(help="JSONL rows of prompt and answer, messages, or text.")],
+    model: Annotated[Path, typer.Argument(help="A TiDAR or recurrent-depth checkpoint folder.")],
+    data: Annotated[
+        str, typer.Argument(help="Rows of prompt and answer, messages, or text: a file, a folder, or a Hub id.")
+    ],
     output: Annotated[Path, typer.Argument(help="The folder for checkpoints and the result.")],
     eval_prompts: Annotated[Path | None, typer.Option(help="JSONL prompts to decode before and after.")] = None,
     num_eval_prompts: Annotated[int, typer.Option(min=1)] = 10,
-    mode: Annotated[str, typer.Option(help="gated: base frozen, text unchanged. joint: the paper's loss.")] = "gated",
+    split: Annotated[str, typer.Option(help="Of a dataset that has several.")] = "train",
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read rows as training comes to them.")] = False,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="gated (default): base frozen, text unchanged. joint: the paper's loss. Recurrent: lora, full."
+        ),
+    ] = None,
     draft_loss: Annotated[str, typer.Option(help="cross_entropy, kl or tv.")] = "cross_entropy",
     alpha: Annotated[float, typer.Option(help="Weight of the autoregressive loss in joint mode.")] = 1.0,
     slot_decay: Annotated[float, typer.Option(help="Weight of each slot of a draft by that of the one before.")] = 1.0,
@@ -393,11 +402,15 @@ def train(
     report_to: Annotated[str, typer.Option(help="Where else to log: tensorboard, wandb, ...")] = "none",
     save_steps: Annotated[int, typer.Option(min=1)] = 100,
     bf16: Annotated[bool, typer.Option("--bf16", help="Half the memory, and faster where the machine has it.")] = False,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="The base, by bitsandbytes.")] = False,
+    load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="The base, by bitsandbytes.")] = False,
+    attn_implementation: Annotated[str | None, typer.Option(help="sdpa, eager or flex_attention.")] = None,
     activation_checkpointing: Annotated[bool, typer.Option("--activation-checkpointing")] = False,
+    torch_compile: Annotated[bool, typer.Option("--torch-compile", help="Compile the decoder.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUTPUT.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
-    """Teach a converted checkpoint to draft; reports tokens per forward before and after, by decoding."""
+    """Teach a checkpoint to draft, or a recurrent-depth one a text; what drafting is worth is measured by decoding."""
     options = {name: value for name, value in locals().items() if name not in ("model", "data", "output")}
     options["eval_prompts_path"] = options.pop("eval_prompts")
     # Trainer takes seconds to import, which the other verbs do not wait for.
@@ -417,7 +430,7 @@ def train(
             identical = measured["identical"]
             plain = "" if identical is None else f", {identical:.0%} of the texts identical to plain decoding"
             print(f"{moment}: {measured['tokens_per_forward']:.2f} tokens per forward{plain}")
-    print(f"{output}: {'adapter' if rank else 'checkpoint'}, and what was measured in report.json")
+    print(f"{output}: {'adapter' if report['rank'] else 'checkpoint'}, and what was measured in report.json")
 
 
 @app.command()

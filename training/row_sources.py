@@ -1,0 +1,124 @@
+"""Where training rows come from: files, folders, datasets of the Hub; read once, or streamed."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from .dialogue import read_jsonl
+
+SHUFFLED_TOGETHER = 1000  # rows of a stream that stand in memory to be drawn from
+
+
+def open_rows(source: str | Path, split: str = "train", is_streaming: bool = False) -> Callable[[], Iterable[dict]]:
+    """How to read the rows of a source, again and again.
+
+    Args:
+        source: a file (.jsonl or .json of a row a line; .parquet; .txt, one text), a folder of such files or one that
+            `Dataset.save_to_disk` wrote, or ORG/NAME on the Hub.
+        split: of a dataset that has several.
+        is_streaming: a dataset of the Hub is read as it arrives instead of being downloaded first.
+
+    Raises:
+        ValueError: there is no such source, or `datasets` is needed and not installed.
+    """
+    path = Path(source)
+    if path.is_file():
+        return lambda: _rows_of_file(path)
+    if path.is_dir() and not (path / "dataset_info.json").is_file() and not (path / "dataset_dict.json").is_file():
+        files = sorted(file for file in path.rglob("*") if file.suffix in _READERS)
+        if not files:
+            raise ValueError(f"{path} holds no file that can be read: {', '.join(sorted(_READERS))}.")
+        return lambda: (row for file in files for row in _rows_of_file(file))
+    if not path.is_dir() and len(path.parts) != 2:
+        raise ValueError(f"There is no file {path}. Name a file, a folder, or ORG/NAME on the Hub.")
+    datasets = _datasets(source)
+    if path.is_dir():
+        dataset = datasets.load_from_disk(str(path))
+        if isinstance(dataset, datasets.DatasetDict):
+            dataset = _split_of(dataset, split, source)
+    else:
+        try:
+            dataset = datasets.load_dataset(str(source), split=split, streaming=is_streaming)
+        except Exception as error:  # a dozen kinds, of datasets, huggingface_hub and fsspec
+            raise ValueError(f"{source} is no folder, and no dataset of the Hub was had of it: {error}") from error
+    return lambda: dataset
+
+
+def _split_of(splits: Any, split: str, source: str | Path) -> Any:
+    if split not in splits:
+        raise ValueError(f"{source} has no split {split!r}, but {', '.join(splits)}. Choose with `split`.")
+    return splits[split]
+
+
+def _datasets(source: str | Path) -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise ValueError(f"Reading {source} needs the `datasets` package: pip install wavedraft[train].") from None
+    return datasets
+
+
+def _rows_of_file(path: Path) -> Iterable[dict[str, Any]]:
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path} is not one of the files that can be read: {', '.join(sorted(_READERS))}.")
+    return _READERS[path.suffix](path)
+
+
+def _rows_of_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    _datasets(path)  # brings pyarrow
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except ArrowInvalid as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}.") from None
+
+
+def _rows_of_text(path: Path) -> Iterator[dict[str, Any]]:
+    yield {"text": path.read_text(encoding="utf-8")}
+
+
+_READERS: dict[str, Callable[[Path], Iterable[dict[str, Any]]]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_jsonl,
+    ".parquet": _rows_of_parquet,
+    ".txt": _rows_of_text,
+}
+
+
+class RowStream(IterableDataset):
+    """Encoded rows as they are read, drawn at random from the next thousand; each epoch in another order.
+
+    Args:
+        read: gives the rows, again and again.
+        encode: what one row becomes: none, one or several encoded rows.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[dict]], encode: Callable[[dict], Iterable[dict]], seed: int):
+        self.read, self.encode, self.seed, self.epoch = read, encode, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def in_order(self) -> Iterator[dict[str, list[int]]]:
+        for row in self.read():
+            yield from self.encode(row)
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        draw = random.Random(self.seed * 1_000_003 + self.epoch)
+        waiting: list[dict[str, list[int]]] = []
+        for row in self.in_order():
+            if len(waiting) < SHUFFLED_TOGETHER:
+                waiting.append(row)
+                continue
+            place = draw.randrange(len(waiting))
+            waiting[place], row = row, waiting[place]
+            yield row
+        draw.shuffle(waiting)
+        yield from waiting
