@@ -100,7 +100,7 @@ def decode_tidar(
         if plan == PLAIN:
             block = torch.full_like(block, -1)
         drafted = [plan != PLAIN and blocks[place] >= 0 for place in places]
-        has_draft = any(drafted) or options.is_static  # a step of one shape has room for a draft, used or not
+        has_draft = any(drafted) or (options.is_static and plan != PLAIN)  # a static step has room for one, used or not
         draft_ids = choice.draft(decided_ids, num_decided, forward.branch_logits(block, has_draft))
         num_drafted = torch.where(block < 0, 1, draft_ids.shape[1])
         if any(drafted):

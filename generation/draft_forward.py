@@ -203,6 +203,9 @@ class DraftForward:
         if has_draft and self.mask_logits is not None:
             return self.mask_logits.to(block.device)
         device = self.mask_states.device
+        if has_draft and not self.num_blocks:
+            vocab_size = self.model.config.get_text_config().vocab_size
+            return self.mask_states.new_zeros(len(block), self.draft_length - 1, vocab_size).to(block.device)
         slots = torch.arange(1, self.draft_length if has_draft else 1, device=device)
         slots = block.to(device).clamp(min=0)[:, None] * self.draft_length + slots
         rows = torch.arange(len(block), device=device)[:, None]

@@ -80,18 +80,20 @@ class MaskGate:
         has_dropout = module.training and not isinstance(module.lora_dropout[name], nn.Identity)
         if module.lora_variant.get(name) is not self or not is_one_dtype or has_dropout or lora_b.bias is not None:
             return None
-        base = module.base_layer
+        base, scaling = module.base_layer, module.scaling[name]
         # A small product takes a CPU half as long in float32 as in bfloat16, whose kernel is set up anew each time.
         dtype = torch.float32 if lora_a.weight.device.type == "cpu" else lora_a.weight.dtype
-        down, up = lora_a.weight.to(dtype).t(), lora_b.weight.to(dtype).t() * module.scaling[name]
+        factors: list[torch.Tensor] = []  # made when masks first come by
 
         def short_way(x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             if kwargs.keys() - {"alora_offsets"}:
                 return type(module).forward(module, x, **kwargs)
             result = base(x)
             if self.num_masks:
+                if not factors:
+                    factors.extend((lora_a.weight.to(dtype).t(), lora_b.weight.to(dtype).t() * scaling))
                 masks = x[:, -self.num_masks :].reshape(-1, x.shape[-1]).to(dtype)
-                delta = product(product(masks, down), up)
+                delta = product(product(masks, factors[0]), factors[1])
                 result[:, -self.num_masks :] += delta.view(len(x), self.num_masks, -1)
             return result
 

@@ -21,7 +21,7 @@ class TiDAROptions:
             draft's own confidence. Where another comes true, the next forward reads one token and drafts behind it. By
             default K, all of them. "auto" chooses K (up to `draft_length`) and B anew for each forward, by what
             forwards cost on this machine, measured once, and what drafts were worth so far; it decodes plainly where
-            drafts do not pay.
+            drafts do not pay. Over a static cache it keeps to K, and chooses B.
         seed: for sampling: one integer for each row, so that a row's text does not depend on the batch it is in;
             a single integer s gives row b the seed s + b. By default the device's global generator draws.
         exact: "tie-safe" for greedy decoding in half precision, where a wide forward and a forward of one token round
@@ -111,10 +111,9 @@ class TiDAROptions:
         exact, tie_margin = (getattr(generation_config, name, None) for name in ("exact", "tie_margin"))
         _check_exact(exact, tie_margin, generation_config)
         is_static = generation_config.cache_implementation == "static"
-        if draft_length and is_static and (exact or num_branches == "auto"):
-            name, value = ("exact", exact) if exact else ("num_branches", num_branches)
+        if draft_length and is_static and exact:
             raise ValueError(
-                f"`{name}={value!r}` runs steps of several shapes, and `cache_implementation='static'` has one. Leave "
+                f"`exact={exact!r}` runs steps of several shapes, and `cache_implementation='static'` has one. Leave "
                 "either out."
             )
         return cls(
@@ -131,8 +130,8 @@ class TiDAROptions:
     @property
     def num_queries(self) -> int:
         """Of the widest step: a draft, and a block of masks for each branch."""
-        assert isinstance(self.num_branches, int)
-        return self.draft_length * (1 + self.num_branches)
+        num_branches = self.draft_length if isinstance(self.num_branches, str) else self.num_branches
+        return self.draft_length * (1 + num_branches)
 
     def tie_margin_of(self, dtype: torch.dtype) -> float:
         return TIE_MARGINS.get(dtype, TIE_MARGINS[torch.bfloat16]) if self.tie_margin is None else self.tie_margin

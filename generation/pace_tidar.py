@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import median
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,11 +16,12 @@ from torch import nn
 from .draft_forward import DraftForward
 
 MEASURING_SECONDS = 1.0  # or three rounds, whichever takes longer
-MARGIN = 1.03  # drafting must promise this much more than plain decoding, which is certain
+MARGIN = 1.05  # drafting must promise this much more than plain decoding, which is certain
 RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
+MOST_RETRIES_FAILED = 3  # drafting that goes on not paying is tried half as often each time, so many times
 PRIOR_CHANCE, PRIOR_WEIGHT = 0.6, 4.0  # of acceptance, in forwards, where little was seen
-# Weights of the last forward of a shape in what such a forward is taken to cost: what holds it up only ever adds time.
-SLOWER, FASTER = 0.1, 0.5
+NEWEST = 0.2  # weight of the last forward of a shape in what such a forward is taken to cost
+HELD_UP = 2.0  # a forward that took longer than so many of its kind was held up by something else
 FORGETTING = 0.99  # what a forward seen is worth one forward later
 
 
@@ -45,18 +47,17 @@ class Costs:
 
     @classmethod
     def measured(cls, shapes: list[tuple[int, int, int]], run: Callable[[int, int, int], None]) -> "Costs":
-        """Runs all shapes in turn, again and again. The first round warms up; of the others the least time counts."""
-        seconds = dict.fromkeys(shapes, float("inf"))
+        """Runs all shapes in turn, again and again. The first round warms up; of the others the median counts."""
+        for shape in shapes:
+            run(*shape)
+        rounds: dict[tuple[int, int, int], list[float]] = {shape: [] for shape in shapes}
         start = time.perf_counter()
-        num_rounds = 0
-        while num_rounds < 3 or time.perf_counter() - start < MEASURING_SECONDS:
+        while len(rounds[shapes[0]]) < 3 or time.perf_counter() - start < MEASURING_SECONDS:
             for shape in shapes:
                 begin = time.perf_counter()
                 run(*shape)
-                taken = time.perf_counter() - begin
-                seconds[shape] = taken if num_rounds < 2 else min(seconds[shape], taken)
-            num_rounds += 1
-        return cls(seconds)
+                rounds[shape].append(time.perf_counter() - begin)
+        return cls({shape: median(taken) for shape, taken in rounds.items()})
 
 
 @dataclass
@@ -64,17 +65,21 @@ class Pace:
     """Chooses the plan that promises the most tokens a second, from costs and from the running acceptance.
 
     Attributes:
+        is_static: a forward that only drafts has the shape of one that verifies too.
         reached, stood: [K] how many drafts were right up to token i, and how many of them at the next token too; what
             is long ago counts less.
         num_plain, num_drafting: forwards since the other kind was last run.
+        num_failed: tries of drafting, one after the other, that did not pay.
     """
 
     costs: Costs
     plans: list[Plan]
+    is_static: bool = False
     reached: list[float] = field(default_factory=list)
     stood: list[float] = field(default_factory=list)
     num_plain: int = 0
     num_drafting: int = 0
+    num_failed: int = 0
 
     def __post_init__(self) -> None:
         longest = max(plan.draft_length for plan in self.plans)
@@ -96,22 +101,27 @@ class Pace:
         stops = [here - further for here, further in pairwise([*reaches, 0.0])]
         is_missed = 1 - sum(sorted(stops, reverse=True)[:num_branches])
         num_tokens = sum(reaches) + is_missed
-        mask_length = length if num_branches else 0
-        return num_tokens / (seconds[length, num_branches, mask_length] + is_missed * seconds[1, 1, length])
+        both = seconds[length, num_branches, length if num_branches else 0]
+        only_drafts = both if self.is_static else seconds[1, 1, length]
+        return num_tokens / (both + is_missed * only_drafts)
 
     def choose(self) -> Plan:
         """The plan of the next forward."""
         best = max(self.plans, key=self.tokens_per_second)
         if self.tokens_per_second(best) > MARGIN * self.tokens_per_second(PLAIN):
+            self.num_failed = 0
             return best if self.num_drafting < RETRY_FORWARDS else PLAIN
-        return best if self.num_plain >= RETRY_FORWARDS else PLAIN
+        if self.num_plain < RETRY_FORWARDS << self.num_failed:
+            return PLAIN
+        self.num_failed = min(self.num_failed + 1, MOST_RETRIES_FAILED)
+        return best
 
     def see(self, accepted: list[tuple[int, int]], shape: tuple[int, int, int], seconds: float) -> None:
         """Takes in what a forward did: for each row the length of the draft it read, and how much of it stood; and what
         it cost with all that is done around it."""
         known = self.costs.seconds
         if shape in known:
-            known[shape] += (SLOWER if seconds > known[shape] else FASTER) * (seconds - known[shape])
+            known[shape] += NEWEST * (min(seconds, HELD_UP * known[shape]) - known[shape])
         drafts = [(length, count) for length, count in accepted if length > 1]
         self.num_plain = 0 if drafts else self.num_plain + 1
         self.num_drafting = 0 if shape == (1, 0, 0) else self.num_drafting + 1
@@ -125,19 +135,23 @@ class Pace:
                 self.stood[i] += (i < count) / len(drafts)
 
 
-def plans_up_to(draft_length: int, is_wide: bool) -> list[Plan]:
-    """Drafts of K, K/2, K/4 .. 2 tokens, behind 0 to 2 numbers of accepted tokens, or all where width is cheap."""
+def plans_up_to(draft_length: int, is_wide: bool, is_static: bool = False) -> list[Plan]:
+    """Drafts of K, K/2, K/4 .. 2 tokens, behind 0 to 2 numbers of accepted tokens, or all where width is cheap. Over a
+    static cache K tokens behind 1 or 2 numbers, or all: every other shape would have to be compiled."""
+    if is_static:
+        return [Plan(draft_length, b) for b in (1, 2, *([draft_length] if is_wide and draft_length > 2 else []))]
     lengths = [length for length in (draft_length >> i for i in range(8)) if length > 1]
     plans = [Plan(length, branches) for length in lengths for branches in (0, 1, 2)]
     return plans + [Plan(length, length) for length in lengths if is_wide and length > 2]
 
 
-def shapes_of(plans: list[Plan]) -> list[tuple[int, int, int]]:
+def shapes_of(plans: list[Plan], is_static: bool = False) -> list[tuple[int, int, int]]:
     """The forwards these plans run: clean tokens, blocks, masks of a block."""
     shapes = [(1, 0, 0)]
     for plan in plans:
         mask_length = plan.draft_length if plan.num_branches else 0
-        shapes += [(plan.draft_length, plan.num_branches, mask_length), (1, 1, plan.draft_length)]
+        shapes += [(plan.draft_length, plan.num_branches, mask_length)]
+        shapes += [] if is_static else [(1, 1, plan.draft_length)]
     return list(dict.fromkeys(shapes))
 
 
@@ -148,10 +162,11 @@ def pace_of(forward: DraftForward, draft_length: int) -> Pace:
     """The pace of one model on one device, in one dtype and for so many rows; measured the first time, over the prompt
     that `forward` has just read."""
     model = forward.model
-    about = model.dtype, model.device, model.config._attn_implementation, forward.is_tie_safe
+    is_static, is_compiled = forward.is_static, forward.compiled_layers is not None
+    about = model.dtype, model.device, model.config._attn_implementation, forward.is_tie_safe, is_static, is_compiled
     key = *about, len(forward.rows), draft_length
     known = _paces.setdefault(model, {})
     if key not in known:
-        plans = plans_up_to(draft_length, is_wide=model.device.type != "cpu")
-        known[key] = Pace(Costs.measured(shapes_of(plans), forward.rehearse), plans)
+        plans = plans_up_to(draft_length, model.device.type != "cpu", is_static)
+        known[key] = Pace(Costs.measured(shapes_of(plans, is_static), forward.rehearse), plans, is_static)
     return known[key]

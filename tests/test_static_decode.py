@@ -1,12 +1,17 @@
 """Steps of one shape over a cache that never grows: the dynamic decode's text, compiled or not."""
 
+import sys
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
+from wavedraft.generation.pace_tidar import PLAIN, Costs, Pace, Plan
 from wavedraft.generation.static_decode import num_slots_for
+
+DECODER = sys.modules["wavedraft.generation.decode_tidar"]  # the package names its function so
 
 STATIC = {"cache_implementation": "static"}
 COMPILED = STATIC | {"compile_config": CompileConfig(mode="default", dynamic=False, fullgraph=True)}
@@ -97,7 +102,32 @@ def test_disable_compile_leaves_the_layers_as_they_are():
     assert counters["stats"]["unique_graphs"] == 0
 
 
-@pytest.mark.parametrize("option", [{"num_branches": "auto"}, {"exact": "tie-safe"}])
-def test_what_needs_several_shapes_is_refused(option):
-    with pytest.raises(ValueError, match=f"{next(iter(option))}.*cache_implementation"):
-        tiny_tidar().generate(random_prompts(1, 4), max_new_tokens=3, do_sample=False, **option, **STATIC)
+def test_auto_keeps_to_one_draft_length_and_leaves_the_text_alone():
+    model = tiny_tidar("qwen3", draft_length=4)
+    keywords = ragged() | {"max_new_tokens": 24, "do_sample": False}
+    expected = model.generate(**keywords)
+    hook = CountedForwards(model)
+    for _ in range(3):
+        assert model.generate(**keywords, num_branches="auto", **STATIC).tolist() == expected.tolist()
+    assert set(hook.num_queries) - {7 + 4} <= {1, 4 * 2, 4 * 3}
+
+
+def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
+    model = tiny_tidar("gemma2", draft_length=4)
+    plans = [Plan(4, 2), PLAIN, PLAIN, Plan(4, 1), PLAIN, Plan(4, 1), Plan(4, 4), Plan(4, 2)]
+    generator = torch.Generator().manual_seed(0)
+
+    class Restless(Pace):
+        def choose(self):
+            return plans[int(torch.randint(len(plans), (), generator=generator))]
+
+    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length: Restless(Costs({}), plans, is_static=True))
+    keywords = ragged() | {"max_new_tokens": 24, "do_sample": False, "eos_token_id": [25, 36, 44]}
+    expected = model.generate(**keywords)
+    for _ in range(3):
+        assert model.generate(**keywords, num_branches="auto", **STATIC).tolist() == expected.tolist()
+
+
+def test_what_needs_several_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"exact.*cache_implementation"):
+        tiny_tidar().generate(random_prompts(1, 4), max_new_tokens=3, do_sample=False, exact="tie-safe", **STATIC)
