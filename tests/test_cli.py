@@ -1,5 +1,6 @@
 """The command line: what it prints, and how it refuses."""
 
+import shutil
 import subprocess
 import sys
 
@@ -72,6 +73,39 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, stock, tidar, tmp_path):
         assert code == 2 and len(lines) == 1 and message in lines[0], (arguments, err)
         assert "Traceback" not in err
     assert not (tmp_path / "new").exists()
+
+
+def test_what_can_be_told_is_told_before_the_weights_are_read(run, tidar, tmp_path):
+    folder = tmp_path / "bare"
+    shutil.copytree(tidar, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "prompts.txt").write_text("w1 w2\nw3\n")
+    (tmp_path / "empty").mkdir()
+    audit = ["audit", folder, "--prompts", tmp_path / "prompts.txt"]
+    for arguments, message in [
+        (["generate", folder, "w1", "--draft-length", 5], "between 1 and 4"),
+        (["generate", folder, "w1", "--num-branches", 9], "`num_branches` must be"),
+        (["generate", folder, "w1", "--num-branches", "many"], "`num_branches` must be"),
+        (["generate", folder, "w1", "--exact", "always"], "`exact` must be"),
+        (["generate", folder, "w1", "--exact", "tie-safe", "--temperature", 1], "greedy decoding"),
+        (["generate", folder, "w1", "--num-branches", "auto", "--seed", 1, "--temperature", 1], "`seed` promises"),
+        (["generate", folder, "w1", "--temperature", 1, "--top-p", 1.5], "top_p"),
+        (["generate", folder, "w1", "--temperature", 1, "--top-k", -3], "top_k"),
+        (["generate", folder, "w1", "--temperature", 1, "--min-p", 2], "min_p"),
+        (["generate", folder, "w1", "--top-k", 3], "--temperature"),
+        (["generate", folder, "w1", "--repetition-penalty", 0], "penalty"),
+        (["generate", folder, "w1", "--seed", -1], "`seed` must be"),
+        (["generate", folder, "w1", "--policy", "exact"], "--policy is for recurrent-depth models"),
+        (["generate", folder, "w1", "--device", "tpu9"], "--device"),
+        (["generate", folder, "--raw", "w1", ""], "empty"),
+        (["generate", folder, "w1", "--adapter", tmp_path / "empty"], "adapter_config.json"),
+        (["chat", folder, "--draft-length", 5], "between 1 and 4"),
+        ([*audit, "--num-branches", 9], "`num_branches` must be"),
+        ([*audit, "--adapter", "a/b/c"], "no adapter a/b/c"),
+        ([*audit, "--draft-length", 5], "between 1 and 4"),
+    ]:
+        code, out, err = run(*arguments)
+        assert code == 2 and message in err and "Traceback" not in err, (arguments, err)
+        assert not out and "weights" not in err and "safetensors" not in err
 
 
 @pytest.mark.parametrize("arguments", [["convert", "a", "b", "--nope"], ["nope"], ["generate", "only-a-model"]])

@@ -72,7 +72,7 @@ def test_a_mistake_is_one_line(run, folder):
         ([folder / "model", "w1", "--num-recurrences", 0], "`num_recurrences` must be"),
         ([folder / "model", "w1", "--max-new-tokens", 500], "`config.block_size`"),
         ([folder / "model", "w1", "--adapter", "a"], "--adapter is for TiDAR"),
-        ([folder / "stock", "w1", "--policy", "exact"], "Convert it first"),
+        ([folder / "stock", "w1", "--policy", "exact"], "is for recurrent-depth models"),
     ]:
         code, _, err = run(*arguments)
         lines = [line for line in err.splitlines() if line.startswith("wavedraft: ")]

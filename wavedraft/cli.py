@@ -17,6 +17,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextSt
 
 from .audit import audit as audit_texts
 from .audit import read_prompts
+from .before_loading import (
+    check_adapter,
+    check_folder,
+    check_keywords,
+    device_for,
+    is_recurrent,
+    stored_generation_config,
+)
 from .bench import Settings, contenders_of, num_runs, without_adapter
 from .bench import bench as run_bench
 from .bench_prompts import PROMPTS, read_kinds
@@ -30,7 +38,7 @@ from .conversion import convert as convert_checkpoint
 from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
-from .modeling_recurrent import PRESETS, RecurrentDepthForCausalLM, RecurrentDepthLM
+from .modeling_recurrent import PRESETS, RecurrentDepthForCausalLM
 from .modeling_recurrent.checkpoint_recurrent import SERVED as RECURRENT_MODEL_TYPES
 from .modeling_tidar import TiDARConfig, TiDARForCausalLM
 
@@ -139,25 +147,27 @@ def generate(
     depth = {"policy": policy, "preset": preset, "num_recurrences": num_recurrences}
     drafting = drafting_keywords(num_branches, exact)
     with quiet_transformers():
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = load(model, dtype, device, adapter)
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        is_recurrent = isinstance(loaded, RecurrentDepthLM)
-        if is_recurrent:
+        device = device_for(device)
+        check_adapter(adapter, model)
+        if has_depth := is_recurrent(model):
             refuse_drafting_keywords(drafting)
-            parallel, plain = recurrent_keywords(loaded, depth | {"draft_length": draft_length}, options)
+            parallel, plain = recurrent_keywords(model, depth | {"draft_length": draft_length}, options)
         elif given := [f"--{name.replace('_', '-')}" for name, value in depth.items() if value is not None]:
-            raise ValueError(f"{given[0]} is for recurrent-depth models, but {model} is a TiDAR checkpoint.")
+            raise ValueError(f"{given[0]} is for recurrent-depth models, but {model} is none.")
         else:
             parallel = {**options, "draft_length": draft_length, **drafting}
             plain = {**options, "draft_length": 0}
-        timed = timed_recurrent if is_recurrent else timed_generate
+        check_keywords(model, parallel)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        encoded = [encode_prompt(tokenizer, prompt, raw) for prompt in prompts]
+        loaded = load(model, dtype, device, adapter)
+        timed = timed_recurrent if has_depth else timed_generate
         if drafting.get("num_branches") == "auto":
             print("Measuring what a forward costs here ...", file=sys.stderr)  # once a model; not part of any run below
-            loaded.generate(**encode_prompt(tokenizer, prompts[0], raw).to(device), **parallel | {"max_new_tokens": 2})
+            loaded.generate(**encoded[0].to(device), **parallel | {"max_new_tokens": 2})
         drafted_runs, plain_runs = [], []
-        for prompt in prompts:
-            inputs = encode_prompt(tokenizer, prompt, raw).to(device)
+        for prompt, inputs in zip(prompts, encoded, strict=True):
+            inputs = inputs.to(device)
             print(f"\n> {prompt}\n")
             streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
             drafted_runs.append(timed(loaded, inputs, streamer=streamer, **parallel))
@@ -188,15 +198,18 @@ def chat(
     if temperature:
         options["temperature"] = temperature
     with quiet_transformers():
-        loaded = load(model, dtype, device or ("cuda" if torch.cuda.is_available() else "cpu"), adapter)
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        if isinstance(loaded, RecurrentDepthLM):
+        device = device_for(device)
+        check_adapter(adapter, model)
+        if is_recurrent(model):
             depth = {"policy": policy, "preset": None, "num_recurrences": None, "draft_length": draft_length}
-            options, _ = recurrent_keywords(loaded, depth, options)
+            options, _ = recurrent_keywords(model, depth, options)
         elif policy is not None:
-            raise ValueError(f"--policy is for recurrent-depth models, but {model} is a TiDAR checkpoint.")
+            raise ValueError(f"--policy is for recurrent-depth models, but {model} is none.")
         else:
             options["draft_length"] = draft_length
+        check_keywords(model, options)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        loaded = load(model, dtype, device, adapter)
         conversation = Chat(loaded, tokenizer, system, **options)
         while (text := next_line("> ")) is not None:
             if not text.strip():
@@ -224,20 +237,12 @@ SAMPLED = "identical: not compared; sampled texts share a distribution, not thei
 
 def load(model: str, dtype: str, device: str, adapter: str | None) -> Any:
     """A TiDAR model, with its adapter, or a recurrent-depth model, as its config.json says."""
-    check_folder(model)
-    if AutoConfig.from_pretrained(model).model_type in RECURRENT_MODEL_TYPES:
-        if adapter is not None:
-            raise ValueError(f"--adapter is for TiDAR checkpoints, but {model} is a recurrent-depth model.")
+    if is_recurrent(model):
         return RecurrentDepthForCausalLM.from_pretrained(model, dtype=DTYPES[dtype]).to(device).eval()
     tidar = TiDARForCausalLM.from_pretrained(model, dtype=DTYPES[dtype]).to(device).eval()
     if adapter is not None:
         tidar.load_adapter(adapter)
     return tidar
-
-
-def check_folder(model: str) -> None:
-    if not Path(model).is_dir() and len(Path(model).parts) > 2:
-        raise ValueError(f"There is no folder {model}. Name a checkpoint folder, or ORG/NAME on the Hub.")
 
 
 def drafting_keywords(num_branches: str | None, exact: str | None) -> dict[str, Any]:
@@ -251,13 +256,14 @@ def refuse_drafting_keywords(drafting: dict[str, Any]) -> None:
         raise ValueError(f"--{name.replace('_', '-')} is TiDAR's. A recurrent-depth model takes --policy.")
 
 
-def recurrent_keywords(model: Any, depth: dict[str, Any], options: dict[str, Any]) -> tuple[dict, dict]:
+def recurrent_keywords(model: str, depth: dict[str, Any], options: dict[str, Any]) -> tuple[dict, dict]:
     """The keywords of `generate` for a recurrent-depth model's policy, and for plain decoding at the same depth.
 
     Where neither the caller nor the checkpoint names a policy, it is the exact one.
     """
     parallel, preset = options | {name: value for name, value in depth.items() if value is not None}, depth["preset"]
-    stored = (getattr(model.generation_config, name, None) for name in ("policy", "preset"))
+    file = stored_generation_config(model)
+    stored = (getattr(file, name, None) for name in ("policy", "preset"))
     if not parallel.keys() & {"policy", "preset"} and not any(stored):
         parallel["policy"] = "exact"
     plain = options | {"policy": "autoregressive"}
@@ -459,22 +465,22 @@ def audit(
     texts = read_prompts(prompts, num_prompts)
     drafting = drafting_keywords(num_branches, exact)
     with quiet_transformers():
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = load(model, dtype, device, adapter)
-        is_recurrent = isinstance(loaded, RecurrentDepthLM)
-        if is_recurrent and draft_length:
-            raise ValueError("--draft-length is TiDAR's. A recurrent-depth model takes --policy.")
-        if is_recurrent:
-            refuse_drafting_keywords(drafting)
+        device = device_for(device)
+        check_adapter(adapter, model)
+        if has_depth := is_recurrent(model):
+            refuse_drafting_keywords(drafting | ({} if draft_length is None else {"draft_length": draft_length}))
+        parallel = {"policy": policy} if has_depth else {"draft_length": draft_length, **drafting}
+        check_keywords(model, {"do_sample": False, **parallel})
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
+        loaded = load(model, dtype, device, adapter)
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task("Decoding", total=len(texts))
             found = audit_texts(
                 loaded,
                 prompt_ids,
-                plain={"policy": "autoregressive"} if is_recurrent else {"draft_length": 0},
-                parallel={"policy": policy} if is_recurrent else {"draft_length": draft_length, **drafting},
+                plain={"policy": "autoregressive"} if has_depth else {"draft_length": 0},
+                parallel=parallel,
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 on_prompt=lambda: progress.advance(task),
@@ -551,7 +557,7 @@ def bench(
         settings.check_against(AutoConfig.from_pretrained(model), encoded)
         filler = tokenizer("\n".join(text for of_kind in texts.values() for text in of_kind), return_tensors="pt")
         helper = None if assistant is None else load_assistant(assistant, dtype, tokenizer)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_for(device)
         loaded = load(model, dtype, device, adapter=None)
         stock = without_adapter(loaded)
         if adapter is not None:

@@ -1,0 +1,87 @@
+"""What the command line can refuse before it loads a model: options against each other, the config and the machine."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from .generation.options_recurrent import RecurrentOptions
+from .generation.options_tidar import TiDAROptions
+from .modeling_recurrent.checkpoint_recurrent import SERVED as RECURRENT_MODEL_TYPES
+
+SAMPLERS: dict[str, Any] = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
+
+
+def check_folder(model: str) -> None:
+    if not Path(model).is_dir() and len(Path(model).parts) > 2:
+        raise ValueError(f"There is no folder {model}. Name a checkpoint folder, or ORG/NAME on the Hub.")
+
+
+def check_adapter(adapter: str | None, model: str) -> None:
+    if adapter is None:
+        return
+    if is_recurrent(model):
+        raise ValueError(f"--adapter is for TiDAR checkpoints, but {model} is a recurrent-depth model.")
+    if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"--adapter must be a folder with an adapter_config.json, and {adapter} has none.")
+    if not Path(adapter).is_dir() and len(Path(adapter).parts) != 2:
+        raise ValueError(f"There is no adapter {adapter}. Name a PEFT folder, or ORG/NAME on the Hub.")
+
+
+def device_for(device: str | None) -> str:
+    """The device asked for; by default cuda where there is one, else cpu."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"--device must be one torch knows, such as cpu or cuda:0, but is {device!r}.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device is {device!r}, but torch sees no GPU here. Leave it out, or pass cpu.")
+    return device
+
+
+def is_recurrent(model: str) -> bool:
+    """Whether a checkpoint is a recurrent-depth model, by its config.json."""
+    check_folder(model)
+    return AutoConfig.from_pretrained(model).model_type in RECURRENT_MODEL_TYPES
+
+
+def stored_generation_config(model: str) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:
+        return GenerationConfig()
+
+
+def check_keywords(model: str, keywords: dict[str, Any]) -> None:
+    """Raises what `generate` would raise of these keywords, as far as the checkpoint's config tells."""
+    for name, sampler in SAMPLERS.items():
+        if name in keywords and not keywords["do_sample"]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for sampling: give a --temperature above 0, or leave it out."
+            )
+        if keywords.get(name):
+            sampler(keywords[name])
+    if "repetition_penalty" in keywords:
+        RepetitionPenaltyLogitsProcessor(keywords["repetition_penalty"])
+    config, stored = AutoConfig.from_pretrained(model), stored_generation_config(model)
+    if config.model_type in RECURRENT_MODEL_TYPES:
+        names = sorted(RecurrentOptions.names())
+        of_file = {name: value for name in names if (value := getattr(stored, name, None)) is not None}
+        given = {name: keywords[name] for name in names if name in keywords}
+        RecurrentOptions.from_layers([given, of_file], config.mean_recurrence)
+    elif hasattr(config, "tidar_config"):
+        asked = copy.copy(stored)
+        for name, value in keywords.items():
+            setattr(asked, name, value)
+        TiDAROptions.of(asked, config)
