@@ -17,6 +17,7 @@ from .options_tidar import TiDAROptions
 from .outputs import Record, TiDARGenerateOutput
 from .pace_tidar import PLAIN, Plan, pace_of
 from .static_decode import compile_config_of, num_slots_for
+from .steps import Steps
 from .transcript import Scores, Transcript, pad_token_of
 
 
@@ -54,7 +55,8 @@ def decode_tidar(
     """
     batch_size, draft_length = len(input_ids), options.draft_length
     pad_token_id = pad_token_of(generation_config)
-    transcript = Transcript(input_ids, stopping_criteria, pad_token_id, draft_length, streamer)
+    steps = Steps.asked_for(generation_config, batch_size)
+    transcript = Transcript(input_ids, stopping_criteria, pad_token_id, draft_length, streamer, steps)
     scores = Scores(logits_processor, transcript, options.excluded_id)
     is_users_cache = getattr(past_key_values, "_is_user_defined", False)
     returns_cache = is_users_cache or generation_config.return_dict_in_generate
@@ -84,8 +86,7 @@ def decode_tidar(
     target_logits = forward.prefill(input_ids, position_ids)
     decided_ids, num_decided = choice.first(target_logits)
     block = torch.full_like(num_decided, 0 if forward.num_blocks else -1)
-    counts, blocks = transcript.extend(decided_ids, num_decided, block)
-    record.add_scores(transcript.active, counts, target_logits, choice.target_scores)
+    counts, blocks = transcript.extend(decided_ids, num_decided, block, (target_logits, choice.target_scores))
     plan = Plan(draft_length, int(options.num_branches) if not is_auto else draft_length)
     pace = pace_of(forward, draft_length) if is_auto else None
     while places := transcript.drop_ended():
@@ -116,14 +117,13 @@ def decode_tidar(
         decided_ids, num_decided = choice.verify(draft_ids, target_logits, num_drafted)
         block = forward.block_behind(num_decided)
         # 5. Accepted tokens join the text and stay in the cache; the rest is overwritten.
-        counts, blocks = transcript.extend(decided_ids, num_decided, block)
+        counts, blocks = transcript.extend(decided_ids, num_decided, block, (target_logits, choice.target_scores))
         forward.accept(num_decided, counts)
         if pace is not None:
             lengths = [num_clean if is_drafted else 1 for is_drafted in drafted]
             shape = (num_clean, num_blocks, plan.draft_length if num_blocks else 0)
             pace.see(list(zip(lengths, counts, strict=True)), shape, time.perf_counter() - began)
         record.add_forward(transcript.active, counts)
-        record.add_scores(transcript.active, counts, target_logits, choice.target_scores)
 
     if streamer is not None:
         streamer.end()

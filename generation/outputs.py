@@ -35,42 +35,30 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
 
 
 class Record:
-    """What happens while a batch is decoded: what each forward accepted, and the scores a caller asked for.
+    """What each forward of a batch accepted.
 
     Attributes:
         accepted_lengths: [B, K] how often a forward of the row accepted 1, 2, ..., K tokens.
-        steps: for each row, logits and processed scores [V] of each decided token; None where nobody asked.
     """
 
     def __init__(self, batch_size: int, draft_length: int, generation_config: GenerationConfig):
         self.generation_config = generation_config
         self.accepted_lengths = torch.zeros(batch_size, draft_length, dtype=torch.long)
-        wants_dict = generation_config.return_dict_in_generate
-        wants_steps = wants_dict and (generation_config.output_scores or generation_config.output_logits)
-        self.steps: list[list[tuple[torch.Tensor, torch.Tensor]]] | None = None
-        if wants_steps:
-            self.steps = [[] for _ in range(batch_size)]
 
     def add_forward(self, rows: list[int], num_accepted: list[int]) -> None:
         for row, count in zip(rows, num_accepted, strict=True):
             self.accepted_lengths[row, count - 1] += 1
-
-    def add_scores(self, rows: list[int], num_decided: list[int], logits: torch.Tensor, scores: torch.Tensor) -> None:
-        """Takes the first `num_decided` of [A, n, V] logits and processed scores: those their tokens were chosen by."""
-        if self.steps is not None:
-            for place, (row, count) in enumerate(zip(rows, num_decided, strict=True)):
-                self.steps[row] += [(logits[place, i].float(), scores[place, i].float()) for i in range(count)]
 
     def output(self, transcript: Transcript, forward: Any, cache: DynamicCache | None) -> Any:
         """The ids [B, P + N], or all there is to tell of them."""
         if not self.generation_config.return_dict_in_generate:
             return transcript.sequences()
         num_new_tokens = transcript.num_new_tokens
-        logits, scores = self._columns(num_new_tokens)
+        logits, scores = transcript.steps.columns(num_new_tokens) if transcript.steps else (None, None)
         return TiDARGenerateOutput(
             sequences=transcript.sequences(),
-            scores=scores if self.generation_config.output_scores else None,
-            logits=logits if self.generation_config.output_logits else None,
+            scores=scores,
+            logits=logits,
             past_key_values=cache,
             num_forwards=forward.num_forwards,
             num_prefill_forwards=forward.num_prefill_forwards,
@@ -78,15 +66,3 @@ class Record:
             tokens_per_forward=(torch.tensor(num_new_tokens) - 1) / self.accepted_lengths.sum(dim=1),
             accepted_lengths=self.accepted_lengths,
         )
-
-    def _columns(self, num_new_tokens: list[int]) -> tuple[Any, Any]:
-        """Logits and scores, a [B, V] tensor for each new column; zeros where a row had ended."""
-        if self.steps is None:
-            return None, None
-        nothing = (torch.zeros_like(self.steps[0][0][0]),) * 2
-        columns = [
-            [row[i] if i < num else nothing for row, num in zip(self.steps, num_new_tokens, strict=True)]
-            for i in range(max(num_new_tokens))
-        ]
-        logits, scores = (tuple(torch.stack([pair[k] for pair in column]) for column in columns) for k in (0, 1))
-        return logits, scores

@@ -13,7 +13,6 @@ from .draws_recurrent import STATE, Draws, state_hashes
 from .freezing import latent_difference
 from .options_recurrent import RecurrentOptions
 from .outputs_recurrent import Costs, RecurrentGenerateOutput
-from .steps import Steps
 from .transcript import Scores, Transcript
 
 # Processors that look at the scores alone, so that all positions may be given to them at once.
@@ -49,7 +48,6 @@ class Session:
         options: RecurrentOptions,
         cache: Any,
         returns_cache: bool = False,
-        steps: Steps | None = None,
     ):
         self.model = model
         self.options = options
@@ -58,7 +56,7 @@ class Session:
         self.scores = Scores(processors, transcript, None)
         self.is_prefix_free = all(isinstance(processor, PREFIX_FREE) for processor in processors)
         self.do_sample = do_sample
-        self.steps = steps
+        self.steps = transcript.steps
         self.device = input_ids.device
         self.num_columns = input_ids.shape[1]
         self.columns = token_columns(input_ids, attention_mask)

@@ -22,6 +22,8 @@ from transformers import (
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
+from .steps import Steps
+
 # transformers' own processors that look at the scores of a position alone: one call serves all positions.
 PREFIX_FREE = (
     EpsilonLogitsWarper,
@@ -43,6 +45,7 @@ class Transcript:
         ids: [B, L] the prompt and what is decided; behind a row's length stands what is not decided yet.
         lengths: columns in use in each row, a host list.
         active: the rows still being written, in order; every tensor of the decode has one row for each.
+        steps: logits and scores of each token, where a caller asked for them.
     """
 
     def __init__(
@@ -52,14 +55,16 @@ class Transcript:
         pad_token_id: int | None,
         draft_length: int,
         streamer: Any = None,
+        steps: Steps | None = None,
     ):
         batch_size, self.prompt_length = input_ids.shape
-        self.max_length = stopping_criteria.max_length
-        assert self.max_length is not None, "generate always sets a maximum length"
+        self.max_length = min(c.max_length for c in stopping_criteria if type(c) is MaxLengthCriteria)
+        self.max_length = max(self.max_length, self.prompt_length + 1)  # criteria are asked behind a token
         self.ids = torch.nn.functional.pad(input_ids, (0, self.max_length - self.prompt_length + draft_length))
         self.lengths = [self.prompt_length] * batch_size
         self.active = list(range(batch_size))
         self.pad_token_id = pad_token_id
+        self.steps = steps
         self.streamer = streamer
         self.num_streamed = [self.prompt_length] * batch_size
         if streamer is not None and batch_size > 1 and not hasattr(streamer, "put_row"):
@@ -70,13 +75,18 @@ class Transcript:
         self.eos_token_ids = {
             int(token)
             for criterion in stopping_criteria
-            if isinstance(criterion, EosTokenCriteria)
+            if type(criterion) is EosTokenCriteria
             for token in criterion.eos_token_id.tolist()
         }
         self.criteria = StoppingCriteriaList(
-            [c for c in stopping_criteria if not isinstance(c, EosTokenCriteria | MaxLengthCriteria)]
+            [c for c in stopping_criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria)]
         )
+        # transformers writes padding behind a row that was stopped only where a row may end by an end token; else
+        # every row goes on until the last is stopped.
+        self.rows_end_alone = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         self.num_checked = self.prompt_length  # columns the criteria have seen
+        self.shown_scores: tuple[torch.Tensor, ...] = ()  # with them
+        self.is_stopped = [False] * batch_size  # by a criterion
         self.is_ended = [False] * batch_size
 
     def write_undecided(self, undecided_ids: torch.Tensor, offset: int = 0) -> None:
@@ -87,9 +97,17 @@ class Transcript:
         self.ids[rows, columns.clamp(max=self.ids.shape[1] - 1)] = undecided_ids
 
     def extend(
-        self, decided_ids: torch.Tensor, num_decided: torch.Tensor, block: torch.Tensor | None = None
+        self,
+        decided_ids: torch.Tensor,
+        num_decided: torch.Tensor,
+        block: torch.Tensor | None = None,
+        chosen_by: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[list[int], list[int]]:
         """Adds the first `num_decided` [A] of `decided_ids` [A, K] to the active rows: the one host sync a forward.
+
+        Args:
+            block: [A] what else the host wants to know.
+            chosen_by: logits and processed scores [A, K, V] the tokens were chosen by, kept where a caller asked.
 
         Returns:
             `num_decided`, of which a row that ends here keeps fewer, and `block` [A], both on the host.
@@ -103,6 +121,9 @@ class Transcript:
                 if token in self.eos_token_ids or self.lengths[row] >= self.max_length:
                     self.is_ended[row] = True
                     break
+        if self.steps is not None and chosen_by is not None:
+            for place, (row, (count, *_)) in enumerate(zip(self.active, on_host, strict=True)):
+                self.steps.add(row, *(tensor[place, :count] for tensor in chosen_by))
         if self.criteria:
             self._apply_criteria()
         self._stream()
@@ -121,10 +142,14 @@ class Transcript:
             shown = self.ids[:, :column].clone()
             for row, length in enumerate(self.lengths):
                 shown[row, length:] = self.pad_token_id if self.pad_token_id is not None else 0
-            stops = self.criteria(shown, None).tolist()
+            if self.steps is not None and self.steps.has_scores:
+                place = column - 1 - self.prompt_length
+                self.shown_scores += (self.steps.column(place, self.num_new_tokens)[1],)
+            stops = self.criteria(shown, self.shown_scores or None).tolist()
             self.num_checked = column
+            self.is_stopped = [before or now for before, now in zip(self.is_stopped, stops, strict=True)]
             for row in unfinished:
-                if stops[row]:
+                if self.is_stopped[row] and (self.rows_end_alone or all(self.is_stopped)):
                     self.lengths[row] = column
                     self.is_ended[row] = True
 

@@ -142,6 +142,7 @@ class RecurrentGenerationMixin(Stock):
             pad_token_of(generation_config),
             options.max_wavefront + options.draft_length,
             None if is_published else streamer,
+            Steps.asked_for(generation_config, len(input_ids)),
         )
         do_sample = generation_config.do_sample
         if is_published:
@@ -152,7 +153,6 @@ class RecurrentGenerationMixin(Stock):
             )
         else:
             wants_dict = generation_config.return_dict_in_generate
-            wants_steps = wants_dict and (generation_config.output_scores or generation_config.output_logits)
             session = Session(
                 self,
                 input_ids,
@@ -163,11 +163,8 @@ class RecurrentGenerationMixin(Stock):
                 options,
                 cache,
                 returns_cache=wants_dict or getattr(cache, "_is_user_defined", False),
-                steps=Steps(len(input_ids)) if wants_steps else None,
             )
             output = DECODERS[options.policy](session)
-            output.scores = output.scores if generation_config.output_scores else None
-            output.logits = output.logits if generation_config.output_logits else None
         if streamer is not None:
             streamer.end()
         return output if generation_config.return_dict_in_generate else output.sequences

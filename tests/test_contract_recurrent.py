@@ -14,6 +14,7 @@ from test_generate_contract import (
     LETTERS,
     ForbidsTheLastTokenAgain,
     LetterTokenizer,
+    StopsAfterSureTokens,
     StopsAfterTheSum,
     letter_tokenizer,
 )
@@ -88,6 +89,20 @@ def test_stopping_criteria_see_the_prefixes_plain_decoding_shows(policy):
     assert found.tolist() == expected.tolist()
     assert [ids.tolist() for ids in mine.seen] == [ids.tolist() for ids in theirs.seen[: len(mine.seen)]]
     assert any(row.sum() > 400 and row[-1] == 0 for row in found), "nothing was stopped"
+
+
+@pytest.mark.parametrize("eos_token_id", [None, 25])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_stopping_criteria_get_the_scores_a_caller_asked_for(policy, eos_token_id):
+    model, prompts = tiny_model(), padded_prompts(4, seed=3)
+    mine, theirs = StopsAfterSureTokens(12.0), StopsAfterSureTokens(12.0)
+    common = {"max_new_tokens": 20, "eos_token_id": eos_token_id, "pad_token_id": 0}
+    common |= {"output_scores": True, "return_dict_in_generate": True}
+    found = model.generate(**prompts, stopping_criteria=[mine], **common, **POLICIES[policy])
+    expected = model.generate(**prompts, stopping_criteria=[theirs], **common)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    assert mine.num_steps == theirs.num_steps
+    assert len(mine.num_steps) < 20, "nothing was stopped"
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -118,6 +118,33 @@ def test_stopping_criteria_see_the_prefixes_plain_decoding_shows(models, batch_s
     assert [ids.tolist() for ids in mine.seen] == [ids.tolist() for ids in theirs.seen[: len(mine.seen)]]
 
 
+class StopsAfterSureTokens(StoppingCriteria):
+    """Adds up the best scores of all steps: it needs those of every step so far, in order."""
+
+    def __init__(self, limit):
+        self.limit, self.num_steps = limit, []
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self.num_steps.append(len(scores))
+        return sum(step.max(dim=-1).values for step in scores) > self.limit
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("eos_token_id", [None, 25])
+def test_stopping_criteria_get_the_scores_a_caller_asked_for(models, batch_size, eos_token_id):
+    """Without an end token transformers goes on writing the rows that were stopped until the last one is."""
+    model, stock = models
+    prompts = random_prompts(batch_size, 6, seed=3)
+    mine, theirs = StopsAfterSureTokens(60.0), StopsAfterSureTokens(60.0)
+    common = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": eos_token_id}
+    common |= {"output_scores": True, "return_dict_in_generate": True}
+    found = model.generate(prompts, stopping_criteria=[mine], **common)
+    expected = stock.generate(prompts, stopping_criteria=[theirs], **common)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    assert mine.num_steps == theirs.num_steps
+    assert len(mine.num_steps) < 30, "nothing was stopped"
+
+
 def letter_tokenizer():
     """Every id is one letter, and text is the letters of its ids."""
     letters = {letter: number for number, letter in enumerate(LETTERS)}
