@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from .acceptance import likely_lengths
 from .choice import Greedy, Sampled, TieSafeGreedy
 from .draft_forward import DraftForward
-from .options_tidar import TiDAROptions
+from .options_tidar import TiDAROptions, reason_for_plain_decoding
 from .outputs import Record, TiDARGenerateOutput
 from .pace_tidar import PLAIN, Plan, pace_of
 from .static_decode import compile_config_of, num_slots_for
@@ -103,7 +103,7 @@ def decode_tidar(
         drafted = [plan != PLAIN and blocks[place] >= 0 for place in places]
         has_draft = any(drafted) or (options.is_static and plan != PLAIN)  # a static step has room for one, used or not
         draft_ids = choice.draft(decided_ids, num_decided, forward.branch_logits(block, has_draft))
-        num_drafted = torch.where(block < 0, 1, draft_ids.shape[1])
+        num_drafted = forward.num_with_position(torch.where(block < 0, 1, draft_ids.shape[1]))
         if any(drafted):
             transcript.show_draft(draft_ids)
         # 4. One forward verifies it, and drafts behind each token that is likely to be the last accepted.
@@ -173,6 +173,8 @@ def tidar(
             f"`num_beams` must be 1 with `custom_generate=tidar`, but is {generation_config.num_beams}: a draft "
             "continues one text, not several. Leave `custom_generate` out to search with beams and without drafts."
         )
+    if reason := reason_for_plain_decoding(generation_config, False, model_kwargs):
+        raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids", "past_key_values")}
     return decode_tidar(
         model, input_ids, logits_processor, stopping_criteria, generation_config, options=options, **used

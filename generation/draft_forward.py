@@ -118,6 +118,7 @@ class DraftForward:
         if position_ids is None:
             position_ids = torch.arange(prompt_ids.shape[1], device=device).expand(len(prompt_ids), -1)
         positions = position_ids[:, -num_clean:].to(device)
+        self._check_positions(positions[:, -1])
         num_branches = 0 if self.is_tie_safe else 1
         branch_lengths = torch.full((len(prompt_ids), num_branches), num_clean, device=device)
         target_logits = self._forward(
@@ -141,6 +142,7 @@ class DraftForward:
         if branch_lengths is None:
             every = torch.arange(1, num_clean + 1, device=self.next_positions.device)
             branch_lengths = every.expand(len(draft_ids), -1)
+        self._check_positions(self.next_positions)
         positions = self.next_positions + torch.arange(num_clean, device=self.next_positions.device)
         target_logits = self._forward(draft_ids, positions, branch_lengths, num_read=num_clean)
         self.num_forwards += 1
@@ -235,6 +237,22 @@ class DraftForward:
         self._set_aside(range(len(self.rows)))
         rows = [self.finished_rows[row] for row in sorted(self.finished_rows)]
         return stack_rows(rows, [length - 1 for length in text_lengths])
+
+    def num_with_position(self, num_drafted: torch.Tensor) -> torch.Tensor:
+        """How many of the first `num_drafted` [A] tokens of a draft have a row in a learned position table."""
+        if self.last_position is None:
+            return num_drafted
+        room = self.last_position + 1 - self.next_positions[:, 0]
+        return torch.minimum(num_drafted, room.clamp(min=1).to(num_drafted.device))
+
+    def _check_positions(self, positions: torch.Tensor) -> None:
+        """A token that is decided must have a row in a learned position table; what is drafted behind it need not."""
+        if self.last_position is not None and positions.max() > self.last_position:
+            raise ValueError(
+                f"The text may have at most {self.last_position + 1} tokens, prompt included (`config."
+                "max_position_embeddings`, the rows of this model's position table), and goes on. Shorten the prompt, "
+                "or lower `max_new_tokens`."
+            )
 
     def _set_aside(self, places: Iterable[int]) -> None:
         if self.finished_rows is not None:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import SynthIDTextWatermarkingConfig
+from transformers.cache_utils import DynamicCache
 
 # Differences of the two best scores under which a wide forward may order them otherwise than a forward of one token. In
 # bfloat16 the difference moved by up to 0.375 at 336 tokens of SmolLM2-135M; the others follow from their rounding.
@@ -189,6 +190,29 @@ def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
         raise ValueError(f"`tie_margin` is {tie_margin!r}, but only `exact='tie-safe'` reads it. Give both or neither.")
     if isinstance(tie_margin, bool) or not isinstance(tie_margin, int | float) or not tie_margin >= 0:
         raise ValueError(f"`tie_margin` must be a number of 0 or more, a difference of scores, but is {tie_margin!r}.")
+
+
+def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]) -> str | None:
+    """What `generate` was asked for that a drafting forward has no answer to; None is the rule."""
+    if synced_gpus:
+        return "ranks that share a model (FSDP, ZeRO-3) must run the same number of forwards"
+    if generation_config.is_assistant:
+        return "it drafts for another model, which counts its tokens one by one"
+    if generation_config.output_attentions or generation_config.output_hidden_states:
+        return "attentions and hidden states of a drafting forward are not one token's"
+    if model_kwargs.get("inputs_embeds") is not None:
+        return "the prompt is given as embeddings"
+    if generation_config.cache_implementation not in (None, "dynamic", "static"):
+        return f"the cache is of the kind {generation_config.cache_implementation!r}"
+    if not model_kwargs.get("use_cache", True):
+        return "there is no cache"
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() and type(cache) is not DynamicCache:
+        return f"the cache handed in is a {type(cache).__name__}"
+    attention_mask = model_kwargs.get("attention_mask")
+    if attention_mask is not None and not attention_mask[:, -1].all():
+        return "a prompt ends on padding, which belongs on the left (`tokenizer.padding_side = 'left'`)"
+    return None
 
 
 def _is_integer(value: Any) -> bool:

@@ -84,6 +84,11 @@ class Transcript:
         # transformers writes padding behind a row that was stopped only where a row may end by an end token; else
         # every row goes on until the last is stopped.
         self.rows_end_alone = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        if self.rows_end_alone and batch_size > 1 and pad_token_id is None:
+            raise ValueError(
+                f"`pad_token_id` must be set where the {batch_size} rows of a batch may end at different lengths (a "
+                "stopping criterion has an `eos_token_id`), but is None. Pass `pad_token_id`, or one row at a time."
+            )
         self.num_checked = self.prompt_length  # columns the criteria have seen
         self.shown_scores: tuple[torch.Tensor, ...] = ()  # with them
         self.is_stopped = [False] * batch_size  # by a criterion

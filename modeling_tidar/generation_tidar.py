@@ -11,12 +11,11 @@ from transformers import (
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
 )
-from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
 from ..generation.decode_tidar import decode_tidar
 from ..generation.mask_gate import MaskGate
-from ..generation.options_tidar import TiDAROptions
+from ..generation.options_tidar import TiDAROptions, reason_for_plain_decoding
 
 if TYPE_CHECKING:
 
@@ -59,9 +58,9 @@ class TiDARGenerationMixin(Stock):
     ) -> Any:
         """The decode `generate` runs for greedy search and sampling: drafting, unless it was turned off."""
         options = TiDAROptions.of(generation_config, self.config, self.taught)
-        reason = self._reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs)
-        if options.draft_length == 0 or reason:
-            if reason and options.draft_length:
+        reason = reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs) if options.draft_length else ""
+        if not options.draft_length or reason:
+            if reason:
                 logger.warning_once(f"Decoding without drafts: {reason}. The text is the same.")
             gate = MaskGate.of(self)
             with gate.open(0) if gate else nullcontext():  # an adapter that acts on no token costs nothing
@@ -110,27 +109,6 @@ class TiDARGenerationMixin(Stock):
             return logits_processor
         suppress = SuppressTokensLogitsProcessor([options.excluded_id], device=str(device))
         return LogitsProcessorList([suppress, *logits_processor])
-
-    def _reason_for_plain_decoding(
-        self, generation_config: GenerationConfig, synced_gpus: bool, model_kwargs: dict[str, Any]
-    ) -> str | None:
-        """What `generate` was asked for that a drafting forward has no answer to; None is the rule."""
-        if synced_gpus:
-            return "ranks that share a model (FSDP, ZeRO-3) must run the same number of forwards"
-        if generation_config.is_assistant:
-            return "it drafts for another model, which counts its tokens one by one"
-        if generation_config.output_attentions or generation_config.output_hidden_states:
-            return "attentions and hidden states of a drafting forward are not one token's"
-        if model_kwargs.get("inputs_embeds") is not None:
-            return "the prompt is given as embeddings"
-        if generation_config.cache_implementation not in (None, "dynamic", "static"):
-            return f"the cache is of the kind {generation_config.cache_implementation!r}"
-        if not model_kwargs.get("use_cache", True):
-            return "there is no cache"
-        cache = model_kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() and type(cache) is not DynamicCache:
-            return f"the cache handed in is a {type(cache).__name__}"
-        return None
 
 
 def generate(*args: Any, model: PreTrainedModel, taught: dict[str, int] | None = None, **kwargs: Any) -> Any:

@@ -24,7 +24,9 @@ from transformers import (
     WatermarkingConfig,
 )
 
+from tiny_stock import tiny_config
 from tiny_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
+from wavedraft import TiDARForCausalLM
 from wavedraft.generation import RowStreamer, tidar
 from wavedraft.generation.transcript import Scores, Transcript
 
@@ -311,6 +313,42 @@ def test_no_cache_is_plain_decoding_and_says_so(models, caplog):
     assert model.generate(prompts, max_new_tokens=8, do_sample=False, cache_implementation="static")[0].tolist() == (
         expected
     )
+
+
+@pytest.mark.parametrize("lengths", [(6, 4), (7, 0)], ids=["on the right", "nothing else"])
+def test_a_prompt_that_ends_on_padding_is_decoded_plainly(models, lengths):
+    model, stock = models
+    prompts = random_prompts(2, 7)
+    mask = (torch.arange(7) < torch.tensor(lengths)[:, None]).long()
+    common = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
+    assert model.generate(prompts, **common).tolist() == stock.generate(prompts, **common).tolist()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"output_attentions": True}, "attentions"),
+        ({"output_hidden_states": True}, "hidden states"),
+        ({"use_cache": False}, "no cache"),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]])}, "ends on padding"),
+        ({"inputs_embeds": torch.zeros(1, 5, 32)}, "embeddings"),
+        ({"num_beams": 2}, "num_beams"),
+    ],
+    ids=str,
+)
+def test_a_custom_decode_refuses_what_it_has_no_answer_to(models, keywords, words):
+    with pytest.raises(ValueError, match=words):
+        models[1].generate(random_prompts(1, 5), max_new_tokens=5, custom_generate=tidar, **keywords)
+
+
+def test_a_text_ends_with_an_error_where_the_position_table_does():
+    torch.manual_seed(0)
+    config = tiny_config("gpt2")
+    config.tidar_config = {"draft_length": 4, "mask_token_id": 61, "mask_embedding_id": 3}
+    model, prompts = TiDARForCausalLM.from_config(config).eval(), random_prompts(2, 56)
+    assert model.generate(prompts, max_new_tokens=9, do_sample=False).shape == (2, 65)  # the last token is never read
+    with pytest.raises(ValueError, match="at most 64 tokens"):
+        model.generate(prompts, max_new_tokens=10, do_sample=False)
 
 
 def test_generating_leaves_gradients_modes_and_hooks_as_they_were(models):
