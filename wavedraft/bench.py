@@ -227,7 +227,7 @@ def bench(
                 for batch in range(settings.num_batches)
             }
             first_ids, first_mask = next(iter(batches.values()))
-            found.forward_seconds += _time_forwards(contenders[0].model, first_ids, first_mask, settings.repeats)
+            found.forward_seconds += time_forwards(contenders[0].model, first_ids, first_mask, settings.repeats)
             for temperature in settings.temperatures:
                 _bench_cell(found, contenders, batches, settings, (batch_size, length, temperature), on_run)
     return found
@@ -295,9 +295,9 @@ def _bench_cell(
                     uncompiled = {"compile_config": None, "disable_compile": True}
                     _generate(contender.model, ids, mask, options | contender.keywords | uncompiled)
                 else:
-                    sequences, seconds, first = _timed(contender, ids, mask, options)
+                    sequences, seconds, first = timed(contender, ids, mask, options)
             if contender.is_compiled:
-                sequences, seconds, first = _timed(contender, ids, mask, options)
+                sequences, seconds, first = timed(contender, ids, mask, options)
             if contender is contenders[0]:
                 texts.setdefault((kind, number), sequences)
             runs.append((contender, sequences, seconds, first, counts))
@@ -336,12 +336,12 @@ def _warm_up(
     """Runs a contender once for what only a first call pays, and once for its memory, which is returned in bytes."""
     if contender.is_compiled:
         # Prompts of other lengths have caches of other lengths, which are compiled anew.
-        first = sum(_timed(contender, *batch, options)[1] for batch in batches.values())
-        again = sum(_timed(contender, *batch, options)[1] for batch in batches.values())
+        first = sum(timed(contender, *batch, options)[1] for batch in batches.values())
+        again = sum(timed(contender, *batch, options)[1] for batch in batches.values())
         found.compile_seconds[(*cell, contender.name)] = first - again
     (ids, mask), *_ = batches.values()
-    _timed(contender, ids, mask, options | {"max_new_tokens": 2})
-    return peak_bytes(lambda: _timed(contender, ids, mask, options), contender.model.device)
+    timed(contender, ids, mask, options | {"max_new_tokens": 2})
+    return peak_bytes(lambda: timed(contender, ids, mask, options), contender.model.device)
 
 
 @dataclass
@@ -427,7 +427,7 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _timed(
+def timed(
     contender: Contender, ids: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]
 ) -> tuple[torch.Tensor, float, float]:
     """The sequences of one call [B, P + N], its seconds, and the seconds to its first new token."""
@@ -445,7 +445,8 @@ def _generate(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, opt
     return model.generate(ids.to(model.device), attention_mask=mask.to(model.device), pad_token_id=0, **options)
 
 
-def _time_forwards(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, repeats: int) -> list[dict[str, Any]]:
+@torch.no_grad()
+def time_forwards(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, repeats: int) -> list[dict[str, Any]]:
     """Seconds of forwards of several numbers of query tokens behind the prompts [B, P], each with all its logits."""
     (batch_size, num_cached), device = ids.shape, model.device
     limit = model.config.get_text_config().max_position_embeddings - num_cached
