@@ -48,3 +48,21 @@ def test_greedy_text_is_the_stock_models_and_takes_fewer_forwards(prompts):
     torch.set_num_threads(threads)
     assert output.sequences.tolist() == expected.tolist()
     assert output.tokens_per_forward.mean() > 1.6  # the shipped adapter: 1.83 on 25 prompts, see its README
+
+
+@pytest.mark.parametrize("sampling", [{"do_sample": False}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9}])
+def test_a_row_of_a_batch_of_sixteen_is_the_row_alone(prompts, sampling):
+    model = TiDARForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    model.load_adapter(str(ADAPTER))
+    ids, mask = prompts["input_ids"][:16], prompts["attention_mask"][:16]
+    options, seeds = {"max_new_tokens": 16, **sampling}, [{"seed": 100 + 7 * row} for row in range(16)]
+    assert len(set(mask.sum(dim=1).tolist())) > 5
+    shared = {"seed": [one["seed"] for one in seeds]} if sampling["do_sample"] else {}
+
+    together = model.generate(ids, attention_mask=mask, **options, **shared)[:, ids.shape[1] :]
+
+    for row, own in enumerate(seeds):
+        prompt = ids[row : row + 1, mask[row] == 1]
+        alone = model.generate(prompt, **options, **(own if shared else {}))[0, prompt.shape[1] :].tolist()
+        assert together[row, : len(alone)].tolist() == alone
+        assert (together[row, len(alone) :] == model.generation_config.pad_token_id).all()
