@@ -145,6 +145,12 @@ class RecurrentGenerationMixin(Stock):
             Steps.asked_for(generation_config, len(input_ids)),
         )
         do_sample = generation_config.do_sample
+        if is_published and transcript.criteria:
+            raise ValueError(
+                f"`stopping_criteria`, `stop_strings` and `max_time` must be left out under `reference_compat` (the "
+                f"published code knows end tokens alone), but {type(transcript.criteria[0]).__name__} was given. Leave "
+                f"`reference_compat` out."
+            )
         if is_published:
             choose = ReferenceChoice(logits_processor, do_sample, options.generator)
             num_new = transcript.max_length - input_ids.shape[1]

@@ -105,6 +105,13 @@ def test_stopping_criteria_get_the_scores_a_caller_asked_for(policy, eos_token_i
     assert len(mine.num_steps) < 20, "nothing was stopped"
 
 
+@pytest.mark.parametrize("given", [{"stopping_criteria": [StopsAfterTheSum(400)]}, {"max_time": 9.0}], ids=str)
+def test_the_published_decode_refuses_criteria_it_does_not_know(given):
+    options = {"policy": "diffusion-forcing", "reference_compat": True, "max_new_tokens": 3}
+    with pytest.raises(ValueError, match="end tokens alone"):
+        tiny_model().generate(torch.tensor([[5, 6, 7]]), **options, **given)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_users_processor_is_shown_every_prefix_of_the_text(policy):
     shown = set()
