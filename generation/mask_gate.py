@@ -117,9 +117,14 @@ class MaskGate:
         """Adds the adapter to the last `num_masks` rows of `result` [B, Q, D], in place as PEFT does."""
         if self.num_masks:
             lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
-            masks = module.lora_dropout[active_adapter](x[:, -self.num_masks :].to(lora_a.weight.dtype))
-            delta = lora_b(lora_a(masks)) * module.scaling[active_adapter]
-            result[:, -self.num_masks :] += delta.to(result.dtype)
+            masks = x[:, -self.num_masks :]
+            if not torch.is_autocast_enabled(x.device.type):  # which chooses the type of every product by itself
+                masks = masks.to(lora_a.weight.dtype)
+            reduced = lora_a(module.lora_dropout[active_adapter](masks)) * module.scaling[active_adapter]
+            delta = lora_b(reduced).to(result.dtype)
+            if self.num_masks == x.shape[1]:
+                return result + delta
+            result[:, -self.num_masks :] += delta
         return result
 
     def __getattr__(self, name: str) -> Any:

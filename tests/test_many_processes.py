@@ -1,0 +1,40 @@
+"""Many processes: weights sharded between two of them, and the launch files as accelerate reads them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+HERE = Path(__file__).parent
+LAUNCH = HERE.parent / "launch"
+
+
+def test_two_shards_lose_and_learn_what_one_process_does():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, str(HERE / "two_shards.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_a_launch_file_becomes_the_environment_it_promises(name):
+    """As `accelerate launch --config_file` reads it. DeepSpeed itself is not started."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils import prepare_multi_gpu_env
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    config = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
+    arguments = launch_command_parser().parse_args(["--config_file", str(LAUNCH / f"{name}.yaml"), "train.py"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    arguments.deepspeed_fields_from_accelerate_config = list(config.deepspeed_config)  # as `accelerate launch` does
+    assert arguments.num_processes == config.num_processes == 8 and arguments.mixed_precision == "bf16"
+    if name.startswith("zero"):
+        _, environment = prepare_deepspeed_cmd_env(arguments)
+        assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == name[-1]
+        return
+    environment = prepare_multi_gpu_env(arguments)
+    assert environment.get("ACCELERATE_USE_FSDP") == ("true" if name == "fsdp2" else None)
+    if name == "fsdp2":
+        assert environment["FSDP_VERSION"] == "2"
+        assert environment["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"

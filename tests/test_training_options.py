@@ -1,0 +1,83 @@
+"""Options of a run that change how it computes and not what it learns, each in a real tiny run."""
+
+import json
+
+import pytest
+from test_training_tidar import checkpoint as checkpoint
+from test_training_tidar import tokenizer as tokenizer
+
+from tiny_tidar import tiny_tidar
+from wavedraft.modeling_tidar import TiDARForCausalLM
+from wavedraft.training import finetune
+
+
+def losses_of(run):
+    history = json.loads((run / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    return [row["loss"] for row in history if "loss" in row]
+
+
+COMMON = {"rank": 4, "batch_size": 4, "max_steps": 4, "save_steps": 4, "learning_rate": 1e-2}
+
+
+@pytest.mark.parametrize("mode", ["gated", "full"])
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"activation_checkpointing": True}, 1e-5),
+        ({"attn_implementation": "sdpa"}, 1e-5),
+        ({"bf16": True}, 0.05),
+        pytest.param({"torch_compile": True}, 1e-4, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_loses_the_same_however_it_is_computed(checkpoint, tmp_path, mode, options, tolerance):
+    finetune(*checkpoint, tmp_path / "plain", mode=mode, **COMMON)
+    finetune(*checkpoint, tmp_path / "other", mode=mode, **COMMON, **options)
+    assert losses_of(tmp_path / "other") == pytest.approx(losses_of(tmp_path / "plain"), rel=tolerance)
+
+
+def test_tensorboard_is_given_the_numbers_that_count(checkpoint, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, data = checkpoint
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    finetune(
+        folder, data, tmp_path / "run", **COMMON, eval_prompts_path=data, num_eval_prompts=1, eval_steps=4,
+        report_to="tensorboard",
+    )  # fmt: skip
+    (file,) = (tmp_path / "events").rglob("events.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    names = ["tokens_per_forward", "identical", *(f"acceptance_{place}" for place in range(2, 5))]
+    found = {name: [event.step for event in events.Scalars(f"eval/{name}")] for name in names}
+    assert all(steps == [4] for steps in found.values())
+    assert "train/diffusion_loss" in events.Tags()["scalars"]
+
+
+def test_a_quantized_base_is_refused_where_it_cannot_be(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="exclude each other"):
+        finetune(*checkpoint, tmp_path / "run", load_in_4bit=True, load_in_8bit=True)
+    with pytest.raises(ValueError, match="`rank` above 0"):
+        finetune(*checkpoint, tmp_path / "run", mode="full", load_in_8bit=True)
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        with pytest.raises(ValueError, match="pip install bitsandbytes"):
+            finetune(*checkpoint, tmp_path / "run", load_in_4bit=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_gated_adapter_is_taught_on_a_quantized_base(checkpoint, tokenizer, tmp_path, bits):
+    pytest.importorskip("bitsandbytes")
+    folder, data = tmp_path / "wide", checkpoint[1]
+    tiny_tidar(vocab_size=14, eos_token_id=1, hidden_size=128, intermediate_size=128).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    finetune(
+        folder, data, tmp_path / "run", **COMMON | {"max_steps": 20, "save_steps": 20}, bf16=True,
+        **{f"load_in_{bits}bit": True},
+    )  # fmt: skip
+    history = json.loads((tmp_path / "run" / "checkpoint-20" / "trainer_state.json").read_text())["log_history"]
+    losses = [row["loss"] for row in history if "loss" in row]
+    assert losses[-1] < 0.9 * losses[0]
+    TiDARForCausalLM.from_pretrained(folder).load_adapter(str(tmp_path / "run"))
