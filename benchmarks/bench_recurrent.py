@@ -13,6 +13,7 @@ recurrence, which is what the exact policy promises to write; perplexity is the 
 """
 
 import argparse
+import copy
 import json
 import platform
 import time
@@ -20,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CompileConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from wavedraft.modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "austen-recurrent-6m"
+GOLDEN = Path(__file__).parents[1] / "tests" / "data" / "raven_tiny_golden.json"
 PARTS = ("prelude", "core_step", "coda")
 ROWS: dict[str, dict[str, Any]] = {
     "full-depth AR, shared cache": {"policy": "autoregressive", "kv_cache": "latest-only"},
@@ -41,13 +44,13 @@ ROWS: dict[str, dict[str, Any]] = {
 HEAD = ("policy", "ms/token", "speed-up", "core s", "speed-up", "engine", "matmul", "core passes", "positions",
         "tok/fwd", "agree", "ppl")  # fmt: skip
 LINE = "{:28}{:9.2f}{:8.2f}x{:8.2f}{:8.2f}x{:7.0%}{:7.0%}{:12}{:10}{:8.2f}{:7.0%}{:8.2f}"
-# ms a token of the published code at 512 tokens of context, 64 new ones, the golden fixture's sizes, one CPU thread.
+# ms a token of the published code at 512 tokens of context, 64 new ones, the golden fixture's weights, one CPU thread.
 REFERENCE = {
     "full-depth AR, shared cache": (126, {"kv_cache": "latest-only"}),
     "full-depth AR": (82, {}),
     "depth-8 AR": (25, {"num_recurrences": 8}),
     "adaptive AR": (35, {"policy": "adaptive"}),
-    "self-speculative": (39, {"policy": "self-speculative"}),
+    "self-speculative": (39, {"policy": "self-speculative", "kv_cache": "latest-only"}),
     "diffusion forcing, r'=4": (31, {"preset": "diffusion-forcing-r4"}),
     "diffusion forcing, r'=8": (58, {"preset": "diffusion-forcing-r4", "inner_recurrence": 8}),
 }
@@ -258,22 +261,49 @@ def memory_and_pace(model: nn.Module, prompts: dict, depth: int, num_new: int, c
     return results
 
 
-def against_reference(arguments: argparse.Namespace) -> list[dict]:
-    """The golden fixture's sizes at 512 tokens of context, beside the published code's times."""
-    torch.manual_seed(0)
-    config = RecurrentDepthConfig(n_embd=64, n_heads=4, intermediate_size=128, vocab_size=512, block_size=1024)
-    model = RecurrentDepthForCausalLM(config).eval().to(arguments.device)
+def golden_model(block_size: int) -> RecurrentDepthForCausalLM:
+    """The golden fixture's weights, for longer texts: its sampler takes as many decode steps as the published runs."""
+    fields = json.loads(GOLDEN.read_text())["meta"]["config"]
+    model = RecurrentDepthForCausalLM(RecurrentDepthConfig(**{**fields, "block_size": block_size})).eval()
+    stored = load_file(GOLDEN.with_suffix(".safetensors"))
+    weights = {name.removeprefix("weights/"): t.float() for name, t in stored.items() if name.startswith("weights/")}
+    model.load_state_dict({name: t for name, t in weights.items() if name != "freqs_cis"}, strict=False)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    return model
+
+
+def compiling(options: dict) -> dict:
+    """The same with a static cache and compiled steps."""
+    return {**options, "cache_implementation": "static", "compile_config": CompileConfig()}
+
+
+def against_reference(arguments: argparse.Namespace) -> list[dict]:
+    """The golden fixture's weights at 512 tokens of context, beside the published code's times; modes interleaved."""
+    model = golden_model(1024).to(arguments.device)
     stopwatch, prompts, results = Stopwatch(model.device, arguments.clock), random_prompts(model, 1, 512), []
-    print("random weights: the positions of a wavefront follow from them, so ms a core pass are compared too")
     for name, (published, row) in REFERENCE.items():
-        run = median_run(
-            model, stopwatch, prompts, 64, arguments.repeats, options_of(row, row.get("num_recurrences", 32))
-        )
-        ms, passes = 1e3 * run.seconds / 63, run.output.num_core_passes
-        results.append({"policy": name, "ms_per_token": ms, "published": published, "speed_up": published / ms})
-        print(f"{name:28}{ms:8.2f} ms/token, published {published:4} ({published / ms:.1f}x); {passes} core passes of "
-              f"{1e3 * run.seconds / passes:.2f} ms", flush=True)  # fmt: skip
+        if arguments.only and not any(part in name for part in arguments.only):
+            continue
+        options = options_of(row, row.get("num_recurrences", 32))
+        modes = {"eager": options, "compiled": compiling(options)} if arguments.compile else {"eager": options}
+        warm_up = stopwatch.now()
+        texts = [model.generate(**prompts, max_new_tokens=64, **mode).tolist() for mode in modes.values()]
+        warm_up = stopwatch.now() - warm_up
+        runs: dict[str, list[Run]] = {mode: [] for mode in modes}
+        for _ in range(arguments.repeats):
+            for mode, keywords in modes.items():
+                runs[mode].append(Run(model, stopwatch, prompts, 64, copy.copy(keywords)))
+        for mode, each in runs.items():
+            run = sorted(each, key=lambda run: run.seconds)[len(each) // 2]
+            ms, passes = 1e3 * run.seconds / 63, run.output.num_core_passes
+            results.append({"policy": name, "mode": mode, "ms_per_token": ms, "published": published,
+                            "speed_up": published / ms, "core_passes": passes, "steps": run.output.num_steps,
+                            "width": run.output.num_positions / passes, "same_text": texts[0] == texts[-1],
+                            "warm_up_seconds": warm_up})  # fmt: skip
+            print(f"{name:28}{mode:9}{ms:8.2f} ms/token, published {published:4} ({published / ms:.1f}x); {passes} "
+                  f"core passes of {1e3 * run.seconds / passes:.2f} ms, {results[-1]['width']:.1f} wide, "
+                  f"{run.output.num_steps} steps; same text: {results[-1]['same_text']}; warm-up {warm_up:.0f} s",
+                  flush=True)  # fmt: skip
     return results
 
 
@@ -283,6 +313,8 @@ def main() -> None:
     parser.add_argument("--model", default=str(SHIPPED), help="folder or Hub name of a recurrent-depth checkpoint")
     parser.add_argument("--random", type=int, help="instead of a checkpoint: random weights of this width")
     parser.add_argument("--reference", action="store_true", help="the published code's sizes and times")
+    parser.add_argument("--compile", action="store_true", help="static cache and compiled steps, too")
+    parser.add_argument("--only", nargs="*", help="rows whose name has one of these in it")
     parser.add_argument("--prompts", default=str(SHIPPED / "prompts.txt"), help="text file, one prompt a line")
     parser.add_argument("--prompt-length", type=int, default=64, help="of random prompts")
     parser.add_argument("--num-new", type=int, default=64)

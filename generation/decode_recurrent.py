@@ -21,7 +21,7 @@ from .wavefront import Wavefront
 @torch.no_grad()
 def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
     """Writes the text of every row of the session: algorithm 2 of the paper, corrected."""
-    model, options, transcript, costs = session.model, session.options, session.transcript, session.costs
+    parts, options, transcript, costs = session.parts, session.options, session.transcript, session.costs
     draw_noise = session.draw_gumbel if session.do_sample else None
     trace = []
 
@@ -35,19 +35,19 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         # 1. Add headway.
         room = [transcript.max_length - pad - start for pad, start in zip(session.pads, wavefront.starts, strict=True)]
         widest = wavefront.add_headway(options.headway, [min(options.max_wavefront, columns) for columns in room])
-        width = padded_width(widest, session.device)
+        width = session.parts.padded_width(widest)
         wavefront.fit(width, session.draw_states, draw_noise)
         # 2. Embed, mixing in the step before.
-        window = model.window_at(wavefront.starts, width, session.cache)
-        embeds = wavefront.average_embeds(model.prelude(wavefront.ids(width), window), options.embedding_ema)
+        window = parts.window_at(wavefront.starts, width, session.cache)
+        embeds = wavefront.average_embeds(parts.prelude(wavefront.ids(width), window), options.embedding_ema)
         # 3. Recur.
         previous, wavefront.states = wavefront.states, add_noise(wavefront, session)
         for inner in range(1, options.inner_recurrence + 1):
-            wavefront.states = model.core_step(wavefront.states, embeds, window, inner)
+            wavefront.states = parts.core_step(wavefront.states, embeds, window, inner)
             costs.add_core_pass(sum(wavefront.widths), session.rows)
         wavefront.add_recurrences(options.inner_recurrence)
         # 4. Decode.
-        logits = model.coda(wavefront.states, window)
+        logits = parts.coda(wavefront.states, window)
         scores, predicted = choose(session, wavefront, logits)
         change = measure_change(wavefront, previous, options.freeze_criterion)
         costs.add_step()
@@ -64,12 +64,6 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         session.write(frozen_ids)
         session.show_draft(0, [*wavefront.fed_ids[0][1:], wavefront.next_ids[0]])
     return session.output(wavefront=trace if options.record_wavefront else None)
-
-
-def padded_width(width: int, device: torch.device) -> int:
-    """The width computed: the next power of two on an accelerator, where repeating shapes are worth more than the
-    arithmetic; on the CPU, where arithmetic is what costs, the width itself."""
-    return width if device.type == "cpu" else 1 << (width - 1).bit_length()
 
 
 def add_noise(wavefront: Wavefront, session: Session) -> torch.Tensor:

@@ -4,6 +4,8 @@
 A rows, K drafted tokens, E channels, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 
 from .acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
@@ -24,10 +26,12 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
         if len(places) < len(starts):
             session.keep_rows(places)
             starts, next_ids = [starts[place] for place in places], [next_ids[place] for place in places]
-        window = session.model.window_at(starts, 1, session.cache)
-        embeds = session.model.prelude(torch.tensor(next_ids, device=session.device)[:, None], window)
-        states = recur_until_settled(session, embeds, starts)
-        logits = session.model.coda(states, window)
+        window = session.parts.window_at(starts, 1, session.cache)
+        embeds = session.parts.prelude(torch.tensor(next_ids, device=session.device)[:, None], window)
+        is_packed = session.parts is session.model
+        recur = recur_while_moving if is_packed else recur_in_one_shape
+        states = recur(session, embeds, starts, window)
+        logits = session.parts.coda(states, window)
         scores = favoured = session.process(logits)
         if session.do_sample:
             favoured = scores + session.draw_gumbel(list(range(len(starts))), starts)[:, None]
@@ -40,7 +44,33 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
     return session.output()
 
 
-def recur_until_settled(session: Session, embeds: torch.Tensor, starts: list[int]) -> torch.Tensor:
+def recur_in_one_shape(session: Session, embeds: torch.Tensor, starts: list[int], window: Any) -> torch.Tensor:
+    """[A, 1, E] states of the tokens at `starts`; a row whose state has settled is computed on, and not heeded."""
+    states = session.initial_states(embeds, starts)
+    moving, is_settled = list(range(len(starts))), None
+    for recurrence in range(1, session.options.num_recurrences + 1):
+        after = session.parts.core_step(states, embeds, window, recurrence)
+        change = latent_difference(after, states)[:, 0]
+        states = after if is_settled is None else torch.where(is_settled[:, None, None], states, after)
+        count_recurrence(session, moving, starts)
+        settles = (change < session.options.exit_threshold).tolist()
+        if any(settles[row] for row in moving):
+            moving = [row for row in moving if not settles[row]]
+            is_settled = torch.tensor([row not in moving for row in range(len(starts))], device=session.device)
+            window = window.without(is_settled)
+        if not moving:
+            break
+    return states
+
+
+def count_recurrence(session: Session, moving: list[int], starts: list[int]) -> None:
+    """One more core pass of the tokens at `starts` of the rows that still move."""
+    session.costs.add_core_pass(len(moving), [session.rows[row] for row in moving])
+    for row in moving:
+        session.costs.add_recurrence(session.transcript.active[row], session.place_of(row, starts[row]))
+
+
+def recur_while_moving(session: Session, embeds: torch.Tensor, starts: list[int], window: Any) -> torch.Tensor:
     """[A, 1, E] states of the tokens at `starts`; a row whose state has settled takes no further part."""
     options = session.options
     states = session.initial_states(embeds, starts)
@@ -51,9 +81,7 @@ def recur_until_settled(session: Session, embeds: torch.Tensor, starts: list[int
         before = states[moving]
         after = session.model.core_step(before, embeds[moving], window.at([recurrence] * len(moving)))
         states[moving] = after
-        session.costs.add_core_pass(len(moving), [session.rows[row] for row in moving])
-        for row in moving:
-            session.costs.add_recurrence(session.transcript.active[row], session.place_of(row, starts[row]))
+        count_recurrence(session, moving, starts)
         has_settled = (latent_difference(after, before)[:, 0] < options.exit_threshold).tolist()
         if any(has_settled):
             moving = [row for row, settled in zip(moving, has_settled, strict=True) if not settled]
@@ -106,18 +134,18 @@ def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[tor
 
 def recur(session: Session, ids: torch.Tensor, starts: list[int], num_recurrences: int) -> torch.Tensor:
     """Logits [A, T, V] of [A, T] tokens from the positions `starts` on, at a depth."""
-    model = session.model
-    window = model.window_at(starts, ids.shape[1], session.cache)
-    embeds = model.prelude(ids, window)
+    parts = session.parts
+    window = parts.window_at(starts, ids.shape[1], session.cache)
+    embeds = parts.prelude(ids, window)
     states = session.initial_states(embeds, starts)
     for recurrence in range(1, num_recurrences + 1):
-        states = model.core_step(states, embeds, window, recurrence)
+        states = parts.core_step(states, embeds, window, recurrence)
         session.costs.add_core_pass(ids.numel(), session.rows)
     for row, start in enumerate(starts):
         place = session.place_of(row, start)
         counts = session.costs.recurrences[session.transcript.active[row]]
         counts.update({place + i: counts.get(place + i, 0) + num_recurrences for i in range(ids.shape[1])})
-    return model.coda(states, window)
+    return parts.coda(states, window)
 
 
 def verify(

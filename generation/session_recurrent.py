@@ -34,6 +34,7 @@ class Session:
         rows: which of the batch are still being written.
         pads: padding columns of each of them: a new token's column is its position plus the pad.
         cache, draws: theirs.
+        parts: what computes prelude, core steps and coda behind the prompt: the model, or the same in few shapes.
         steps: logits and scores of each token, where a caller asked for them.
     """
 
@@ -48,8 +49,10 @@ class Session:
         options: RecurrentOptions,
         cache: Any,
         returns_cache: bool = False,
+        parts: Any = None,
     ):
         self.model = model
+        self.parts = model if parts is None else parts
         self.options = options
         self.transcript = transcript
         self.processors = processors

@@ -66,14 +66,16 @@ class Wavefront:
         rows, places = [row for row, _ in begun], [place for _, place in begun]
         positions = [self.starts[row] + place for row, place in begun]
         for name, draw in (("states", draw_states), ("noise", draw_noise)):
-            if draw is None or not begun:
+            if draw is None:
                 continue
-            drawn, old = draw(rows, positions), getattr(self, name)
+            old, drawn = getattr(self, name), draw(rows, positions) if begun else None
             have = 0 if old is None else old.shape[1]
             if have < width:
-                filling = drawn.new_zeros(len(self.starts), width - have, *drawn.shape[1:])
+                like = drawn if old is None else old
+                filling = like.new_zeros(len(self.starts), width - have, like.shape[-1])
                 old = filling if old is None else torch.cat([old, filling], dim=1)
-            old[rows, places] = drawn
+            if begun:
+                old[rows, places] = drawn
             setattr(self, name, old)
 
     def is_seen(self, width: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
+    CompileConfig,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedModel,
@@ -23,6 +24,7 @@ from ..generation.session_recurrent import Session
 from ..generation.steps import Steps
 from ..generation.transcript import Transcript, pad_token_of
 from .cache_recurrent import RecurrentCache
+from .static_recurrent import CompileOptions, StaticParts, StaticRecurrentCache
 
 if TYPE_CHECKING:
 
@@ -96,18 +98,21 @@ class RecurrentGenerationMixin(Stock):
                     f"`past_key_values` must be a `RecurrentCache` (this model keeps several recurrences of a layer), "
                     f"but is a {type(given).__name__}. Leave it out, or pass the one an earlier call returned."
                 )
+            check_static(generation_config, options, given)
             given._is_user_defined = True
             return
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise ValueError(
-                f"`cache_implementation` must be left out (this model has its own cache; `kv_cache` chooses what it "
-                f"keeps), but is {generation_config.cache_implementation!r}."
-            )
+        check_static(generation_config, options, None)
         if generation_config.use_cache:
             stored = options.stored_recurrences
-            model_kwargs["past_key_values"] = RecurrentCache(
+            make = StaticRecurrentCache if generation_config.cache_implementation == "static" else RecurrentCache
+            model_kwargs["past_key_values"] = make(
                 self.config, rows * num_beams, max_cache_length, stored, self.dtype, device_of(self)
             )
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config: GenerationConfig) -> bool:
+        """Never: a static cache compiles the three parts, not the forward, which would hold as many copies of the core
+        as there are recurrences."""
+        return False
 
     def _sample(
         self,
@@ -122,6 +127,8 @@ class RecurrentGenerationMixin(Stock):
         """The decode `generate` runs for greedy search and sampling: the policy's, or transformers' own."""
         options = generation_config.recurrent_options
         attention_mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+        if isinstance(cache, StaticRecurrentCache):
+            cache.compile_options = compile_options(self, generation_config)
         if options.policy == "autoregressive":
             num_read = num_unread(input_ids, attention_mask, cache, generation_config)
             model_kwargs |= {"synced_gpus": synced_gpus, "streamer": streamer}
@@ -169,6 +176,7 @@ class RecurrentGenerationMixin(Stock):
                 options,
                 cache,
                 returns_cache=wants_dict or getattr(cache, "_is_user_defined", False),
+                parts=StaticParts(self, cache.compile_options) if isinstance(cache, StaticRecurrentCache) else None,
             )
             output = DECODERS[options.policy](session)
         if streamer is not None:
@@ -210,6 +218,52 @@ def num_unread(
     if attention_mask is not None:
         return int(attention_mask[:, length:].sum())
     return len(input_ids) * (num_columns - length)
+
+
+def check_static(generation_config: GenerationConfig, options: RecurrentOptions, given: Any) -> None:
+    """Raise where a static cache, or compiling, is asked for and cannot be had."""
+    kind = generation_config.cache_implementation
+    if kind not in (None, "dynamic", "static"):
+        raise ValueError(
+            f"`cache_implementation` must be 'static' or left out (this model has caches of its own; `kv_cache` "
+            f"chooses what they keep), but is {kind!r}."
+        )
+    is_static = isinstance(given, StaticRecurrentCache) or (given is None and kind == "static")
+    if kind == "static" and not is_static:
+        raise ValueError(
+            "`cache_implementation` must be left out beside `past_key_values` that were made without it, but is "
+            "'static'. Give it in the call that makes the cache."
+        )
+    if is_static and (options.policy == "exact" or options.reference_compat):
+        raise ValueError(
+            f"`cache_implementation` must be left out with `policy={options.policy!r}`"
+            f"{' and `reference_compat`' if options.reference_compat else ''}, whose wavefront has as many shapes as "
+            f"depths and widths, but is 'static'."
+        )
+    if generation_config.compile_config is not None and not generation_config.disable_compile and not is_static:
+        raise ValueError(
+            "`compile_config` must be left out without `cache_implementation='static'` (calls of ever new shapes "
+            "would be compiled one by one), but is given. Add the one or leave out the other."
+        )
+
+
+def compile_options(model: PreTrainedModel, generation_config: GenerationConfig) -> CompileOptions | None:
+    """What `torch.compile` is given: as transformers', on accelerators by default, on the CPU where asked for."""
+    config, is_on_cpu = generation_config.compile_config, device_of(model).type == "cpu"
+    if generation_config.disable_compile or (config is None and is_on_cpu):
+        return None
+    config = config or CompileConfig()
+    keywords: dict[str, Any] = {"backend": config.backend}
+    if config.backend == "inductor":
+        options = config.options
+        if options is None:
+            options = torch._inductor.list_mode_options(config.mode)
+            if is_on_cpu:  # the products of a single token become loops that are fused with what stands around them
+                options = {**options, "post_grad_fusion_options": {"decompose_mm_pass": {}}}
+        if hasattr(torch.compiler, "skip_all_guards_unsafe"):  # torch 2.8; `CompileOptions` is the guard
+            options = {**options, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        keywords["options"] = options
+    return CompileOptions(model, keywords)
 
 
 def refuse_everywhere(generation_config: GenerationConfig) -> None:

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple
 
+from ..generation.device_of_model import device_of
 from ..generation.draws_recurrent import state_hashes
 from ..generation.hub_repository import HubRepository
 from ..generation.travelling_code import write_travelling_code
@@ -27,6 +28,7 @@ from .cache_recurrent import Packing, RecurrentCache, Window
 from .depth_recurrent import DepthSampler
 from .generation_recurrent import RecurrentGenerationMixin
 from .rotary_recurrent import rotate_halves
+from .static_recurrent import StaticParts, StaticRecurrentCache
 
 
 def attend(
@@ -214,6 +216,11 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
 
     # Windows: which tokens a call works on.
 
+    def padded_width(self, width: int) -> int:
+        """The width a wavefront is computed at: the next power of two on an accelerator, where repeating shapes are
+        worth more than the arithmetic; on the CPU, where arithmetic is what costs, the width itself."""
+        return width if device_of(self).type == "cpu" else 1 << (width - 1).bit_length()
+
     def padded_window(
         self,
         input_embeds: torch.Tensor,
@@ -354,9 +361,14 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         if position_ids is None:
             position_ids = positions_of(attention_mask, embeds, past_key_values)
         self._check_positions(position_ids, past_key_values)
-        window = self.padded_window(embeds, attention_mask, position_ids, past_key_values, bool(wants_attentions))
+        parts: Any = self
+        if is_next_token(past_key_values, embeds, attention_mask) and not wants_attentions:
+            parts = StaticParts(self, past_key_values.compile_options)
+            window = parts.window_behind(attention_mask, position_ids, past_key_values)
+        else:
+            window = self.padded_window(embeds, attention_mask, position_ids, past_key_values, bool(wants_attentions))
 
-        input_embeds = self.prelude(None, window, inputs_embeds=embeds)
+        input_embeds = parts.prelude(None, window, inputs_embeds=embeds)
         hashes = None
         if generator is None and init_scale and (state_seeds is not None or not is_training):
             seeds = torch.zeros(1, dtype=torch.long, device=embeds.device) if state_seeds is None else state_seeds
@@ -365,10 +377,10 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         trajectory = [input_embeds, latent_states]
         for recurrence in range(1, num_recurrences + 1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and recurrence > num_recurrences - num_backprop):
-                latent_states = self._recur(latent_states, input_embeds, window, recurrence)
+                latent_states = self._recur(parts, latent_states, input_embeds, window, recurrence)
             if wants_states:
                 trajectory.append(latent_states)
-        logits = self.coda(latent_states, window, logits_to_keep)
+        logits = parts.coda(latent_states, window, logits_to_keep)
 
         if past_key_values is not None:
             past_key_values.lengths = [window.kv_length] * past_key_values.batch_size
@@ -379,17 +391,17 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
             logits=logits,
             past_key_values=past_key_values,
             hidden_states=tuple(trajectory) if wants_states else None,
-            attentions=tuple(window.attentions[i] for i in sorted(window.attentions)) if window.attentions else None,
+            attentions=tuple(window.attentions[i] for i in sorted(window.attentions)) if wants_attentions else None,
         )
 
     def _recur(
-        self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Window, recurrence: int
+        self, parts: Any, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Any, recurrence: int
     ) -> torch.Tensor:
         """One core step, checkpointed as one where `activation_checkpointing_enable` asked for that."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             checkpoint = self._gradient_checkpointing_func
             return checkpoint(self.core_step, latent_states, input_embeds, window, recurrence)
-        return self.core_step(latent_states, input_embeds, window, recurrence)
+        return parts.core_step(latent_states, input_embeds, window, recurrence)
 
     def _check_positions(self, position_ids: torch.Tensor, cache: RecurrentCache | None) -> None:
         past = cache.get_seq_length() if cache is not None else 0
@@ -398,6 +410,13 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
                 f"Positions must be below {self.config.block_size}, the length this checkpoint was trained for "
                 f"(`config.block_size`), but reach {int(position_ids.max())}. Shorten the input."
             )
+
+
+def is_next_token(cache: RecurrentCache | None, embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
+    """Whether a forward goes on from a static cache by one token a row."""
+    has_mask = attention_mask is None or attention_mask.dim() == 2
+    goes_on = isinstance(cache, StaticRecurrentCache) and bool(cache.get_seq_length()) and embeds.shape[1] == 1
+    return goes_on and has_mask and not torch.is_grad_enabled()
 
 
 def positions_of(

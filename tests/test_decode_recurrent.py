@@ -306,7 +306,7 @@ def test_a_preset_is_the_options_it_names(preset):
         ({"policy": "exact", "max_new_tokens": 1000}, "`config.block_size`"),
         ({"num_recurrences": 0}, "`num_recurrences` must be"),
         ({"wavefronts": 3}, "wavefronts"),
-        ({"cache_implementation": "static"}, "`cache_implementation` must be"),
+        ({"cache_implementation": "quantized"}, "`cache_implementation` must be"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_reason(options, words):

@@ -1,0 +1,259 @@
+"""Decoding in constant shapes: a cache that keeps its size, and the model's parts on windows of few widths, compiled.
+
+A rows, R rows computed (A and, where they were more, filling), T tokens, S columns of the cache, E channels.
+"""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .cache_recurrent import RecurrentCache, Window
+
+COLUMNS = 128  # a cache has a multiple of them, so that texts of most lengths share their shapes
+NARROWEST = 8  # tokens of a wavefront: as many cost hardly more than one
+
+
+class StaticRecurrentCache(RecurrentCache):
+    """A cache whose capacity is a multiple of `COLUMNS` and whose rows stay where they are when others leave.
+
+    The last column is nobody's: what a filled-up call computes in vain is written there.
+
+    Attributes:
+        compile_options: what `torch.compile` is given for forwards that continue it; None where they are not compiled.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        batch_size: int,
+        max_length: int,
+        stored_recurrences: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ):
+        super().__init__(config, batch_size, rounded(max_length), stored_recurrences, dtype, device)
+        self._views: dict[tuple[int, int], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        self._views_of = self.keys[0]
+        self.compile_options: CompileOptions | None = None
+
+    def views(self, recurrence: int, num_rows: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Keys and values of every layer at a recurrence, each [num_rows, H, S, D], the same objects at every call."""
+        if self._views_of is not self.keys[0]:
+            self._views, self._views_of = {}, self.keys[0]
+        place = (recurrence - 1) % self.stored_recurrences, num_rows
+        if place not in self._views:
+            self._views[place] = tuple(  # type: ignore[assignment]
+                [tensor[min(place[0], len(tensor) - 1), :num_rows] for tensor in tensors]
+                for tensors in (self.keys, self.values)
+            )
+        return self._views[place]
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` columns a row and nobody's, in multiples."""
+        if length >= self.capacity:
+            super().reserve(rounded(max(length, 2 * self.capacity)))
+
+    def keep_rows(self, rows: Any) -> None:
+        """Keep the given rows, in the given order, and the room of the others."""
+        everything = self.keys, self.values
+        super().keep_rows(rows)
+        self.keys, self.values = everything
+
+
+def rounded(length: int) -> int:
+    """Columns for `length` tokens."""
+    return -(-(length + 1) // COLUMNS) * COLUMNS
+
+
+class Planes:
+    """What layers write to and read from in one call: keys and values of every layer at one recurrence."""
+
+    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor]):
+        self.keys = keys
+        self.values = values
+
+    def write_and_read(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, recurrence: int, window: Window
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store [R, H, T, D] keys and values, and return all there are, [R, H, S, D]."""
+        assert isinstance(window.columns, tuple)
+        rows, columns = window.columns
+        self.keys[layer][rows, :, columns] = keys.transpose(1, 2)
+        self.values[layer][rows, :, columns] = values.transpose(1, 2)
+        return self.keys[layer], self.values[layer]
+
+
+class StaticWindow:
+    """The tokens a call works on, for `StaticParts`: all tensors, of few shapes.
+
+    Attributes:
+        rows, columns: [R, 1] and [R, T], where their keys and values are kept.
+        position_ids: [R, T], which differ from the columns where prompts are padded.
+        is_padding: [R, S] columns nobody sees, where there are such.
+        num_rows: A, how many of the R rows are wanted.
+    """
+
+    def __init__(
+        self,
+        cache: StaticRecurrentCache,
+        columns: torch.Tensor,
+        position_ids: torch.Tensor,
+        is_padding: torch.Tensor | None,
+        num_rows: int,
+    ):
+        rows = torch.arange(len(columns), device=columns.device)[:, None]
+        self.cache = cache
+        self.place = rows, columns, position_ids, is_padding
+        self.num_rows = num_rows
+
+    @property
+    def kv_length(self) -> int:
+        """The cache's length with these tokens, where all rows go on from one column."""
+        return self.cache.get_seq_length() + self.place[1].shape[1]
+
+    def shape(self) -> tuple[int, ...]:
+        """R, T and S."""
+        return (*self.place[1].shape, self.cache.capacity)
+
+    def without(self, is_settled: torch.Tensor) -> "StaticWindow":
+        """The same, but the rows at which `is_settled` [A] write to nobody's column."""
+        _, columns, position_ids, is_padding = self.place
+        settled = nn.functional.pad(is_settled, (0, len(columns) - len(is_settled)))[:, None]
+        columns = torch.where(settled, self.cache.capacity - 1, columns)
+        return StaticWindow(self.cache, columns, position_ids, is_padding, self.num_rows)
+
+
+class StaticParts:
+    """A model's prelude, core step and coda on a static cache: the model's own, in few shapes, compiled where asked."""
+
+    def __init__(self, model: Any, compile_options: "CompileOptions | None"):
+        implementation = model.config._attn_implementation
+        if implementation not in ("sdpa", "eager"):
+            raise ValueError(
+                f"`attn_implementation` must be 'sdpa' or 'eager' with `cache_implementation='static'`, whose unused "
+                f"columns only they hide, but is {implementation!r}. Call `model.set_attn_implementation('sdpa')`."
+            )
+        self.model = model
+        self.compile_options = compile_options
+        self.attention_function = model._attention_function()
+
+    def padded_width(self, width: int) -> int:
+        """The width computed: of one token, or, from `NARROWEST` up, of the next power of two or of three quarters."""
+        whole = 1 << (width - 1).bit_length()
+        if width == 1 or whole <= NARROWEST:
+            return 1 if width == 1 else NARROWEST
+        return 3 * whole // 4 if width <= 3 * whole // 4 else whole
+
+    def window_at(self, starts: list[int], length: int, cache: StaticRecurrentCache) -> StaticWindow:
+        """`length` tokens of each cache row from position starts[row] on; rows are unpadded.
+
+        Tokens beyond the cache's last column are nobody's: a wavefront is filled up with them.
+        """
+        num_rows = len(starts)
+        cache.reserve(max(starts) + 1)
+        num_computed = min(1 << (num_rows - 1).bit_length(), cache.keys[0].shape[1])
+        filled = torch.tensor(starts + [0] * (num_computed - num_rows), device=cache.device)[:, None]
+        columns = (filled + torch.arange(length, device=cache.device)).clamp_(max=cache.capacity - 1)
+        return StaticWindow(cache, columns, columns, None, num_rows)
+
+    def window_behind(
+        self, attention_mask: torch.Tensor | None, position_ids: torch.Tensor, cache: StaticRecurrentCache
+    ) -> StaticWindow:
+        """The next token of every row, all in one column; padding is told by a [B, columns] mask."""
+        num_rows, column = cache.batch_size, cache.get_seq_length()
+        cache.reserve(column + 1)
+        columns = torch.full((num_rows, 1), column, device=cache.device)
+        is_padding = None
+        if attention_mask is not None:
+            is_padding = nn.functional.pad(attention_mask == 0, (0, cache.capacity - attention_mask.shape[1]))
+        return StaticWindow(cache, columns, position_ids.expand(num_rows, 1), is_padding, num_rows)
+
+    def prelude(
+        self, input_ids: torch.Tensor | None, window: StaticWindow, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """e: [A, T] ids (or their [A, T, E] embeddings) to [A, T, E]."""
+        embeds = self.model.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        return self._run(run_prelude, 1, window, embeds)
+
+    def core_step(
+        self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: StaticWindow, recurrence: int = 1
+    ) -> torch.Tensor:
+        """s_i of s_{i-1} and e, both [A, T, E]."""
+        return self._run(run_core_step, recurrence, window, latent_states, input_embeds)
+
+    def coda(self, latent_states: torch.Tensor, window: StaticWindow, logits_to_keep: int = 0) -> torch.Tensor:
+        """fp32 logits [A, T, V], of all tokens."""
+        return self._run(run_coda, 1, window, latent_states)
+
+    def _run(self, part: Callable, recurrence: int, window: StaticWindow, *tensors: torch.Tensor) -> torch.Tensor:
+        num_computed = len(window.place[0])
+        keys, values = window.cache.views(recurrence, num_computed)
+        missing = num_computed - window.num_rows
+        if missing:
+            tensors = tuple(torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) for t in tensors)
+        if self.compile_options is not None:
+            part = compiled(part, window.shape(), self.compile_options)
+        result = part(self.model, self.attention_function, keys, values, *window.place, *tensors)
+        return result[: window.num_rows] if missing else result
+
+
+def run_prelude(model, attention, keys, values, rows, columns, position_ids, is_padding, embeds):
+    """The prelude of [R, T, E] token embeddings."""
+    return model.prelude(
+        None, window_of(model, attention, keys, values, rows, columns, position_ids, is_padding), inputs_embeds=embeds
+    )
+
+
+def run_core_step(model, attention, keys, values, rows, columns, position_ids, is_padding, states, embeds):
+    """One core step of [R, T, E] states."""
+    window = window_of(model, attention, keys, values, rows, columns, position_ids, is_padding)
+    return model.core_step(states, embeds, window)
+
+
+def run_coda(model, attention, keys, values, rows, columns, position_ids, is_padding, states):
+    """The coda of [R, T, E] states."""
+    return model.coda(states, window_of(model, attention, keys, values, rows, columns, position_ids, is_padding))
+
+
+def window_of(model, attention, keys, values, rows, columns, position_ids, is_padding) -> Window:
+    """The window as layers know it, made anew in each call, so that its tensors are fused into what reads them."""
+    num_columns = keys[0].shape[2]
+    is_hidden = torch.arange(num_columns, device=columns.device) > columns[:, None, :, None]
+    if is_padding is not None:
+        is_hidden = is_hidden | is_padding[:, None, None]
+    mask = torch.zeros(is_hidden.shape, dtype=keys[0].dtype, device=columns.device)
+    mask = mask.masked_fill(is_hidden, -torch.inf)  # [R, 1, T, S]
+    rotary = model.rotary_at(position_ids, keys[0].dtype)
+    return Window(rotary, mask, attention, Planes(keys, values), (rows, columns), num_columns)  # type: ignore[arg-type]
+
+
+class CompileOptions:
+    """Keywords of `torch.compile` for the parts of one model as it is now: a key under which they are compiled once.
+
+    What the compiled parts depend on besides the tensors' shapes is told apart here, once a decode, so that nothing of
+    it needs to be looked at again at each of its many short calls.
+    """
+
+    def __init__(self, model: Any, keywords: dict[str, Any]):
+        self.keywords = keywords
+        modules = tuple((id(module), type(module), module.training) for module in model.modules())
+        tensors = tuple((p.shape, p.dtype, p.device) for p in model.parameters())
+        config = repr(model.config.to_dict()), model.config._attn_implementation
+        self.key = repr(sorted(keywords.items())), modules, tensors, config, torch.is_inference_mode_enabled()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CompileOptions) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@functools.lru_cache(maxsize=1024)
+def compiled(part: Callable, shape: tuple[int, ...], options: CompileOptions) -> Callable:
+    """The part, compiled for windows of one shape: a function of its own, with a cache of compiled code of its own."""
+    own = types.FunctionType(part.__code__.replace(), part.__globals__, part.__name__)
+    return torch.compile(own, fullgraph=True, dynamic=False, **options.keywords)

@@ -1,0 +1,123 @@
+"""Static caches and compiled steps write what the caches that grow do, in shapes that do not change with the text."""
+
+import copy
+
+import pytest
+import torch
+from test_decode_recurrent import PROMPTS, left_padded
+from torch._dynamo.utils import counters
+from transformers import CompileConfig
+
+from recurrent_golden import random_model
+
+DECODES = {
+    "plain": {},
+    "plain, shared cache": {"kv_cache": "latest-only"},
+    "adaptive": {"policy": "adaptive"},
+    "self-speculative": {"policy": "self-speculative"},
+    "diffusion forcing": {"preset": "diffusion-forcing-r4"},
+    "diffusion forcing, noise and headway": {"preset": "diffusion-forcing-r2", "headway": 3, "embedding_ema": 0.5},
+}
+
+
+def exact_model(seed: int, **changes):
+    """In fp64, so that not even a wavefront that never comes to rest makes its rounding errors into other tokens."""
+    model = random_model(seed, block_size=400, **changes).double()
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+@pytest.mark.parametrize("decode", DECODES)
+def test_a_static_cache_writes_the_same_text(decode):
+    model = exact_model(2)
+    for inputs in ({"input_ids": torch.tensor([PROMPTS[0]])}, left_padded(PROMPTS)):
+        options = {**inputs, "max_new_tokens": 20, "eos_token_id": 3, "seed": 1, **DECODES[decode]}
+        options |= {"return_dict_in_generate": True}
+        if "policy" not in DECODES[decode] and "preset" not in DECODES[decode]:
+            options |= {"do_sample": False}
+        expected, output = (model.generate(**options, **more) for more in ({}, {"cache_implementation": "static"}))
+
+        assert output.sequences.tolist() == expected.sequences.tolist()
+        assert output.num_core_passes == expected.num_core_passes
+        assert output.recurrences_per_position.tolist() == expected.recurrences_per_position.tolist()
+        assert output.past_key_values.lengths == expected.past_key_values.lengths
+
+
+@pytest.mark.parametrize("decode", DECODES)
+def test_shapes_do_not_change_with_the_text_so_nothing_is_compiled_twice(decode):
+    model, compiling = exact_model(1), {"cache_implementation": "static", "compile_config": CompileConfig()}
+    compiling["compile_config"].backend = "eager"
+    options = {"seed": 0, "max_wavefront": 8, **DECODES[decode]} if "preset" in DECODES[decode] else DECODES[decode]
+    torch._dynamo.reset()
+    counters.clear()
+    model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=20, **options, **compiling)
+    assert counters["stats"]["unique_graphs"] >= 3  # each part
+    counters.clear()
+
+    for prompt, num_new in ((PROMPTS[0], 24), (PROMPTS[1], 31), (PROMPTS[0] * 5, 40)):
+        ids = torch.tensor([prompt])
+        expected = model.generate(ids, max_new_tokens=num_new, **options)
+        assert model.generate(ids, max_new_tokens=num_new, **options, **compiling).tolist() == expected.tolist()
+
+    assert counters["stats"]["unique_graphs"] == 0 and not counters["recompiles"]
+
+
+def test_the_compiled_step_writes_the_same_text_with_whatever_weights_the_model_has():
+    model = random_model(0, n_layers_in_recurrent_block=1)
+    ids, compiling = torch.tensor([PROMPTS[0]]), {"cache_implementation": "static", "compile_config": CompileConfig()}
+    texts = []
+    for _ in range(2):
+        expected = model.generate(ids, max_new_tokens=16, kv_cache="latest-only")
+        texts.append(model.generate(ids, max_new_tokens=16, kv_cache="latest-only", **compiling).tolist())
+        assert texts[-1] == expected.tolist()
+        with torch.no_grad():
+            model.transformer["adapter"].weight.mul_(-1)
+    assert texts[0] != texts[1]
+
+
+def test_a_returned_static_cache_is_gone_on_from_and_grows():
+    model = exact_model(3)
+    ids = torch.tensor([PROMPTS[0]])
+    common = {"return_dict_in_generate": True, "policy": "self-speculative"}
+    first = model.generate(ids, max_new_tokens=10, cache_implementation="static", **common)
+    given = copy.deepcopy(first.past_key_values)
+    longer = torch.cat([first.sequences, torch.tensor([[4, 5]])], dim=1)
+
+    output = model.generate(longer, max_new_tokens=150, past_key_values=given, **common)
+
+    assert output.num_prefill_positions == 3
+    assert output.sequences.tolist() == model.generate(longer, max_new_tokens=150).tolist()
+
+
+def test_beams_reorder_a_static_cache():
+    model, ids = exact_model(0), torch.tensor([PROMPTS[0]])
+    options = {"max_new_tokens": 8, "num_beams": 3}
+    static = model.generate(ids, cache_implementation="static", **options)
+    assert static.tolist() == model.generate(ids, **options).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cache_implementation": "static", "policy": "exact"}, "`cache_implementation` must be left out with `policy"),
+        (
+            {"cache_implementation": "static", "preset": "diffusion-forcing-r4", "reference_compat": True},
+            "and `reference_compat`",
+        ),
+        ({"cache_implementation": "offloaded"}, "`cache_implementation` must be 'static'"),
+        ({"compile_config": CompileConfig(), "policy": "adaptive"}, "`compile_config` must be left out without"),
+    ],
+)
+def test_what_cannot_be_static_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        random_model().generate(torch.tensor([PROMPTS[0]]), max_new_tokens=4, **options)
+
+
+def test_a_static_cache_is_refused_beside_another_and_where_its_unused_columns_cannot_be_hidden():
+    model, ids = random_model(), torch.tensor([PROMPTS[0]])
+    cache = model.generate(ids, max_new_tokens=4, return_dict_in_generate=True).past_key_values
+    with pytest.raises(ValueError, match="`cache_implementation` must be left out beside"):
+        model.generate(torch.cat([ids] * 3, 1), max_new_tokens=4, past_key_values=cache, cache_implementation="static")
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match="`attn_implementation` must be 'sdpa' or 'eager'"):
+        model.generate(ids, max_new_tokens=4, cache_implementation="static", policy="adaptive")
