@@ -11,16 +11,17 @@ from statistics import median
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from .draft_forward import DraftForward
 
 MEASURING_SECONDS = 1.0  # or three rounds, whichever takes longer
-MARGIN = 1.05  # drafting must promise this much more than plain decoding, which is certain
+MARGIN = 1.15  # drafting must promise this much more than plain decoding, which is certain; promises lag behind texts
 RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
 MOST_RETRIES_FAILED = 3  # drafting that goes on not paying is tried half as often each time, so many times
 PRIOR_CHANCE, PRIOR_WEIGHT = 0.6, 4.0  # of acceptance, in forwards, where little was seen
-NEWEST = 0.2  # weight of the last forward of a shape in what such a forward is taken to cost
+NEWEST, NEWEST_OF_SHAPE = 0.2, 0.1  # weight of the last forward in how slow the machine is, and its shape beside others
 HELD_UP = 2.0  # a forward that took longer than so many of its kind was held up by something else
 FORGETTING = 0.99  # what a forward seen is worth one forward later
 
@@ -57,7 +58,16 @@ class Costs:
                 begin = time.perf_counter()
                 run(*shape)
                 rounds[shape].append(time.perf_counter() - begin)
-        return cls({shape: median(taken) for shape, taken in rounds.items()})
+        return cls({shape: median(taken) for shape, taken in rounds.items()}).smoothed()
+
+    def smoothed(self) -> "Costs":
+        """Halfway to the best straight line in the number of queries (and a step up where masks are among them): of
+        many plans the one whose few forwards happened to be quick must not win by that."""
+        about = torch.tensor([[1.0, float(m > 0), n + m * k] for n, m, k in self.seconds])
+        measured = torch.tensor(list(self.seconds.values()))[:, None]
+        line = (about @ torch.linalg.lstsq(about, measured, driver="gelsd").solution)[:, 0].tolist()
+        halfway = [(x * max(y, x / 2)) ** 0.5 for x, y in zip(self.seconds.values(), line, strict=True)]
+        return Costs(dict(zip(self.seconds, halfway, strict=True)))
 
 
 @dataclass
@@ -70,6 +80,8 @@ class Pace:
             is long ago counts less.
         num_plain, num_drafting: forwards since the other kind was last run.
         num_failed: tries of drafting, one after the other, that did not pay.
+        slowness: what forwards take now, to what `costs` say. It is shared: a machine that slows down while drafts are
+            tried must not make plain decoding look cheap.
     """
 
     costs: Costs
@@ -80,6 +92,7 @@ class Pace:
     num_plain: int = 0
     num_drafting: int = 0
     num_failed: int = 0
+    slowness: float = 1.0
 
     def __post_init__(self) -> None:
         longest = max(plan.draft_length for plan in self.plans)
@@ -121,7 +134,9 @@ class Pace:
         it cost with all that is done around it."""
         known = self.costs.seconds
         if shape in known:
-            known[shape] += NEWEST * (min(seconds, HELD_UP * known[shape]) - known[shape])
+            ratio = min(seconds / (known[shape] * self.slowness), HELD_UP)
+            known[shape] *= 1 + NEWEST_OF_SHAPE * (ratio - 1)
+            self.slowness *= 1 + NEWEST * (ratio - 1)
         drafts = [(length, count) for length, count in accepted if length > 1]
         self.num_plain = 0 if drafts else self.num_plain + 1
         self.num_drafting = 0 if shape == (1, 0, 0) else self.num_drafting + 1

@@ -144,6 +144,11 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
         if input_ids is not None:
             tidar = self.tidar_config
             input_ids = input_ids.masked_fill(input_ids == tidar.mask_token_id, tidar.mask_embedding_id)
+            kept, length = kwargs.get("logits_to_keep"), input_ids.shape[1]
+            if isinstance(kept, int) and 0 < kept < length:
+                # Of a slice torch makes a batched product where the lm_head is frozen, as `load_adapter` leaves it: ten
+                # times as slow on a CPU. An index copies the few rows.
+                kwargs["logits_to_keep"] = torch.arange(length - kept, length, device=input_ids.device)
         return super().forward(input_ids, *args, **kwargs)
 
     def _objective_forward(
