@@ -1,4 +1,4 @@
-"""Seconds beside plain decoding: drafts of several lengths behind several branches, and `num_branches="auto"`.
+"""Seconds beside a stock model: drafts of several lengths and branches, `num_branches="auto"`, compiled steps.
 
 python benchmarks/branches.py models/SmolLM2-135M-Instruct-TiDAR --adapter adapters/smollm2-135m-instruct-gated
 
@@ -19,19 +19,23 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig
 
 from wavedraft import TiDARForCausalLM
 from wavedraft.training.dialogue import read_jsonl
 from wavedraft.training.finetune import chat_prompt_ids
 
+COMPILED = {"cache_implementation": "static", "compile_config": CompileConfig(mode="default", dynamic=False)}
 MODES = {
+    "stock": {},
     "plain": {"draft_length": 0},
     "K=8 B=8": {"draft_length": 8},
     **{f"K=8 B={branches}": {"draft_length": 8, "num_branches": branches} for branches in (1, 2, 3)},
     **{f"K=4 B={branches}": {"draft_length": 4, "num_branches": branches} for branches in (1, 2, 3, 4)},
     **{f"K=2 B={branches}": {"draft_length": 2, "num_branches": branches} for branches in (1, 2)},
     "auto": {"num_branches": "auto"},
+    **{f"K={k} B=1 compiled": {"draft_length": k, "num_branches": 1, **COMPILED} for k in (2, 4, 8)},
+    "K=4 auto compiled": {"draft_length": 4, "num_branches": "auto", **COMPILED},
 }
 
 
@@ -75,18 +79,21 @@ def main() -> None:
     prompts = [
         chat_prompt_ids(row["prompt"], tokenizer)[None].to(model.device) for row in read_jsonl(arguments.prompts)
     ]
-    model.generation_config.eos_token_id = None  # texts of one length
+    stock = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=model.dtype).eval().to(model.device)
+    model.generation_config.eos_token_id = stock.generation_config.eos_token_id = None  # texts of one length
     common = {"do_sample": False, "max_new_tokens": arguments.max_new_tokens}
 
     def generate(ids: torch.Tensor, mode: str, **changes: Any) -> Any:
         options = {**common, **MODES[mode], **changes}
-        return model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **options)
+        of = stock if mode == "stock" else model
+        return of.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **options)
 
-    for mode in arguments.modes:  # warms up; measures the costs `auto` goes by
-        generate(prompts[0], mode, max_new_tokens=4)
+    for mode in arguments.modes:  # warms up; measures the costs `auto` goes by; compiles every shape
+        for ids in prompts[: arguments.num_prompts if "compiled" in mode else 1]:
+            generate(ids, mode)
     totals = {mode: Total() for mode in arguments.modes}
     for place, ids in enumerate(prompts[: arguments.num_prompts]):
-        plain = generate(ids, "plain").sequences
+        plain = generate(ids, "stock").sequences
         turn = place % len(arguments.modes)
         for mode in arguments.modes[turn:] + arguments.modes[:turn]:
             output, wall, processor = timed(lambda ids=ids, mode=mode: generate(ids, mode))
@@ -98,9 +105,9 @@ def main() -> None:
             total.num_identical += torch.equal(output.sequences, plain)
             print(f"{place} {mode}: {wall:.2f} s, processor {processor:.2f} s", flush=True)
 
-    columns = ["mode", "tokens per forward", "tokens/s", "wall, to plain", "processor, to plain", "identical"]
+    columns = ["mode", "tokens per forward", "tokens/s", "wall, to stock", "processor, to stock", "identical"]
     table = Table(*columns, box=None)
-    base = totals.get("plain", totals[arguments.modes[0]])
+    base = totals.get("stock", totals[arguments.modes[0]])
     for mode, total in totals.items():
         cells = [
             f"{(total.num_tokens - arguments.num_prompts) / total.num_forwards:.2f}",
