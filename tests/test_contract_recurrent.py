@@ -105,7 +105,9 @@ def test_stopping_criteria_get_the_scores_a_caller_asked_for(policy, eos_token_i
     assert len(mine.num_steps) < 20, "nothing was stopped"
 
 
-@pytest.mark.parametrize("given", [{"stopping_criteria": [StopsAfterTheSum(400)]}, {"max_time": 9.0}], ids=["criterion", "time"])
+@pytest.mark.parametrize(
+    "given", [{"stopping_criteria": [StopsAfterTheSum(400)]}, {"max_time": 9.0}], ids=["criterion", "time"]
+)
 def test_the_published_decode_refuses_criteria_it_does_not_know(given):
     options = {"policy": "diffusion-forcing", "reference_compat": True, "max_new_tokens": 3}
     with pytest.raises(ValueError, match="end tokens alone"):

@@ -1,5 +1,6 @@
 """Steps of one shape over a cache that never grows: the dynamic decode's text, compiled or not."""
 
+import shutil
 import sys
 
 import pytest
@@ -14,7 +15,8 @@ from wavedraft.generation.static_decode import num_slots_for
 DECODER = sys.modules["wavedraft.generation.decode_tidar"]  # the package names its function so
 
 STATIC = {"cache_implementation": "static"}
-COMPILED = STATIC | {"compile_config": CompileConfig(mode="default", dynamic=False, fullgraph=True)}
+COMPILED = STATIC | {"compile_config": CompileConfig(backend="eager", mode="default", dynamic=False, fullgraph=True)}
+INDUCTOR = STATIC | {"compile_config": CompileConfig(mode="default", dynamic=False, fullgraph=True)}
 
 
 def ragged():
@@ -92,6 +94,16 @@ def test_an_adapter_drafts_compiled_as_it_drafts_uncompiled():
         assert found.sequences.tolist() == expected.sequences.tolist()
         assert found.num_forwards == expected.num_forwards
         assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_code_made_by_the_compiler_writes_the_same_text():
+    from test_modeling_tidar import gated
+
+    peft_model = gated(tiny_tidar(draft_length=4))
+    keywords = ragged() | {"max_new_tokens": 16, "do_sample": False, "num_branches": 1}
+    expected = peft_model.generate(**keywords)
+    assert peft_model.generate(**keywords, **INDUCTOR).tolist() == expected.tolist()
 
 
 def test_disable_compile_leaves_the_layers_as_they_are():

@@ -1,6 +1,7 @@
 """Options of a run that change how it computes and not what it learns, each in a real tiny run."""
 
 import json
+import shutil
 
 import pytest
 from test_training_tidar import checkpoint as checkpoint
@@ -16,6 +17,7 @@ def losses_of(run):
     return [row["loss"] for row in history if "loss" in row]
 
 
+COMPILES = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")]
 COMMON = {"rank": 4, "batch_size": 4, "max_steps": 4, "save_steps": 4, "learning_rate": 1e-2}
 
 
@@ -26,7 +28,7 @@ COMMON = {"rank": 4, "batch_size": 4, "max_steps": 4, "save_steps": 4, "learning
         ({"activation_checkpointing": True}, 1e-5),
         ({"attn_implementation": "sdpa"}, 1e-5),
         ({"bf16": True}, 0.05),
-        pytest.param({"torch_compile": True}, 1e-4, marks=pytest.mark.slow),
+        pytest.param({"torch_compile": True}, 1e-4, marks=COMPILES),
     ],
 )
 def test_a_run_loses_the_same_however_it_is_computed(checkpoint, tmp_path, mode, options, tolerance):
