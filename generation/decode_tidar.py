@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.cache_utils import DynamicCache, StaticCache
 
 from .acceptance import likely_lengths
 from .choice import Greedy, Sampled, TieSafeGreedy
@@ -128,9 +129,20 @@ def decode_tidar(
     if streamer is not None:
         streamer.end()
     cache = forward.final_cache(transcript.lengths) if returns_cache else None
-    if cache is not None and is_users_cache:
-        past_key_values.layers = cache.layers
+    if cache is not None and (is_users_cache or isinstance(past_key_values, StaticCache)):
+        cache = handed_back(past_key_values, cache)
     return record.output(transcript, forward, cache)
+
+
+def handed_back(given: Any, cache: DynamicCache) -> Any:
+    """The cache `generate` was given or has prepared, holding what `cache` holds."""
+    if type(given) is DynamicCache or cache.get_seq_length() > given.get_max_length() > 0:  # a static one, outgrown
+        given.layers = cache.layers
+        return given
+    given.reset()
+    for number, layer in enumerate(cache.layers):
+        given.update(layer.keys, layer.values, number)
+    return given
 
 
 def tidar(

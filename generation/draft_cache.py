@@ -74,10 +74,11 @@ class DraftCache(Cache):
 
     def take_over(self, cache: DynamicCache) -> None:
         """Begins with the keys and values of a conversation's earlier turns (copied: the original is untouched)."""
-        self.accept(torch.full_like(self.lengths, cache.get_seq_length()), cache.get_seq_length())
+        length = int(cache.get_seq_length())
+        self.accept(torch.full_like(self.lengths, length), length)
         for layer, past in zip(self.layers, cache.layers, strict=False):
             layer.lazy_initialization(past.keys, past.values)
-            layer.keys, layer.values = past.keys.clone(), past.values.clone()
+            layer.keys, layer.values = past.keys[:, :, :length].clone(), past.values[:, :, :length].clone()
 
     def row(self, place: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """One row's keys and values of each layer, [H, length, D], as tensors of their own."""

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import SynthIDTextWatermarkingConfig
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, StaticCache
 
 # Differences of the two best scores under which a wide forward may order them otherwise than a forward of one token. In
 # bfloat16 the difference moved by up to 0.375 at 336 tokens of SmolLM2-135M; the others follow from their rounding.
@@ -207,7 +207,8 @@ def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_k
     if not model_kwargs.get("use_cache", True):
         return "there is no cache"
     cache = model_kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() and type(cache) is not DynamicCache:
+    is_whole = type(cache) is DynamicCache or (type(cache) is StaticCache and not any(cache.is_sliding))
+    if cache is not None and cache.get_seq_length() and not is_whole:
         return f"the cache handed in is a {type(cache).__name__}"
     attention_mask = model_kwargs.get("attention_mask")
     if attention_mask is not None and not attention_mask[:, -1].all():

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import CompileConfig
+from transformers import CompileConfig, StaticCache
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft.generation.pace_tidar import PLAIN, Costs, Pace, Plan
@@ -63,6 +63,7 @@ def test_a_second_turn_continues_from_the_cache_it_returns():
     longer = torch.cat([first.sequences, random_prompts(2, 3, seed=5)], dim=1)
     expected = model.generate(longer, max_new_tokens=11, do_sample=False)
     cache = first.past_key_values
+    assert type(cache) is StaticCache and cache.get_seq_length() == 14
     found = model.generate(longer, max_new_tokens=11, do_sample=False, past_key_values=cache)
     assert found.tolist() == expected.tolist()
 
