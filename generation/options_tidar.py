@@ -112,6 +112,12 @@ class TiDAROptions:
         exact, tie_margin = (getattr(generation_config, name, None) for name in ("exact", "tie_margin"))
         _check_exact(exact, tie_margin, generation_config)
         is_static = generation_config.cache_implementation == "static"
+        asks_to_compile = generation_config.compile_config is not None and not generation_config.disable_compile
+        if draft_length and asks_to_compile and generation_config.cache_implementation in (None, "dynamic"):
+            raise ValueError(
+                "`compile_config` compiles steps of one shape: it needs `cache_implementation='static'`, but that is "
+                f"{generation_config.cache_implementation!r}. Give both or neither."
+            )
         if draft_length and is_static and exact:
             raise ValueError(
                 f"`exact={exact!r}` runs steps of several shapes, and `cache_implementation='static'` has one. Leave "

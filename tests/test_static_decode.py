@@ -144,3 +144,9 @@ def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
 def test_what_needs_several_shapes_is_refused():
     with pytest.raises(ValueError, match=r"exact.*cache_implementation"):
         tiny_tidar().generate(random_prompts(1, 4), max_new_tokens=3, do_sample=False, exact="tie-safe", **STATIC)
+
+
+def test_a_compile_config_that_would_do_nothing_is_refused():
+    config = CompileConfig(backend="eager", mode="default")
+    with pytest.raises(ValueError, match=r"compile_config.*cache_implementation='static'"):
+        tiny_tidar().generate(random_prompts(1, 4), max_new_tokens=3, do_sample=False, compile_config=config)
