@@ -377,7 +377,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         trajectory = [input_embeds, latent_states]
         for recurrence in range(1, num_recurrences + 1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and recurrence > num_recurrences - num_backprop):
-                latent_states = self._recur(parts, latent_states, input_embeds, window, recurrence)
+                latent_states = parts.core_step(latent_states, input_embeds, window, recurrence)
             if wants_states:
                 trajectory.append(latent_states)
         logits = parts.coda(latent_states, window, logits_to_keep)
@@ -393,15 +393,6 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
             hidden_states=tuple(trajectory) if wants_states else None,
             attentions=tuple(window.attentions[i] for i in sorted(window.attentions)) if wants_attentions else None,
         )
-
-    def _recur(
-        self, parts: Any, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Any, recurrence: int
-    ) -> torch.Tensor:
-        """One core step, checkpointed as one where `activation_checkpointing_enable` asked for that."""
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            checkpoint = self._gradient_checkpointing_func
-            return checkpoint(self.core_step, latent_states, input_embeds, window, recurrence)
-        return parts.core_step(latent_states, input_embeds, window, recurrence)
 
     def _check_positions(self, position_ids: torch.Tensor, cache: RecurrentCache | None) -> None:
         past = cache.get_seq_length() if cache is not None else 0

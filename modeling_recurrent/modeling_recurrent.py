@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import slice_logits_to_keep
 
 from ..generation.draws_recurrent import CUT, normal_at
@@ -59,7 +60,7 @@ class RecurrentAttention(nn.Module):
         return self.proj(attend(self, query, key, value, window, recurrence))
 
 
-class SandwichBlock(nn.Module):
+class SandwichBlock(GradientCheckpointingLayer):
     """A layer that norms its residual stream too: x = n2(x + attn(n1(x))); x = n4(x + mlp(n3(x)))."""
 
     def __init__(self, config: RecurrentDepthConfig, layer_idx: int):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import slice_logits_to_keep
 
 from .cache_recurrent import Window
@@ -50,7 +51,7 @@ class OuroMLP(nn.Module):
         return self.down_proj(nn.functional.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
-class OuroBlock(nn.Module):
+class OuroBlock(GradientCheckpointingLayer):
     """A layer that norms before and behind each half: x += n2(attn(n1(x))); x += n4(mlp(n3(x)))."""
 
     def __init__(self, config: OuroConfig, layer_idx: int):

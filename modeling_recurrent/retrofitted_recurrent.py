@@ -6,6 +6,7 @@ grouped key-value heads, split-half rotary positions. B rows, T tokens, E channe
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .cache_recurrent import Window
 from .configuration_recurrent import RecurrentDepthConfig
@@ -28,7 +29,7 @@ class GroupedAttention(GroupedHeads):
         return self.proj(self.mix(self.q_norm(query), self.k_norm(key), value, window, recurrence))
 
 
-class PreNormBlock(nn.Module):
+class PreNormBlock(GradientCheckpointingLayer):
     """Llama's layer: x += attn(n1(x)); x += mlp(n2(x))."""
 
     def __init__(self, config: RecurrentDepthConfig, layer_idx: int):
@@ -44,7 +45,7 @@ class PreNormBlock(nn.Module):
         return hidden_states + self.mlp(self.norm_2(hidden_states))
 
 
-class PostNormBlock(nn.Module):
+class PostNormBlock(GradientCheckpointingLayer):
     """OLMo-2's layer: x += n1(attn(x)); x += n2(mlp(x)), queries and keys normed."""
 
     def __init__(self, config: RecurrentDepthConfig, layer_idx: int):

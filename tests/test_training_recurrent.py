@@ -7,6 +7,7 @@ from plain_recurrent import ouro_logits, raven_logits
 from test_family_recurrent import CONFIGS, FORMS, tiny_model
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from recurrent_golden import random_model
 from wavedraft.modeling_recurrent import (
@@ -16,6 +17,7 @@ from wavedraft.modeling_recurrent import (
     RecurrentDepthForCausalLM,
     sample_depth,
 )
+from wavedraft.modeling_recurrent.looped_recurrent import RecurrentRMSNorm
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 5, 6]])
 
@@ -76,6 +78,31 @@ def test_gradients_are_those_of_a_plain_loop_of_the_same_depth(kind, is_checkpoi
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5 * float(gradient.abs().max()), rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("kind", ["huginn", "llama", "olmo", "ouro"])
+def test_checkpointing_runs_each_layer_once_more_and_changes_no_bit_of_a_gradient(kind, use_reentrant):
+    gradients, num_runs = [], []
+    for is_checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = (random_model() if kind == "huginn" else tiny_model(kind)).train()
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        assert {type(layer).__name__ for layer in layers} <= set(model._no_split_modules)
+        if is_checkpointed:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
+        calls: list[None] = []
+        for layer in layers:
+            norm = next(m for m in layer.modules() if isinstance(m, RecurrentRMSNorm))
+            norm.register_forward_hook(lambda *_, calls=calls: calls.append(None))
+
+        model(IDS, labels=IDS, num_recurrences=4, num_backprop=4, init_scale=0.0).loss.backward()
+
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        num_runs.append(len(calls))
+    assert num_runs[1] == 2 * num_runs[0]
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
