@@ -6,6 +6,9 @@ from typing import Any, ClassVar
 import torch
 from transformers import SynthIDTextWatermarkingConfig
 from transformers.cache_utils import DynamicCache, StaticCache
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Differences of the two best scores under which a wide forward may order them otherwise than a forward of one token. In
 # bfloat16 the difference moved by up to 0.375 at 336 tokens of SmolLM2-135M; the others follow from their rounding.
@@ -114,9 +117,9 @@ class TiDAROptions:
         is_static = generation_config.cache_implementation == "static"
         asks_to_compile = generation_config.compile_config is not None and not generation_config.disable_compile
         if draft_length and asks_to_compile and generation_config.cache_implementation in (None, "dynamic"):
-            raise ValueError(
-                "`compile_config` compiles steps of one shape: it needs `cache_implementation='static'`, but that is "
-                f"{generation_config.cache_implementation!r}. Give both or neither."
+            logger.warning_once(
+                "`compile_config` is left aside: it compiles steps of one shape, which `cache_implementation='static'` "
+                "makes, and that was not given."
             )
         if draft_length and is_static and exact:
             raise ValueError(

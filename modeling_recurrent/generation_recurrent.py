@@ -12,6 +12,7 @@ from transformers import (
     SynthIDTextWatermarkingConfig,
 )
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.utils import logging
 
 from ..generation.decode_recurrent import decode_diffusion_forcing
 from ..generation.decode_recurrent_exact import decode_exact
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 else:
     Stock = object
 
+logger = logging.get_logger(__name__)
 DECODERS = {
     "adaptive": decode_adaptive,
     "self-speculative": decode_self_speculative,
@@ -221,7 +223,7 @@ def num_unread(
 
 
 def check_static(generation_config: GenerationConfig, options: RecurrentOptions, given: Any) -> None:
-    """Raise where a static cache, or compiling, is asked for and cannot be had."""
+    """Raise where a static cache is asked for and cannot be had; say where compiling is asked for without one."""
     kind = generation_config.cache_implementation
     if kind not in (None, "dynamic", "static"):
         raise ValueError(
@@ -241,9 +243,9 @@ def check_static(generation_config: GenerationConfig, options: RecurrentOptions,
             f"depths and widths, but is 'static'."
         )
     if generation_config.compile_config is not None and not generation_config.disable_compile and not is_static:
-        raise ValueError(
-            "`compile_config` must be left out without `cache_implementation='static'` (calls of ever new shapes "
-            "would be compiled one by one), but is given. Add the one or leave out the other."
+        logger.warning_once(
+            "`compile_config` is left aside: it compiles steps of one shape, which `cache_implementation='static'` "
+            "makes, and that was not given."
         )
 
 

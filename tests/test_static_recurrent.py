@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from recurrent_golden import random_model
+from wavedraft.modeling_recurrent import generation_recurrent
 
 DECODES = {
     "plain": {},
@@ -107,7 +108,6 @@ def test_beams_reorder_a_static_cache():
             "and `reference_compat`",
         ),
         ({"cache_implementation": "offloaded"}, "`cache_implementation` must be 'static'"),
-        ({"compile_config": CompileConfig(), "policy": "adaptive"}, "`compile_config` must be left out without"),
     ],
 )
 def test_what_cannot_be_static_is_refused(options, words):
@@ -123,3 +123,14 @@ def test_a_static_cache_is_refused_beside_another_and_where_its_unused_columns_c
     model.set_attn_implementation("flex_attention")
     with pytest.raises(ValueError, match="`attn_implementation` must be 'sdpa' or 'eager'"):
         model.generate(ids, max_new_tokens=4, cache_implementation="static", policy="adaptive")
+
+
+def test_a_compile_config_without_a_static_cache_is_left_aside_and_said(monkeypatch):
+    said, ids = [], torch.tensor([PROMPTS[0]])
+    monkeypatch.setattr(generation_recurrent.logger, "warning_once", said.append)
+    model, options = random_model(), {"max_new_tokens": 4, "policy": "adaptive"}
+    compiling = model.generate(ids, compile_config=CompileConfig(), **options)
+    assert len(said) == 1
+    assert "`compile_config` is left aside" in said[0]
+    assert compiling.tolist() == model.generate(ids, **options).tolist()
+    assert len(said) == 1
