@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from .device_of_model import device_of
 from .draft_cache import DraftCache, stack_rows
+from .grouped_attention import grouped_attention, has_attention_interface
 from .mask_gate import MaskGate
 from .static_decode import CompiledLayers, StaticDraftCache
 from .structured_mask import (
@@ -23,7 +24,7 @@ from .structured_mask import (
     real_slot_function,
     structured_attention_mask,
 )
-from .token_by_token import Spans, clean_tokens_alone, has_attention_interface, rounding_of
+from .token_by_token import Spans, clean_tokens_alone, rounding_of
 
 
 def lm_head_logits(model: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -96,6 +97,7 @@ class DraftForward:
         self.is_tie_safe = is_tie_safe
         self.has_window = any(attention_windows(model.config).values())
         self.is_token_by_token = is_tie_safe and has_attention_interface(model)
+        self.is_grouped = not is_tie_safe and has_attention_interface(model)
         self.rounding = rounding_of(model) if is_tie_safe else None
         if is_tie_safe and self.is_real_slot is not None and self.is_real_slot.all():
             self.is_real_slot = None  # as plain decoding has it
@@ -301,7 +303,7 @@ class DraftForward:
         if is_real_slot is not None:
             num_new = cache.num_slots - is_real_slot.shape[1]
             is_real_slot = nn.functional.pad(is_real_slot, (0, num_new), value=True)
-        if num_masks or is_step or len(set(lengths)) > 1:
+        if has_structured_mask := bool(num_masks or is_step or len(set(lengths)) > 1):
             attention_mask = self._structured_mask(cache, num_clean, branch_lengths, is_real_slot)
         else:  # what plain decoding hands to a model: 0 for padding
             attention_mask = None if is_real_slot is None else is_real_slot.long()
@@ -315,6 +317,7 @@ class DraftForward:
         with (
             self.gate.open(num_masks) if self.gate else nullcontext(),
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
+            grouped_attention(self.model) if self.is_grouped and has_structured_mask else nullcontext(),
             self.compiled_layers.running(cache, shape) if self.compiled_layers and is_step else nullcontext(),
             self._keep_last_states() as last_states,
         ):

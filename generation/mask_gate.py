@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ class MaskGate:
         self.variant = variant  # PEFT's own: still answers for merging, which it refuses
         self.num_masks = 0
         self.adapted: list[nn.Module] = []
+        self.factors: WeakKeyDictionary[nn.Module, Factors] = WeakKeyDictionary()
         self.short_ways: list[tuple[nn.Module, Callable[..., torch.Tensor]]] | None = None
 
     @classmethod
@@ -34,7 +36,7 @@ class MaskGate:
         """
         gate = None
         ungated = []
-        adapted = [module for module in model.modules() if getattr(module, "lora_variant", None)]
+        adapted = adapted_layers(model)
         for module in adapted:
             for name, variant in module.lora_variant.items():
                 if isinstance(variant, cls):
@@ -81,23 +83,28 @@ class MaskGate:
         if module.lora_variant.get(name) is not self or not is_one_dtype or has_dropout or lora_b.bias is not None:
             return None
         base, scaling = module.base_layer, module.scaling[name]
-        # A small product takes a CPU half as long in float32 as in bfloat16, whose kernel is set up anew each time.
-        dtype = torch.float32 if lora_a.weight.device.type == "cpu" else lora_a.weight.dtype
-        factors: list[torch.Tensor] = []  # made when masks first come by
+        matrices: list[torch.Tensor] = []  # looked up when masks first come by
 
         def short_way(x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             if kwargs.keys() - {"alora_offsets"}:
                 return type(module).forward(module, x, **kwargs)
             result = base(x)
             if self.num_masks:
-                if not factors:
-                    factors.extend((lora_a.weight.to(dtype).t(), lora_b.weight.to(dtype).t() * scaling))
-                masks = x[:, -self.num_masks :].reshape(-1, x.shape[-1]).to(dtype)
-                delta = product(product(masks, factors[0]), factors[1])
+                if not matrices:
+                    matrices.extend(self._factors_of(lora_a, lora_b, scaling).matrices)
+                down, up = matrices
+                masks = x[:, -self.num_masks :].reshape(-1, x.shape[-1]).to(down.dtype)
+                delta = product(product(masks, down), up)
                 result[:, -self.num_masks :] += delta.view(len(x), self.num_masks, -1)
             return result
 
         return short_way
+
+    def _factors_of(self, lora_a: nn.Module, lora_b: nn.Module, scaling: float) -> "Factors":
+        factors = self.factors.get(lora_a)
+        if factors is None or not factors.are_of(lora_a.weight, lora_b.weight, scaling):
+            factors = self.factors[lora_a] = Factors(lora_a.weight, lora_b.weight, scaling)
+        return factors
 
     def open_in_backward(self, loss: torch.Tensor, num_masks: int) -> None:
         """Opens the gate again while `loss` is differentiated: gradient checkpointing runs the layers once more."""
@@ -129,6 +136,41 @@ class MaskGate:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["variant"], name)
+
+
+class Factors:
+    """An adapter's two matrices as products take them, [D, r] and [r, E] with the scaling in it, for as long as its
+    weights are what they were."""
+
+    def __init__(self, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float):
+        self.weights, self.scaling = (lora_a, lora_b), scaling
+        self.states = tuple(map(state_of, self.weights))
+        # A small product takes a CPU half as long in float32 as in bfloat16, whose kernel is set up anew each time.
+        is_cpu = lora_a.device.type == "cpu"
+        dtype = torch.promote_types(lora_a.dtype, torch.float32) if is_cpu else lora_a.dtype
+        self.matrices = lora_a.detach().to(dtype).t(), lora_b.detach().to(dtype).t() * scaling
+
+    def are_of(self, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float) -> bool:
+        is_same = self.weights[0] is lora_a and self.weights[1] is lora_b and self.scaling == scaling
+        return is_same and self.states == (state_of(lora_a), state_of(lora_b))
+
+
+def state_of(weight: torch.Tensor) -> tuple[Any, ...]:
+    """What changes where a weight is written to, moved or converted."""
+    return object() if weight.is_inference() else weight._version, weight.data_ptr(), weight.dtype, weight.device
+
+
+def adapted_layers(model: nn.Module) -> list[nn.Module]:
+    """PEFT's layers with an arithmetic of their own, found without asking each of a thousand modules for what it has
+    not."""
+    found: dict[nn.Module, None] = {}
+    to_visit = [model]
+    while to_visit:
+        module = to_visit.pop()
+        if module.__dict__.get("lora_variant"):
+            found[module] = None
+        to_visit += [child for child in module._modules.values() if child is not None]
+    return list(found)
 
 
 def product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

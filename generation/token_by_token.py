@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-NAME = "wavedraft_token_by_token"
+TOKEN_BY_TOKEN = "wavedraft_token_by_token"
 NUM_BELIEVED = 8  # tokens read alone that were bit for bit what the wide forward gave, before it is believed
 
 
@@ -37,7 +37,7 @@ class Spans:
     has_window: bool
 
 
-_spans: ContextVar[Spans | None] = ContextVar(NAME, default=None)
+_spans: ContextVar[Spans | None] = ContextVar(TOKEN_BY_TOKEN, default=None)
 
 
 def attend_token_by_token(
@@ -123,11 +123,6 @@ def depends_on_width(layer: nn.Linear) -> bool:
     return not torch.equal(nn.functional.linear(tokens, layer.weight, layer.bias), torch.cat(alone))
 
 
-def has_attention_interface(model: Any) -> bool:
-    """Whether the model's attention is transformers' sdpa, reached through its attention interface."""
-    return model.config._attn_implementation == "sdpa" and getattr(model, "_supports_attention_backend", False)
-
-
 @contextmanager
 def clean_tokens_alone(model: nn.Module, spans: Spans, rounding: Rounding) -> Iterator[None]:
     """Makes one forward call its attention, and the linear layers that need it, token by token for clean tokens."""
@@ -140,9 +135,9 @@ def clean_tokens_alone(model: nn.Module, spans: Spans, rounding: Rounding) -> It
 
     layers = [layer for layer in linear_layers(model) if layer.weight.shape in rounding.dependent]
     handles = [layer.register_forward_hook(correct) for layer in layers]
-    AttentionInterface.register(NAME, attend_token_by_token)
+    AttentionInterface.register(TOKEN_BY_TOKEN, attend_token_by_token)
     token = _spans.set(spans)
-    model.config._attn_implementation = NAME
+    model.config._attn_implementation = TOKEN_BY_TOKEN
     try:
         yield
     finally:

@@ -245,6 +245,35 @@ def test_the_gate_gives_pefts_own_numbers():
         assert not torch.allclose(layers(ids).last_hidden_state[:, -3:], expected[:, -3:])
 
 
+@pytest.mark.parametrize("change", ["written to", "new tensor", "scaled", "double"])
+def test_the_gate_takes_an_adapter_as_it_is_now(change):
+    from wavedraft.generation.mask_gate import MaskGate
+
+    ids = random_prompts(2, 9)
+    model = gated(tiny_tidar())
+    layers = model.base_model.model.model
+
+    def with_masks(is_through_peft: bool) -> torch.Tensor:
+        with torch.set_grad_enabled(is_through_peft), MaskGate.of(model).open(3):
+            return layers(ids).last_hidden_state.detach()
+
+    before = with_masks(is_through_peft=False)
+    for module in model.modules():
+        if getattr(module, "lora_variant", None):
+            if change == "written to":
+                with torch.no_grad():
+                    module.lora_B["default"].weight.mul_(-2)
+            elif change == "new tensor":
+                module.lora_A["default"].weight = torch.nn.Parameter(module.lora_A["default"].weight * 3)
+            elif change == "scaled":
+                module.scaling["default"] *= 5
+    if change == "double":
+        model.double()
+    found = with_masks(is_through_peft=False)
+    assert found.dtype == torch.float64 if change == "double" else not torch.allclose(found, before)
+    torch.testing.assert_close(found, with_masks(is_through_peft=True))
+
+
 def test_a_gated_adapter_refuses_to_merge():
     model = tiny_tidar()
     peft_model = gated(model)
