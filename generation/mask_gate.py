@@ -169,7 +169,8 @@ def adapted_layers(model: nn.Module) -> list[nn.Module]:
         module = to_visit.pop()
         if module.__dict__.get("lora_variant"):
             found[module] = None
-        to_visit += [child for child in module._modules.values() if child is not None]
+        else:
+            to_visit += [child for child in module._modules.values() if child is not None]
     return list(found)
 
 

@@ -130,6 +130,7 @@ class CompiledLayers:
         self.model = model
         self.layers = decoder_layers(model)
         self.options = {name: value for name, value in config.to_dict().items() if value is not None}
+        self.checked: set[tuple[int, ...]] = set()  # shapes that this decode has run
 
     def of_shape(self, shape: tuple[int, ...]) -> Callable[..., Any]:
         """`run_layer`, compiled when it is first called."""
@@ -142,7 +143,11 @@ class CompiledLayers:
 
     @contextmanager
     def running(self, cache: DraftCache, shape: tuple[int, ...]) -> Iterator[None]:
-        """While this is open, a forward of this shape runs through the compiled layers."""
+        """While this is open, a forward of this shape runs through the compiled layers.
+
+        torch asks of each layer whether all is as it was when it was compiled; a decode asks once, and then only what
+        tells one kind of layer from another.
+        """
         run = self.of_shape(shape)
 
         def forward_of(slots: Any, layer: nn.Module) -> Callable[..., Any]:
@@ -155,7 +160,9 @@ class CompiledLayers:
         for slots, layer in zip(cache.layers, self.layers, strict=True):
             layer.__dict__["forward"] = forward_of(slots, layer)
         try:
-            yield
+            with torch.compiler.set_stance(skip_guard_eval_unsafe=shape in self.checked):
+                yield
+            self.checked.add(shape)
         finally:
             for layer in self.layers:
                 del layer.__dict__["forward"]
