@@ -63,7 +63,7 @@ def convert(
     source: str | os.PathLike,
     target: str | os.PathLike,
     *,
-    draft_length: int = 8,
+    draft_length: int | None = None,
     mask_token_id: int | None = None,
     overwrite: bool = False,
     link: bool = False,
@@ -96,7 +96,8 @@ def convert(
 
     Args:
         source: a local folder, a Hub id, or a GGUF file (or a folder with one); safetensors only otherwise.
-        draft_length: K, how many tokens a block of masks drafts, 1 to 64. Training decides what drafts are worth.
+        draft_length: K, how many tokens a block of masks drafts, 1 to 64; by default 8. Training decides what
+            drafts are worth.
         mask_token_id: the mask token of a checkpoint that was taught to draft elsewhere, where its config does not say.
         overwrite: replace an existing checkpoint folder, which stays whole until the new one is.
         link: write symbolic links to the source's shards: the target costs megabytes, and needs the source to stay
@@ -109,6 +110,8 @@ def convert(
         ValueError: the source is damaged, quantized, or of an architecture that cannot draft; the target exists; the
             disk is too small; or the proof fails. Nothing is left behind.
     """
+    of_drafts = {"draft_length": draft_length, "mask_token_id": mask_token_id}
+    draft_length = 8 if draft_length is None else draft_length
     if not isinstance(draft_length, int) or isinstance(draft_length, bool) or not 1 <= draft_length <= LONGEST_DRAFT:
         raise ValueError(
             f"`draft_length` must be an integer between 1 and {LONGEST_DRAFT} (a decode step reads K + K*K tokens), "
@@ -119,6 +122,12 @@ def convert(
         steps.begin("Finding the source")
         folder = stock_folder(source, workplace, revision)
         if is_recurrent(folder):
+            for name, value in of_drafts.items():
+                if value is not None:
+                    raise ValueError(
+                        f"`{name}` must be left out of a recurrent-depth checkpoint, which learns no drafts, but is "
+                        f"{value}."
+                    )
             checkpoint = _read_checkpoint(folder, target, steps, recurrent_class_of)
             _write_recurrent(checkpoint, target, workplace / NEW, link, hub_id_of(source, folder), steps)
             is_proved = verify and checkpoint.num_parameters <= LARGEST_WHOLE_PROOF

@@ -150,6 +150,10 @@ class RecurrentOptions:
                 f"`{unused[0]}` says nothing to `policy={options.policy!r}`, which takes "
                 f"{sorted(POLICIES[options.policy])}. Leave it out, or choose another policy."
             )
+        if "max_steps" in given and not options.reference_compat:
+            raise ValueError(
+                f"`max_steps` is {options.max_steps}, but only `reference_compat` reads it. Give both or neither."
+            )
         options._fill(mean_recurrence)
         options._validate()
         return options

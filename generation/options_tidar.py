@@ -225,5 +225,27 @@ def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_k
     return None
 
 
+def say_what_is_idle(given: dict[str, Any], options: TiDAROptions, do_sample: bool) -> None:
+    """Warns of keywords of one call that change nothing in it, as transformers does of its own."""
+    said = {name for name, value in given.items() if value is not None}
+    if not options.draft_length and (idle := sorted(said - {"draft_length", "seed"})):
+        logger.warning_once(f"{_listed(idle)} left aside: `draft_length=0` decodes without drafts.")
+    if "seed" in said and not do_sample:
+        logger.warning_once("`seed` is left aside: greedy decoding draws nothing.")
+
+
+def refuse_seed(options: TiDAROptions, reason: str) -> None:
+    """Raises where plain decoding samples: it cannot keep the promise of a seed."""
+    if options.seed is not None:
+        raise ValueError(
+            f"`seed` must be left out where plain decoding samples ({reason}), but is {options.seed}: transformers' "
+            "own loop draws from the global generator. Call `torch.manual_seed`, or draft."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) + (" is" if len(names) == 1 else " are")
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..generation.decode_tidar import decode_tidar
 from ..generation.mask_gate import MaskGate
-from ..generation.options_tidar import TiDAROptions, reason_for_plain_decoding
+from ..generation.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
 
 if TYPE_CHECKING:
 
@@ -43,7 +43,8 @@ class TiDARGenerationMixin(Stock):
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         for name, value in given.items():
             setattr(generation_config, name, value)
-        TiDAROptions.of(generation_config, self.config, self.taught)
+        options = TiDAROptions.of(generation_config, self.config, self.taught)
+        say_what_is_idle(given, options, generation_config.do_sample)
         return generation_config, model_kwargs
 
     def _sample(
@@ -60,8 +61,11 @@ class TiDARGenerationMixin(Stock):
         options = TiDAROptions.of(generation_config, self.config, self.taught)
         reason = reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs) if options.draft_length else ""
         if not options.draft_length or reason:
+            if generation_config.do_sample:
+                refuse_seed(options, reason or "`draft_length` is 0")
             if reason:
-                logger.warning_once(f"Decoding without drafts: {reason}. The text is the same.")
+                kept = "probabilities are" if generation_config.do_sample else "text is"
+                logger.warning_once(f"Decoding without drafts: {reason}. The {kept} the same.")
             gate = MaskGate.of(self)
             with gate.open(0) if gate else nullcontext():  # an adapter that acts on no token costs nothing
                 return super()._sample(

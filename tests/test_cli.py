@@ -94,6 +94,12 @@ def test_what_can_be_told_is_told_before_the_weights_are_read(run, tidar, tmp_pa
         (["generate", folder, "w1", "--top-k", 3], "--temperature"),
         (["generate", folder, "w1", "--repetition-penalty", 0], "penalty"),
         (["generate", folder, "w1", "--seed", -1], "`seed` must be"),
+        (["generate", folder, "w1", "--seed", 3], "--seed is for sampling"),
+        (["generate", folder, "w1", "--draft-length", 0, "--num-branches", 2], "--num-branches is of drafts"),
+        (["generate", folder, "w1", "--draft-length", 0, "--exact", "tie-safe"], "--exact is of drafts"),
+        (["convert", folder, tmp_path / "back", "--to-ar", "--draft-length", 2], "--draft-length is of drafts"),
+        (["data", "regenerate", folder, tmp_path / "prompts.txt", tmp_path / "o", "--seed", 1], "--seed is for sampl"),
+        ([*audit, "--policy", "exact"], "--policy is for recurrent-depth models"),
         (["generate", folder, "w1", "--policy", "exact"], "--policy is for recurrent-depth models"),
         (["generate", folder, "w1", "--device", "tpu9"], "--device"),
         (["generate", folder, "--raw", "w1", ""], "empty"),
@@ -143,6 +149,12 @@ def test_measuring_costs_is_told_and_not_counted_as_writing(run, tidar):
     tokens, forwards, *_ = out.strip().splitlines()[-1].removeprefix(" w1 w2").split()[-4:]
     assert code == 0 and "Measuring" in err
     assert int(tokens) == 9 and int(forwards) <= 16  # at most a draft and its verification for each token
+
+
+def test_a_seed_draws_the_same_text_again_without_drafts_too(run, tidar):
+    options = ["--temperature", 1.5, "--max-new-tokens", 9, "--draft-length", 0]
+    texts = [run("generate", tidar, "w1 w2", *options, "--seed", seed)[1].split("prompt")[0] for seed in (7, 7, 8)]
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_generate_samples_with_a_seed(run, tidar):

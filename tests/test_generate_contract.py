@@ -27,7 +27,7 @@ from transformers import (
 from tiny_stock import tiny_config
 from tiny_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft import TiDARForCausalLM
-from wavedraft.generation import RowStreamer, tidar
+from wavedraft.generation import RowStreamer, options_tidar, tidar
 from wavedraft.generation.transcript import Scores, Transcript
 
 LETTERS = "-" + string.ascii_letters + "01234567"
@@ -413,3 +413,23 @@ def test_processors_that_look_at_scores_alone_are_called_once_for_all_positions(
     assert not at_once.depend_on_prefix
     one_by_one.depend_on_prefix = True
     assert torch.equal(at_once(logits.clone()), one_by_one(logits.clone()))
+
+
+def test_our_keywords_that_change_nothing_are_said(models, monkeypatch):
+    said, (model, _), prompts = [], models, random_prompts(1, 5)
+    monkeypatch.setattr(options_tidar.logger, "warning_once", said.append)
+    common = {"max_new_tokens": 6, "do_sample": False}
+    model.generate(prompts, **common, num_branches=2, exact="tie-safe")
+    assert not said
+    model.generate(prompts, **common, draft_length=0, num_branches=2)
+    assert "`num_branches` is left aside" in said.pop()
+    model.generate(prompts, **common, draft_length=0, num_branches=2, exact="tie-safe", tie_margin=0.1)
+    assert "`exact`, `num_branches`, `tie_margin` are left aside" in said.pop()
+    model.generate(prompts, **common, seed=3)
+    assert "`seed` is left aside: greedy" in said.pop() and not said
+
+
+@pytest.mark.parametrize("keywords", [{"draft_length": 0}, {"use_cache": False}])
+def test_a_seed_is_refused_where_plain_decoding_samples(models, keywords):
+    with pytest.raises(ValueError, match=r"`seed` must be left out where plain decoding samples"):
+        models[0].generate(random_prompts(1, 5), max_new_tokens=3, do_sample=True, seed=1, **keywords)

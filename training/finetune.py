@@ -137,6 +137,10 @@ def finetune(
         raise ValueError(f"`rank` must be at least 1 in lora mode, but is {rank}. `mode='full'` trains every weight.")
     if mode == "gated" and rank < 1:
         raise ValueError(f"`rank` must be at least 1 in gated mode, whose base is frozen, but is {rank}.")
+    if mode == "gated" and alpha != 1.0:
+        raise ValueError(f"`alpha` weighs the autoregressive loss, which gated mode has not, but is {alpha}.")
+    if mode == "full" and from_adapter is not None:
+        raise ValueError(f"`from_adapter` is {from_adapter}, but full mode trains no adapter. Leave one of them out.")
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, but is {max_steps}.")
     if eval_steps and not eval_prompts_path:

@@ -84,4 +84,9 @@ def check_keywords(model: str, keywords: dict[str, Any]) -> None:
         asked = copy.copy(stored)
         for name, value in keywords.items():
             setattr(asked, name, value)
-        TiDAROptions.of(asked, config)
+        drafts = TiDAROptions.of(asked, config).draft_length
+        if "seed" in keywords and not keywords["do_sample"]:
+            raise ValueError("--seed is for sampling: give a --temperature above 0, or leave it out.")
+        for name in ("num_branches", "exact"):
+            if name in keywords and not drafts:
+                raise ValueError(f"--{name.replace('_', '-')} is of drafts, and --draft-length 0 makes none.")

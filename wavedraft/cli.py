@@ -70,7 +70,7 @@ def wavedraft() -> None:
 def convert(
     source: Annotated[str, typer.Argument(help="A checkpoint folder, a Hub id, or a GGUF file.")],
     target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
-    draft_length: Annotated[int, typer.Option(help="Tokens drafted at a time, 1 to 64.")] = 8,
+    draft_length: Annotated[int | None, typer.Option(help="Tokens drafted at a time, 1 to 64; by default 8.")] = None,
     mask_token_id: Annotated[int | None, typer.Option(help="Of a model taught to draft elsewhere.")] = None,
     to_ar: Annotated[bool, typer.Option("--to-ar", help="The way back: a TiDAR checkpoint to its stock one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint folder.")] = False,
@@ -80,18 +80,19 @@ def convert(
 ) -> None:
     """Turn a stock autoregressive checkpoint into a TiDAR checkpoint, or back."""
     options: dict[str, Any] = {"overwrite": overwrite, "link": link, "verify": verify, "revision": revision}
+    taught = {"draft_length": draft_length, "mask_token_id": mask_token_id}
     if to_ar:
+        refuse(taught, "is of drafts, and --to-ar leaves them out.")
         result = convert_back(source, target, show_progress=True, **options)
     else:
-        options |= {"draft_length": draft_length, "mask_token_id": mask_token_id}
-        result = convert_checkpoint(source, target, show_progress=True, **options)
+        result = convert_checkpoint(source, target, show_progress=True, **options | taught)
     is_recurrent = result.architecture in ("RecurrentDepthForCausalLM", "OuroForCausalLM")
     kind = "recurrent-depth" if is_recurrent else "stock" if result.tidar_config is None else "TiDAR"
     print(f"{result.target}: {kind} checkpoint of {result.architecture}, {result.num_parameters:,} parameters")
     if result.tidar_config is not None:
         is_inside = result.tidar_config.mask_embedding_id == result.tidar_config.mask_token_id
         place = "of the vocabulary, never generated" if is_inside else "behind the vocabulary"
-        print(f"masks: id {result.tidar_config.mask_token_id}, {place}; drafts of {draft_length}")
+        print(f"masks: id {result.tidar_config.mask_token_id}, {place}; drafts of {result.tidar_config.draft_length}")
         print(f"masks read embedding row {result.tidar_config.mask_embedding_id}: {result.mask_reason}")
     if result.proof is None:
         reason = "larger than 2^30 parameters" if is_recurrent and verify else "--no-verify"
@@ -122,7 +123,9 @@ def generate(
     top_p: Annotated[float | None, typer.Option()] = None,
     min_p: Annotated[float | None, typer.Option()] = None,
     repetition_penalty: Annotated[float | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option(help="For sampling.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="For sampling; of a recurrent-depth model's first states, too.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
     device: Annotated[str | None, typer.Option(help="By default cuda where there is one, else cpu.")] = None,
     raw: Annotated[
@@ -150,14 +153,15 @@ def generate(
         device = device_for(device)
         check_adapter(adapter, model)
         if has_depth := is_recurrent(model):
-            refuse_drafting_keywords(drafting)
+            refuse(drafting, OF_TIDAR)
             parallel, plain = recurrent_keywords(model, depth | {"draft_length": draft_length}, options)
-        elif given := [f"--{name.replace('_', '-')}" for name, value in depth.items() if value is not None]:
-            raise ValueError(f"{given[0]} is for recurrent-depth models, but {model} is none.")
         else:
+            refuse(depth, f"is for recurrent-depth models, but {model} is none.")
             parallel = {**options, "draft_length": draft_length, **drafting}
             plain = {**options, "draft_length": 0}
         check_keywords(model, parallel)
+        if not has_depth and temperature:
+            seed_plain_decoding(plain, parallel)
         tokenizer = AutoTokenizer.from_pretrained(model)
         encoded = [encode_prompt(tokenizer, prompt, raw) for prompt in prompts]
         loaded = load(model, dtype, device, adapter)
@@ -203,9 +207,8 @@ def chat(
         if is_recurrent(model):
             depth = {"policy": policy, "preset": None, "num_recurrences": None, "draft_length": draft_length}
             options, _ = recurrent_keywords(model, depth, options)
-        elif policy is not None:
-            raise ValueError(f"--policy is for recurrent-depth models, but {model} is none.")
         else:
+            refuse({"policy": policy}, f"is for recurrent-depth models, but {model} is none.")
             options["draft_length"] = draft_length
         check_keywords(model, options)
         tokenizer = AutoTokenizer.from_pretrained(model)
@@ -251,9 +254,22 @@ def drafting_keywords(num_branches: str | None, exact: str | None) -> dict[str, 
     return {name: value for name, value in (("num_branches", branches), ("exact", exact)) if value is not None}
 
 
-def refuse_drafting_keywords(drafting: dict[str, Any]) -> None:
-    for name in drafting:
-        raise ValueError(f"--{name.replace('_', '-')} is TiDAR's. A recurrent-depth model takes --policy.")
+def refuse(options: dict[str, Any], reason: str) -> None:
+    """Raises where one of these options, that would do nothing, was given."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} {reason}")
+
+
+OF_TIDAR = "is TiDAR's. A recurrent-depth model takes --policy."
+
+
+def seed_plain_decoding(plain: dict[str, Any], parallel: dict[str, Any]) -> None:
+    """Seeds the global generator, which plain decoding draws from, in place of the keyword, which it has not."""
+    if "seed" in plain:
+        torch.manual_seed(plain.pop("seed"))
+        if parallel["draft_length"] == 0:
+            parallel.pop("seed")
 
 
 def recurrent_keywords(model: str, depth: dict[str, Any], options: dict[str, Any]) -> tuple[dict, dict]:
@@ -381,7 +397,7 @@ def train(
     ],
     output: Annotated[Path, typer.Argument(help="The folder for checkpoints and the result.")],
     eval_prompts: Annotated[Path | None, typer.Option(help="JSONL prompts to decode before and after.")] = None,
-    num_eval_prompts: Annotated[int, typer.Option(min=1)] = 10,
+    num_eval_prompts: Annotated[int, typer.Option(min=1, help="Of --eval-prompts.")] = 10,
     split: Annotated[str, typer.Option(help="Of a dataset that has several.")] = "train",
     streaming: Annotated[bool, typer.Option("--streaming", help="Read rows as training comes to them.")] = False,
     mode: Annotated[
@@ -406,7 +422,7 @@ def train(
     ] = None,
     patience: Annotated[int | None, typer.Option(help="End after so many evaluations without a better one.")] = None,
     report_to: Annotated[str, typer.Option(help="Where else to log: tensorboard, wandb, ...")] = "none",
-    save_steps: Annotated[int, typer.Option(min=1)] = 100,
+    save_steps: Annotated[int, typer.Option(min=1, help="Where there are no --eval-steps.")] = 100,
     bf16: Annotated[bool, typer.Option("--bf16", help="Half the memory, and faster where the machine has it.")] = False,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="The base, by bitsandbytes.")] = False,
     load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="The base, by bitsandbytes.")] = False,
@@ -447,7 +463,9 @@ def audit(
     draft_length: Annotated[int | None, typer.Option(min=1, help="Tokens drafted at a time (TiDAR).")] = None,
     num_branches: NumBranches = None,
     exact: Exact = None,
-    policy: Annotated[str, typer.Option(help="What is audited of a recurrent-depth model.")] = "exact",
+    policy: Annotated[
+        str | None, typer.Option(help="What is audited of a recurrent-depth model; by default exact.")
+    ] = None,
     num_prompts: Annotated[int | None, typer.Option(min=2, help="Only the first so many.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     batch_size: Annotated[int, typer.Option(min=2, help="Prompts in a batch of the noise floor.")] = 8,
@@ -468,8 +486,10 @@ def audit(
         device = device_for(device)
         check_adapter(adapter, model)
         if has_depth := is_recurrent(model):
-            refuse_drafting_keywords(drafting | ({} if draft_length is None else {"draft_length": draft_length}))
-        parallel = {"policy": policy} if has_depth else {"draft_length": draft_length, **drafting}
+            refuse(drafting | {"draft_length": draft_length}, OF_TIDAR)
+        else:
+            refuse({"policy": policy}, f"is for recurrent-depth models, but {model} is none.")
+        parallel = {"policy": policy or "exact"} if has_depth else {"draft_length": draft_length, **drafting}
         check_keywords(model, {"do_sample": False, **parallel})
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
@@ -644,7 +664,7 @@ def regenerate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 192,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 answers greedily.")] = 0.0,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int | None, typer.Option(help="For sampling; by default 0.")] = None,
     max_answer_tokens: Annotated[int | None, typer.Option(help="Stop once the file holds so many.")] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "bfloat16",
 ) -> None:
@@ -656,6 +676,8 @@ def regenerate(
 
     if dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}.")
+    if not temperature:
+        refuse({"seed": seed}, "is for sampling: give a --temperature above 0, or leave it out.")
     rows = list(read_jsonl(prompts))
     with quiet_transformers():
         answering = AutoModelForCausalLM.from_pretrained(model, dtype=DTYPES[dtype]).eval()
@@ -668,7 +690,7 @@ def regenerate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         temperature=temperature,
-        seed=seed,
+        seed=seed or 0,
         max_answer_tokens=max_answer_tokens,
     )
     print(f"{output}: {num_tokens:,} tokens of answers")
