@@ -1,6 +1,7 @@
 """The audit: identical texts are called identical, a difference is found where it is, with its margin."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -134,12 +135,28 @@ def test_tie_safe_decoding_and_fewer_branches_can_be_audited(run, folders):
     options = ("--dtype", "bfloat16", "--exact", "tie-safe", "--num-branches", 2)
     code, out, _ = run(folders / "tidar", *common, *options)
     assert code == 0 and "parallel decoding: 3 of 3 texts identical" in out
+    assert re.search(r"tie-safe costs \d+ forwards and \d+ of one token, [\d.]+ s; without it \d+ forwards", out)
     code, _, err = run(folders / "tidar", *common, "--num-branches", 99)
     assert code == 2 and "num_branches" in err and "99" in err
     code, _, err = run(folders / "tidar", *common, "--exact", "always")
     assert code == 2 and "always" in err
     code, _, err = run(folders / "recurrent", *common, "--exact", "tie-safe")
     assert code == 2 and "--exact is TiDAR's" in err
+
+
+def test_what_tie_safe_costs_is_counted_beside_decoding_without_it():
+    model, prompts = tiny_tidar("qwen3").bfloat16(), prompts_of(3, 7)
+    exact = {"exact": "tie-safe", "tie_margin": 1e9}  # every position is a tie, until forwards are known to agree
+    cost = audit(model, prompts, plain=PLAIN, parallel=exact, max_new_tokens=12).exact_cost
+    found = [
+        [model.generate(ids[None], max_new_tokens=12, return_dict_in_generate=True, **options) for ids in prompts]
+        for options in (exact, {})
+    ]
+    for effort, outputs in zip((cost.effort, cost.effort_without), found, strict=True):
+        assert effort.num_forwards == sum(output.num_forwards for output in outputs)
+        assert effort.seconds > 0
+    assert cost.effort_without.num_tie_forwards == 0
+    assert audit(model, prompts, plain=PLAIN, parallel={}, max_new_tokens=3).exact_cost is None
 
 
 def test_a_missing_file_or_folder_is_named(run, folders):

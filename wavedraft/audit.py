@@ -4,6 +4,7 @@ A forward of many tokens rounds otherwise than a forward of one, and so does a b
 batch is the floor below which a difference says nothing.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,33 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What decoding all prompts took, one at a time.
+
+    Attributes:
+        num_tie_forwards: of one token, that decided near-ties; beside `num_forwards`.
+        seconds: by the clock, prefills included.
+    """
+
+    num_forwards: int = 0
+    num_tie_forwards: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ExactCost:
+    """What `exact` costs and gives: the same prompts without it, in turn with those with it.
+
+    Attributes:
+        without: texts without it, beside those of plain decoding.
+    """
+
+    effort: Effort
+    effort_without: Effort
+    without: Comparison
+
+
+@dataclass(frozen=True)
 class Audit:
     """What `audit` found.
 
@@ -53,17 +81,21 @@ class Audit:
         parallel: parallel decoding, one prompt at a time.
         rebatched: plain decoding in left-padded batches, the noise floor.
         batch_size: prompts in such a batch.
+        exact_cost: of an `exact` mode of parallel decoding; None where it is not in one.
     """
 
     num_tokens: int
     parallel: Comparison
     rebatched: Comparison
     batch_size: int
+    exact_cost: ExactCost | None = None
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
         for name in ("parallel", "rebatched"):
             values[name]["num_identical"] = getattr(self, name).num_identical
+        if self.exact_cost is not None:
+            values["exact_cost"]["without"]["num_identical"] = self.exact_cost.without.num_identical
         return values
 
 
@@ -79,6 +111,8 @@ def audit(
 ) -> Audit:
     """Decodes every prompt greedily three times: plainly, in parallel, and plainly in a batch.
 
+    A fourth time in parallel without `exact`, where that is among the keywords of the second.
+
     Args:
         prompts: ids [P] of each.
         plain, parallel: keywords of `generate` that make it decode plainly, and in parallel.
@@ -93,13 +127,22 @@ def audit(
     if batch_size < 2:
         raise ValueError(f"`batch_size` must be at least 2 (one alone rounds as it does alone), but is {batch_size}.")
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "return_dict_in_generate": True}
-    plain_texts, margins, parallel_texts = [], [], []
+    inexact = {name: value for name, value in parallel.items() if name not in ("exact", "tie_margin")}
+    is_exact = bool(parallel.get("exact"))
+    if is_exact:  # what is tried once for each model is no cost of a text
+        for keywords in (parallel, inexact):
+            _generate(model, prompts[:1], {**options, **keywords, "max_new_tokens": 2})
+    plain_texts, margins, parallel_texts, inexact_texts = [], [], [], []
+    effort = effort_without = Effort()
     for prompt_ids in prompts:
         output = _generate(model, [prompt_ids], {**options, **plain, "output_scores": True})
         plain_texts += _new_ids(model, output, len(prompt_ids))
         margins.append(_margins(output))
-        output = _generate(model, [prompt_ids], {**options, **parallel})
+        output, effort = _timed(model, prompt_ids, {**options, **parallel}, effort)
         parallel_texts += _new_ids(model, output, len(prompt_ids))
+        if is_exact:
+            output, effort_without = _timed(model, prompt_ids, {**options, **inexact}, effort_without)
+            inexact_texts += _new_ids(model, output, len(prompt_ids))
         on_prompt()
 
     rebatched_texts = []
@@ -111,6 +154,9 @@ def audit(
         parallel=_compare(plain_texts, parallel_texts, margins),
         rebatched=_compare(plain_texts, rebatched_texts, margins),
         batch_size=batch_size,
+        exact_cost=(
+            ExactCost(effort, effort_without, _compare(plain_texts, inexact_texts, margins)) if is_exact else None
+        ),
     )
 
 
@@ -162,6 +208,19 @@ def _generate(
     device = model.device
     return model.generate(
         ids.to(device), attention_mask=attention_mask.to(device), pad_token_id=pad_token_id, **options
+    )
+
+
+def _timed(
+    model: PreTrainedModel, prompt_ids: torch.Tensor, options: dict[str, Any], so_far: Effort
+) -> tuple[Any, Effort]:
+    """One prompt's decode, and what all up to it took."""
+    start = time.perf_counter()
+    output: Any = _generate(model, [prompt_ids], options)
+    seconds = time.perf_counter() - start
+    num_forwards, num_tie_forwards = (getattr(output, name, None) or 0 for name in ("num_forwards", "num_tie_forwards"))
+    return output, Effort(
+        so_far.num_forwards + num_forwards, so_far.num_tie_forwards + num_tie_forwards, so_far.seconds + seconds
     )
 
 

@@ -521,6 +521,14 @@ def audit(
             plain_word, word = ("the end" if one is None else repr(tokenizer.decode([one])) for one in ids)
             place = f"prompt {mismatch.prompt + 1}, token {mismatch.position + 1}"
             print(f"  {place}: {word} instead of {plain_word}, {margin}")
+    if (cost := found.exact_cost) is not None:
+        with_it, without = cost.effort, cost.effort_without
+        print(
+            f"\n{exact} costs {with_it.num_forwards} forwards and {with_it.num_tie_forwards} of one token, "
+            f"{with_it.seconds:.1f} s; without it {without.num_forwards} forwards, {without.seconds:.1f} s "
+            f"({with_it.seconds / without.seconds:.2f}x), {cost.without.num_identical} of {cost.without.num_texts} "
+            f"texts identical"
+        )
 
 
 @app.command()
