@@ -111,6 +111,13 @@ class RecurrentGenerationMixin(Stock):
                 self.config, rows * num_beams, max_cache_length, stored, self.dtype, device_of(self)
             )
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Never: transformers' paged cache keeps one recurrence of a layer."""
+        raise ValueError(
+            "Continuous batching (`generate_batch`, `transformers serve --continuous-batching`) must be left out for "
+            "recurrent-depth models: its pages hold one recurrence of a layer. `generate` takes ragged batches."
+        )
+
     def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config: GenerationConfig) -> bool:
         """Never: a static cache compiles the three parts, not the forward, which would hold as many copies of the core
         as there are recurrences."""

@@ -105,6 +105,11 @@ class TiDARGenerationMixin(Stock):
         logits_processor = self._without_mask_token(logits_processor, options, input_ids.device)
         return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own: its paged loop reads every row one token at a time."""
+        logger.warning_once("Decoding without drafts: continuous batching has a loop of its own. The text is the same.")
+        return super().init_continuous_batching(*args, **kwargs)
+
     @staticmethod
     def _without_mask_token(
         logits_processor: LogitsProcessorList, options: TiDAROptions, device: torch.device

@@ -8,12 +8,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from test_generate_contract import LETTERS, letter_tokenizer
-from transformers import AutoModelForCausalLM, pipeline
+from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from recurrent_golden import random_model
-from tiny_tidar import random_prompts, tiny_tidar
+from tiny_tidar import VOCAB_SIZE, random_prompts, tiny_tidar
 from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM
 from wavedraft.generation import tidar
+from wavedraft.modeling_tidar import generation_tidar
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
 TEXTS = ["abc", "hijklm", "ba"]
@@ -179,3 +181,17 @@ def test_importing_us_changes_nothing_but_the_two_registered_configs(tmp_path):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(IMPORT)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not done.stdout
+
+
+def test_continuous_batching_is_plain_decoding_or_refused(monkeypatch):
+    said, model, prompts = [], tiny_tidar(), random_prompts(2, 5)
+    monkeypatch.setattr(generation_tidar.logger, "warning_once", said.append)
+    config = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=VOCAB_SIZE, pad_token_id=0)
+    pages = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=32)  # else they are as many as memory holds
+    keywords = {"generation_config": config, "continuous_batching_config": pages, "warmup": False}
+    found = model.generate_batch(prompts.tolist(), **keywords)
+    expected = model.generate(prompts, max_new_tokens=6, do_sample=False)[:, 5:].tolist()
+    assert [request.generated_tokens for request in found.values()] == expected
+    assert "Decoding without drafts: continuous batching" in said[0]
+    with pytest.raises(ValueError, match="must be left out for recurrent-depth models"):
+        random_model().generate_batch([[5, 6, 7]], **keywords)
