@@ -1,9 +1,9 @@
 """Diffusion forcing for recurrent-depth models: the wavefront adds headway, recurs, freezes (arXiv 2510.14961).
 
 Corrected where the published code errs (`reference_wavefront` keeps that): only a run from the left freezes; a token
-only if its own state was computed from it; states are compared at the same position; a cap on recurrences forces
-progress; a position's first embedding is taken whole; sampling noise is drawn once a position, so that a token moves
-only when its scores do; rows end at their end.
+only if its own state was computed from it; states are compared at the same position; a position that does not come to
+rest is begun anew, behind frozen tokens, and freezes at full depth; a position's first embedding is taken whole;
+sampling noise is drawn once a position, so that a token moves only when its scores do; rows end at their end.
 
 A rows, W wavefront positions, E channels, V vocabulary.
 """
@@ -11,7 +11,14 @@ A rows, W wavefront positions, E channels, V vocabulary.
 import torch
 
 from .draws_recurrent import STATE_NOISE
-from .freezing import count_frozen, fixed_recurrences, latent_acceleration, latent_difference, token_stability
+from .freezing import (
+    count_frozen,
+    fixed_recurrences,
+    is_resting,
+    latent_acceleration,
+    latent_difference,
+    token_stability,
+)
 from .options_recurrent import noise_share
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
 from .session_recurrent import Session
@@ -53,12 +60,13 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         costs.add_step()
         # 5. Freeze. The one moment the host waits for the device.
         predicted_ids, changes = to_host(predicted, change, wavefront.widths)
-        num_frozen = freeze(wavefront, session, predicted_ids, changes)
+        num_frozen, at_rest = freeze(wavefront, session, predicted_ids, changes)
         if options.record_wavefront and transcript.active[0] == 0:
             fed, ids = wavefront.fed_ids[0], predicted_ids[0]
             trace.append(WavefrontStep(wavefront.starts[0], fed, ids, num_frozen[0]))
         record_recurrences(wavefront, session)
         wavefront.advance(num_frozen, predicted_ids)
+        wavefront.begin_anew(at_rest, options.max_recurrences)
         frozen_ids = [ids[:num] for ids, num in zip(predicted_ids, num_frozen, strict=True)]
         session.keep_steps(frozen_ids, logits, scores)
         session.write(frozen_ids)
@@ -120,22 +128,27 @@ def to_host(
 
 def freeze(
     wavefront: Wavefront, session: Session, predicted_ids: list[list[int]], changes: list[list[float]]
-) -> list[int]:
-    """How many tokens each row freezes."""
+) -> tuple[list[int], list[bool]]:
+    """How many tokens each row freezes, and whether the position then its first has come to rest."""
     options = session.options
-    num_frozen = []
+    criterion = options.freeze_criterion
+    num_frozen, at_rest = [], []
     for row, ids in enumerate(predicted_ids):
-        if options.freeze_criterion == "token-stability":
+        fed, ages = wavefront.fed_ids[row], wavefront.ages[row]
+        is_final = [False] * len(fed)
+        is_final[0] = (wavefront.retries[row] or 0) >= options.num_recurrences
+        if criterion == "token-stability":
             patience = options.num_recurrences // options.inner_recurrence
             is_settled = token_stability(wavefront.num_unchanged[row], patience)
-        elif options.freeze_criterion == "fixed":
-            is_settled = fixed_recurrences(wavefront.counts[row], options.num_recurrences)
+        elif criterion == "fixed":
+            is_settled = fixed_recurrences(ages, options.num_recurrences)
         else:
             is_settled = [change < options.exit_threshold for change in changes[row]]
-        is_exhausted = [age >= options.max_recurrences for age in wavefront.ages[row]]
-        fed = wavefront.fed_ids[row]
-        num_frozen.append(count_frozen(fed, ids, is_settled, is_exhausted, options.max_wavefront))
-    return num_frozen
+        is_exhausted = [age >= options.max_recurrences for age in ages]
+        num = count_frozen(fed, ids, is_settled, is_exhausted, is_final, options.max_wavefront)
+        num_frozen.append(num)
+        at_rest.append(is_resting(fed, ids, is_settled if changes[row] else [True] * len(fed), num))
+    return num_frozen, at_rest
 
 
 def record_recurrences(wavefront: Wavefront, session: Session) -> None:

@@ -22,7 +22,7 @@ def token_stability(num_unchanged: list[int], patience: int) -> list[bool]:
 
 
 def fixed_recurrences(num_recurrences: list[int], enough: int) -> list[bool]:
-    """Settled: a position has had `enough` recurrences, whatever its state does."""
+    """Settled: a position has had `enough` recurrences since its token last changed, whatever its state does."""
     return [num >= enough for num in num_recurrences]
 
 
@@ -31,15 +31,17 @@ def count_frozen(
     predicted_ids: list[int],
     is_settled: list[bool],
     is_exhausted: list[bool],
+    is_final: list[bool],
     max_wavefront: int,
 ) -> int:
     """How many tokens one row freezes: the longest run from its left that is final.
 
     Position 0 of the wavefront holds the last frozen token; position i's state predicts the token of position i + 1.
     The token of position i + 1 is final when the states of positions 0 .. i + 1 have settled and its own state was
-    computed from the very token now predicted for it. Where the wavefront has no room for a position i + 1, the state
-    that predicts its token must do. An exhausted position (no more recurrences allowed) freezes its prediction as it
-    is; if that is news to the next position, the run ends there, for what follows was written behind another token.
+    computed from the very token now predicted for it. That state need not settle where it is exhausted (no more
+    recurrences are allowed it) or where the wavefront has no room for it. A position that `is_final` has had all that
+    plain decoding would give it: behind frozen tokens its prediction freezes as it is. A run ends at a token that is
+    news to its position, for what follows was written behind another.
     """
     num_frozen = 0
     while num_frozen < len(predicted_ids):
@@ -47,12 +49,20 @@ def count_frozen(
         has_place = there < len(fed_ids)
         is_unchanged = has_place and fed_ids[there] == predicted_ids[here]
         if has_place:
-            is_final = is_unchanged and is_settled[here] and (is_settled[there] or is_exhausted[there])
+            has_settled = is_unchanged and is_settled[here] and (is_settled[there] or is_exhausted[there])
         else:
-            is_final = is_settled[here] and there >= max_wavefront
-        if not (is_final or is_exhausted[here]):
+            has_settled = is_settled[here] and there >= max_wavefront
+        if not (has_settled or is_final[here]):
             break
         num_frozen = there
         if not is_unchanged:
             break
     return num_frozen
+
+
+def is_resting(fed_ids: list[int], predicted_ids: list[int], is_settled: list[bool], place: int) -> bool:
+    """Whether position `place` has settled, and still predicts what the position behind it was fed, if there is one."""
+    if place >= len(fed_ids):
+        return True
+    has_news = place + 1 < len(fed_ids) and fed_ids[place + 1] != predicted_ids[place]
+    return is_settled[place] and not has_news

@@ -82,9 +82,10 @@ class RecurrentOptions:
         noise_schedule: of that share b at a position with n recurrences: "constant" b, "dampened" b/(1+n), "linear"
             b*(1-n/num_recurrences), "sqrt" b/(1+n) mixed with square roots, which keep the variance.
         freeze_criterion: one of `FREEZE_CRITERIA`, see generation/freezing.py.
-        max_recurrences: a position that has had as many since its token last changed settles as it is, so that no
-            state that never comes to rest can stall a text; where absent, as many as plain decoding gives a token
-            (`num_recurrences`), but not fewer than the paper's 32.
+        max_recurrences: recurrences of a position since its token last changed after which its state is no longer
+            waited for, so that none that never comes to rest can stall a text: the first position of the wavefront is
+            begun anew and freezes at `num_recurrences`, as plain decoding would. Where absent, `num_recurrences`, but
+            not fewer than the paper's 32.
         draft_recurrences: depths at which a token is drafted, then redrafted ("exact": any number of them, rising,
             below full depth; "self-speculative": one).
         draft_length: tokens drafted for one verification ("self-speculative").
@@ -246,7 +247,7 @@ class RecurrentOptions:
         """Recurrences the cache keeps of each token."""
         if self.kv_cache == EVERY_RECURRENCE:
             return self.num_recurrences
-        return 1 if self.kv_cache == LATEST_ONLY else int(self.kv_cache)
+        return 1 if self.kv_cache == LATEST_ONLY else min(int(self.kv_cache), self.num_recurrences)
 
 
 def _check(name: str, holds: bool, value: Any, allowed: str, reason: str = "the choices there are") -> None:

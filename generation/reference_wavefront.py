@@ -22,30 +22,27 @@ class ReferenceChoice:
         self.do_sample = do_sample
         self.generator = generator
 
-    def __call__(self, ids: list[int], logits: torch.Tensor) -> list[int]:
-        """Tokens for logits [n, V], the last of which stand behind all of `ids`, the others behind one less each."""
+    def __call__(self, frozen_ids: list[int], logits: torch.Tensor) -> list[int]:
+        """Tokens for logits [n, V], each processed behind the frozen tokens, wherever it stands (HABIT)."""
         if self.processors:
-            prefixes = [ids[: len(ids) - len(logits) + 1 + i] for i in range(len(logits))]
-            logits = torch.cat(
-                [
-                    self.processors(torch.tensor([prefix], device=logits.device), row[None])
-                    for prefix, row in zip(prefixes, logits, strict=True)
-                ]
-            )
+            logits = self.processors(torch.tensor([frozen_ids], device=logits.device).expand(len(logits), -1), logits)
         if self.do_sample:
             return torch.multinomial(logits.softmax(-1), 1, generator=self.generator)[:, 0].tolist()
         return logits.argmax(dim=-1).tolist()
 
 
 class ReferenceFreezing:
-    """The published freeze criteria, which look at one decode step's states beside the one before."""
+    """The published freeze criteria, which look at one decode step's states beside the ones before.
+
+    HABIT: earlier states were kept without the positions frozen since, but are counted from where the wavefront began
+    then: after n tokens froze, a position is compared with the one n places on.
+    """
 
     def __init__(self, options: RecurrentOptions):
         self.options = options
         self.patience = options.num_recurrences // options.inner_recurrence
-        self.previous_states: torch.Tensor | None = None
-        self.shift = 0
-        self.previous_velocity: tuple[int, torch.Tensor] | None = None
+        self.kept: list[tuple[int, torch.Tensor]] = []  # of the latest two steps: where they began, what they kept
+        self.velocity: torch.Tensor | None = None
         self.num_unchanged: dict[int, int] = {}
 
     def last_settled(
@@ -57,27 +54,32 @@ class ReferenceFreezing:
             return min(self.options.headway, num_new) if step > self.patience else None
         if criterion == "token-stability":
             return self._last_stable(start, len(states), old_ids, ids)
-        if self.previous_states is None:
+        if not self.kept:
             return None
-        # HABIT: the earlier states were kept without the positions frozen since, but are counted from the old start:
-        # after n tokens froze, a position is compared with the one n places on.
-        previous = self.previous_states[self.shift :]
-        overlap = min(len(states), len(previous))
+        (states, previous, *earlier), overlap = self._aligned(start, states)
         if criterion == "latent-difference":
-            change = latent_difference(states[:overlap], previous[:overlap])
+            change = latent_difference(states, previous)
+        elif criterion == "latent-acceleration-1":
+            # HABIT: movements are compared place by place, whatever froze between them.
+            velocity, old_velocity = states - previous, self.velocity
+            self.velocity = velocity
+            overlap = 0 if old_velocity is None else min(overlap, len(old_velocity))
+            old_velocity = velocity[:0] if old_velocity is None else old_velocity[:overlap]
+            change = latent_acceleration(states[:overlap], velocity[:overlap], old_velocity)
+        elif earlier:
+            bend = states - 2 * previous + earlier[0]
+            change = bend.norm(dim=-1) / (states.norm(dim=-1) + 1e-6)
         else:
-            change = self._acceleration(start, states, states[:overlap] - previous[:overlap])
+            return None
         settled = (change < self.options.exit_threshold).nonzero().flatten().tolist()
         return settled[-1] if settled else None
 
-    def _acceleration(self, start: int, states: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
-        earlier, self.previous_velocity = self.previous_velocity, (start, velocity)
-        if earlier is None:
-            return velocity.new_zeros(0)
-        earlier_start, earlier_velocity = earlier
-        earlier_velocity = earlier_velocity[start - earlier_start :]
-        overlap = min(len(velocity), len(earlier_velocity))
-        return latent_acceleration(states[:overlap], velocity[:overlap], earlier_velocity[:overlap])
+    def _aligned(self, start: int, states: torch.Tensor) -> tuple[list[torch.Tensor], int]:
+        """The states, and those kept of the step before (and, for a second difference, the one before that)."""
+        num_earlier = 2 if self.options.freeze_criterion == "latent-acceleration-2" else 1
+        rows = [states, *(kept[start - begun :] for begun, kept in reversed(self.kept[-num_earlier:]))]
+        overlap = min(map(len, rows))
+        return [row[:overlap] for row in rows], overlap
 
     def _last_stable(self, start: int, width: int, old_ids: list[int], ids: list[int]) -> int | None:
         settled = None
@@ -89,10 +91,9 @@ class ReferenceFreezing:
                 settled = position - start
         return settled
 
-    def keep(self, states: torch.Tensor, num_frozen: int) -> None:
-        """Remember what the next step is compared with."""
-        self.previous_states = states
-        self.shift = num_frozen
+    def keep(self, start: int, states: torch.Tensor) -> None:
+        """Remember what is left of a step that began at `start`, for the next ones."""
+        self.kept = [*self.kept[-1:], (start, states)]
 
 
 @torch.no_grad()
@@ -129,7 +130,7 @@ def decode_reference(
     counts = [num_recurrences] * len(frozen)  # HABIT: the first new position counts the prompt's recurrences as its own
     blank = torch.zeros(1, 1, model.config.n_embd, dtype=model.dtype, device=device)
     states = draw(blank)
-    old_embeds = None
+    old_embeds, num_looked_at = None, 0
 
     while len(frozen) - len(prompt) < max_new_tokens and len(ids) <= model.config.block_size:
         width = states.shape[1]
@@ -148,7 +149,7 @@ def decode_reference(
             costs.add_core_pass(width, [0])
         for position in range(start, start + width):
             counts[position] += options.inner_recurrence
-        new_ids = choose(ids[: start + width], model.coda(states, window)[0, len(frozen) - 1 - start :])
+        new_ids = choose(frozen, model.coda(states, window)[0, len(frozen) - 1 - start :])
         old_ids, ids = ids, frozen + new_ids
 
         # Headway, cut where the wavefront is full.
@@ -164,17 +165,23 @@ def decode_reference(
         if last is not None:
             before, frozen = len(frozen), ids[: start + last + 1]
             newly_frozen = frozen[before:]
-            start, states = start + last, states[:, last:]
+            states = states[:, last:]
         old_embeds = mixed[:, num_frozen:]
-        freezing.keep(states[0], num_frozen)
+        freezing.keep(start, states[0])
+        start += num_frozen
         if streamer is not None and newly_frozen:
             streamer.put(torch.tensor(newly_frozen))
-        if costs.num_steps > options.max_steps:
+        # HABIT: the end of the text is looked for late, and only among the tokens frozen in this very step (the first
+        # that freezes any stands for all before it, the prompt too), or in the last one where no states are compared.
+        if options.freeze_criterion.startswith("latent"):
+            looked_at = frozen[num_looked_at:] if last is not None else []
+            num_looked_at += len(looked_at)
+        else:
+            looked_at = frozen[-options.headway :]
+        has_ended = costs.num_steps > num_recurrences and not eos_token_ids.isdisjoint(looked_at)
+        if has_ended or costs.num_steps > options.max_steps:
             break
         costs.add_step()
-        # HABIT: the end of the text is looked for late, and only among the tokens frozen in this very step.
-        if costs.num_steps > num_recurrences + 1 and eos_token_ids.intersection(newly_frozen):
-            break
 
     places = range(len(frozen) - len(prompt))
     costs.recurrences[0] = {place: (counts[len(prompt) + place :] or [0])[0] for place in places}

@@ -26,6 +26,7 @@ class Wavefront:
         velocity: [A, W, E] how the step before moved the states, None before the first.
         noise: [A, W, V] what sampling adds to the scores a position predicts by; drawn once a position.
         num_seen: positions of each row that took part in the step before.
+        retries: recurrences each row's position 0 has had since it was begun anew, None where it was not.
     """
 
     def __init__(self, starts: list[int], first_ids: list[int], device: torch.device):
@@ -36,6 +37,7 @@ class Wavefront:
         self.ages = [[0] for _ in starts]
         self.num_unchanged = [[0] for _ in starts]
         self.num_seen = [0] * len(starts)
+        self.retries: list[int | None] = [None] * len(starts)
         self.states: torch.Tensor | None = None
         self.embeds: torch.Tensor | None = None
         self.velocity: torch.Tensor | None = None
@@ -63,6 +65,7 @@ class Wavefront:
     def fit(self, width: int, draw_states: Callable, draw_noise: Callable | None) -> None:
         """Widens the tensors to `width` positions. States and noise, [n, ...], are drawn for those that begin."""
         begun = [(row, place) for row, end in enumerate(self.widths) for place in range(self.num_seen[row], end)]
+        begun += [(row, 0) for row, retried in enumerate(self.retries) if retried == 0]
         rows, places = [row for row, _ in begun], [place for _, place in begun]
         positions = [self.starts[row] + place for row, place in begun]
         for name, draw in (("states", draw_states), ("noise", draw_noise)):
@@ -109,6 +112,7 @@ class Wavefront:
         """Counts `num` more recurrences of every position."""
         self.counts = [[count + num for count in counts] for counts in self.counts]
         self.ages = [[age + num for age in ages] for ages in self.ages]
+        self.retries = [None if retried is None else retried + num for retried in self.retries]
 
     def advance(self, num_frozen: list[int], predicted_ids: list[list[int]]) -> None:
         """Lets go of each row's first `num_frozen` positions and feeds the others what is now predicted for them."""
@@ -121,8 +125,16 @@ class Wavefront:
             self.counts[row] = self.counts[row][num:]
             self.num_seen[row] = len(self.fed_ids[row])
             self.starts[row] += num
+            self.retries[row] = None if num else self.retries[row]
         self.next_ids = [ids[-1] for ids in predicted_ids]
         self._shift(num_frozen)
+
+    def begin_anew(self, at_rest: list[bool], max_recurrences: int) -> None:
+        """Gives a row's position 0 its initial state again, where it has had its recurrences and is not at rest."""
+        for row, rests in enumerate(at_rest):
+            is_exhausted = bool(self.ages[row]) and self.ages[row][0] >= max_recurrences
+            if is_exhausted and not rests and self.retries[row] is None:
+                self.retries[row] = 0
 
     def _shift(self, num_frozen: list[int]) -> None:
         kept = max(self.num_seen)
@@ -140,7 +152,7 @@ class Wavefront:
 
     def keep_rows(self, places: list[int]) -> None:
         """Keeps the rows at `places`, drops the rest."""
-        for name in ("starts", "fed_ids", "counts", "ages", "num_unchanged", "num_seen", "next_ids"):
+        for name in ("starts", "fed_ids", "counts", "ages", "num_unchanged", "num_seen", "retries", "next_ids"):
             setattr(self, name, [getattr(self, name)[place] for place in places])
         kept = max(self.num_seen)  # the widest row may be gone
         for name in ("states", "embeds", "noise", "velocity"):

@@ -63,6 +63,12 @@ class RecurrentDepthConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         """Fill the derived fields that older configs leave out, then check that this package can run the model."""
         kwargs.setdefault("rope_theta", self.rope_base)
+        if kwargs.get("test_time_noise"):
+            raise ValueError(
+                f"`test_time_noise` must be 0 or absent, as in Huginn-0125 (no noise at every recurrence of every "
+                f"forward), but config.json says {kwargs['test_time_noise']}. Set it to 0, and pass `state_noise` to "
+                f"`generate` where diffusion forcing is to have some."
+            )
         super().__post_init__(**kwargs)
         if self.head_dim is None:
             self.head_dim = self.n_embd // self.n_heads

@@ -131,10 +131,10 @@ class RecurrentRMSNorm(nn.Module):
 class RecurrentMLP(nn.Module):
     """Gated MLP: proj(silu(g) * u), g and u the halves of one projection."""
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, bias: bool = False):
         super().__init__()
-        self.fc = nn.Linear(config.n_embd, 2 * config.intermediate_size, bias=config.bias)
-        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.bias)
+        self.fc = nn.Linear(config.n_embd, 2 * config.intermediate_size, bias=bias)
+        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[..., E] to [..., E]."""

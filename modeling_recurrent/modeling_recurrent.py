@@ -43,9 +43,9 @@ class RecurrentAttention(nn.Module):
         assert config.head_dim is not None  # the config fills it
         self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5
-        self.Wqkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.Wqkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # `config.bias` is the adapter's alone
         self.qk_bias = nn.Parameter(torch.zeros(2, 1, config.n_heads, config.head_dim)) if config.qk_bias else None
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int) -> torch.Tensor:
         """[B, T, E] to [B, T, E], storing keys and values in the window's cache if it has one."""

@@ -37,7 +37,7 @@ class PreNormBlock(GradientCheckpointingLayer):
         self.norm_1 = RecurrentRMSNorm(config.n_embd, config.norm_eps)
         self.attn = GroupedAttention(config, layer_idx, has_qk_norm=False)
         self.norm_2 = RecurrentRMSNorm(config.n_embd, config.norm_eps)
-        self.mlp = RecurrentMLP(config)
+        self.mlp = RecurrentMLP(config, config.bias)
 
     def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int = 1) -> torch.Tensor:
         """[B, T, E] to [B, T, E]."""
@@ -52,7 +52,7 @@ class PostNormBlock(GradientCheckpointingLayer):
         super().__init__()
         self.attn = GroupedAttention(config, layer_idx, has_qk_norm=True)
         self.norm_1 = RecurrentRMSNorm(config.n_embd, config.norm_eps)
-        self.mlp = RecurrentMLP(config)
+        self.mlp = RecurrentMLP(config, config.bias)
         self.norm_2 = RecurrentRMSNorm(config.n_embd, config.norm_eps)
 
     def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int = 1) -> torch.Tensor:

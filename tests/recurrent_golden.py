@@ -77,7 +77,7 @@ def random_model(seed: int = 0, **changes) -> RecurrentDepthForCausalLM:
 
 def keywords(params: dict) -> dict:
     """The fixture's parameter names as our keywords of `generate`."""
-    caches = {"full": "every-recurrence", "latest-m4-compress-s4": "latest-only", "latest-m4-compress-s8": 2}
+    schedule = "dampened" if params.get("dampened_state_mixer", True) else "constant"
     return {
         "policy": "diffusion-forcing",
         "init_scale": records()["meta"]["init_scale"],
@@ -87,11 +87,22 @@ def keywords(params: dict) -> dict:
         "embedding_ema": params["ema_embeds"],
         "max_wavefront": params["max_wavefront"],
         "state_noise": params["state_noise_mixing"],
-        "noise_schedule": "dampened" if params.get("dampened_state_mixer", True) else "constant",
+        "noise_schedule": "sqrt" if params.get("sqrt_mixer") else schedule,
         "freeze_criterion": params["freeze_strategy"].replace("latent-diff", "latent-difference"),
         "headway": params["headway"],
-        "kv_cache": caches[params["cache_lookup_strategy"]],
+        "kv_cache": kv_cache_of(params["cache_lookup_strategy"]),
     }
+
+
+def kv_cache_of(strategy: str) -> str | int:
+    """The reference's name for what its cache keeps, as ours: "compress-sN" keeps N slots for the core's layers."""
+    if "-compress-s" not in strategy:
+        return "every-recurrence"  # "full", and what is the same where no recurrence is missing
+    num_recurrences, rest = divmod(
+        int(strategy.rsplit("-s", 1)[1]), records()["meta"]["config"]["n_layers_in_recurrent_block"]
+    )
+    assert num_recurrences and not rest, "the reference mixes up its layers' keys and values here"
+    return "latest-only" if num_recurrences == 1 else num_recurrences
 
 
 def new_tokens(model, prompt: str, num: int, **options) -> list[int]:

@@ -6,6 +6,7 @@ import torch
 from wavedraft.generation.freezing import (
     count_frozen,
     fixed_recurrences,
+    is_resting,
     latent_acceleration,
     latent_difference,
     token_stability,
@@ -39,21 +40,42 @@ CASES = {
     "an unsettled position holds back those behind it": ("abcd", "bcde", [YES, NO, YES, YES], [NO] * 4, 0),
     "a token needs its own state settled": ("abcd", "bcde", [YES, YES, NO, NO], [NO] * 4, 1),
     "an unsettled last frozen token holds back all": ("abcd", "bcde", [NO, YES, YES, YES], [NO] * 4, 0),
-    "an exhausted position counts as settled": ("abcd", "bcde", [YES, NO, YES, NO], [NO, YES, NO, NO], 2),
-    "an exhausted position freezes what it predicts": ("abcd", "xcde", [NO] * 4, [YES, NO, NO, NO], 1),
-    "what follows a changed token is not frozen with it": ("abcd", "xcde", [YES] * 4, [YES] * 4, 1),
+    "an exhausted position is not waited for": ("abcd", "bcde", [YES, NO, YES, NO], [NO, YES, NO, NO], 1),
+    "but what it predicts is": ("abcd", "bcde", [NO] * 4, [YES] * 4, 0),
     "the token behind the wavefront waits for its own state": ("a", "b", [YES], [NO], 0),
-    "unless it is exhausted": ("a", "b", [NO], [YES], 1),
 }
+FINAL_CASES = {
+    "a final position freezes what it predicts": ("abcd", "xcde", [YES, NO, NO, NO], 1),
+    "behind frozen tokens only": ("abcd", "bcde", [NO, YES, YES, YES], 0),
+    "what follows a changed token is not frozen with it": ("abcd", "xcde", [YES] * 4, 1),
+    "all are": ("abcd", "bcde", [YES] * 4, 4),
+    "no position behind it is needed": ("a", "b", [YES], 1),
+}
+
+
+def letters(*texts):
+    return [list(map(ord, text)) for text in texts]
 
 
 @pytest.mark.parametrize(("fed", "predicted", "settled", "exhausted", "expected"), CASES.values(), ids=list(CASES))
 def test_only_a_final_run_from_the_left_freezes(fed, predicted, settled, exhausted, expected):
-    ids = [list(map(ord, text)) for text in (fed, predicted)]
-    assert count_frozen(*ids, settled, exhausted, max_wavefront=128) == expected
+    assert count_frozen(*letters(fed, predicted), settled, exhausted, [NO] * 4, max_wavefront=128) == expected
+
+
+@pytest.mark.parametrize(("fed", "predicted", "final", "expected"), FINAL_CASES.values(), ids=list(FINAL_CASES))
+def test_final_positions_freeze_in_order_whatever_their_states_do(fed, predicted, final, expected):
+    assert count_frozen(*letters(fed, predicted), [NO] * 4, [NO] * 4, final, max_wavefront=128) == expected
 
 
 def test_a_wavefront_without_room_freezes_what_its_last_settled_state_predicts():
-    assert count_frozen([1], [2], [True], [False], max_wavefront=1) == 1
-    assert count_frozen([1, 2], [2, 3], [True, True], [False, False], max_wavefront=2) == 2
-    assert count_frozen([1, 2], [2, 3], [True, False], [False, False], max_wavefront=2) == 0
+    assert count_frozen([1], [2], [YES], [NO], [NO], max_wavefront=1) == 1
+    assert count_frozen([1, 2], [2, 3], [YES, YES], [NO, NO], [NO, NO], max_wavefront=2) == 2
+    assert count_frozen([1, 2], [2, 3], [YES, NO], [NO, NO], [NO, NO], max_wavefront=2) == 0
+
+
+def test_a_position_rests_when_it_has_settled_and_has_no_news_for_the_one_behind_it():
+    assert is_resting(*letters("ab", "bc"), [YES, NO], 0)
+    assert not is_resting(*letters("ab", "xc"), [YES, NO], 0)
+    assert not is_resting(*letters("ab", "bc"), [YES, NO], 1)
+    assert is_resting(*letters("ab", "bc"), [YES, YES], 1)
+    assert is_resting(*letters("ab", "bc"), [NO, NO], 2)  # a position that has not begun

@@ -6,6 +6,8 @@ In fp64, so that rounding errors, which differ between a row alone and in a batc
 import random
 
 import pytest
+import torch
+from plain_wavefront import PlainRaven, published_run
 from test_decode_recurrent import left_padded
 
 from recurrent_golden import random_model
@@ -105,3 +107,69 @@ def test_a_lossy_row_is_the_row_alone_ends_in_time_and_is_the_same_in_few_shapes
         for together in (texts(model, prompts, num_new, seed=3, **form) for form in (options, static)):
             assert [until(row, end) for row in together] == alone, options
         assert texts(model, prompts[:1], num_new, seed=3, **static) == alone[:1], options
+
+
+def drawn_published(draw: random.Random) -> dict:
+    """Settings of the published sampler; a wavefront that is full stops its fixed rule with an error."""
+    criterion = draw.choice(["latent-difference", "latent-acceleration-1", "latent-acceleration-2"] * 2 + HOST_CRITERIA)
+    num_recurrences = draw.choice([1, 4, 9, 32])
+    return {
+        "num_recurrences": num_recurrences,
+        "inner_recurrence": min(num_recurrences, draw.choice([1, 2, 3, 4, 8])),
+        "exit_threshold": draw.choice([0.03, 0.1, 0.3, 0.8, 1e9]),
+        "embedding_ema": draw.choice([0.0, 0.1, 0.5]),
+        "state_noise": draw.choice([0.0, 0.0, 0.5]),
+        "noise_schedule": draw.choice(["constant", "dampened", "sqrt"]),
+        "max_wavefront": 128 if criterion == "fixed" else draw.choice([2, 3, 8, 128]),
+        "freeze_criterion": criterion,
+    }
+
+
+HOST_CRITERIA = ["token-stability", "fixed"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_reference_compat_is_the_published_loop(seed):
+    draw = random.Random(200 + seed)
+    num_heads, head_dim = draw.choice([(1, 4), (2, 6), (4, 4)])
+    fields = {
+        "n_embd": num_heads * head_dim,
+        "n_heads": num_heads,
+        "vocab_size": draw.choice([5, 37, 300]),
+        "n_layers_in_prelude": draw.choice([1, 2]),
+        "n_layers_in_recurrent_block": draw.choice([1, 2, 3]),
+        "n_layers_in_coda": draw.choice([1, 2]),
+        "tie_embeddings": draw.random() < 0.5,
+        "qk_bias": draw.random() < 0.7,
+        "block_size": draw.choice([20, 60]),
+    }
+    model = random_model(draw.randrange(1000), **fields).double()
+    with torch.no_grad():
+        model.transformer["adapter"].weight.mul_(draw.choice([0.3, 0.6, 1.0]))  # states that settle, and that do not
+    weights = {**model.state_dict(), "lm_head.weight": model.lm_head.weight}
+    for _ in range(4):
+        prompt = [draw.randrange(model.config.vocab_size) for _ in range(draw.choice([1, 3, 7]))]
+        options, num_new = drawn_published(draw), draw.choice([1, 4, 12])
+        kv_cache = draw.choice(["every-recurrence", "latest-only", 2])
+        num_slots = {"every-recurrence": None, "latest-only": 1}.get(kv_cache, kv_cache)
+        num_new = min(num_new, model.config.block_size - len(prompt))
+        ends = {"eos_token_id": draw.randrange(model.config.vocab_size)} if draw.random() < 0.7 else {}
+        common = {"policy": "diffusion-forcing", "reference_compat": True, "init_scale": 0.0, "max_steps": 50}
+        output = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=num_new,
+            return_dict_in_generate=True,
+            kv_cache=kv_cache,
+            **common,
+            **options,
+            **ends,
+        )
+
+        raven = PlainRaven(weights, vars(model.config), num_slots and num_slots * fields["n_layers_in_recurrent_block"])
+        expected = published_run(raven, prompt, num_new, eos_token_ids=tuple(ends.values()), max_steps=50, **options)
+
+        assert output.sequences[0, len(prompt) :].tolist() == expected["tokens"], options
+        assert output.num_steps == expected["num_steps"], options
+        assert output.num_core_passes == expected["num_core_passes"]
+        assert output.num_positions == expected["num_positions"]
+        assert output.recurrences_per_position[0].tolist() == expected["recurrences"]

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from recurrent_golden import common_prefix, golden_model, keywords, new_tokens, prompt_ids, records
+from recurrent_golden import common_prefix, golden_model, keywords, kv_cache_of, new_tokens, prompt_ids, records
 
 DF = list(enumerate(records()["df"]))
 
@@ -24,14 +24,13 @@ def plain_text(variant: str, prompt: str, num_recurrences: int, num_new: int) ->
     "record", records()["ar"], ids=lambda r: f"{r['variant']}-{r['prompt']}-{r['num_steps']}-{r['cache']}"
 )
 def test_plain_decoding_writes_the_references_text(record):
-    kv_cache = {"full": "every-recurrence", "latest-m4-compress-s4": "latest-only"}[record["cache"]]
     tokens = new_tokens(
         golden_model(record["variant"]),
         record["prompt"],
         len(record["tokens"]),
         num_recurrences=record["num_steps"],
         init_scale=0.0,
-        kv_cache=kv_cache,
+        kv_cache=kv_cache_of(record["cache"]),
     )
     assert tokens == record["tokens"]
 
@@ -74,7 +73,10 @@ def reference_run(record: dict, **options):
     return golden_model(record["variant"]).generate(ids, **common, **keywords(record["params"]), **options)
 
 
-@pytest.mark.parametrize("record", [r for r in DF if not r[1]["stalled"]], ids=name)
+# Of the stalled runs, 400 steps each, those of narrow wavefronts.
+@pytest.mark.parametrize(
+    "record", [r for r in DF if not r[1]["stalled"] or r[1]["params"]["max_wavefront"] < 128], ids=name
+)
 def test_reference_compat_repeats_the_reference_exactly(record):
     _, record = record
     output = reference_run(record, max_steps=400)

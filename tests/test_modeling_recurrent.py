@@ -196,6 +196,7 @@ def test_initial_states_follow_their_scale_and_generator():
     ("change", "words"),
     [
         ({"injection_type": "add"}, "injection_type"),
+        ({"test_time_noise": 0.1}, "`test_time_noise` must be 0"),
         ({"head_dim": 5}, "head_dim"),
         ({"mean_recurrence": 0}, "mean_recurrence"),
     ],
