@@ -86,8 +86,8 @@ def decode_tidar(
     # 1. Prefill: the prompt decides the first token, and one block of masks drafts what follows it.
     target_logits = forward.prefill(input_ids, position_ids)
     decided_ids, num_decided = choice.first(target_logits)
-    block = torch.full_like(num_decided, 0 if forward.num_blocks else -1)
-    counts, blocks = transcript.extend(decided_ids, num_decided, block, (target_logits, choice.target_scores))
+    first_mask, num_masks = forward.drafts_behind(num_decided)
+    counts, masks = transcript.extend(decided_ids, num_decided, num_masks, (target_logits, choice.target_scores))
     plan = Plan(draft_length, int(options.num_branches) if not is_auto else draft_length)
     pace = pace_of(forward, draft_length) if is_auto else None
     while places := transcript.drop_ended():
@@ -95,18 +95,17 @@ def decode_tidar(
         if len(places) < len(decided_ids):
             forward.keep_rows(places)
             choice.keep_rows(places)
-            decided_ids, num_decided, block = decided_ids[places], num_decided[places], block[places]
-        # 3. The draft: the last decided token, then what the masks of the branch that came true predict, if one did.
+            decided_ids, num_decided = decided_ids[places], num_decided[places]
+            first_mask, num_masks = first_mask[places], num_masks[places]
+        # 3. The draft: the last decided token, then what the masks predict that stand at the right positions.
         began = time.perf_counter()
         plan = plan if pace is None else pace.choose()
-        if plan == PLAIN:
-            block = torch.full_like(block, -1)
-        drafted = [plan != PLAIN and blocks[place] >= 0 for place in places]
+        drafted = [0 if plan == PLAIN else masks[place] for place in places]
         has_draft = any(drafted) or (options.is_static and plan != PLAIN)  # a static step has room for one, used or not
-        draft_ids = choice.draft(decided_ids, num_decided, forward.branch_logits(block, has_draft))
-        num_drafted = forward.num_with_position(torch.where(block < 0, 1, draft_ids.shape[1]))
+        draft_ids = choice.draft(decided_ids, num_decided, forward.draft_logits(first_mask, has_draft))
+        num_drafted = forward.num_with_position(1 + num_masks.clamp(max=draft_ids.shape[1] - 1))
         if any(drafted):
-            transcript.show_draft(draft_ids)
+            transcript.show_draft(draft_ids[:, : 1 + max(drafted)])
         # 4. One forward verifies it, and drafts behind each token that is likely to be the last accepted.
         num_clean = draft_ids.shape[1]
         num_blocks = min(plan.num_branches, num_clean) if has_draft else int(plan != PLAIN)
@@ -116,12 +115,12 @@ def decode_tidar(
         forward.draft_length = plan.draft_length or forward.draft_length
         target_logits = forward.verify_and_draft(draft_ids, branch_lengths)
         decided_ids, num_decided = choice.verify(draft_ids, target_logits, num_drafted)
-        block = forward.block_behind(num_decided)
+        first_mask, num_masks = forward.drafts_behind(num_decided)
         # 5. Accepted tokens join the text and stay in the cache; the rest is overwritten.
-        counts, blocks = transcript.extend(decided_ids, num_decided, block, (target_logits, choice.target_scores))
+        counts, masks = transcript.extend(decided_ids, num_decided, num_masks, (target_logits, choice.target_scores))
         forward.accept(num_decided, counts)
         if pace is not None:
-            lengths = [num_clean if is_drafted else 1 for is_drafted in drafted]
+            lengths = [num_clean if num == num_clean - 1 else 1 for num in drafted]  # a late block's are worth less
             shape = (num_clean, num_blocks, plan.draft_length if num_blocks else 0)
             pace.see(list(zip(lengths, counts, strict=True)), shape, time.perf_counter() - began)
         record.add_forward(transcript.active, counts)

@@ -127,6 +127,7 @@ class DraftForward:
             prompt_ids[:, -num_clean:], positions, branch_lengths, num_read=1, is_prefill=True
         )
         self.num_prefill_forwards += 1
+        self.branch_lengths = torch.ones_like(self.branch_lengths)  # behind the one token that it decides
         self.next_positions = positions[:, -1:] + 1
         self._advance(torch.full_like(self.cache.lengths, num_clean), [num_clean] * len(prompt_ids))
         if isinstance(self.cache, StaticDraftCache):
@@ -180,7 +181,7 @@ class DraftForward:
         branch_lengths = branch_lengths.expand(len(positions), -1)
         self._forward(torch.zeros_like(positions), positions, branch_lengths, num_read=num_clean)
         if num_blocks > 1:
-            self.branch_logits(torch.zeros_like(positions[:, 0]))
+            self.draft_logits(torch.zeros_like(positions[:, 0]))
         self.draft_length, self.branch_lengths, self.mask_states, self.mask_logits = kept
         if positions.device.type != "cpu":
             torch.accelerator.synchronize(positions.device)
@@ -190,30 +191,42 @@ class DraftForward:
         """M of the last forward."""
         return self.branch_lengths.shape[1]
 
-    def block_behind(self, num_accepted: torch.Tensor) -> torch.Tensor:
-        """Which block was drafted behind so many accepted tokens [A], counted from 0; -1 where none was."""
-        if not self.num_blocks:
-            return torch.full_like(num_accepted, -1)
-        is_behind = self.branch_lengths == num_accepted[:, None].to(self.branch_lengths.device)
-        return torch.where(is_behind.any(dim=1), is_behind.long().argmax(dim=1), -1).to(num_accepted.device)
+    def drafts_behind(self, num_accepted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the masks stand that predict what follows so many accepted tokens [A] and the model's own next one.
 
-    def branch_logits(self, block: torch.Tensor, has_draft: bool = True) -> torch.Tensor:
-        """Logits of masks 2..K of one block a row, `block` [A]; anything for a row whose block is -1. Slot 1 is never
-        read: the model's own next token takes its place.
+        A block behind just as many has K - 1 of them. Where there is none, the block behind the most tokens below
+        that is late by d = 1, 2, ...: its last K - 1 - d masks still stand at the right positions, though they were
+        read before the last d tokens were decided.
+
+        Returns:
+            the first such mask [A], of all M * K of the row, and how many there are [A], 0 to K - 1.
+        """
+        if not self.num_blocks:
+            return torch.zeros_like(num_accepted), torch.zeros_like(num_accepted)
+        late = num_accepted[:, None].to(self.branch_lengths.device) - self.branch_lengths  # [A, M]
+        late, block = late.masked_fill(late < 0, self.draft_length).min(dim=1)
+        first = block * self.draft_length + 1 + late
+        return first.to(num_accepted.device), (self.draft_length - 1 - late).clamp(min=0).to(num_accepted.device)
+
+    def draft_logits(self, first_mask: torch.Tensor, has_draft: bool = True) -> torch.Tensor:
+        """Logits of K - 1 masks of each row from `first_mask` [A] on; anything behind the end of its block. The first
+        mask of a block is never read: the model's own next token takes its place.
 
         Returns:
             [A, K - 1, V]; [A, 0, V] unless `has_draft`.
         """
-        if has_draft and self.mask_logits is not None:
-            return self.mask_logits.to(block.device)
         device = self.mask_states.device
         if has_draft and not self.num_blocks:
             vocab_size = self.model.config.get_text_config().vocab_size
-            return self.mask_states.new_zeros(len(block), self.draft_length - 1, vocab_size).to(block.device)
-        slots = torch.arange(1, self.draft_length if has_draft else 1, device=device)
-        slots = block.to(device).clamp(min=0)[:, None] * self.draft_length + slots
-        rows = torch.arange(len(block), device=device)[:, None]
-        return lm_head_logits(self.model, self.mask_states[rows, slots]).to(block.device)
+            shape = len(first_mask), self.draft_length - 1, vocab_size
+            return self.mask_states.new_zeros(shape).to(first_mask.device)
+        slots = torch.arange(self.draft_length - 1 if has_draft else 0, device=device)
+        slots = first_mask.to(device)[:, None] + slots
+        rows = torch.arange(len(first_mask), device=device)[:, None]
+        if self.mask_logits is not None:  # of masks 2..K
+            return self.mask_logits[rows, (slots - 1).clamp(max=self.draft_length - 2)].to(first_mask.device)
+        slots = slots.clamp(max=self.mask_states.shape[1] - 1)
+        return lm_head_logits(self.model, self.mask_states[rows, slots]).to(first_mask.device)
 
     def accept(self, num_accepted: torch.Tensor, counts: list[int]) -> None:
         """Keeps the first `num_accepted` [A] of the draft just read (`counts`: the same, on the host)."""

@@ -22,7 +22,8 @@ class TiDAROptions:
         draft_length: K, tokens drafted at a time, from 1 to the length the checkpoint was taught; 0 decodes without
             drafts, as the stock model does. By default the length the checkpoint was taught.
         num_branches: B, 1 to K: a forward drafts behind the B numbers of accepted tokens that are most probable by the
-            draft's own confidence. Where another comes true, the next forward reads one token and drafts behind it. By
+            draft's own confidence. Where another comes true, the next forward drafts with what the masks of a shorter
+            one still predict, if they do, and reads one token otherwise. By
             default K, all of them. "auto" chooses K (up to `draft_length`) and B anew for each forward, by what
             forwards cost on this machine, measured once, and what drafts were worth so far; it decodes plainly where
             drafts do not pay. Over a static cache it keeps to K, and chooses B.

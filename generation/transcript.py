@@ -105,21 +105,21 @@ class Transcript:
         self,
         decided_ids: torch.Tensor,
         num_decided: torch.Tensor,
-        block: torch.Tensor | None = None,
+        also: torch.Tensor | None = None,
         chosen_by: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[list[int], list[int]]:
         """Adds the first `num_decided` [A] of `decided_ids` [A, K] to the active rows: the one host sync a forward.
 
         Args:
-            block: [A] what else the host wants to know.
+            also: [A] what else the host wants to know.
             chosen_by: logits and processed scores [A, K, V] the tokens were chosen by, kept where a caller asked.
 
         Returns:
-            `num_decided`, of which a row that ends here keeps fewer, and `block` [A], both on the host.
+            `num_decided`, of which a row that ends here keeps fewer, and `also` [A], both on the host.
         """
         self.write_undecided(decided_ids)
-        block = torch.zeros_like(num_decided) if block is None else block
-        on_host = torch.cat([num_decided[:, None], block[:, None], decided_ids], dim=1).tolist()
+        also = torch.zeros_like(num_decided) if also is None else also
+        on_host = torch.cat([num_decided[:, None], also[:, None], decided_ids], dim=1).tolist()
         for row, (count, _, *tokens) in zip(self.active, on_host, strict=True):
             for token in tokens[:count]:
                 self.lengths[row] += 1
@@ -132,7 +132,7 @@ class Transcript:
         if self.criteria:
             self._apply_criteria()
         self._stream()
-        return [count for count, *_ in on_host], [block for _, block, *_ in on_host]
+        return [count for count, *_ in on_host], [number for _, number, *_ in on_host]
 
     def _apply_criteria(self) -> None:
         """Shows the criteria each new column of the whole batch, as plain decoding would have.

@@ -1,11 +1,14 @@
 """Drafting behind the likeliest numbers of accepted tokens only changes the number of forwards, never the text."""
 
+import itertools
+
 import pytest
 import torch
 from test_sampling_tidar import SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.acceptance import draft_confidence, likely_lengths
+from wavedraft.generation.draft_forward import DraftForward, lm_head_logits
 
 
 def test_likely_lengths_are_those_a_loop_finds():
@@ -53,6 +56,49 @@ def test_greedy_text_is_the_plain_loops(family, draft_length, num_branches):
         assert output.sequences[0].tolist() == expected_ids.tolist()
         assert len(hook.num_queries) == output.num_forwards + 1 <= 30
         assert set(hook.num_queries[1:]) <= {draft_length * (1 + num_branches), 1 + draft_length}
+
+
+@pytest.mark.parametrize("num_branches", [1, 2, 4])
+def test_a_late_block_drafts_with_the_masks_that_stand_where_the_next_tokens_do(num_branches):
+    draft_length = 4
+    model = tiny_tidar("llama", draft_length)
+    forward = DraftForward(model, draft_length, 3, batch_size=1)
+    forward.prefill(random_prompts(1, 5), None)
+    draft_ids = random_prompts(1, draft_length, seed=1)
+    for lengths in itertools.combinations(range(1, draft_length + 1), num_branches):
+        with torch.no_grad():
+            forward.verify_and_draft(draft_ids, torch.tensor([lengths]))
+        for num_accepted in range(1, draft_length + 1):
+            block = max((i for i, length in enumerate(lengths) if length <= num_accepted), default=None)
+            # Mask j = 1..K of a block behind `length` tokens predicts token `length` + j of what this forward began.
+            wanted = range(num_accepted + 2, num_accepted + 1 + draft_length)
+            places = [] if block is None else [target - lengths[block] for target in wanted]
+            masks = [block * draft_length + j - 1 for j in places if j <= draft_length]
+            first_mask, num_masks = forward.drafts_behind(torch.tensor([num_accepted]))
+            assert num_masks.tolist() == [len(masks)]
+            with torch.no_grad():
+                logits = forward.draft_logits(first_mask)
+                expected = lm_head_logits(model, forward.mask_states[:, masks])
+            assert logits.shape == (1, draft_length - 1, model.config.vocab_size)
+            torch.testing.assert_close(logits[:, : len(masks)], expected)
+
+
+def test_late_blocks_save_forwards(monkeypatch):
+    """Unsure drafts, of which two tokens always stand: the block behind the first token is two tokens late."""
+    model, prompt_ids = tiny_tidar("llama", 8), random_prompts(1, 7)
+    text = plain_greedy_loop(model, prompt_ids[0], num_new=42)
+    script_drafts(monkeypatch, text, is_right=True)
+    right = DraftForward.draft_logits
+
+    def two_right(forward, *args):
+        logits = right(forward, *args)
+        logits[:, 2:] = logits[:, 2:].roll(1, dims=-1)
+        return logits
+
+    monkeypatch.setattr(DraftForward, "draft_logits", two_right)
+    output = model.generate(prompt_ids, max_new_tokens=40, num_branches=1, return_dict_in_generate=True)
+    assert output.sequences[0].tolist() == text[:47].tolist()
+    assert output.accepted_lengths[0].tolist() == [0, 0, 13, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("num_branches", [1, 2])

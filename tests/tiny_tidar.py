@@ -73,14 +73,14 @@ class CountedForwards:
 
 def script_drafts(monkeypatch, text, is_right, sureness=1.0):
     """Makes the masks of a batch of one predict `text` [P + N] perfectly, or never right."""
-    network = DraftForward.branch_logits
+    network = DraftForward.draft_logits
 
-    def scripted(forward, block, has_draft=True):
-        logits = torch.full_like(network(forward, block, has_draft), -sureness)
+    def scripted(forward, first_mask, has_draft=True):
+        logits = torch.full_like(network(forward, first_mask, has_draft), -sureness)
         first = forward.row_lengths[0] + 1  # behind the token just decided
         for slot in range(logits.shape[1]):
             right = int(text[min(first + slot, len(text) - 1)])
             logits[0, slot, right if is_right else (right + 1) % VOCAB_SIZE] = sureness
         return logits
 
-    monkeypatch.setattr(DraftForward, "branch_logits", scripted)
+    monkeypatch.setattr(DraftForward, "draft_logits", scripted)
