@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def convert(
     target: str | os.PathLike,
     *,
     draft_length: int | None = None,
+    mask_recurrences: int | None = None,
     mask_token_id: int | None = None,
     overwrite: bool = False,
     link: bool = False,
@@ -86,7 +87,8 @@ def convert(
     A gated adapter sees a constant input at masks whichever vector it is, so a fixed one costs it nothing.
 
     A recurrent-depth checkpoint (Huginn, retrofitted recurrences, Ouro) keeps its weights' names, which are read as
-    they are, and of its config what we know; it gains the code to decode with. `draft_length` is not its.
+    they are, and of its config what we know; it gains the code to decode with. With a `draft_length` it becomes a TiDAR
+    checkpoint whose every forward goes through its full depth.
 
     A checkpoint that others taught to draft (Nemotron-Labs-Diffusion and its like, or a stock config that names a
     `mask_token_id`) keeps its own mask token, which is then never generated.
@@ -96,8 +98,10 @@ def convert(
 
     Args:
         source: a local folder, a Hub id, or a GGUF file (or a folder with one); safetensors only otherwise.
-        draft_length: K, how many tokens a block of masks drafts, 1 to 64; by default 8. Training decides what
-            drafts are worth.
+        draft_length: K, how many tokens a block of masks drafts, 1 to 64; by default 8, but none of a recurrent-depth
+            checkpoint. Training decides what drafts are worth.
+        mask_recurrences: of a recurrent-depth checkpoint with a `draft_length`, after how many core steps masks leave
+            the core; by default after all.
         mask_token_id: the mask token of a checkpoint that was taught to draft elsewhere, where its config does not say.
         overwrite: replace an existing checkpoint folder, which stays whole until the new one is.
         link: write symbolic links to the source's shards: the target costs megabytes, and needs the source to stay
@@ -110,9 +114,7 @@ def convert(
         ValueError: the source is damaged, quantized, or of an architecture that cannot draft; the target exists; the
             disk is too small; or the proof fails. Nothing is left behind.
     """
-    of_drafts = {"draft_length": draft_length, "mask_token_id": mask_token_id}
-    draft_length = 8 if draft_length is None else draft_length
-    if not isinstance(draft_length, int) or isinstance(draft_length, bool) or not 1 <= draft_length <= LONGEST_DRAFT:
+    if draft_length is not None and (type(draft_length) is not int or not 1 <= draft_length <= LONGEST_DRAFT):
         raise ValueError(
             f"`draft_length` must be an integer between 1 and {LONGEST_DRAFT} (a decode step reads K + K*K tokens), "
             f"but is {draft_length!r}."
@@ -121,37 +123,43 @@ def convert(
     with whole_folder(target, overwrite=overwrite) as workplace, ProgressSteps(show_progress) as steps:
         steps.begin("Finding the source")
         folder = stock_folder(source, workplace, revision)
-        if is_recurrent(folder):
-            for name, value in of_drafts.items():
-                if value is not None:
-                    raise ValueError(
-                        f"`{name}` must be left out of a recurrent-depth checkpoint, which learns no drafts, but is "
-                        f"{value}."
-                    )
+        if is_recurrent(folder) and mask_token_id is not None:
+            raise ValueError(
+                f"`mask_token_id` must be left out of a recurrent-depth checkpoint, which nobody taught to draft by "
+                f"masks, but is {mask_token_id}."
+            )
+        if mask_recurrences is not None and (draft_length is None or not is_recurrent(folder)):
+            raise ValueError(
+                f"`mask_recurrences` is {mask_recurrences!r}, but is for the drafts of a recurrent-depth checkpoint. "
+                "Leave it out, or give a `draft_length` beside it."
+            )
+        if is_recurrent(folder) and draft_length is None:
             checkpoint = _read_checkpoint(folder, target, steps, recurrent_class_of)
+            _refuse_tidar(checkpoint, source)
             _write_recurrent(checkpoint, target, workplace / NEW, link, hub_id_of(source, folder), steps)
             is_proved = verify and checkpoint.num_parameters <= LARGEST_WHOLE_PROOF
             proof = prove_recurrent(folder, workplace / NEW, checkpoint.stock_class) if is_proved else None
             return checkpoint.converted(target, None, "", proof)
         folder, taught = read_as_stock(folder, workplace, mask_token_id, link, steps)
         checkpoint = _read_checkpoint(folder, target, steps)
-        if "tidar_config" in checkpoint.values:
-            raise ValueError(
-                f"{source} is a TiDAR checkpoint already. Train or decode it as it is, or pass --to-ar to get the "
-                "stock checkpoint back."
-            )
+        _refuse_tidar(checkpoint, source)
         values = kept_values(checkpoint.values, folder / "config.json")
-        tidar, mask_reason = _tidar_config(checkpoint, draft_length, taught)
+        if is_recurrent(folder):
+            told = block_form_values(checkpoint.config, list(checkpoint.tensors))
+            values |= told
+            checkpoint.config.update(told)
+        tidar, mask_reason = _tidar_config(checkpoint, draft_length or 8, taught)
+        tidar = _with_mask_recurrences(tidar, mask_recurrences, checkpoint.config)
         values["tidar_config"] = tidar.to_dict()
 
         new = workplace / NEW
         is_own = folder.parent == workplace and not checkpoint.shards[0].is_symlink()
         _write_files(checkpoint, new, values, link=link, is_own=is_own, steps=steps)
-        model_class = tidar_class(checkpoint.stock_class)
+        model_class: Any = tidar_class(checkpoint.stock_class)
         _make_room_for_own_options(new / "generation_config.json")
         model_class.write_code(new)
         _keep_users_card(target, new)
-        write_card(new, "tidar", target.name, origin=folder, base_model=hub_id_of(source, folder))
+        write_card(new, model_class.card_kind, target.name, origin=folder, base_model=hub_id_of(source, folder))
 
         check_keys(new, model_class, type(checkpoint.config).from_pretrained(new))
         proof = _proof(folder, new, checkpoint, checkpoint.config, steps) if verify else None
@@ -237,6 +245,23 @@ def _read_checkpoint(
         )
     check_keys(folder, stock_class, config)
     return _Checkpoint(folder, values, stock_class, config, shards, tensors)
+
+
+def _refuse_tidar(checkpoint: _Checkpoint, source: str | os.PathLike) -> None:
+    if "tidar_config" in checkpoint.values:
+        raise ValueError(
+            f"{source} is a TiDAR checkpoint already. Train or decode it as it is, or pass --to-ar to get the stock "
+            "checkpoint back."
+        )
+
+
+def _with_mask_recurrences(tidar: TiDARConfig, mask_recurrences: int | None, config: Any) -> TiDARConfig:
+    if mask_recurrences is not None and not 1 <= mask_recurrences <= config.mean_recurrence:
+        raise ValueError(
+            f"`mask_recurrences` must be between 1 and {config.mean_recurrence} (the checkpoint's `mean_recurrence`), "
+            f"but is {mask_recurrences}."
+        )
+    return replace(tidar, mask_recurrences=mask_recurrences)
 
 
 def _write_recurrent(

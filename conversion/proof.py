@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..generation.draft_forward import DraftForward, lm_head_logits
+from ..generation.draft_forward import DraftForward, last_module, lm_head_logits
 from ..modeling_tidar.modeling_tidar import tidar_class
 from .quiet import quiet_transformers
 
@@ -127,8 +127,9 @@ def _prove_drafting_forward(model: Any, ids: torch.Tensor, stock_logits: torch.T
 def _logits_and_states(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [1, T, V] of a plain forward, and the last hidden states [1, T, D] they were made from."""
     caught: list[torch.Tensor] = []
-    decoder = getattr(model, model.base_model_prefix)
-    handle = decoder.register_forward_hook(lambda module, args, output: caught.append(output[0]))
+    handle = last_module(model).register_forward_hook(
+        lambda module, args, output: caught.append(output if isinstance(output, torch.Tensor) else output[0])
+    )
     logits = model.eval()(input_ids=ids, use_cache=False).logits
     handle.remove()
     return logits, caught[0]

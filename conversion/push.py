@@ -110,13 +110,15 @@ def complete(staged: Path, model: str | os.PathLike | None, base_model: str | No
     if (staged / "adapter_config.json").is_file():
         return "adapter", complete_adapter(staged, model, base_model)
     values = read_json(staged / "config.json")
-    if (recurrent := RECURRENT.get(values.get("model_type"))) is not None:
+    recurrent = None if values.get("tidar_config") else RECURRENT.get(values.get("model_type"))
+    if recurrent is not None:
         recurrent.write_code(staged)
         return "recurrent", None
     config = AutoConfig.from_pretrained(staged, trust_remote_code=False)
     TiDARConfig.from_model_config(config)
-    tidar_class(stock_class_of(config)).write_code(staged)
-    return "tidar", None
+    drafting: Any = tidar_class(stock_class_of(config))
+    drafting.write_code(staged)
+    return drafting.card_kind, None
 
 
 def complete_adapter(staged: Path, model: str | os.PathLike | None, base_model: str | None) -> Path | None:

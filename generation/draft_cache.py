@@ -28,6 +28,7 @@ class DraftCacheLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         self.reserve(self.cache.num_slots)
         rows, slots = self.cache.write_index(key_states.device)
+        slots = slots[:, : key_states.shape[2]]  # fewer, where the masks behind are done already
         self.keys[rows, :, slots] = key_states.transpose(1, 2)
         self.values[rows, :, slots] = value_states.transpose(1, 2)
         return self.keys[:, :, : self.cache.num_slots], self.values[:, :, : self.cache.num_slots]

@@ -41,6 +41,21 @@ def lm_head_logits(model: nn.Module, hidden_states: torch.Tensor) -> torch.Tenso
     return logits
 
 
+def is_recurrent_depth(model: nn.Module) -> bool:
+    """Whether it is a recurrent-depth model in the form of a stock decoder (`StockDecoder`)."""
+    return hasattr(model, "num_cache_layers")
+
+
+def num_cache_layers(model: nn.Module) -> int:
+    """Layers of keys and values: one a layer, of a recurrent-depth model one a recurrence of it."""
+    return model.num_cache_layers if is_recurrent_depth(model) else model.config.get_text_config().num_hidden_layers
+
+
+def last_module(model: nn.Module) -> nn.Module:
+    """The module whose output the lm_head reads."""
+    return model.last_states if is_recurrent_depth(model) else getattr(model, model.base_model_prefix)
+
+
 class DraftForward:
     """Feeds a model N clean tokens and M blocks of K masks at a time, and keeps the clean tokens it is told to.
 
@@ -78,7 +93,7 @@ class DraftForward:
         self.draft_length = draft_length
         self.mask_embedding_id = mask_embedding_id
         self.gate = MaskGate.of(model)
-        num_layers, device = model.config.get_text_config().num_hidden_layers, device_of(model)
+        num_layers, device = num_cache_layers(model), device_of(model)
         self.is_static = num_slots is not None
         self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config)
         if num_slots is None:
@@ -91,6 +106,7 @@ class DraftForward:
         self.is_real_slot = None if attention_mask is None else attention_mask.to(device).bool()
         text_config = model.config.get_text_config()
         has_position_table = getattr(text_config, "rope_parameters", None) is None
+        has_position_table = getattr(model, "has_position_table", has_position_table)
         # A mask may stand behind the last row of a learned position table; its prediction is never used there.
         self.last_position = text_config.max_position_embeddings - 1 if has_position_table else None
         self.num_forwards = self.num_prefill_forwards = self.num_tie_forwards = 0
@@ -342,6 +358,7 @@ class DraftForward:
                 use_cache=True,
                 logits_to_keep=read_places if num_masks else num_read,
                 return_dict=True,
+                **({"num_masks": num_masks} if is_recurrent_depth(self.model) else {}),
             )
         logits, states = map(self.cache.gather, (output.logits, last_states[0]))
         if alone is None:
@@ -371,8 +388,9 @@ class DraftForward:
     def _keep_last_states(self) -> Iterator[list[torch.Tensor]]:
         """Catches what the decoder hands to the lm_head, so that the head is run on the rows that are read only."""
         caught: list[torch.Tensor] = []
-        decoder = getattr(self.model, self.model.base_model_prefix)
-        handle = decoder.register_forward_hook(lambda module, args, output: caught.append(output[0]))
+        handle = last_module(self.model).register_forward_hook(
+            lambda module, args, output: caught.append(output if isinstance(output, torch.Tensor) else output[0])
+        )
         try:
             yield caught
         finally:

@@ -18,6 +18,11 @@ NOT_SERVED = {
 }
 
 
+def is_recurrent_config(config: PreTrainedConfig) -> bool:
+    """Whether a checkpoint of this config decodes by depth: one that was converted to draft by masks does not."""
+    return config.model_type in SERVED and not getattr(config, "tidar_config", None)
+
+
 def check_is_served(model_type: str | None) -> None:
     """Raise for a model this package cannot run, with the reason."""
     if model_type in SERVED or model_type is None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from ..generation.device_of_model import device_of
@@ -145,7 +146,7 @@ class RecurrentMLP(nn.Module):
 class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel, GenerationMixin):
     """A model the decoders can serve. A model of the family is a subclass with these, and nothing more is asked of it:
 
-    * `prelude`, `initial_states`, `core_step` and `coda`, as above, and `rotary_at`; attention through `attend`.
+    * `prelude`, `initial_states`, `core_step` and `coda_states`, as above, and `rotary_at`; attention through `attend`.
     * `reinjects_input`: the core sees the tokens at every recurrence, so that a state survives a change of its token.
       Diffusion forcing needs it; the exact wavefront begins such positions anew and does without.
     * `has_random_depth`: training draws the depth of each forward, as the model's own training did.
@@ -171,6 +172,13 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         self.gradient_checkpointing = False
         self.generation_config._from_model_config = False  # else saving drops the fields transformers does not know
         self.depth_sampler = DepthSampler(config.mean_recurrence)
+
+    @classmethod
+    def as_stock_decoder(cls) -> "type[RecurrentDepthLM]":
+        """The class as TiDAR's drafts want it: a stock decoder's forward at full depth, over a stock cache."""
+        from .stock_recurrent import stock_decoder_class
+
+        return stock_decoder_class(cls)
 
     @classmethod
     def write_code(cls, folder: Path) -> None:
@@ -208,6 +216,11 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
 
     def coda(self, latent_states: torch.Tensor, window: Window, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
         """fp32 logits [B, kept, V] of states at any depth, [B, T, E]; `logits_to_keep` as in transformers."""
+        states = self.coda_states(latent_states, window)
+        return self.lm_head(slice_logits_to_keep(states, logits_to_keep)).float()
+
+    def coda_states(self, latent_states: torch.Tensor, window: Window) -> torch.Tensor:
+        """What `coda` gives to the lm_head, [B, T, E]."""
         raise NotImplementedError
 
     def rotary_at(self, position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -394,7 +407,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
             attentions=tuple(window.attentions[i] for i in sorted(window.attentions)) if wants_attentions else None,
         )
 
-    def _check_positions(self, position_ids: torch.Tensor, cache: RecurrentCache | None) -> None:
+    def _check_positions(self, position_ids: torch.Tensor, cache: Cache | None) -> None:
         past = cache.get_seq_length() if cache is not None else 0
         if past + position_ids.shape[1] > self.config.block_size and position_ids.max() >= self.config.block_size:
             raise ValueError(
@@ -410,9 +423,7 @@ def is_next_token(cache: RecurrentCache | None, embeds: torch.Tensor, attention_
     return goes_on and has_mask and not torch.is_grad_enabled()
 
 
-def positions_of(
-    attention_mask: torch.Tensor | None, embeds: torch.Tensor, cache: RecurrentCache | None
-) -> torch.Tensor:
+def positions_of(attention_mask: torch.Tensor | None, embeds: torch.Tensor, cache: Cache | None) -> torch.Tensor:
     """Position of each of the next T tokens: columns from the left, padding not counted. [B, T] or [1, T]."""
     length = embeds.shape[1]
     if attention_mask is not None and attention_mask.dim() == 2:

@@ -17,7 +17,6 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import slice_logits_to_keep
 
 from ..generation.draws_recurrent import CUT, normal_at
 from .cache_recurrent import Window
@@ -196,13 +195,12 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
             hidden_states = block(hidden_states, window, recurrence)
         return hidden_states
 
-    def coda(self, latent_states: torch.Tensor, window: Window, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
-        """fp32 logits [B, kept, V] of states at any depth, [B, T, E]; `logits_to_keep` as in transformers."""
+    def coda_states(self, latent_states: torch.Tensor, window: Window) -> torch.Tensor:
+        """What the lm_head reads of states at any depth, both [B, T, E]."""
         hidden_states = self.transformer["ln_f"](latent_states) if self.is_sandwiched else latent_states
         for block in self.transformer["coda"]:
             hidden_states = block(hidden_states, window)
-        hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
-        return self.lm_head(self.transformer["ln_f"](hidden_states)).float()
+        return self.transformer["ln_f"](hidden_states)
 
     def rotary_at(self, position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """What `rotate_pairs` or `rotate_halves` takes for positions [B, T]."""

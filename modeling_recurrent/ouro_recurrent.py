@@ -12,7 +12,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import slice_logits_to_keep
 
 from .cache_recurrent import Window
 from .configuration_ouro import OuroConfig
@@ -129,9 +128,9 @@ class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
             latent_states = block(latent_states, window, recurrence)
         return self.model["norm"](latent_states)
 
-    def coda(self, latent_states: torch.Tensor, window: Window, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
-        """fp32 logits [B, kept, V] of states at any depth."""
-        return self.lm_head(slice_logits_to_keep(latent_states, logits_to_keep)).float()
+    def coda_states(self, latent_states: torch.Tensor, window: Window) -> torch.Tensor:
+        """The states of any depth themselves, which `core_step` has normed."""
+        return latent_states
 
     def rotary_at(self, position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """What `rotate_halves` takes for positions [B, T]."""

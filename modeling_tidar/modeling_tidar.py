@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import ModelOutput, logging
 
-from ..generation.draft_forward import lm_head_logits
+from ..generation.draft_forward import is_recurrent_depth, lm_head_logits
 from ..generation.hub_repository import HubRepository, origin_folder
 from ..generation.mask_gate import MaskGate
 from ..generation.model_card import write_card
@@ -77,6 +77,7 @@ class DraftObjective:
             is worth nothing, so the first slots decide what a draft is worth; 1 weighs all alike, as the paper does.
         first_token: where the first block begins, 0 in the paper. A trainer that draws it anew for each step, from 0 to
             K - 1, has every token learnt in every slot.
+        num_recurrences: core steps of a recurrent-depth model, for text and masks alike; by default all of them.
     """
 
     mode: str = "joint"
@@ -84,6 +85,7 @@ class DraftObjective:
     alpha: float = 1.0
     slot_decay: float = 1.0
     first_token: int = 0
+    num_recurrences: int | None = None
 
     def __post_init__(self):
         if self.mode not in ("joint", "gated"):
@@ -98,7 +100,7 @@ class DraftObjective:
             raise ValueError(f"`first_token` must be 0 or more, but is {self.first_token}.")
 
 
-class TiDARMixin(HubRepository, TiDARGenerationMixin):
+class TiDARMixin(TiDARGenerationMixin, HubRepository):
     """Drafting, in front of a stock `...ForCausalLM` class. Without `objective`, `forward` is the stock one."""
 
     stock_class: type[PreTrainedModel]
@@ -184,7 +186,7 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
     def _joint_loss(
         self, input_ids, document_ids, blocks, draft_labels, ar_labels, objective, num_items_in_batch
     ) -> TiDAROutput:
-        clean_states, mask_states = self._doubled_states(input_ids, document_ids, blocks)
+        clean_states, mask_states = self._doubled_states(objective, input_ids, document_ids, blocks)
         diffusion_loss = self._draft_loss(
             objective, mask_states, blocks, clean_states, draft_labels, num_items_in_batch
         )
@@ -206,8 +208,15 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
             )
         # Checkpointed layers take no cache: the clean half is then run together with the masks.
         is_checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+        if is_checkpointing and self.tidar_config.mask_recurrences is not None:
+            raise ValueError(
+                "Activation checkpointing must be off for a gated adapter whose masks leave the core early "
+                f"(`tidar_config.mask_recurrences` is {self.tidar_config.mask_recurrences}): core steps that are run "
+                "again would not know whether masks are among their tokens. Those before the last "
+                "`mean_backprop_depth` keep nothing anyway."
+            )
         states = self._doubled_states if is_checkpointing else self._cached_states
-        clean_states, mask_states = states(input_ids, document_ids, blocks)
+        clean_states, mask_states = states(objective, input_ids, document_ids, blocks)
         loss = self._draft_loss(objective, mask_states, blocks, clean_states, draft_labels, num_items_in_batch)
         if is_checkpointing and loss.requires_grad:
             gate.open_in_backward(loss, mask_states.shape[1])
@@ -230,22 +239,24 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
         total = weights.sum().clamp(min=1e-9) if num_items_in_batch is None else num_items_in_batch
         return (losses * weights).sum() / total
 
-    def _doubled_states(self, input_ids, document_ids, blocks) -> tuple[torch.Tensor, torch.Tensor]:
+    def _doubled_states(self, objective, input_ids, document_ids, blocks) -> tuple[torch.Tensor, torch.Tensor]:
         """Last hidden states of the clean half [B, S, D] and of the masks of `blocks` [B, M], [B, M*K, D]."""
         sequence_length, tidar, gate = input_ids.shape[1], self.tidar_config, MaskGate.of(self)
         positions = mask_positions(tidar.draft_length, blocks)
         clean_positions = document_positions(document_ids)
         mask = training_attention_mask(self.config, tidar.draft_length, blocks, document_ids, dtype=self.dtype)
         with gate.open(positions.shape[1]) if gate else nullcontext():
-            states = self.base_model(
+            states = self._decoder_states(
+                objective,
+                num_masks=positions.shape[1],
                 input_ids=torch.cat([input_ids, torch.full_like(positions, tidar.mask_embedding_id)], dim=1),
                 attention_mask=mask,
                 position_ids=torch.cat([clean_positions, at_positions(clean_positions, positions, 0)], dim=1),
                 use_cache=False,
-            )[0]
+            )
         return states[:, :sequence_length], states[:, sequence_length:]
 
-    def _cached_states(self, input_ids, document_ids, blocks) -> tuple[torch.Tensor, torch.Tensor]:
+    def _cached_states(self, objective, input_ids, document_ids, blocks) -> tuple[torch.Tensor, torch.Tensor]:
         """The same, with the clean half run without a graph and the adapter: it does not learn."""
         tidar, gate = self.tidar_config, MaskGate.of(self)
         positions = mask_positions(tidar.draft_length, blocks)
@@ -256,23 +267,32 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
         clean_positions = document_positions(document_ids)
         past_key_values = DynamicCache()
         with torch.no_grad():
-            clean_states = self.base_model(
+            clean_states = self._decoder_states(
+                objective,
                 input_ids=input_ids,
                 attention_mask=clean_mask,
                 position_ids=clean_positions,
                 past_key_values=past_key_values,
                 use_cache=True,
-            )[0]
+            )
         assert gate is not None
         with gate.open(positions.shape[1]):
-            mask_states = self.base_model(
+            mask_states = self._decoder_states(
+                objective,
+                num_masks=positions.shape[1],
                 input_ids=torch.full_like(positions, tidar.mask_embedding_id),
                 attention_mask=mask,
                 position_ids=at_positions(clean_positions, positions, 0),
                 past_key_values=past_key_values,
                 use_cache=True,
-            )[0]
+            )
         return clean_states, mask_states
+
+    def _decoder_states(self, objective: DraftObjective, num_masks: int = 0, **inputs: Any) -> torch.Tensor:
+        """What the lm_head reads, [B, T, D]; the last `num_masks` of the tokens are masks."""
+        if not is_recurrent_depth(self):
+            return self.base_model(**inputs)[0]
+        return self.decoder_states(num_recurrences=objective.num_recurrences, num_masks=num_masks, **inputs)
 
     def lm_head_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of last hidden states [..., D], exactly as the stock forward makes them."""
@@ -300,8 +320,11 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
     def write_code(cls, folder: Path) -> None:
         """Writes the code a checkpoint needs to draft where wavedraft is not installed.
 
-        The config keeps the stock architecture, so that the folder also loads as the stock model.
+        The config keeps the stock architecture, so that the folder also loads as the stock model. The code of a
+        recurrent-depth model is that of its plain class: it does not draft by masks without wavedraft.
         """
+        if (plain_class := getattr(cls.stock_class, "plain_class", None)) is not None:
+            return plain_class.write_code(folder)
         write_travelling_code(cls, folder, architecture=cls.stock_class.__name__)
         write_custom_generate(generate, folder)
 
@@ -309,13 +332,20 @@ class TiDARMixin(HubRepository, TiDARGenerationMixin):
         """Writes all that stands beside the weights, or beside those of an adapter, which alone are saved then."""
         if not getattr(self, "_hf_peft_config_loaded", False):
             return super().write_repository(folder)
-        write_adapter_code(folder, self.tidar_config)
-        write_card(folder, "adapter", folder.name, origin=origin_folder(self), loaded_from=self.name_or_path)
+        has_code = not is_recurrent_depth(self)
+        write_adapter_code(folder, self.tidar_config, has_code)
+        if has_code:
+            write_card(folder, "adapter", folder.name, origin=origin_folder(self), loaded_from=self.name_or_path)
 
 
-def write_adapter_code(folder: Path, taught: TiDARConfig) -> None:
-    """Writes beside a gated adapter what an unmodified stock model drafts with it by, and the options it was taught."""
-    write_custom_generate(generate, folder, taught=taught.to_dict())
+def write_adapter_code(folder: Path, taught: TiDARConfig, has_code: bool = True) -> None:
+    """Writes beside a gated adapter what an unmodified stock model drafts with it by, and the options it was taught.
+
+    Args:
+        has_code: false for a recurrent-depth model's, which drafts with wavedraft alone.
+    """
+    if has_code:
+        write_custom_generate(generate, folder, taught=taught.to_dict())
     path = folder / "generation_config.json"
     options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     options |= {"draft_length": taught.draft_length, "mask_embedding_id": taught.mask_embedding_id}
@@ -369,6 +399,8 @@ def stock_class_of(config: Any) -> type[PreTrainedModel]:
             "decoder-only models, such as Llama, Mistral, Qwen2, Qwen3, Gemma, Phi or OLMo."
         ) from None
     attention_windows(config)
+    if hasattr(stock_class, "as_stock_decoder"):  # ours, of a recurrent depth
+        stock_class = stock_class.as_stock_decoder()
     return stock_class
 
 
@@ -389,6 +421,8 @@ def _new_drafting_class(stock_class: type[PreTrainedModel]) -> type[PreTrainedMo
     members["_can_set_attn_implementation_cached_value"] = stock_class._can_set_attn_implementation()
     members["_can_set_experts_implementation_cached_value"] = stock_class._can_set_experts_implementation()
     members["forward"] = forward_with_signature_of(stock_class)
+    if hasattr(stock_class, "plain_class"):
+        members["card_kind"] = "tidar-recurrent"
     name = PREFIX + stock_class.__name__
     # Some checkpoints spell a tensor otherwise than the model (GPT-NeoX's head); transformers keeps that by class name.
     if (renamings := get_checkpoint_conversion_mapping(stock_class.__name__)) is not None:

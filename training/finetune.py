@@ -23,7 +23,7 @@ from transformers.utils import is_bitsandbytes_available, logging
 
 from ..generation.model_card import write_card
 from ..modeling_recurrent import LORA_CORE_AND_ADAPTER, RecurrentDepthForCausalLM
-from ..modeling_recurrent.checkpoint_recurrent import SERVED as RECURRENT_MODEL_TYPES
+from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from ..modeling_tidar import DraftObjective, TiDARForCausalLM
 from ..modeling_tidar.modeling_tidar import write_adapter_code
 from .curve import draw_curve
@@ -61,6 +61,7 @@ def finetune(
     draft_loss: str = "cross_entropy",
     alpha: float = 1.0,
     slot_decay: float = 1.0,
+    random_depth: bool = False,
     from_adapter: str | Path | None = None,
     rank: int = 32,
     max_steps: int = 300,
@@ -85,8 +86,9 @@ def finetune(
 ) -> dict[str, Any]:
     """Teaches a checkpoint to think ahead and reports real tokens per forward before and after.
 
-    A TiDAR checkpoint learns to draft. A recurrent-depth one learns the text itself, at depths drawn anew each step
-    with back-propagation through the last of them, and is measured by decoding with diffusion forcing.
+    A TiDAR checkpoint learns to draft, also one converted from a recurrent depth. A recurrent-depth one learns the text
+    itself, at depths drawn anew each step with back-propagation through the last of them, and is measured by decoding
+    with diffusion forcing.
 
     Args:
         model_path: a TiDAR checkpoint (`wavedraft convert`), or a recurrent-depth one.
@@ -101,6 +103,8 @@ def finetune(
         mode: "gated" (base frozen, text unchanged), "joint" (the paper's loss) or "full" (joint, on every weight).
             Of a recurrent-depth model "lora", on core and adapter, or "full". By default the first of each.
         draft_loss, alpha, slot_decay: see `DraftObjective`.
+        random_depth: of a recurrent-depth checkpoint that drafts: each step's depth, of text and masks alike, is drawn
+            anew, as in the model's own training. By default it is the full one, that of decoding.
         from_adapter: an adapter of the same mode to go on from, instead of a new one; its rank stays.
         rank: of the LoRA adapter; 0, in joint mode only, trains every weight.
         learning_rate: by default 1e-3 for an adapter, 1e-5 for every weight.
@@ -127,10 +131,16 @@ def finetune(
     output_dir = Path(output_dir)
     if not Path(model_path).is_dir() and len(Path(model_path).parts) != 2:
         raise ValueError(f"There is no folder {model_path}. Make one: `wavedraft convert SOURCE {model_path}`.")
-    is_recurrent = AutoConfig.from_pretrained(model_path).model_type in RECURRENT_MODEL_TYPES
+    model_config = AutoConfig.from_pretrained(model_path)
+    is_recurrent, has_depth = is_recurrent_config(model_config), hasattr(model_config, "mean_recurrence")
     drafting: dict[str, Any] = {"draft_loss": draft_loss, "alpha": alpha, "slot_decay": slot_decay}
+    if random_depth and not has_depth:
+        raise ValueError(f"`random_depth` is for models of a recurrent depth, but {model_path} has none. Leave it out.")
+    if has_depth and not is_recurrent and torch_compile:
+        raise ValueError("`torch_compile` compiles stock decoders, but this one has a recurrent depth. Leave it out.")
     if is_recurrent:
         of_drafts = {"pack": pack, "attn_implementation": attn_implementation, "torch_compile": torch_compile}
+        of_drafts |= {"random_depth": random_depth}
         mode = check_recurrent_mode(mode, drafting | of_drafts)
     mode, rank = mode or "gated", 0 if mode == "full" else rank
     if mode == "lora" and rank < 1:
@@ -230,6 +240,7 @@ def finetune(
         "model": fingerprint(trained),
         "data": data_fingerprint(known_rows if streaming else dataset),
         **(asdict(objective) if objective else {"mode": mode}),
+        "random_depth": random_depth,
         "max_steps": max_steps,
         "batch_size": batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
@@ -244,7 +255,9 @@ def finetune(
         train_dataset=dataset,
         data_collator=PaddingCollator(tokenizer.pad_token_id or 0),
         eval_prompt_ids=eval_prompt_ids,
-        **({"held_out_rows": held_out_rows} if is_recurrent else {"objective": objective}),
+        **(
+            {"held_out_rows": held_out_rows} if is_recurrent else {"objective": objective, "random_depth": random_depth}
+        ),
     )
     safe_stop = SafeStop(trainer.accelerator)
     trainer.add_callback(safe_stop)
@@ -289,9 +302,9 @@ def finetune(
     if trainer.is_world_process_zero():
         draw_curve(trainer.state.log_history, output_dir / "curve.png")
         if mode == "gated":
-            write_adapter_code(output_dir, model.tidar_config)
-        if not is_recurrent and (mode == "gated" or not rank):
-            kind = "adapter" if rank else "tidar"
+            write_adapter_code(output_dir, model.tidar_config, has_code=not has_depth)
+        if not is_recurrent and (not rank or (mode == "gated" and not has_depth)):
+            kind = "adapter" if rank else model.card_kind
             write_card(output_dir, kind, output_dir.name, origin=Path(model_path), figures=report)
         (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report

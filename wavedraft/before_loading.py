@@ -16,7 +16,7 @@ from transformers import (
 
 from .generation.options_recurrent import RecurrentOptions
 from .generation.options_tidar import TiDAROptions
-from .modeling_recurrent.checkpoint_recurrent import SERVED as RECURRENT_MODEL_TYPES
+from .modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 
 SAMPLERS: dict[str, Any] = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
 
@@ -53,7 +53,7 @@ def device_for(device: str | None) -> str:
 def is_recurrent(model: str) -> bool:
     """Whether a checkpoint is a recurrent-depth model, by its config.json."""
     check_folder(model)
-    return AutoConfig.from_pretrained(model).model_type in RECURRENT_MODEL_TYPES
+    return is_recurrent_config(AutoConfig.from_pretrained(model))
 
 
 def stored_generation_config(model: str) -> GenerationConfig:
@@ -75,7 +75,7 @@ def check_keywords(model: str, keywords: dict[str, Any]) -> None:
     if "repetition_penalty" in keywords:
         RepetitionPenaltyLogitsProcessor(keywords["repetition_penalty"])
     config, stored = AutoConfig.from_pretrained(model), stored_generation_config(model)
-    if config.model_type in RECURRENT_MODEL_TYPES:
+    if is_recurrent_config(config):
         names = sorted(RecurrentOptions.names())
         of_file = {name: value for name in names if (value := getattr(stored, name, None)) is not None}
         given = {name: keywords[name] for name in names if name in keywords}

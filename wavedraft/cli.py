@@ -39,7 +39,7 @@ from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
 from .modeling_recurrent import PRESETS, RecurrentDepthForCausalLM
-from .modeling_recurrent.checkpoint_recurrent import SERVED as RECURRENT_MODEL_TYPES
+from .modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from .modeling_tidar import TiDARConfig, TiDARForCausalLM
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -70,7 +70,13 @@ def wavedraft() -> None:
 def convert(
     source: Annotated[str, typer.Argument(help="A checkpoint folder, a Hub id, or a GGUF file.")],
     target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
-    draft_length: Annotated[int | None, typer.Option(help="Tokens drafted at a time, 1 to 64; by default 8.")] = None,
+    draft_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens drafted at a time, 1 to 64; by default 8, or none of a recurrent-depth model."),
+    ] = None,
+    mask_recurrences: Annotated[
+        int | None, typer.Option(help="Core steps of a recurrent-depth model's masks; by default all.")
+    ] = None,
     mask_token_id: Annotated[int | None, typer.Option(help="Of a model taught to draft elsewhere.")] = None,
     to_ar: Annotated[bool, typer.Option("--to-ar", help="The way back: a TiDAR checkpoint to its stock one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint folder.")] = False,
@@ -80,14 +86,14 @@ def convert(
 ) -> None:
     """Turn a stock autoregressive checkpoint into a TiDAR checkpoint, or back."""
     options: dict[str, Any] = {"overwrite": overwrite, "link": link, "verify": verify, "revision": revision}
-    taught = {"draft_length": draft_length, "mask_token_id": mask_token_id}
+    taught = {"draft_length": draft_length, "mask_recurrences": mask_recurrences, "mask_token_id": mask_token_id}
     if to_ar:
         refuse(taught, "is of drafts, and --to-ar leaves them out.")
         result = convert_back(source, target, show_progress=True, **options)
     else:
         result = convert_checkpoint(source, target, show_progress=True, **options | taught)
     is_recurrent = result.architecture in ("RecurrentDepthForCausalLM", "OuroForCausalLM")
-    kind = "recurrent-depth" if is_recurrent else "stock" if result.tidar_config is None else "TiDAR"
+    kind = "TiDAR" if result.tidar_config is not None else "recurrent-depth" if is_recurrent else "stock"
     print(f"{result.target}: {kind} checkpoint of {result.architecture}, {result.num_parameters:,} parameters")
     if result.tidar_config is not None:
         is_inside = result.tidar_config.mask_embedding_id == result.tidar_config.mask_token_id
@@ -409,6 +415,9 @@ def train(
     draft_loss: Annotated[str, typer.Option(help="cross_entropy, kl or tv.")] = "cross_entropy",
     alpha: Annotated[float, typer.Option(help="Weight of the autoregressive loss in joint mode.")] = 1.0,
     slot_decay: Annotated[float, typer.Option(help="Weight of each slot of a draft by that of the one before.")] = 1.0,
+    random_depth: Annotated[
+        bool, typer.Option("--random-depth", help="Drafts of a recurrent-depth model: depths drawn anew each step.")
+    ] = False,
     from_adapter: Annotated[Path | None, typer.Option(help="An adapter to go on from, instead of a new one.")] = None,
     rank: Annotated[int, typer.Option(min=0, help="Of the LoRA; 0, in joint mode, trains every weight.")] = 32,
     max_steps: Annotated[int, typer.Option(min=1)] = 300,
@@ -610,7 +619,7 @@ def taught_draft_length(model: str) -> int:
     """K of a TiDAR checkpoint, before its weights are read."""
     check_folder(model)
     config = AutoConfig.from_pretrained(model)
-    if config.model_type in RECURRENT_MODEL_TYPES:
+    if is_recurrent_config(config):
         raise ValueError(
             f"`wavedraft bench` times TiDAR checkpoints, but {model} is a recurrent-depth model: "
             "benchmarks/bench_recurrent.py of the repository times those."
