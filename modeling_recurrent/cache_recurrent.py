@@ -18,7 +18,7 @@ class Window:
 
     `columns` says which columns of the cache the T tokens take: a slice when they are the same for every row, else
     a pair of index tensors (cache rows, columns), each [B, T] or broadcasting to it. One window serves the prelude,
-    any number of core steps and the coda of the same tokens.
+    any number of core steps and the coda of the same tokens. What these take and give is on the window's device.
     """
 
     rotary: torch.Tensor  # [2, B, T, 1, 1, D], cosines and signed sines
@@ -29,11 +29,36 @@ class Window:
     kv_length: int = 0  # columns 0..kv_length-1 are read
     packing: "Packing | None" = None  # where the call's rows are no cache rows but single tokens of any
     attentions: dict[int, torch.Tensor] | None = None  # where asked for, each layer's weights at its last recurrence
+    elsewhere: "dict[torch.device, Window] | None" = None  # itself, for layers on other devices
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder works; layers may be on others."""
+        return self.rotary.device
+
+    def on(self, device: torch.device) -> "Window":
+        """The same for a layer on `device`, copied there once."""
+        if device == self.rotary.device:
+            return self
+        if self.elsewhere is None:
+            self.elsewhere = {}
+        if device not in self.elsewhere:
+            mask, columns, packing = self.attention_mask, self.columns, self.packing
+            self.elsewhere[device] = replace(
+                self,
+                rotary=self.rotary.to(device),
+                attention_mask=None if mask is None else mask.to(device),
+                columns=columns if not isinstance(columns, tuple) else (columns[0].to(device), columns[1].to(device)),
+                packing=None if packing is None else packing.on(device),
+                elsewhere=None,
+            )
+        return self.elsewhere[device]
 
     def at(self, recurrences: list[int]) -> "Window":
         """A packed window for one `core_step`, in which token n has recurrence recurrences[n]."""
         assert self.packing is not None and self.cache is not None
-        return replace(self, packing=self.packing.at(recurrences, self.cache.stored_recurrences, self.cache.device))
+        packing = self.packing.at(recurrences, self.cache.stored_recurrences, self.cache.device)
+        return replace(self, packing=packing, elsewhere=None)
 
 
 @dataclass
@@ -74,6 +99,12 @@ class Packing:
             runs.append(replace(run, planes=slice(own[0], own[-1] + 1, step) if is_even else on_device[run.tokens]))
         return Packing(runs, on_device)
 
+    def on(self, device: torch.device) -> "Packing":
+        """The same for a layer on `device`."""
+        planes = (run.planes.to(device) if isinstance(run.planes, torch.Tensor) else run.planes for run in self.runs)
+        runs = [replace(run, planes=own) for run, own in zip(self.runs, planes, strict=True)]
+        return Packing(runs, None if self.planes is None else self.planes.to(device))
+
 
 class RecurrentCache(Cache):
     """One tensor a layer, [N, B, H, S, D] for keys and the same for values; N is 1 for prelude and coda layers.
@@ -89,7 +120,7 @@ class RecurrentCache(Cache):
     `depth` is how many recurrences every token in it has been given (None while it is empty): with N > 1, no more than
     these can be read. Lengths are host integers, one a row, so asking for one never waits for the device. Rolling back
     is giving a row a shorter length; what lies beyond it is overwritten by the next call and masked until then. When a
-    call needs more columns than there are, the capacity doubles.
+    call needs more columns than there are, the capacity doubles. A layer's tensors are where its model's layer is.
     """
 
     is_compileable = False
@@ -116,6 +147,7 @@ class RecurrentCache(Cache):
         shape = (batch_size, config.num_key_value_heads, self.capacity, config.head_dim)
         self.keys = [torch.zeros(planes, *shape, dtype=dtype, device=device) for planes in self.planes]
         self.values = [torch.zeros_like(keys) for keys in self.keys]
+        self.device = self.keys[0].device  # the decoder's: layers may be on others
         self.lengths = [0] * batch_size
         self.depth: int | None = None
 
@@ -140,11 +172,6 @@ class RecurrentCache(Cache):
         return self.keys[0].dtype
 
     @property
-    def device(self) -> torch.device:
-        """Where keys and values are."""
-        return self.keys[0].device
-
-    @property
     def bytes_per_token(self) -> int:
         """Bytes one token of one row takes over all layers."""
         return sum(2 * k.shape[0] * k.shape[2] * k.shape[4] * k.element_size() for k in self.keys)
@@ -156,6 +183,7 @@ class RecurrentCache(Cache):
 
         `recurrence` counts from 1, and is 1 for prelude and coda layers.
         """
+        self._follow(layer, keys.device)
         plane = (recurrence - 1) % self.planes[layer]
         stored_keys, stored_values = self.keys[layer][plane], self.values[layer][plane]  # [B, H, S, D]
         if isinstance(window.columns, slice):
@@ -171,10 +199,16 @@ class RecurrentCache(Cache):
     def write_packed(self, keys: torch.Tensor, values: torch.Tensor, layer: int, window: Window) -> None:
         """Store [N, H, 1, D] keys and values of a packed window's tokens, each at its own recurrence."""
         assert window.packing is not None and isinstance(window.columns, tuple)
+        self._follow(layer, keys.device)
         rows, columns = (index[:, 0] for index in window.columns)
         planes = window.packing.planes if self.planes[layer] > 1 else 0
         self.keys[layer][planes, rows, :, columns] = keys[:, :, 0]
         self.values[layer][planes, rows, :, columns] = values[:, :, 0]
+
+    def _follow(self, layer: int, device: torch.device) -> None:
+        """A layer's tensors go where the layer computes, at its first call."""
+        if self.keys[layer].device != device:
+            self.keys[layer], self.values[layer] = self.keys[layer].to(device), self.values[layer].to(device)
 
     def read_run(self, layer: int, run: Run, kv_length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values that the n tokens of a packed window's run may look at, [n, H, kv_length, D]."""

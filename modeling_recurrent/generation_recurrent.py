@@ -17,7 +17,7 @@ from transformers.utils import logging
 from ..generation.decode_recurrent import decode_diffusion_forcing
 from ..generation.decode_recurrent_exact import decode_exact
 from ..generation.decode_recurrent_rivals import decode_adaptive, decode_self_speculative
-from ..generation.device_of_model import device_of
+from ..generation.device_of_model import device_of, devices_of, is_hooked
 from ..generation.options_recurrent import RecurrentOptions
 from ..generation.outputs_recurrent import Costs, RecurrentGenerateOutput
 from ..generation.reference_wavefront import ReferenceChoice, decode_reference
@@ -106,7 +106,11 @@ class RecurrentGenerationMixin(Stock):
         check_static(generation_config, options, None)
         if generation_config.use_cache:
             stored = options.stored_recurrences
-            make = StaticRecurrentCache if generation_config.cache_implementation == "static" else RecurrentCache
+            is_static = generation_config.cache_implementation == "static"
+            if is_static and len(devices_of(self)) > 1:
+                logger.warning_once("`cache_implementation='static'` is left aside: layers are on several devices.")
+                is_static = False
+            make = StaticRecurrentCache if is_static else RecurrentCache
             model_kwargs["past_key_values"] = make(
                 self.config, rows * num_beams, max_cache_length, stored, self.dtype, device_of(self)
             )
@@ -260,6 +264,9 @@ def compile_options(model: PreTrainedModel, generation_config: GenerationConfig)
     """What `torch.compile` is given: as transformers', on accelerators by default, on the CPU where asked for."""
     config, is_on_cpu = generation_config.compile_config, device_of(model).type == "cpu"
     if generation_config.disable_compile or (config is None and is_on_cpu):
+        return None
+    if is_hooked(model):
+        logger.warning_once("`compile_config` is left aside: layers whose weights are offloaded cannot be compiled.")
         return None
     config = config or CompileConfig()
     keywords: dict[str, Any] = {"backend": config.backend}

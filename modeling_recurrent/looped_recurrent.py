@@ -83,6 +83,7 @@ class GroupedHeads(nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: Window, recurrence: int
     ) -> torch.Tensor:
         """[B, T, widths] to [B, T, H * D], storing keys and values in the window's cache if it has one."""
+        window = window.on(query.device)
         query, key, value = (
             heads.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)  # [B, H, T, D]
             for heads in (query, key, value)
@@ -147,6 +148,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
     """A model the decoders can serve. A model of the family is a subclass with these, and nothing more is asked of it:
 
     * `prelude`, `initial_states`, `core_step` and `coda_states`, as above, and `rotary_at`; attention through `attend`.
+      Each gives its result on the window's device, wherever its layers are.
     * `reinjects_input`: the core sees the tokens at every recurrence, so that a state survives a change of its token.
       Diffusion forcing needs it; the exact wavefront begins such positions anew and does without.
     * `has_random_depth`: training draws the depth of each forward, as the model's own training did.
@@ -217,7 +219,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
     def coda(self, latent_states: torch.Tensor, window: Window, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
         """fp32 logits [B, kept, V] of states at any depth, [B, T, E]; `logits_to_keep` as in transformers."""
         states = self.coda_states(latent_states, window)
-        return self.lm_head(slice_logits_to_keep(states, logits_to_keep)).float()
+        return self.lm_head(slice_logits_to_keep(states, logits_to_keep)).to(window.device).float()
 
     def coda_states(self, latent_states: torch.Tensor, window: Window) -> torch.Tensor:
         """What `coda` gives to the lm_head, [B, T, E]."""

@@ -48,6 +48,7 @@ class RecurrentAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int) -> torch.Tensor:
         """[B, T, E] to [B, T, E], storing keys and values in the window's cache if it has one."""
+        window = window.on(hidden_states.device)
         rows, length = hidden_states.shape[:2]
         qkv = self.Wqkv(hidden_states).view(rows, length, 3, -1, self.head_dim)
         query_key, value = qkv[:, :, :2], qkv[:, :, 2]  # [B, T, 2, H, D], [B, T, H, D]
@@ -184,7 +185,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
         hidden_states = inputs_embeds * self.config.embed_scale
         for block in self.transformer["prelude"]:
             hidden_states = block(hidden_states, window)
-        return hidden_states
+        return hidden_states.to(window.device)
 
     def core_step(
         self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Window, recurrence: int = 1
@@ -193,7 +194,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
         hidden_states = self.transformer["adapter"](torch.cat([latent_states, input_embeds], dim=-1))
         for block in self.transformer["core_block"]:
             hidden_states = block(hidden_states, window, recurrence)
-        return hidden_states
+        return hidden_states.to(window.device)
 
     def coda_states(self, latent_states: torch.Tensor, window: Window) -> torch.Tensor:
         """What the lm_head reads of states at any depth, both [B, T, E]."""
@@ -205,10 +206,9 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
     def rotary_at(self, position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """What `rotate_pairs` or `rotate_halves` takes for positions [B, T]."""
         if not self.is_sandwiched:
-            return self.rotary_emb(position_ids, dtype)
-        return paired_rotary(
-            self.freqs_cis[0, position_ids.clamp(max=self.config.block_size - 1)]
-        )  # filling goes beyond
+            return self.rotary_emb(position_ids, dtype).to(position_ids.device)
+        known = position_ids.clamp(max=self.config.block_size - 1).to(self.freqs_cis.device)  # filling goes beyond
+        return paired_rotary(self.freqs_cis[0, known]).to(position_ids.device)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -118,7 +118,8 @@ class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
         self, input_ids: torch.Tensor | None, window: Window, inputs_embeds: torch.Tensor | None = None
     ) -> torch.Tensor:
         """e: the embeddings of [B, T] ids, [B, T, E]."""
-        return self.model["embed_tokens"](input_ids) if inputs_embeds is None else inputs_embeds
+        embeds = self.model["embed_tokens"](input_ids) if inputs_embeds is None else inputs_embeds
+        return embeds.to(window.device)
 
     def core_step(
         self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Window, recurrence: int = 1
@@ -126,7 +127,7 @@ class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
         """s_i = norm(layers(s_{i-1})), [B, T, E]; the embeddings are not looked at."""
         for block in self.model["layers"]:
             latent_states = block(latent_states, window, recurrence)
-        return self.model["norm"](latent_states)
+        return self.model["norm"](latent_states).to(window.device)
 
     def coda_states(self, latent_states: torch.Tensor, window: Window) -> torch.Tensor:
         """The states of any depth themselves, which `core_step` has normed."""
@@ -134,7 +135,7 @@ class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
 
     def rotary_at(self, position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """What `rotate_halves` takes for positions [B, T]."""
-        return self.rotary_emb(position_ids, dtype)
+        return self.rotary_emb(position_ids, dtype).to(position_ids.device)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

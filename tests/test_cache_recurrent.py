@@ -111,3 +111,38 @@ def test_beams_reorder_the_cache():
     with_cache = model.generate(ids, max_new_tokens=8, num_beams=3, init_scale=0.0)
     without = model.generate(ids, max_new_tokens=8, num_beams=3, init_scale=0.0, use_cache=False)
     assert with_cache.tolist() == without.tolist()
+
+
+@pytest.mark.parametrize("kind", ["one column", "columns of their own", "packed"])
+@pytest.mark.parametrize("layer", [1, 2])  # of the core, whose planes are several, and of the coda
+def test_a_layer_on_another_device_gets_the_window_there_and_keeps_its_keys_there(kind, layer):
+    """The CPU's only other device is meta, which computes shapes and refuses tensors of the CPU."""
+    model = random_model(0, n_layers_in_prelude=1, n_layers_in_recurrent_block=1, n_layers_in_coda=1)
+    blocks = [*model.transformer["prelude"], *model.transformer["core_block"], *model.transformer["coda"]]
+    cache = RecurrentCache.every_recurrence(model.config, 2, 16, 3, torch.float32, "cpu")
+    if kind == "packed":
+        window = model.packed_window([0, 0, 0, 1, 1], [4, 5, 6, 5, 6], cache)
+        window = window.at([3, 1, 2, 2, 1]) if layer == 1 else window
+        shape = (5, 1)
+    else:
+        window = model.window_at([3, 3] if kind == "one column" else [5, 3], 2, cache)
+        shape = (2, 2)
+    states = torch.zeros(*shape, model.config.n_embd)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        blocks[layer](states.to("meta"), window, 1)  # its weights are on the CPU
+    found = blocks[layer].to("meta")(states.to("meta"), window, 1)
+    assert found.device.type == cache.keys[layer].device.type == cache.values[layer].device.type == "meta"
+    assert found.shape == states.shape
+    assert blocks[0](states, window).device.type == cache.keys[0].device.type == cache.device.type == "cpu"
+    assert window.device.type == "cpu" and window.on(torch.device("meta")) is window.on(torch.device("meta"))
+
+
+def test_a_packed_windows_recurrences_are_those_of_its_copies():
+    model = random_model(0)
+    cache = RecurrentCache.every_recurrence(model.config, 1, 16, 3, torch.float32, "cpu")
+    window = model.packed_window([0, 0, 0], [4, 5, 6], cache)
+    first, second = (window.at(depths) for depths in ([1, 2, 3], [3, 1, 2]))
+    for one, planes in ((first, [0, 1, 2]), (second, [2, 0, 1])):
+        assert one.packing.planes.tolist() == planes
+        assert one.on(torch.device("meta")).packing is not one.packing
+        assert one.on(torch.device("cpu")) is one

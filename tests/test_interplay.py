@@ -8,13 +8,15 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from test_generate_contract import LETTERS, letter_tokenizer
-from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
+from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig, pipeline
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from recurrent_golden import random_model
 from tiny_tidar import VOCAB_SIZE, random_prompts, tiny_tidar
 from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM
 from wavedraft.generation import tidar
+from wavedraft.generation.device_of_model import devices_of
+from wavedraft.modeling_recurrent import RecurrentCache, generation_recurrent
 from wavedraft.modeling_tidar import generation_tidar
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
@@ -98,6 +100,54 @@ def test_a_recurrent_model_whose_weights_visit_the_device_decodes_the_same(recur
     cpu_offload(model, execution_device=torch.device("cpu"))
     assert model.device.type == "meta"
     assert model.generate(prompts, policy=policy, **GREEDY).tolist() == expected
+
+
+@pytest.fixture(scope="module")
+def spread(recurrent, tmp_path_factory):
+    """A recurrent model whose layers are on the CPU and on disk, in turn."""
+    folder = tmp_path_factory.mktemp("spread")
+    recurrent.save_pretrained(folder / "model")
+    places = {"transformer.wte": "cpu", "transformer.adapter": "disk", "transformer.ln_f": "cpu", "lm_head": "cpu"}
+    places |= {"freqs_cis": "cpu"}
+    for part in ("prelude", "core_block", "coda"):
+        for layer in range(len(recurrent.transformer[part])):
+            places[f"transformer.{part}.{layer}"] = "cpu" if layer % 2 else "disk"
+    return RecurrentDepthForCausalLM.from_pretrained(
+        folder / "model", device_map=places, offload_folder=folder / "offload"
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"policy": "exact"},
+        {"policy": "self-speculative"},
+        {"preset": "diffusion-forcing-r4"},
+        {"cache_implementation": "static", "compile_config": CompileConfig()},
+    ],
+    ids=["plain", "exact", "self-speculative", "diffusion forcing", "static"],
+)
+def test_a_recurrent_model_spread_by_a_device_map_decodes_the_same(recurrent, spread, options, monkeypatch):
+    said, prompts = [], torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    monkeypatch.setattr(generation_recurrent.logger, "warning_once", said.append)
+    text = spread.generate(prompts, **GREEDY, **options).tolist()
+    assert len(said) == ("compile_config" in options)  # left aside
+    options.pop("compile_config", None)
+    assert text == recurrent.generate(prompts, **GREEDY, **options).tolist()
+
+
+def test_a_static_cache_is_left_aside_over_several_devices(spread, monkeypatch):
+    said, prompts = [], torch.tensor([[5, 6, 7, 8]])
+    monkeypatch.setattr(generation_recurrent.logger, "warning_once", said.append)
+    hook = spread.transformer["coda"][0]._hf_hook
+    monkeypatch.setattr(generation_recurrent, "devices_of", lambda model: {torch.device("cpu"), torch.device("meta")})
+    output = spread.generate(prompts, **GREEDY, cache_implementation="static", return_dict_in_generate=True)
+    assert type(output.past_key_values) is RecurrentCache and "several devices" in said[0]
+    monkeypatch.undo()
+    assert devices_of(spread) == {torch.device("cpu")}
+    monkeypatch.setattr(hook, "execution_device", "meta")
+    assert devices_of(spread) == {torch.device("cpu"), torch.device("meta")}
 
 
 def test_what_is_generated_in_inference_mode_leaves_a_model_that_can_train(folder):
