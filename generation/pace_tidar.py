@@ -17,7 +17,10 @@ from torch import nn
 from .draft_forward import DraftForward
 
 MEASURING_SECONDS = 1.0  # or three rounds, whichever takes longer
-MARGIN = 1.15  # drafting must promise this much more than plain decoding, which is certain; promises lag behind texts
+# Drafting must promise so much more than plain decoding, which is certain: promises lag behind texts. Steps that all
+# have one shape keep them better.
+MARGIN, STATIC_MARGIN = 1.15, 1.05
+ALIKE = 0.95  # of plans that promise nearly the most, the one of the fewest queries: its promise hangs less on drafts
 RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
 MOST_RETRIES_FAILED = 3  # drafting that goes on not paying is tried half as often each time, so many times
 PRIOR_CHANCE, PRIOR_WEIGHT = 0.6, 4.0  # of acceptance, in forwards, where little was seen
@@ -80,6 +83,7 @@ class Pace:
             is long ago counts less.
         num_plain, num_drafting: forwards since the other kind was last run.
         num_failed: tries of drafting, one after the other, that did not pay.
+        late: tokens beyond the first that a forward was given by a block that came too early.
         slowness: what forwards take now, to what `costs` say. It is shared: a machine that slows down while drafts are
             tried must not make plain decoding look cheap.
     """
@@ -92,6 +96,7 @@ class Pace:
     num_plain: int = 0
     num_drafting: int = 0
     num_failed: int = 0
+    late: float = 0.0
     slowness: float = 1.0
 
     def __post_init__(self) -> None:
@@ -113,15 +118,18 @@ class Pace:
             reaches.append(reaches[-1] * self.chance(i))
         stops = [here - further for here, further in pairwise([*reaches, 0.0])]
         is_missed = 1 - sum(sorted(stops, reverse=True)[:num_branches])
-        num_tokens = sum(reaches) + is_missed
+        num_tokens = sum(reaches) + is_missed * (1 + (self.late if num_branches else 0))
         both = seconds[length, num_branches, length if num_branches else 0]
         only_drafts = both if self.is_static else seconds[1, 1, length]
         return num_tokens / (both + is_missed * only_drafts)
 
     def choose(self) -> Plan:
         """The plan of the next forward."""
-        best = max(self.plans, key=self.tokens_per_second)
-        if self.tokens_per_second(best) > MARGIN * self.tokens_per_second(PLAIN):
+        highest = max(map(self.tokens_per_second, self.plans))
+        alike = [plan for plan in self.plans if self.tokens_per_second(plan) >= ALIKE * highest]
+        best = min(alike, key=lambda plan: plan.draft_length * (1 + plan.num_branches))
+        margin = STATIC_MARGIN if self.is_static else MARGIN
+        if self.tokens_per_second(best) > margin * self.tokens_per_second(PLAIN):
             self.num_failed = 0
             return best if self.num_drafting < RETRY_FORWARDS else PLAIN
         if self.num_plain < RETRY_FORWARDS << self.num_failed:
@@ -130,14 +138,16 @@ class Pace:
         return best
 
     def see(self, accepted: list[tuple[int, int]], shape: tuple[int, int, int], seconds: float) -> None:
-        """Takes in what a forward did: for each row the length of the draft it read, and how much of it stood; and what
-        it cost with all that is done around it."""
+        """Takes in what a forward did: for each row the length of the draft it read, 1 where no block stood right
+        behind its text, and how much of it stood; and what it cost with all that is done around it."""
         known = self.costs.seconds
         if shape in known:
             ratio = min(seconds / (known[shape] * self.slowness), HELD_UP)
             known[shape] *= 1 + NEWEST_OF_SHAPE * (ratio - 1)
             self.slowness *= 1 + NEWEST * (ratio - 1)
         drafts = [(length, count) for length, count in accepted if length > 1]
+        if shape[1] and (lates := [count - 1 for length, count in accepted if length == 1]):
+            self.late += NEWEST_OF_SHAPE * (sum(lates) / len(lates) - self.late)
         self.num_plain = 0 if drafts else self.num_plain + 1
         self.num_drafting = 0 if shape == (1, 0, 0) else self.num_drafting + 1
         if not drafts:

@@ -100,6 +100,17 @@ def test_a_machine_that_slows_down_while_drafting_does_not_make_plain_decoding_l
     assert of.tokens_per_second(best) / of.tokens_per_second(PLAIN) > promised / 2
 
 
+def test_what_late_blocks_give_is_promised_where_there_are_blocks():
+    of = pace(1.0, 0.02, 0.5)
+    before = {plan: of.tokens_per_second(plan) for plan in of.plans}
+    for _ in range(100):
+        of.see([(1, 3), (1, 1)], (4, 1, 4), of.costs.seconds[4, 1, 4])
+    assert of.late == pytest.approx(1.0, abs=0.01) and of.slowness == pytest.approx(1)
+    for plan in of.plans:
+        promised = of.tokens_per_second(plan)
+        assert promised > before[plan] if 0 < plan.num_branches < plan.draft_length else promised == before[plan]
+
+
 def test_one_lucky_measurement_does_not_stand_out():
     plans = plans_up_to(8, is_wide=False)
     seconds = {(n, m, k): 1.0 + 0.05 * (n + m * k - 1) + 0.3 * (m > 0) for n, m, k in shapes_of(plans)}
