@@ -243,13 +243,16 @@ def test_the_command_prints_tables_and_writes_json_markdown_and_a_picture(run, f
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_decoding_is_timed_behind_its_compilation(run, folders, tmp_path):
-    options = ["--compiled", "--batch-sizes", 1, "--num-branches", 1, "--repeats", 1, "--max-new-tokens", 4]
+    options = ["--compiled", "--batch-sizes", 1, "--num-branches", "1,auto", "--repeats", 1, "--max-new-tokens", 4]
+    options += ["--draft-lengths", 2]
     options += ["--prompts", folders / "prompts.jsonl", "--dtype", "float32", "--prompt-lengths", 12]
     code, out, _ = run(folders / "tidar", *options, "--output", tmp_path / "out")
     (cell,) = json.loads((tmp_path / "out" / "bench.json").read_text())["cells"]
-    compiled = cell["contenders"][1]
-    assert code == 0 and compiled["name"] == "AR compiled" and compiled["num_identical"] == compiled["num_rows"]
-    assert compiled["compile_seconds"] > 0 and compiled["tokens_per_forward"] == 1
+    found = {contender["name"]: contender for contender in cell["contenders"]}
+    assert code == 0 and list(found)[1] == "AR compiled" and found["AR compiled"]["tokens_per_forward"] == 1
+    for name in ("AR compiled", "K=2 B=1 compiled", "K=2 auto compiled"):
+        assert found[name]["num_identical"] == found[name]["num_rows"] and found[name]["compile_seconds"] > 0
+    assert found["K=2 B=1 compiled"]["tokens_per_forward"] == found["K=2 B=1"]["tokens_per_forward"]
     assert "to compile, not counted above" in " ".join(out.split())
 
 

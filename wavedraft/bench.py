@@ -41,7 +41,8 @@ class Settings:
         repeats: rounds; in each every contender decodes every batch once.
         max_new_tokens: N, of every text: no end token ends one.
         num_lookup_tokens: `prompt_lookup_num_tokens` of transformers' prompt lookup.
-        has_compiled: measure plain decoding with a static cache and torch.compile too.
+        has_compiled: measure plain decoding and drafts with a static cache and torch.compile too; "auto" is compiled
+            with the shortest of `draft_lengths`, which it keeps to.
     """
 
     batch_sizes: tuple[int, ...] = (1, 4)
@@ -104,13 +105,15 @@ class Contender:
 
     Attributes:
         keywords: of `generate`.
-        is_compiled: its runs are not counted by a hook, which would be compiled too; an uncompiled run is.
+        is_compiled: a first run compiles.
+        is_counted_apart: the whole network is compiled, and a hook on it would be too: an uncompiled run is counted.
     """
 
     name: str
     model: PreTrainedModel
     keywords: dict[str, Any] = field(default_factory=dict)
     is_compiled: bool = False
+    is_counted_apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ def contenders_of(
         compile_config = CompileConfig()
         compile_config._compile_all_devices = True
         keywords = {"cache_implementation": "static", "compile_config": compile_config}
-        found.append(Contender("AR compiled", stock, keywords, is_compiled=True))
+        found.append(Contender("AR compiled", stock, keywords, is_compiled=True, is_counted_apart=True))
     found.append(Contender("lookup", stock, {"prompt_lookup_num_tokens": settings.num_lookup_tokens}))
     if assistant is not None:
         found.append(Contender("assisted", stock, {"assistant_model": assistant}))
@@ -197,6 +200,19 @@ def contenders_of(
             found.append(Contender(f"K={length} B={number}", model, {"draft_length": length, "num_branches": number}))
     if "auto" in settings.num_branches:
         found.append(Contender("auto", model, {"num_branches": "auto"}))
+    if settings.has_compiled:
+        compiled = {
+            "cache_implementation": "static",
+            "compile_config": CompileConfig(mode="default", dynamic=False),
+        }
+        ours = [contender for contender in found if contender.keywords.get("draft_length")]
+        if "auto" in settings.num_branches and (shortest := min(settings.draft_lengths)) > 1:
+            auto = {"draft_length": shortest, "num_branches": "auto"}
+            ours.append(Contender(f"K={shortest} auto", model, auto))
+        found += [
+            Contender(f"{contender.name} compiled", model, contender.keywords | compiled, is_compiled=True)
+            for contender in ours
+        ]
     return list({contender.name: contender for contender in found}.values())
 
 
@@ -291,12 +307,12 @@ def _bench_cell(
         for contender in running[turn:] + running[:turn]:
             torch.manual_seed(repeat)
             with counted(contender) as counts:
-                if contender.is_compiled:
+                if contender.is_counted_apart:
                     uncompiled = {"compile_config": None, "disable_compile": True}
                     _generate(contender.model, ids, mask, options | contender.keywords | uncompiled)
                 else:
                     sequences, seconds, first = timed(contender, ids, mask, options)
-            if contender.is_compiled:
+            if contender.is_counted_apart:
                 sequences, seconds, first = timed(contender, ids, mask, options)
             if contender is contenders[0]:
                 texts.setdefault((kind, number), sequences)

@@ -560,7 +560,7 @@ def bench(
     max_new_tokens: Annotated[int, typer.Option(help="Of every text: no end token ends one.")] = 32,
     num_lookup_tokens: Annotated[int, typer.Option(help="Tokens prompt lookup proposes at a time.")] = 10,
     compiled: Annotated[
-        bool, typer.Option("--compiled", help="Plain decoding with a static cache and torch.compile, too.")
+        bool, typer.Option("--compiled", help="Plain decoding and drafts with a static cache and torch.compile, too.")
     ] = False,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
     device: Annotated[str | None, typer.Option(help="By default cuda where there is one, else cpu.")] = None,
