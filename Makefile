@@ -17,10 +17,10 @@ demo: $(TIDAR)/config.json
 	    "Write a short letter to a friend who has moved to another city." \
 	    "Give a JSON object that describes a small bookshop: name, address and three books with their prices."
 
-# The table of the README, measured here and now; some twenty minutes on two idle cores.
 BENCH := $(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl \
     --dtype bfloat16 --draft-lengths 4 --num-branches 1,auto
 
+# The table of the README, measured here and now; some twenty minutes on two idle cores.
 bench: $(TIDAR)/config.json
 	$(BENCH) --batch-sizes 1 --compiled --max-new-tokens 48 --output build/bench/1
 	$(BENCH) --batch-sizes 8 --max-new-tokens 24 --repeats 2 --output build/bench/8
