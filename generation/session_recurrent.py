@@ -201,6 +201,10 @@ class Session:
         most = max(len(ids) for ids in frozen_ids)
         if most:
             padded = torch.tensor([ids + [0] * (most - len(ids)) for ids in frozen_ids], device=self.device)
+            if not self.is_prefix_free:  # drafts that processors look at stay where they are
+                for row, (place, ids) in enumerate(zip(self.transcript.active, frozen_ids, strict=True)):
+                    start = self.transcript.lengths[place]
+                    padded[row, len(ids) :] = self.transcript.ids[place, start + len(ids) : start + most]
             self.transcript.extend(padded, torch.tensor([len(ids) for ids in frozen_ids], device=self.device))
 
     def keep_rows(self, places: list[int]) -> None:

@@ -332,3 +332,13 @@ def test_options_survive_saving_and_a_keyword_wins(tmp_path):
     loaded.generation_config.policy = "fastest"
     with pytest.raises(ValueError, match="`policy` must be one of"):
         loaded.generate(**prompts)
+
+
+def test_a_sampled_rows_drafts_see_their_own_prefix_whatever_other_rows_decide():
+    """The other row decides tokens while this one's drafts wait: they must stay where the n-gram processor looks."""
+    model = random_model(0, vocab_size=VOCAB_SIZE, mean_recurrence=3, n_layers_in_recurrent_block=1).double()
+    options = {"max_new_tokens": 10, "do_sample": True, "no_repeat_ngram_size": 2, "top_k": 5}
+    options |= {"policy": "exact", "draft_recurrences": (1, 2)}
+    prompts = torch.tensor([[9, 18, 42, 33, 42], [0, 0, 38, 3, 15]])
+    batch = model.generate(prompts, attention_mask=(prompts > 0).long(), **options, seed=[223492, 169009])
+    assert batch[0].tolist() == model.generate(prompts[:1], **options, seed=[223492])[0].tolist()
