@@ -57,6 +57,8 @@ class MaskGate:
         """Without gradients, a layer that this gate alone adapts skips PEFT's bookkeeping while the gate is open: on
         a CPU it costs as much as the arithmetic."""
         self.num_masks = num_masks
+        if torch.is_grad_enabled():  # it may be about to be taught
+            self.factors.clear()
         if self.short_ways is None and not torch.is_grad_enabled():
             self.short_ways = [(module, way) for module in self.adapted if (way := self._short_way(module))]
         short_ways = [] if torch.is_grad_enabled() else self.short_ways or []
@@ -101,6 +103,9 @@ class MaskGate:
         return short_way
 
     def _factors_of(self, lora_a: nn.Module, lora_b: nn.Module, scaling: float) -> "Factors":
+        """Kept from one call to the next while the adapter is frozen: some optimizers leave no trace of a step."""
+        if lora_a.weight.requires_grad or lora_b.weight.requires_grad:
+            return Factors(lora_a.weight, lora_b.weight, scaling)
         factors = self.factors.get(lora_a)
         if factors is None or not factors.are_of(lora_a.weight, lora_b.weight, scaling):
             factors = self.factors[lora_a] = Factors(lora_a.weight, lora_b.weight, scaling)

@@ -245,26 +245,36 @@ def test_the_gate_gives_pefts_own_numbers():
         assert not torch.allclose(layers(ids).last_hidden_state[:, -3:], expected[:, -3:])
 
 
-@pytest.mark.parametrize("change", ["written to", "new tensor", "scaled", "double"])
-def test_the_gate_takes_an_adapter_as_it_is_now(change):
+@pytest.mark.parametrize("is_frozen", [True, False])
+@pytest.mark.parametrize("change", ["written to", "new tensor", "scaled", "double", "optimizer"])
+def test_the_gate_takes_an_adapter_as_it_is_now(change, is_frozen):
     from wavedraft.generation.mask_gate import MaskGate
 
     ids = random_prompts(2, 9)
     model = gated(tiny_tidar())
+    adapter = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
     layers = model.base_model.model.model
 
     def with_masks(is_through_peft: bool) -> torch.Tensor:
         with torch.set_grad_enabled(is_through_peft), MaskGate.of(model).open(3):
             return layers(ids).last_hidden_state.detach()
 
+    if is_frozen:
+        model.requires_grad_(False)
     before = with_masks(is_through_peft=False)
+    if change == "optimizer":
+        model.requires_grad_(True)
+        with MaskGate.of(model).open(3):
+            layers(ids).last_hidden_state.square().sum().backward()
+        torch.optim.AdamW(adapter, lr=0.1, fused=True).step()
+        model.requires_grad_(not is_frozen)
     for module in model.modules():
         if getattr(module, "lora_variant", None):
             if change == "written to":
                 with torch.no_grad():
                     module.lora_B["default"].weight.mul_(-2)
             elif change == "new tensor":
-                module.lora_A["default"].weight = torch.nn.Parameter(module.lora_A["default"].weight * 3)
+                module.lora_A["default"].weight = torch.nn.Parameter(module.lora_A["default"].weight * 3, not is_frozen)
             elif change == "scaled":
                 module.scaling["default"] *= 5
     if change == "double":
