@@ -47,7 +47,7 @@ def test_greedy_text_is_the_stock_models_and_takes_fewer_forwards(prompts):
 
     torch.set_num_threads(threads)
     assert output.sequences.tolist() == expected.tolist()
-    assert output.tokens_per_forward.mean() > 1.6  # the shipped adapter: 1.83 on 25 prompts, see its README
+    assert output.tokens_per_forward.mean() > 1.6  # the shipped adapter: 1.87 on 25 prompts, see its README
 
 
 @pytest.mark.parametrize("sampling", [{"do_sample": False}, {"do_sample": True, "temperature": 0.8, "top_p": 0.9}])
