@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 from .audit import audit as audit_texts
@@ -23,7 +21,6 @@ from .before_loading import (
     check_keywords,
     device_for,
     is_recurrent,
-    stored_generation_config,
 )
 from .bench import Settings, contenders_of, num_runs, without_adapter
 from .bench import bench as run_bench
@@ -34,13 +31,15 @@ from .bench_report import report as bench_report
 from .bench_report import save as save_bench
 from .bench_report import tables as bench_tables
 from .chat import Chat
+from .cli_keywords import OF_TIDAR, drafting_keywords, recurrent_keywords, refuse, seed_plain_decoding
 from .conversion import convert as convert_checkpoint
 from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
-from .modeling_recurrent import PRESETS, RecurrentDepthForCausalLM
+from .modeling_recurrent import RecurrentDepthForCausalLM
 from .modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from .modeling_tidar import TiDARConfig, TiDARForCausalLM
+from .timed_runs import encode_prompt, identical, runs_table, timed_generate, timed_recurrent
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -252,147 +251,6 @@ def load(model: str, dtype: str, device: str, adapter: str | None) -> Any:
     if adapter is not None:
         tidar.load_adapter(adapter)
     return tidar
-
-
-def drafting_keywords(num_branches: str | None, exact: str | None) -> dict[str, Any]:
-    """Those of `generate` that only TiDAR has, without those not given; `generate` checks their values."""
-    branches = int(num_branches) if num_branches is not None and num_branches.isdecimal() else num_branches
-    return {name: value for name, value in (("num_branches", branches), ("exact", exact)) if value is not None}
-
-
-def refuse(options: dict[str, Any], reason: str) -> None:
-    """Raises where one of these options, that would do nothing, was given."""
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(f"--{name.replace('_', '-')} {reason}")
-
-
-OF_TIDAR = "is TiDAR's. A recurrent-depth model takes --policy."
-
-
-def seed_plain_decoding(plain: dict[str, Any], parallel: dict[str, Any]) -> None:
-    """Seeds the global generator, which plain decoding draws from, in place of the keyword, which it has not."""
-    if "seed" in plain:
-        torch.manual_seed(plain.pop("seed"))
-        if parallel["draft_length"] == 0:
-            parallel.pop("seed")
-
-
-def recurrent_keywords(model: str, depth: dict[str, Any], options: dict[str, Any]) -> tuple[dict, dict]:
-    """The keywords of `generate` for a recurrent-depth model's policy, and for plain decoding at the same depth.
-
-    Where neither the caller nor the checkpoint names a policy, it is the exact one.
-    """
-    parallel, preset = options | {name: value for name, value in depth.items() if value is not None}, depth["preset"]
-    file = stored_generation_config(model)
-    stored = (getattr(file, name, None) for name in ("policy", "preset"))
-    if not parallel.keys() & {"policy", "preset"} and not any(stored):
-        parallel["policy"] = "exact"
-    plain = options | {"policy": "autoregressive"}
-    if depth["num_recurrences"] is not None:
-        plain["num_recurrences"] = depth["num_recurrences"]
-    if "seed" in options and options["do_sample"]:  # plain decoding draws from the global generator
-        torch.manual_seed(plain.pop("seed"))
-        if "autoregressive" in (parallel.get("policy"), PRESETS.get(preset or "", {}).get("policy")):
-            parallel.pop("seed")
-    return parallel, plain
-
-
-@dataclass(frozen=True)
-class Run:
-    """One prompt's decode.
-
-    Attributes:
-        num_forwards: calls of the network, the prefill's left out; of a recurrent-depth model its core passes by those
-            of full depth.
-        num_core_passes: of a recurrent-depth model.
-    """
-
-    new_ids: list[int]
-    num_forwards: float
-    seconds: float
-    num_core_passes: int | None = None
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """The token the prefill decides is not counted; NaN for a text of that token alone."""
-        return (len(self.new_ids) - 1) / self.num_forwards if self.num_forwards else float("nan")
-
-
-def timed_generate(model: Any, inputs: Any, **options: Any) -> Run:
-    num_calls = 0
-
-    def count(module: Any, args: Any) -> None:
-        nonlocal num_calls
-        num_calls += 1
-
-    handle = model.register_forward_pre_hook(count)
-    start = time.perf_counter()
-    ids = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
-    seconds = time.perf_counter() - start
-    handle.remove()
-    return Run(ids, num_calls - 1, seconds)
-
-
-def timed_recurrent(model: Any, inputs: Any, **options: Any) -> Run:
-    start = time.perf_counter()
-    output = model.generate(**inputs, return_dict_in_generate=True, **options)
-    seconds = time.perf_counter() - start
-    new_ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-    return Run(new_ids, output.num_core_passes / output.num_prefill_core_passes, seconds, output.num_core_passes)
-
-
-def encode_prompt(tokenizer: Any, prompt: str, is_raw: bool) -> Any:
-    """A prompt's ids and mask, through the chat template where there is one."""
-    if is_raw or not tokenizer.chat_template:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    else:
-        messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    inputs.pop("token_type_ids", None)
-    if not inputs["input_ids"].shape[1]:
-        raise ValueError("The prompt is empty, and there is no chat template to put it in. Give some text to continue.")
-    return inputs
-
-
-def identical(drafted_runs: list[Run], plain_runs: list[Run]) -> bool:
-    return [run.new_ids for run in drafted_runs] == [run.new_ids for run in plain_runs]
-
-
-def runs_table(prompts: list[str], drafted_runs: list[Run], plain_runs: list[Run]) -> Table:
-    """A row for each prompt and one for all, the plain decode beside the drafting one where there is one."""
-    table = Table(box=None)
-    table.add_column("\nprompt", no_wrap=True)
-    calls = "\nforwards" if drafted_runs[0].num_core_passes is None else "core\npasses"
-    plain_columns = [f"plain {calls}".replace(" \n", "\n"), "plain\nseconds"] if plain_runs else []
-    for name in ["\ntokens", calls, "tokens per\nforward", "\nseconds", *plain_columns]:
-        table.add_column(name, justify="right")
-
-    def total(runs: list[Run]) -> Run:
-        decided = [token for run in runs for token in run.new_ids[1:]]
-        passes = None if runs[0].num_core_passes is None else sum(run.num_core_passes or 0 for run in runs)
-        return Run([0, *decided], sum(run.num_forwards for run in runs), sum(run.seconds for run in runs), passes)
-
-    def num_calls(run: Run) -> str:
-        return f"{run.num_forwards if run.num_core_passes is None else run.num_core_passes}"
-
-    def add(name: str, num_tokens: int, run: Run, plain: list[Run]) -> None:
-        cells = [str(num_tokens), num_calls(run), f"{run.tokens_per_forward:.2f}", f"{run.seconds:.1f}"]
-        table.add_row(name, *cells, *(cell for p in plain for cell in (num_calls(p), f"{p.seconds:.1f}")))
-
-    for place, (prompt, run) in enumerate(zip(prompts, drafted_runs, strict=True)):
-        add(shortened(prompt), len(run.new_ids), run, plain_runs[place : place + 1])
-    if len(prompts) > 1:
-        num_tokens = sum(len(run.new_ids) for run in drafted_runs)
-        add("all", num_tokens, total(drafted_runs), [total(plain_runs)] if plain_runs else [])
-    return table
-
-
-def shortened(prompt: str, length: int = 20) -> str:
-    line = " ".join(prompt.split())
-    return line if len(line) <= length else line[: length - 1] + "…"
 
 
 @app.command()
