@@ -137,6 +137,10 @@ class CompiledLayers:
         key = shape, tuple(sorted((name, str(value)) for name, value in self.options.items()))
         known = _compiled.setdefault(self.model, {})
         if key not in known:
+            logger.warning_once(
+                "The decoder's layers are compiled at the first step of each shape, which takes seconds to a minute. "
+                "Later texts of about this length do not wait for it."
+            )
             code = run_layer.__code__.replace(co_name=f"run_layer_{len(known)}")
             known[key] = torch.compile(FunctionType(code, run_layer.__globals__), **self.options)
         return known[key]
