@@ -273,6 +273,7 @@ def _write_recurrent(
     values["architectures"] = [checkpoint.stock_class.__name__]
     _write_files(checkpoint, new, values, link=link, is_own=False, steps=steps)
     checkpoint.stock_class.write_code(new)
+    _make_room_for_own_options(new / "generation_config.json")
     _keep_users_card(target, new)
     write_card(new, "recurrent", target.name, origin=checkpoint.folder, base_model=base_model)
     check_keys(new, checkpoint.stock_class, type(checkpoint.config).from_pretrained(new))

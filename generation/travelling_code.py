@@ -24,7 +24,7 @@ def write_travelling_code(
 
     Args:
         folder: a checkpoint folder with a config.json.
-        architecture: the stock class name to leave in `architectures`, so that the folder loads as stock too.
+        architecture: the class of transformers to leave in `architectures`, where tools look one up by name.
         config_class: of a model whose config is not transformers' own.
 
     Raises:

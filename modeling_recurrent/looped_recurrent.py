@@ -185,7 +185,9 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
     @classmethod
     def write_code(cls, folder: Path) -> None:
         """Writes the code a checkpoint needs to load and decode where wavedraft is not installed."""
-        write_travelling_code(cls, folder, config_class=cls.config_class)
+        # `transformers serve` and others look for `architectures[0]` in transformers, which has none of these classes;
+        # its auto class finds ours through `auto_map`.
+        write_travelling_code(cls, folder, architecture="AutoModelForCausalLM", config_class=cls.config_class)
 
     def write_repository(self, folder: Path) -> None:
         """Writes all that stands beside the weights; nothing of ours beside those of an adapter."""

@@ -29,6 +29,7 @@ def released_folder(name, folder):
         for path in folder.glob("*.py"):
             path.unlink()
         edit_json(folder / "config.json", **HUGINN_FIELDS)
+        edit_json(folder / "generation_config.json", _from_model_config=True)
     else:
         config = CONFIGS[name]
         shapes = ouro_shapes(config) if name == "ouro" else raven_shapes(config, has_qk_norm=name == "olmo")
@@ -47,10 +48,14 @@ def test_a_released_folder_becomes_one_of_ours(name, tmp_path):
     assert result.proof.max_abs_difference == 0 and result.tidar_config is None
 
     values = json.loads((tmp_path / "ours" / "config.json").read_text())
-    assert values["architectures"] == [result.architecture] and not set(values) & {"test_time_noise", "torch_dtypes"}
+    assert values["architectures"] == ["AutoModelForCausalLM"], "`transformers serve` looks for it in transformers"
+    assert not set(values) & {"test_time_noise", "torch_dtypes"}
     assert values["auto_map"]["AutoModelForCausalLM"].split(".")[-1] == result.architecture
     assert values.get("block_form") == {"huginn": "sandwich", "ouro": None, **FORMS}[name]
     assert not (tmp_path / "ours" / "raven_modeling_minimal.py").exists()
+    if name == "huginn":
+        options = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
+        assert not options["_from_model_config"], "else transformers would drop our keywords from it"
     assert (tmp_path / "ours" / "modeling_recurrent.py").exists() == (name != "ouro")
 
     ids = torch.tensor([[5, 6, 7, 8, 9]])

@@ -233,6 +233,24 @@ def test_importing_us_changes_nothing_but_the_two_registered_configs(tmp_path):
     assert not done.stdout
 
 
+def test_what_transformers_serve_loads_of_a_recurrent_folder_decodes_as_we_do(tmp_path):
+    """It looks `architectures[0]` up in transformers."""
+    manager = pytest.importorskip("transformers.cli.serving.model_manager").ModelManager(
+        device="cpu", trust_remote_code=True, model_timeout=-1
+    )
+    model = random_model(0, vocab_size=VOCAB_SIZE)
+    model.generation_config.policy = "exact"
+    model.save_pretrained(tmp_path)
+    letter_tokenizer().save_pretrained(tmp_path)
+    served, tokenizer = manager.load_model_and_processor(manager.process_model_name(str(tmp_path)))
+    assert manager.get_model_modality(served, tokenizer).value == "LLM"
+    prompts = random_prompts(1, 5)
+    found = served.generate(prompts, generation_config=served.generation_config, **GREEDY, return_dict_in_generate=True)
+    assert found.sequences.tolist() == model.generate(prompts, **GREEDY, policy="autoregressive").tolist()
+    assert found.num_core_passes < 11 * model.config.mean_recurrence, "the stored policy was not read"
+    manager.shutdown()
+
+
 def test_continuous_batching_is_plain_decoding_or_refused(monkeypatch):
     said, model, prompts = [], tiny_tidar(), random_prompts(2, 5)
     monkeypatch.setattr(generation_tidar.logger, "warning_once", said.append)
