@@ -27,7 +27,7 @@ bench: $(TIDAR)/config.json
 	$(BIN)/python benchmarks/readme_bench.py build/bench/1/bench.json build/bench/8/bench.json
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The oldest transformers that is supported, beside the newest of .venv; where it differs, these files see it.
 FLOOR := 5.22.0
@@ -37,7 +37,7 @@ FLOOR_TESTS := $(addprefix tests/test_,modeling_tidar.py decode_tidar.py trainin
 test-floor: setup
 	test -d build/transformers-$(FLOOR) || $(BIN)/python -m pip install --quiet --no-deps \
 	    --target build/transformers-$(FLOOR) transformers==$(FLOOR)
-	PYTHONPATH=build/transformers-$(FLOOR) $(BIN)/pytest -n 2 $(FLOOR_TESTS)
+	PYTHONPATH=build/transformers-$(FLOOR) $(BIN)/pytest -n 2 --dist worksteal $(FLOOR_TESTS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -26,6 +26,8 @@ def train(rank: int, folder: str) -> None:
     gradient = float(model.transformer["adapter"].weight.grad.double().sum())
     with open(f"{folder}/rank{rank}.json", "w") as file:
         json.dump({"depths": depths, "gradient": gradient, "ids": ids.tolist()}, file)
+    # Its end waits for a gloo thread that may itself wait for Python: not the group's last holder, it has no such end.
+    del parallel, output
     dist.destroy_process_group()
 
 

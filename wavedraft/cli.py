@@ -1,5 +1,6 @@
 """The command line: one thin function a verb."""
 
+import gc
 import json
 import sys
 import time
@@ -312,7 +313,11 @@ def train(
     except TrainingStopped as stop:
         print(f"wavedraft: {stop}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
-    if not PartialState().is_main_process:
+    process = PartialState()
+    if process.use_distributed:
+        gc.collect()  # a gloo group whose last holder is a model waits for a thread that waits for Python, for ever
+        process.destroy_process_group()
+    if not process.is_main_process:
         return
     for moment in ("before", "after"):
         if measured := report[moment]:
