@@ -72,6 +72,7 @@ def decode_tidar(
         is_tie_safe=options.exact == "tie-safe",
         num_slots=num_slots_for(transcript.max_length, options.num_queries) if options.is_static else None,
         compile_config=compile_config_of(model, generation_config) if options.is_static else None,
+        has_packed_weights=options.packed_weights,
     )
     choice: Sampled | Greedy
     is_auto, has_every_branch = options.num_branches == "auto", options.num_branches == draft_length
@@ -156,6 +157,7 @@ def tidar(
     exact: str | None = None,
     tie_margin: float | None = None,
     mask_embedding_id: int | None = None,
+    packed_weights: bool | None = None,
     **model_kwargs: Any,
 ) -> TiDARGenerateOutput | torch.Tensor:
     """The same decode for a stock model: `model.generate(..., custom_generate=tidar)`.
@@ -166,11 +168,12 @@ def tidar(
     classes for streaming and `stop_strings`.
 
     Args:
-        draft_length, num_branches, seed, exact, tie_margin: as in `generate` of our own classes.
+        draft_length, num_branches, seed, exact, tie_margin, packed_weights: as in `generate` of our own classes.
         mask_embedding_id: the row of the embedding table that masks read.
     """
     given: dict[str, Any] = {"draft_length": draft_length, "num_branches": num_branches, "seed": seed}
     given |= {"exact": exact, "tie_margin": tie_margin, "mask_embedding_id": mask_embedding_id}
+    given["packed_weights"] = packed_weights
     for name, value in given.items():
         if value is not None:
             setattr(generation_config, name, value)

@@ -16,6 +16,7 @@ from .device_of_model import device_of
 from .draft_cache import DraftCache, stack_rows
 from .grouped_attention import grouped_attention, has_attention_interface
 from .mask_gate import MaskGate
+from .packed_weights import PackedWeights
 from .static_decode import CompiledLayers, StaticDraftCache
 from .structured_mask import (
     attention_windows,
@@ -69,6 +70,7 @@ class DraftForward:
             implementation is sdpa, its tokens are read beside others as they are alone; and `read_alone` may be asked.
         num_slots: slots of a cache that never grows, so that every step has one shape; None for one that does.
         compile_config: how the layers of such a step are compiled; None where they are not.
+        has_packed_weights: whether linear layers read packed copies of their weights.
 
     Attributes:
         num_forwards, num_prefill_forwards, num_tie_forwards: calls of the network, counted where it is called.
@@ -86,6 +88,7 @@ class DraftForward:
         is_tie_safe: bool = False,
         num_slots: int | None = None,
         compile_config: CompileConfig | None = None,
+        has_packed_weights: bool = False,
     ):
         self.model = model
         self.rows = list(range(batch_size))
@@ -93,6 +96,7 @@ class DraftForward:
         self.draft_length = draft_length
         self.mask_embedding_id = mask_embedding_id
         self.gate = MaskGate.of(model)
+        self.packed_weights = PackedWeights(model) if has_packed_weights else None
         num_layers, device = num_cache_layers(model), device_of(model)
         self.is_static = num_slots is not None
         self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config)
@@ -345,6 +349,7 @@ class DraftForward:
         shape = num_rows, num_clean, num_masks, cache.num_slots
         with (
             self.gate.open(num_masks) if self.gate else nullcontext(),
+            self.packed_weights.used() if self.packed_weights else nullcontext(),
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
             grouped_attention(self.model) if self.is_grouped and has_structured_mask else nullcontext(),
             self.compiled_layers.running(cache, shape) if self.compiled_layers and is_step else nullcontext(),

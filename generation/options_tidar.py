@@ -39,6 +39,9 @@ class TiDAROptions:
         is_static: `cache_implementation="static"`, transformers' keyword: every step has one shape, over a cache as
             long as the longest text may be, so that its layers can be compiled: on an accelerator they are unless
             `disable_compile`, on a CPU where a `compile_config` is given.
+        packed_weights: for bfloat16 on a CPU: linear layers read a second copy of their weights, in the order its
+            products want them, which takes as much memory again and a second once. Products then round otherwise than
+            a stock model's, as they do from one machine to the next.
     """
 
     draft_length: int
@@ -49,6 +52,7 @@ class TiDAROptions:
     mask_embedding_id: int = 0
     excluded_id: int | None = None
     is_static: bool = False
+    packed_weights: bool = False
 
     KEYWORDS: ClassVar[tuple[str, ...]] = (
         "draft_length",
@@ -57,6 +61,7 @@ class TiDAROptions:
         "mask_embedding_id",
         "exact",
         "tie_margin",
+        "packed_weights",
     )
 
     @classmethod
@@ -127,6 +132,14 @@ class TiDAROptions:
                 f"`exact={exact!r}` runs steps of several shapes, and `cache_implementation='static'` has one. Leave "
                 "either out."
             )
+        packed_weights = getattr(generation_config, "packed_weights", None) or False
+        if not isinstance(packed_weights, bool):
+            raise ValueError(f"`packed_weights` must be True or False, but is {packed_weights!r}.")
+        if packed_weights and exact:
+            raise ValueError(
+                f"`exact={exact!r}` decides as the stock model's own products round, and `packed_weights` are read by "
+                "others. Leave either out."
+            )
         return cls(
             draft_length=draft_length,
             num_branches=num_branches,
@@ -136,6 +149,7 @@ class TiDAROptions:
             mask_embedding_id=row,
             excluded_id=taught["mask_token_id"] if taught["mask_token_id"] < vocab_size else None,
             is_static=is_static,
+            packed_weights=packed_weights,
         )
 
     @property
@@ -229,7 +243,7 @@ def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_k
 def say_what_is_idle(given: dict[str, Any], options: TiDAROptions, do_sample: bool) -> None:
     """Warns of keywords of one call that change nothing in it, as transformers does of its own."""
     said = {name for name, value in given.items() if value is not None}
-    if not options.draft_length and (idle := sorted(said - {"draft_length", "seed"})):
+    if not options.draft_length and (idle := sorted(said - {"draft_length", "seed", "packed_weights"})):
         logger.warning_once(f"{_listed(idle)} left aside: `draft_length=0` decodes without drafts.")
     if "seed" in said and not do_sample:
         logger.warning_once("`seed` is left aside: greedy decoding draws nothing.")

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from ..generation.decode_tidar import decode_tidar
 from ..generation.mask_gate import MaskGate
 from ..generation.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
+from ..generation.packed_weights import check_packable, reading_packed
 
 if TYPE_CHECKING:
 
@@ -44,6 +45,8 @@ class TiDARGenerationMixin(Stock):
         for name, value in given.items():
             setattr(generation_config, name, value)
         options = TiDAROptions.of(generation_config, self.config, self.taught)
+        if options.packed_weights:
+            check_packable(self)
         say_what_is_idle(given, options, generation_config.do_sample)
         return generation_config, model_kwargs
 
@@ -67,7 +70,8 @@ class TiDARGenerationMixin(Stock):
                 kept = "probabilities are" if generation_config.do_sample else "text is"
                 logger.warning_once(f"Decoding without drafts: {reason}. The {kept} the same.")
             gate = MaskGate.of(self)
-            with gate.open(0) if gate else nullcontext():  # an adapter that acts on no token costs nothing
+            closed = gate.open(0) if gate else nullcontext()  # an adapter that acts on no token costs nothing
+            with closed, reading_packed(self, options.packed_weights):
                 return super()._sample(
                     input_ids,
                     self._without_mask_token(logits_processor, options, input_ids.device),
@@ -103,7 +107,8 @@ class TiDARGenerationMixin(Stock):
         if options.draft_length:
             logger.warning_once("Searching with beams and without drafts: a draft continues one text, not several.")
         logits_processor = self._without_mask_token(logits_processor, options, input_ids.device)
-        return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+        with reading_packed(self, options.packed_weights):
+            return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own: its paged loop reads every row one token at a time."""

@@ -93,6 +93,16 @@ def test_a_text_that_differs_is_not_called_identical(monkeypatch):
     assert {run.num_identical for run in found.runs if run.contender == "lookup"} == {expected}
 
 
+def test_packed_weights_are_for_all_of_ours_and_for_nothing_of_theirs():
+    model, stock = tiny_tidar(draft_length=4), object()
+    usual = contenders_of(model, stock, Settings(num_branches=(1, "auto"), has_compiled=True))
+    packed = contenders_of(model, stock, Settings(num_branches=(1, "auto"), has_compiled=True, has_packed_weights=True))
+    for one, other in zip(usual, packed, strict=True):
+        is_ours = one.model is model
+        assert other.name == f"{one.name} packed" if is_ours else one.name
+        assert other.keywords.get("packed_weights", False) is is_ours
+
+
 def test_what_transformers_refuses_is_said_and_the_rest_is_measured():
     assistant = tiny_tidar("llama", seed=3)
     settings = Settings(batch_sizes=(1, 2), **SMALL)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -43,6 +43,7 @@ class Settings:
         num_lookup_tokens: `prompt_lookup_num_tokens` of transformers' prompt lookup.
         has_compiled: measure plain decoding and drafts with a static cache and torch.compile too; "auto" is compiled
             with the shortest of `draft_lengths`, which it keeps to.
+        has_packed_weights: our own contenders read packed weights (`packed_weights` of `generate`).
     """
 
     batch_sizes: tuple[int, ...] = (1, 4)
@@ -55,6 +56,7 @@ class Settings:
     max_new_tokens: int = 32
     num_lookup_tokens: int = 10
     has_compiled: bool = False
+    has_packed_weights: bool = False
 
     def __post_init__(self) -> None:
         # A text of one token has no decode to time.
@@ -114,6 +116,10 @@ class Contender:
     keywords: dict[str, Any] = field(default_factory=dict)
     is_compiled: bool = False
     is_counted_apart: bool = False
+
+    def packed(self) -> "Contender":
+        """The same with packed weights."""
+        return replace(self, name=f"{self.name} packed", keywords=self.keywords | {"packed_weights": True})
 
 
 @dataclass(frozen=True)
@@ -213,6 +219,8 @@ def contenders_of(
             Contender(f"{contender.name} compiled", model, contender.keywords | compiled, is_compiled=True)
             for contender in ours
         ]
+    if settings.has_packed_weights:
+        found = [contender if contender.model is stock else contender.packed() for contender in found]
     return list({contender.name: contender for contender in found}.values())
 
 

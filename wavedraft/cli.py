@@ -37,6 +37,7 @@ from .conversion import convert as convert_checkpoint
 from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
+from .generation.packed_weights import check_packable
 from .modeling_recurrent import RecurrentDepthForCausalLM
 from .modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from .modeling_tidar import TiDARConfig, TiDARForCausalLM
@@ -48,6 +49,9 @@ DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, 
 # Options of more than one verb.
 NumBranches = Annotated[str | None, typer.Option(help="Numbers of accepted tokens to draft behind, or auto (TiDAR).")]
 Exact = Annotated[str | None, typer.Option(help="tie-safe: plain decoding's text in half precision (TiDAR).")]
+PackedWeights = Annotated[
+    bool, typer.Option("--packed-weights", help="Keep weights a second time, in the order a CPU reads (bfloat16).")
+]
 
 
 def main() -> None:
@@ -118,6 +122,7 @@ def generate(
     ] = None,
     num_branches: NumBranches = None,
     exact: Exact = None,
+    packed_weights: PackedWeights = False,
     policy: Annotated[
         str | None, typer.Option(help="Of a recurrent-depth model: exact, diffusion-forcing, ...")
     ] = None,
@@ -154,7 +159,7 @@ def generate(
     }
     options = {name: value for name, value in options.items() if value is not None}
     depth = {"policy": policy, "preset": preset, "num_recurrences": num_recurrences}
-    drafting = drafting_keywords(num_branches, exact)
+    drafting = drafting_keywords(num_branches, exact, packed_weights)
     with quiet_transformers():
         device = device_for(device)
         check_adapter(adapter, model)
@@ -425,6 +430,7 @@ def bench(
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Plain decoding and drafts with a static cache and torch.compile, too.")
     ] = False,
+    packed_weights: PackedWeights = False,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
     device: Annotated[str | None, typer.Option(help="By default cuda where there is one, else cpu.")] = None,
     output: Annotated[
@@ -446,6 +452,7 @@ def bench(
         max_new_tokens=max_new_tokens,
         num_lookup_tokens=num_lookup_tokens,
         has_compiled=compiled,
+        has_packed_weights=packed_weights,
     )
     texts = read_kinds(prompts) if prompts is not None else PROMPTS
     with quiet_transformers():
@@ -459,6 +466,8 @@ def bench(
         helper = None if assistant is None else load_assistant(assistant, dtype, tokenizer)
         device = device_for(device)
         loaded = load(model, dtype, device, adapter=None)
+        if packed_weights:
+            check_packable(loaded)
         stock = without_adapter(loaded)
         if adapter is not None:
             loaded.load_adapter(adapter)

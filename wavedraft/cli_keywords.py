@@ -8,10 +8,11 @@ from .before_loading import stored_generation_config
 from .modeling_recurrent import PRESETS
 
 
-def drafting_keywords(num_branches: str | None, exact: str | None) -> dict[str, Any]:
+def drafting_keywords(num_branches: str | None, exact: str | None, packed_weights: bool = False) -> dict[str, Any]:
     """Those of `generate` that only TiDAR has, without those not given; `generate` checks their values."""
     branches = int(num_branches) if num_branches is not None and num_branches.isdecimal() else num_branches
-    return {name: value for name, value in (("num_branches", branches), ("exact", exact)) if value is not None}
+    given = {"num_branches": branches, "exact": exact, "packed_weights": packed_weights or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def refuse(options: dict[str, Any], reason: str) -> None:

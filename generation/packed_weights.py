@@ -1,0 +1,134 @@
+"""A CPU's products in half precision, faster: weights kept once more in the order the kernels read them in.
+
+oneDNN puts a weight in the order of its kernel at every product of a stock `nn.Linear`; here once for all of them.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+def check_packable(model: nn.Module) -> None:
+    """Raises where a copy in another order would not be read."""
+    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+        raise ValueError(
+            f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
+            "on a CPU. Leave it out, or load the model with `dtype=torch.bfloat16`."
+        )
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        raise ValueError(
+            "`packed_weights` must be False on this machine: its CPU, or this build of PyTorch, has no oneDNN products "
+            "of bfloat16. Leave it out."
+        )
+
+
+class PackedWeights:
+    """The linear layers of one model, with a packed copy of each weight: as much memory again as they take.
+
+    Copies are kept for as long as the weights live, and made anew where those have changed.
+    """
+
+    def __init__(self, model: nn.Module):
+        check_packable(model)
+        self.pack(packable_layers(model))
+
+    def pack(self, layers: list[nn.Linear]) -> None:
+        """Makes the copies that are missing, or of weights that have changed."""
+        self.ways = [(linear, packed_way(linear)) for linear in layers]
+        table = packed_product().table
+        for linear, _ in self.ways:
+            known = table.get(linear.weight)
+            if known is None or not known.is_of(linear.weight):
+                table[linear.weight] = Packed(linear.weight)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While this is open, the layers read the packed copies."""
+        for linear, way in self.ways:
+            linear.__dict__["forward"] = way
+        try:
+            yield
+        finally:
+            for linear, _ in self.ways:
+                linear.__dict__.pop("forward", None)
+
+
+def reading_packed(model: nn.Module, is_wanted: bool) -> AbstractContextManager[None]:
+    """While this is open, the model's linear layers read packed copies of their weights, where that is wanted."""
+    return PackedWeights(model).used() if is_wanted else nullcontext()
+
+
+class Packed:
+    """A packed copy of a weight [E, D], and what tells whether it still is one."""
+
+    def __init__(self, weight: torch.Tensor):
+        self.fingerprint = fingerprint_of(weight)
+        self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+
+    def is_of(self, weight: torch.Tensor) -> bool:
+        return self.fingerprint == fingerprint_of(weight)
+
+
+def fingerprint_of(weight: torch.Tensor) -> tuple[Any, ...]:
+    """What changes where a weight is written to or moved. An optimizer may leave no trace but the numbers, so of a
+    weight that may be taught they are summed, as integers; a sum reads it once, as a forward does."""
+    version = None if weight.is_inference() else weight._version
+    if not weight.requires_grad and version is not None:
+        return version, weight.data_ptr()
+    return version, weight.data_ptr(), int(weight.detach().view(torch.int64).sum())
+
+
+def packable_layers(model: nn.Module) -> list[nn.Linear]:
+    """Those with a weight in bfloat16 and no forward of their own: of an adapted layer the one below the adapter."""
+    found: dict[nn.Linear, None] = {}
+    to_visit = [model]
+    while to_visit:
+        module = to_visit.pop()
+        if type(module) is nn.Linear:
+            weight = module.weight
+            is_plain = weight.dtype == torch.bfloat16 and weight.is_contiguous() and "forward" not in module.__dict__
+            if is_plain and not weight.numel() % 4:
+                found[module] = None
+        elif (base_layer := module._modules.get("base_layer")) is not None:
+            to_visit.append(base_layer)
+        else:
+            to_visit += [child for child in module._modules.values() if child is not None]
+    return list(found)
+
+
+def packed_way(linear: nn.Linear) -> Any:
+    """The layer's forward with the packed weight."""
+    packed_linear = packed_product()
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return packed_linear(x, linear.weight, linear.bias)
+
+    return forward
+
+
+def packed_product() -> Any:
+    """The operator x [..., D], weight [E, D], bias [E] -> [..., E], and its attribute `table`: packed copies by weight.
+
+    There is one in a process, which compiled layers call by its name, whichever copy of this code (the package's, a
+    checkpoint's) has defined it.
+    """
+    if not hasattr(torch.ops.wavedraft, "packed_linear"):
+        table = WeakTensorKeyDictionary()
+        product_of = torch.ops.mkldnn._linear_pointwise.default
+
+        def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            return product_of(x, table[weight].tensor, bias, "none", [], "")
+
+        def shape_only(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            return x.new_empty(*x.shape[:-1], len(weight))
+
+        library = torch.library.Library("wavedraft", "FRAGMENT")
+        library.define("packed_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+        library.impl("packed_linear", packed_linear, "CPU")
+        library.impl("packed_linear", shape_only, "Meta")
+        torch.ops.wavedraft.packed_linear.library, torch.ops.wavedraft.packed_linear.table = library, table
+    return torch.ops.wavedraft.packed_linear

@@ -1,0 +1,145 @@
+"""Packed weights: other memory, the same numbers as far as bfloat16 goes, and never those of yesterday."""
+
+import gc
+import importlib.util
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from tiny_tidar import random_prompts, tiny_tidar
+from wavedraft.generation import packed_weights
+from wavedraft.generation.packed_weights import PackedWeights, packed_product
+
+HAS_PRODUCTS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+needs_products = pytest.mark.skipif(not HAS_PRODUCTS, reason="this CPU has no oneDNN products of bfloat16")
+
+
+def half_precision(**changes):
+    """A random model in bfloat16 whose best two tokens are far apart."""
+    return tiny_tidar(draft_length=4, initializer_range=0.6, **changes).to(torch.bfloat16)
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model(ids).logits.float()
+
+
+def packed_logits(model, ids):
+    with PackedWeights(model).used():
+        return logits_of(model, ids)
+
+
+@needs_products
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 20)])
+def test_a_layers_result_is_the_stock_products_to_the_last_bits(bias, shape):
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 48, bias=bias, dtype=torch.bfloat16)
+    x = torch.randn(*shape, 64, dtype=torch.bfloat16)
+    packed = PackedWeights.__new__(PackedWeights)
+    packed.pack([layer])
+    with torch.no_grad(), packed.used():
+        result = layer(x)
+    torch.testing.assert_close(result, layer(x).detach(), rtol=2**-7, atol=2**-7)
+    assert "forward" not in layer.__dict__
+
+
+@needs_products
+@pytest.mark.parametrize("keywords", [{}, {"num_branches": 1}, {"num_branches": "auto"}, {"draft_length": 0}])
+def test_the_text_is_that_of_stock_weights(keywords):
+    model = half_precision()
+    prompts = {"input_ids": random_prompts(2, 7), "max_new_tokens": 12, "do_sample": False}
+    expected = model.generate(**prompts, **keywords)
+    calls = []
+    product = packed_product().table.__class__.__getitem__
+    packed_product().table.__class__.__getitem__ = lambda table, weight: (calls.append(1), product(table, weight))[1]
+    try:
+        assert model.generate(**prompts, **keywords, packed_weights=True).tolist() == expected.tolist()
+    finally:
+        packed_product().table.__class__.__getitem__ = product
+    assert len(calls) > 12 * 15 / 4  # two layers of seven products, and the lm_head
+
+
+@needs_products
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_changed_weights_are_packed_anew(is_frozen):
+    model, ids = half_precision().requires_grad_(not is_frozen), random_prompts(1, 5)
+    before = packed_logits(model, ids)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(-1)
+    after = packed_logits(model, ids)
+    assert (after - before).abs().max() > 1
+    torch.testing.assert_close(after, logits_of(model, ids), rtol=0.05, atol=0.2)
+
+
+@needs_products
+def test_a_fused_step_that_leaves_no_trace_is_seen():
+    model, ids = half_precision(), random_prompts(1, 5)
+    before = packed_logits(model, ids)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model(ids).logits.logsumexp(-1).sum().backward()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    version = weight._version
+    optimizer.step()
+    assert weight._version == version, "it does leave a trace now: this test shows nothing any more"
+    after = packed_logits(model, ids)
+    assert (after - before).abs().max() > 1
+    torch.testing.assert_close(after, logits_of(model, ids), rtol=0.05, atol=0.2)
+
+
+@needs_products
+def test_packed_copies_live_as_long_as_the_weights_and_no_longer():
+    model = half_precision()
+    gc.collect()
+    before = len(packed_product().table)
+    packed = PackedWeights(model)
+    assert len(packed_product().table) == before + 2 * 7 + 1
+    first = [packed_product().table[layer.weight] for layer, _ in packed.ways]
+    assert [packed_product().table[layer.weight] for layer, _ in PackedWeights(model).ways] == first
+    del model, packed
+    gc.collect()
+    assert len(packed_product().table) == before
+
+
+@needs_products
+def test_a_second_copy_of_this_code_shares_the_operator():
+    spec = importlib.util.spec_from_file_location("another_copy", packed_weights.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    sys.modules["another_copy"] = copy
+    try:
+        spec.loader.exec_module(copy)
+        model, ids = half_precision(), random_prompts(1, 5)
+        expected = packed_logits(model, ids)
+        with copy.PackedWeights(model).used():
+            assert torch.equal(logits_of(model, ids), expected)
+        assert copy.packed_product() is packed_product()
+    finally:
+        del sys.modules["another_copy"]
+
+
+@needs_products
+def test_compiled_layers_read_packed_weights_too():
+    from transformers import CompileConfig
+
+    config = CompileConfig(backend="aot_eager", mode="default", dynamic=False, fullgraph=True)
+    model = half_precision()
+    keywords = {"input_ids": random_prompts(1, 7), "max_new_tokens": 12, "do_sample": False, "num_branches": 1}
+    expected = model.generate(**keywords)
+    static = {"cache_implementation": "static", "compile_config": config}
+    assert model.generate(**keywords, **static, packed_weights=True).tolist() == expected.tolist()
+    assert model.generate(**keywords, **static).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "keywords", "message"),
+    [
+        (torch.float32, {"packed_weights": True}, "must be False for a model in torch.float32 on cpu"),
+        (torch.bfloat16, {"packed_weights": "yes"}, "`packed_weights` must be True or False, but is 'yes'"),
+        (torch.bfloat16, {"packed_weights": True, "exact": "tie-safe"}, "Leave either out"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(dtype, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        half_precision().to(dtype).generate(random_prompts(1, 3), max_new_tokens=2, do_sample=False, **keywords)
