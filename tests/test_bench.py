@@ -99,7 +99,7 @@ def test_packed_weights_are_for_all_of_ours_and_for_nothing_of_theirs():
     packed = contenders_of(model, stock, Settings(num_branches=(1, "auto"), has_compiled=True, has_packed_weights=True))
     for one, other in zip(usual, packed, strict=True):
         is_ours = one.model is model
-        assert other.name == f"{one.name} packed" if is_ours else one.name
+        assert other.name == (f"{one.name} packed" if is_ours else one.name)
         assert other.keywords.get("packed_weights", False) is is_ours
 
 
