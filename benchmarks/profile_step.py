@@ -1,0 +1,182 @@
+"""Where a TiDAR step's time goes at batch 1, and what share of it is not the model; what drafts add to a prefill.
+
+    python benchmarks/profile_step.py models/SmolLM2-135M-Instruct-TiDAR --adapter adapters/smollm2-135m-instruct-gated
+
+Counted by timers around functions (the prefill taken off), or, with --prefill, by the first token's time beside a stock
+model's, in turns, medians:
+
+* engine: masks built, drafts chosen and verified, tokens sampled, the text, the cache's bookkeeping, every Python line of
+  the decode outside the network, and, inside it, keys and values stored and the gate of the adapter.
+* products: linear layers (the lm_head too) and attention. adapter: its products at the mask tokens.
+* rest: what is left of the network: norms, rotations, activations, residuals and the calls that bring them about.
+
+The network of a compiled step cannot be looked into: products, adapter and rest are one figure there.
+"""
+
+import argparse
+import json
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from bench_recurrent import Stopwatch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig
+
+from wavedraft import TiDARForCausalLM
+from wavedraft.generation import draft_cache, mask_gate, packed_weights
+from wavedraft.generation.draft_forward import DraftForward
+from wavedraft.training.dialogue import read_jsonl
+from wavedraft.training.finetune import chat_prompt_ids
+
+PACKED = {"packed_weights": True}
+COMPILED = {"cache_implementation": "static", "compile_config": CompileConfig(mode="default", dynamic=False)}
+MODES = {
+    "no drafts": {"draft_length": 0},
+    "K=4 B=1": {"draft_length": 4, "num_branches": 1},
+    "K=8 B=3": {"draft_length": 8, "num_branches": 3},
+    "K=8 B=8": {"draft_length": 8},
+}
+MODES |= {f"{name} packed": keywords | PACKED for name, keywords in MODES.items()}
+MODES["K=4 B=1 compiled"] = MODES["K=4 B=1"] | COMPILED
+MODES["K=4 B=1 compiled packed"] = MODES["K=4 B=1 packed"] | COMPILED
+SHARES = ("engine", "products", "adapter", "rest")
+
+
+@contextmanager
+def timers(model: Any, stopwatch: Stopwatch, is_compiled: bool):
+    """Timers around the functions of a decode; inside compiled layers there are none."""
+    decoder, head = type(model.model), model.lm_head
+    places = [(decoder, "forward", "decoder"), (DraftForward, "_structured_mask", "mask")]
+    if not is_compiled:
+        places += [
+            (draft_cache.DraftCacheLayer, "update", "cache"),
+            (nn.functional, "scaled_dot_product_attention", "products"),
+            (mask_gate, "product", "adapter"),
+        ]
+    kept = [(place, name, getattr(place, name)) for place, name, _ in places]
+    for place, name, called in places:
+        setattr(place, name, stopwatch.timed(called, getattr(place, name)))
+    stock, packed = nn.Linear.forward, packed_weights.packed_way
+    of_head, of_layers = (stopwatch.timed(name, stock) for name in ("head", "products"))
+
+    def packed_way(linear: nn.Linear) -> Any:
+        if is_compiled and linear is not head:
+            return packed(linear)
+        return stopwatch.timed("head" if linear is head else "products", packed(linear))
+
+    if not is_compiled:
+        nn.Linear.forward = lambda self, x: of_head(self, x) if self is head else of_layers(self, x)
+    packed_weights.packed_way = packed_way
+    try:
+        yield
+    finally:
+        nn.Linear.forward, packed_weights.packed_way = stock, packed
+        for place, name, function in kept:
+            setattr(place, name, function)
+
+
+def step_of(model: Any, ids: torch.Tensor, keywords: dict[str, Any], num_new: int) -> dict[str, float]:
+    """Milliseconds of a step, and shares of it, the prefill taken off."""
+    is_compiled = "compile_config" in keywords
+    runs = []
+    for length in (1, num_new):
+        stopwatch = Stopwatch(model.device, "wall")
+        with timers(model, stopwatch, is_compiled):
+            begin = time.perf_counter()
+            output = generate(model, ids, keywords, length)
+            stopwatch.seconds["all"] = time.perf_counter() - begin
+        runs.append((stopwatch.seconds, getattr(output, "num_forwards", length)))
+    (first, num_first), (whole, num_whole) = runs
+    seconds = {name: whole[name] - first.get(name, 0.0) for name in whole}
+    if is_compiled and "head" not in seconds:  # a stock lm_head is not timed: it is known from another mode
+        seconds["head"] = 0.0
+    network = seconds["decoder"] + seconds.get("head", 0.0) - seconds.get("cache", 0.0)
+    products = seconds.get("products", 0.0) + seconds.get("head", 0.0)
+    parts = {"engine": seconds["all"] - network, "products": products, "adapter": seconds.get("adapter", 0.0)}
+    parts["rest"] = network - parts["products"] - parts["adapter"]
+    shares = {name: part / seconds["all"] for name, part in parts.items()}
+    return {"ms": 1e3 * seconds["all"] / (num_whole - num_first), **shares}
+
+
+def generate(model: Any, ids: torch.Tensor, keywords: dict[str, Any], num_new: int) -> Any:
+    options = {"do_sample": False, "max_new_tokens": num_new, "return_dict_in_generate": True, "pad_token_id": 0}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), **options, **keywords)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--adapter")
+    parser.add_argument("--prompts", default=str(Path(__file__).with_name("prompts_heldout.jsonl")))
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--num-new", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prefill", type=int, nargs="+", help="lengths of prompts: times the first token alone")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--json", help="write the numbers here too")
+    arguments = parser.parse_args()
+    dtype = getattr(torch, arguments.dtype)
+    model = TiDARForCausalLM.from_pretrained(arguments.model, dtype=dtype).eval()
+    if arguments.adapter:
+        model.load_adapter(arguments.adapter)
+    model.generation_config.eos_token_id = None
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    texts = [chat_prompt_ids(row["prompt"], tokenizer) for row in read_jsonl(arguments.prompts)]
+    with torch.no_grad():
+        if arguments.prefill:
+            stock = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype).eval()
+            stock.generation_config.eos_token_id = None
+            results, table = prefills(arguments, model, stock, torch.cat(texts * 20)[None])
+        else:
+            results, table = steps(arguments, model, texts[0][None])
+    Console().print(table)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps({"arguments": vars(arguments), "results": results}, indent=1) + "\n")
+
+
+def steps(arguments: Any, model: Any, ids: torch.Tensor) -> tuple[Any, Table]:
+    found: dict[str, list[dict[str, float]]] = {mode: [] for mode in arguments.modes}
+    for mode in arguments.modes:
+        generate(model, ids, MODES[mode], arguments.num_new)
+    for _ in range(arguments.repeats):
+        for mode, own in found.items():
+            own.append(step_of(model, ids, MODES[mode], arguments.num_new))
+    table = Table("step", "ms", *SHARES, box=None)
+    results = {}
+    for mode, own in found.items():
+        results[mode] = {name: median(one[name] for one in own) for name in own[0]}
+        is_compiled = "compiled" in mode
+        shares = [f"{results[mode][name]:.1%}" for name in SHARES]
+        cells = [shares[0], *((f"network {1 - results[mode]['engine']:.1%}", "", "") if is_compiled else shares[1:])]
+        table.add_row(mode, f"{results[mode]['ms']:.1f}", *cells)
+    return results, table
+
+
+def prefills(arguments: Any, model: Any, stock: Any, text: torch.Tensor) -> tuple[Any, Table]:
+    table = Table("prompt tokens", "stock ms", *arguments.modes, box=None)
+    results = []
+    for length in arguments.prefill:
+        ids = text[:, :length]
+        modes = {"stock": (stock, {}), **{mode: (model, MODES[mode]) for mode in arguments.modes}}
+        seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+        for turn in range(arguments.repeats + 1):
+            for mode, (of, keywords) in modes.items():
+                begin = time.perf_counter()
+                generate(of, ids, keywords, 1)
+                if turn:  # the first warms up
+                    seconds[mode].append(time.perf_counter() - begin)
+        middle = {mode: median(taken) for mode, taken in seconds.items()}
+        results.append({"prompt_tokens": length, **middle})
+        ratios = [f"{middle[mode] / middle['stock']:.2f}x" for mode in arguments.modes]
+        table.add_row(str(length), f"{1e3 * middle['stock']:.0f}", *ratios)
+    return results, table
+
+
+if __name__ == "__main__":
+    main()
