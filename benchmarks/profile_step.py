@@ -5,7 +5,7 @@
 Counted by timers around functions (the prefill taken off), or, with --prefill, by the first token's time beside a stock
 model's, in turns, medians:
 
-* engine: masks built, drafts chosen and verified, tokens sampled, the text, the cache's bookkeeping, every Python line of
+* engine: masks built, drafts chosen and verified, tokens sampled, the text, the cache's bookkeeping, all of
   the decode outside the network, and, inside it, keys and values stored and the gate of the adapter.
 * products: linear layers (the lm_head too) and attention. adapter: its products at the mask tokens.
 * rest: what is left of the network: norms, rotations, activations, residuals and the calls that bring them about.
