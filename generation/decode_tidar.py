@@ -158,18 +158,21 @@ def tidar(
     tie_margin: float | None = None,
     mask_embedding_id: int | None = None,
     packed_weights: bool | None = None,
+    streamer: Any = None,
     **model_kwargs: Any,
 ) -> TiDARGenerateOutput | torch.Tensor:
     """The same decode for a stock model: `model.generate(..., custom_generate=tidar)`.
 
     A stock model drafts usefully with a gated adapter (`model.load_adapter`). Its config may hold a `tidar_config`, as
     that of a converted folder does; otherwise both `draft_length` and `mask_embedding_id` must be given, as they were
-    when the adapter was taught. transformers hands no streamer and no tokenizer to a custom decode: use one of our own
-    classes for streaming and `stop_strings`.
+    when the adapter was taught. transformers hands no streamer and no tokenizer to a custom decode: pass
+    `custom_generate=functools.partial(tidar, streamer=streamer)`, and for stop strings
+    `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
 
     Args:
         draft_length, num_branches, seed, exact, tie_margin, packed_weights: as in `generate` of our own classes.
         mask_embedding_id: the row of the embedding table that masks read.
+        streamer: as of `decode_tidar`; it gets the prompt first.
     """
     given: dict[str, Any] = {"draft_length": draft_length, "num_branches": num_branches, "seed": seed}
     given |= {"exact": exact, "tie_margin": tie_margin, "mask_embedding_id": mask_embedding_id}
@@ -190,6 +193,15 @@ def tidar(
     if reason := reason_for_plain_decoding(generation_config, False, model_kwargs):
         raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids", "past_key_values")}
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
     return decode_tidar(
-        model, input_ids, logits_processor, stopping_criteria, generation_config, options=options, **used
+        model,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        options=options,
+        streamer=streamer,
+        **used,
     )

@@ -1,9 +1,10 @@
 """How a recurrent-depth model decodes: the keywords of `generate`, validated once, and the paper's presets."""
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -130,21 +131,32 @@ class RecurrentOptions:
         given: dict[str, Any] = {}
         for layer in layers:
             if given.keys() & {"policy", "preset"}:
-                policy = given.get("policy") or PRESETS.get(given["preset"], {}).get("policy", "autoregressive")
+                policy = given.get("policy") or PRESETS.get(given.get("preset"), {}).get("policy", "autoregressive")
                 layer = {name: layer[name] for name in layer.keys() & POLICIES.get(policy, set())}
             given = layer | given
         return cls.from_keywords(given, mean_recurrence)
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any], mean_recurrence: int) -> "RecurrentOptions":
-        """Options of the keywords given, a preset's filled in where they leave them open, all of them checked."""
-        given = dict(keywords)
+        """Options of the keywords given, a preset's filled in where they leave them open, all of them checked.
+
+        None stands for the default, as in transformers.
+        """
+        given = {name: value for name, value in keywords.items() if value is not None}
         preset = given.pop("preset", None)
         if preset is not None:
-            _check("preset", preset in PRESETS, preset, f"one of {sorted(PRESETS)}", "the rows of the paper's table")
+            _check(
+                "preset", preset in list(PRESETS), preset, f"one of {sorted(PRESETS)}", "the rows of the paper's table"
+            )
             given = PRESETS[preset] | given
         options = cls(**given)
-        _check("policy", options.policy in POLICIES, options.policy, f"one of {sorted(POLICIES)}", "the decoders here")
+        _check(
+            "policy",
+            options.policy in list(POLICIES),
+            options.policy,
+            f"one of {sorted(POLICIES)}",
+            "the decoders here",
+        )
         unused = sorted(set(given) - {"policy"} - POLICIES[options.policy])
         if unused:
             raise ValueError(
@@ -162,6 +174,9 @@ class RecurrentOptions:
     def _fill(self, mean_recurrence: int) -> None:
         if self.num_recurrences is None:
             self.num_recurrences = mean_recurrence
+        for name in ("num_recurrences", "inner_recurrence", "headway", "max_wavefront", "draft_length", "max_steps"):
+            value = getattr(self, name)
+            _check(name, _is_whole(value) and value >= 1, value, "a whole number from 1 up", "a count")
         if self.kv_cache is None:
             shares = self.policy in ("diffusion-forcing", "adaptive")
             self.kv_cache = LATEST_ONLY if shares else EVERY_RECURRENCE
@@ -171,42 +186,47 @@ class RecurrentOptions:
             wanted = (4,) if self.policy == "self-speculative" else (2, 8)
             depths = tuple(depth for depth in wanted if depth < self.num_recurrences)
             self.draft_recurrences = depths or (max(1, self.num_recurrences - 1),)
-        elif isinstance(self.draft_recurrences, int):
-            self.draft_recurrences = (self.draft_recurrences,)
-        else:
+        elif isinstance(self.draft_recurrences, list | tuple):
             self.draft_recurrences = tuple(self.draft_recurrences)
+        else:
+            self.draft_recurrences = (self.draft_recurrences,)
 
     def _validate(self) -> None:
-        for name in ("num_recurrences", "inner_recurrence", "headway", "max_wavefront", "draft_length", "max_steps"):
-            value = getattr(self, name)
-            _check(name, isinstance(value, int) and value >= 1, value, "a whole number from 1 up", "a count")
         given = list(self.seed) if isinstance(self.seed, list | tuple) else [0 if self.seed is None else self.seed]
-        are_seeds = all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**62 for one in given)
+        are_seeds = all(_is_whole(one) and 0 <= one < 2**62 for one in given)
         _check("seed", are_seeds, self.seed, "an integer from 0 to 2^62 - 1, or one for each row", "what is hashed")
         _check("seed", self.seed is None or self.generator is None, self.seed, "absent where `generator` is given",
                "the generator draws the seeds")  # fmt: skip
+        is_generator = self.generator is None or isinstance(self.generator, torch.Generator)
+        _check("generator", is_generator, self.generator, "a `torch.Generator`", "it draws the seeds")
+        for name in ("reference_compat", "record_wavefront"):
+            value = getattr(self, name)
+            _check(name, isinstance(value, bool), value, "True or False")
         for name in ("embedding_ema", "state_noise"):
             value = getattr(self, name)
-            _check(name, 0 <= value <= 1, value, "between 0 and 1", "a share of a mixture")
+            _check(name, _is_number(value) and 0 <= value <= 1, value, "between 0 and 1", "a share of a mixture")
         for name in ("init_scale", "exit_threshold"):
             value = getattr(self, name)
-            _check(name, value >= 0, value, "0 or more", "a relative size")
+            _check(name, _is_number(value) and value >= 0, value, "a number of 0 or more", "a relative size")
         _check(
             "noise_schedule", self.noise_schedule in NOISE_SCHEDULES, self.noise_schedule, f"one of {NOISE_SCHEDULES}"
         )
         criterion = self.freeze_criterion
         _check("freeze_criterion", criterion in FREEZE_CRITERIA, criterion, f"one of {FREEZE_CRITERIA}")
         stored = self.kv_cache
-        is_known = stored in (EVERY_RECURRENCE, LATEST_ONLY) or (isinstance(stored, int) and stored >= 1)
+        is_known = stored in (EVERY_RECURRENCE, LATEST_ONLY) or (_is_whole(stored) and stored >= 1)
         _check("kv_cache", is_known, stored, f"{EVERY_RECURRENCE!r}, {LATEST_ONLY!r} or a number of recurrences")
         least = self.inner_recurrence
-        _check("max_recurrences", self.max_recurrences >= least, self.max_recurrences, f"at least {least}",
+        is_enough = _is_whole(self.max_recurrences) and self.max_recurrences >= least
+        _check("max_recurrences", is_enough, self.max_recurrences, f"a whole number from {least} up",
                "`inner_recurrence`: a position gets that many before it is looked at")  # fmt: skip
         if self.policy in ("exact", "self-speculative"):
             self._validate_drafts()
 
     def _validate_drafts(self) -> None:
         depths = self.draft_recurrences
+        are_depths = all(map(_is_whole, depths))
+        _check("draft_recurrences", are_depths, depths, "a whole number, or a list of them", "core passes of a draft")
         if self.num_recurrences > 1:
             rising = all(a < b for a, b in itertools.pairwise(depths))
             is_valid = bool(depths) and rising and depths[0] >= 1 and depths[-1] < self.num_recurrences
@@ -248,6 +268,15 @@ class RecurrentOptions:
         if self.kv_cache == EVERY_RECURRENCE:
             return self.num_recurrences
         return 1 if self.kv_cache == LATEST_ONLY else min(int(self.kv_cache), self.num_recurrences)
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """A finite one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check(name: str, holds: bool, value: Any, allowed: str, reason: str = "the choices there are") -> None:

@@ -60,7 +60,7 @@ class Transcript:
         batch_size, self.prompt_length = input_ids.shape
         self.max_length = min(c.max_length for c in stopping_criteria if type(c) is MaxLengthCriteria)
         self.max_length = max(self.max_length, self.prompt_length + 1)  # criteria are asked behind a token
-        self.ids = torch.nn.functional.pad(input_ids, (0, self.max_length - self.prompt_length + draft_length))
+        self.ids = torch.nn.functional.pad(input_ids.long(), (0, self.max_length - self.prompt_length + draft_length))
         self.lengths = [self.prompt_length] * batch_size
         self.active = list(range(batch_size))
         self.pad_token_id = pad_token_id

@@ -230,6 +230,13 @@ def test_a_cache_of_latest_recurrences_is_gone_on_from(policy):
     assert (second.num_prefill_positions, afresh.num_prefill_positions) == (6, 21)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_ids_of_32_bits_are_read_as_others_are(policy):
+    model, ids = tiny_model(), padded_prompts(1)["input_ids"]
+    expected = model.generate(ids.int(), max_new_tokens=6)
+    assert model.generate(ids.int(), max_new_tokens=6, **POLICIES[policy]).tolist() == expected.tolist()
+
+
 def test_a_mask_with_holes_hides_them():
     model, ids = tiny_model(), padded_prompts(2)["input_ids"]
     mask = torch.tensor([[1, 1, 0, 1, 0, 1, 1], [0, 0, 1, 0, 1, 1, 1]])

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCrit
 from transformers.generation.streamers import BaseStreamer
 
 from recurrent_golden import random_model
+from wavedraft.generation.options_recurrent import RecurrentOptions
 from wavedraft.generation.wavefront import Wavefront
 
 WAVEFRONT_POLICIES = ["adaptive", "self-speculative", "diffusion-forcing", "exact"]
@@ -312,6 +313,39 @@ def test_a_preset_is_the_options_it_names(preset):
 def test_what_cannot_be_is_refused_with_its_reason(options, words):
     with pytest.raises(ValueError, match=words):
         random_model().generate(torch.tensor([PROMPTS[0]]), **{"max_new_tokens": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("policy", 3),
+        ("num_recurrences", "3"),
+        ("num_recurrences", True),
+        ("init_scale", "a"),
+        ("init_scale", float("inf")),
+        ("generator", 3),
+        ("exit_threshold", "x"),
+        ("exit_threshold", float("nan")),
+        ("embedding_ema", "x"),
+        ("max_recurrences", "x"),
+        ("headway", 2.5),
+        ("kv_cache", True),
+        ("reference_compat", "yes"),
+        ("draft_recurrences", 2.5),
+        ("draft_recurrences", "12"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_name(name, value):
+    policy = {"policy": "exact" if name == "draft_recurrences" else "diffusion-forcing"}
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        RecurrentOptions.from_layers([policy | {name: value}], 6)
+
+
+def test_none_is_the_default():
+    names = dict.fromkeys(RecurrentOptions.names())
+    assert RecurrentOptions.from_layers([names], 6) == RecurrentOptions.from_layers([], 6)
+    stored = {"policy": "exact", "seed": 3}
+    assert RecurrentOptions.from_layers([{"policy": None, "seed": None}, stored], 6).seed is None
 
 
 def test_reference_compat_takes_one_row():

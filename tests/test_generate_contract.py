@@ -3,6 +3,7 @@
 import copy
 import string
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -374,6 +375,33 @@ def test_a_stock_model_drafts_through_custom_generate(models):
     assert found.sequences.tolist() == expected.tolist()
     assert found.num_forwards <= 14
     assert stock.generate(prompts, max_new_tokens=9, custom_generate=tidar, draft_length=2).shape == (3, 15)
+
+
+def test_a_custom_decode_streams_where_the_streamer_is_bound_to_it(models):
+    """transformers keeps the streamer of `generate` from a custom decode."""
+    _, stock = models
+    prompts, iterator = random_prompts(1, 5), TextIteratorStreamer(LetterTokenizer(), skip_prompt=True)
+    found = stock.generate(
+        prompts, max_new_tokens=15, do_sample=False, custom_generate=partial(tidar, streamer=iterator)
+    )
+    assert "".join(iterator) == LetterTokenizer().decode(found[0, 5:])
+    texts = ["", ""]
+    rows = RowStreamer(LetterTokenizer(), lambda row, text, is_end: texts.__setitem__(row, texts[row] + text))
+    found = stock.generate(
+        random_prompts(2, 5), max_new_tokens=9, do_sample=False, custom_generate=partial(tidar, streamer=rows)
+    )
+    assert texts == [LetterTokenizer().decode(row[5:]) for row in found]
+
+
+def test_ids_of_32_bits_are_read_as_others_are(models):
+    model, stock = models
+    prompts = random_prompts(2, 5)
+    expected = stock.generate(prompts.int(), max_new_tokens=9, do_sample=False)
+    for found in (
+        model.generate(prompts.int(), max_new_tokens=9, do_sample=False),
+        stock.generate(prompts.int(), max_new_tokens=9, do_sample=False, custom_generate=tidar),
+    ):
+        assert found.tolist() == expected.tolist() and found.dtype == expected.dtype
 
 
 def test_a_stock_model_without_a_tidar_config_needs_its_adapters_options(models):
