@@ -88,9 +88,10 @@ class MaskGate:
         matrices: list[torch.Tensor] = []  # looked up when masks first come by
 
         def short_way(x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            if kwargs.keys() - {"alora_offsets"}:
+            if kwargs and kwargs.keys() - {"alora_offsets"}:
                 return type(module).forward(module, x, **kwargs)
-            result = base(x)
+            # Without hooks, a call that would only look for them is left out.
+            result = base(x) if base._forward_hooks or base._forward_pre_hooks else base.forward(x)
             if self.num_masks:
                 if not matrices:
                     matrices.extend(self._factors_of(lora_a, lora_b, scaling).matrices)
