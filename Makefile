@@ -18,7 +18,7 @@ demo: $(TIDAR)/config.json
 	    "Give a JSON object that describes a small bookshop: name, address and three books with their prices."
 
 BENCH := $(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl \
-    --dtype bfloat16 --draft-lengths 4 --num-branches 1,auto
+    --dtype bfloat16 --draft-lengths 4 --num-branches 1,auto --packed-weights
 
 # The table of the README, measured here and now; some twenty minutes on two idle cores.
 bench: $(TIDAR)/config.json

@@ -1,4 +1,4 @@
-"""Seconds beside a stock model: drafts of several lengths and branches, `num_branches="auto"`, compiled steps.
+"""Seconds beside a stock model: drafts of several lengths and branches, `num_branches="auto"`, compiled steps, packed weights.
 
 python benchmarks/branches.py models/SmolLM2-135M-Instruct-TiDAR --adapter adapters/smollm2-135m-instruct-gated
 
@@ -37,6 +37,8 @@ MODES = {
     **{f"K={k} B=1 compiled": {"draft_length": k, "num_branches": 1, **COMPILED} for k in (2, 4, 8)},
     "K=4 auto compiled": {"draft_length": 4, "num_branches": "auto", **COMPILED},
 }
+PACKED = ("plain", "K=4 B=1", "auto", "K=4 B=1 compiled", "K=4 auto compiled")
+MODES |= {f"{mode} packed": {**MODES[mode], "packed_weights": True} for mode in PACKED}
 
 
 @dataclass
