@@ -282,7 +282,7 @@ def against_reference(arguments: argparse.Namespace) -> list[dict]:
     model = golden_model(1024).to(arguments.device)
     stopwatch, prompts, results = Stopwatch(model.device, arguments.clock), random_prompts(model, 1, 512), []
     for name, (published, row) in REFERENCE.items():
-        if arguments.only and not any(part in name for part in arguments.only):
+        if arguments.policies and not any(part in name for part in arguments.policies):
             continue
         options = options_of(row, row.get("num_recurrences", 32))
         modes = {"eager": options, "compiled": compiling(options)} if arguments.compile else {"eager": options}
@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, help="instead of a checkpoint: random weights of this width")
     parser.add_argument("--reference", action="store_true", help="the published code's sizes and times")
     parser.add_argument("--compile", action="store_true", help="static cache and compiled steps, too")
-    parser.add_argument("--only", nargs="*", help="rows whose name has one of these in it")
+    parser.add_argument("--policies", nargs="*", help="only rows whose name has one of these in it")
     parser.add_argument("--prompts", default=str(SHIPPED / "prompts.txt"), help="text file, one prompt a line")
     parser.add_argument("--prompt-length", type=int, default=64, help="of random prompts")
     parser.add_argument("--num-new", type=int, default=64)

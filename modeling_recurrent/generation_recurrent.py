@@ -34,6 +34,13 @@ else:
     Stock = object
 
 logger = logging.get_logger(__name__)
+# The products of a single token become loops that are fused with what stands around them; what such a loop reads again
+# and again is kept, not computed again; and sizes, which do not change, are not asked for at each call.
+LOOPS_ON_CPU = {
+    "post_grad_fusion_options": {"decompose_mm_pass": {}},
+    "realize_reads_threshold": 1,
+    "size_asserts": False,
+}
 DECODERS = {
     "adaptive": decode_adaptive,
     "self-speculative": decode_self_speculative,
@@ -274,8 +281,8 @@ def compile_options(model: PreTrainedModel, generation_config: GenerationConfig)
         options = config.options
         if options is None:
             options = torch._inductor.list_mode_options(config.mode)
-            if is_on_cpu:  # the products of a single token become loops that are fused with what stands around them
-                options = {**options, "post_grad_fusion_options": {"decompose_mm_pass": {}}}
+            if is_on_cpu:
+                options = {**options, **LOOPS_ON_CPU}
         if hasattr(torch.compiler, "skip_all_guards_unsafe"):  # torch 2.8; `CompileOptions` is the guard
             options = {**options, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         keywords["options"] = options

@@ -3,6 +3,7 @@
 A rows, R rows computed (A and, where they were more, filling), T tokens, S columns of the cache, E channels.
 """
 
+import copy
 import functools
 import types
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..generation.device_of_model import device_of
 from .cache_recurrent import RecurrentCache, Window
 
 COLUMNS = 128  # a cache has a multiple of them, so that texts of most lengths share their shapes
@@ -95,6 +97,7 @@ class StaticWindow:
         position_ids: [R, T], which differ from the columns where prompts are padded.
         is_padding: [R, S] columns nobody sees, where there are such.
         num_rows: A, how many of the R rows are wanted.
+        seen: the mask and the rotation of its tokens, once their prelude has been run.
     """
 
     def __init__(
@@ -105,26 +108,29 @@ class StaticWindow:
         is_padding: torch.Tensor | None,
         num_rows: int,
     ):
-        rows = torch.arange(len(columns), device=columns.device)[:, None]
         self.cache = cache
-        self.place = rows, columns, position_ids, is_padding
+        self.rows = torch.arange(len(columns), device=columns.device)[:, None]
+        self.columns = columns
+        self.position_ids = position_ids
+        self.is_padding = is_padding
         self.num_rows = num_rows
+        self.seen: tuple[torch.Tensor, ...] = ()
 
     @property
     def kv_length(self) -> int:
         """The cache's length with these tokens, where all rows go on from one column."""
-        return self.cache.get_seq_length() + self.place[1].shape[1]
+        return self.cache.get_seq_length() + self.columns.shape[1]
 
     def shape(self) -> tuple[int, ...]:
         """R, T and S."""
-        return (*self.place[1].shape, self.cache.capacity)
+        return (*self.columns.shape, self.cache.capacity)
 
     def without(self, is_settled: torch.Tensor) -> "StaticWindow":
         """The same, but the rows at which `is_settled` [A] write to nobody's column."""
-        _, columns, position_ids, is_padding = self.place
-        settled = nn.functional.pad(is_settled, (0, len(columns) - len(is_settled)))[:, None]
-        columns = torch.where(settled, self.cache.capacity - 1, columns)
-        return StaticWindow(self.cache, columns, position_ids, is_padding, self.num_rows)
+        settled = nn.functional.pad(is_settled, (0, len(self.columns) - len(is_settled)))[:, None]
+        window = copy.copy(self)
+        window.columns = torch.where(settled, self.cache.capacity - 1, self.columns)
+        return window
 
 
 class StaticParts:
@@ -140,6 +146,7 @@ class StaticParts:
         self.model = model
         self.compile_options = compile_options
         self.attention_function = model._attention_function()
+        self.sums_up = compile_options is not None and device_of(model).type == "cpu"
 
     def padded_width(self, width: int) -> int:
         """The width computed: of one token, or, from `NARROWEST` up, of the next power of two or of three quarters."""
@@ -177,50 +184,35 @@ class StaticParts:
     ) -> torch.Tensor:
         """e: [A, T] ids (or their [A, T, E] embeddings) to [A, T, E]."""
         embeds = self.model.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        return self._run(run_prelude, 1, window, embeds)
+        place = window.position_ids, window.is_padding
+        result, *window.seen = self._run(run_prelude, 1, window, place, embeds)  # type: ignore[misc]
+        return result[: window.num_rows]
 
     def core_step(
         self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: StaticWindow, recurrence: int = 1
     ) -> torch.Tensor:
         """s_i of s_{i-1} and e, both [A, T, E]."""
-        return self._run(run_core_step, recurrence, window, latent_states, input_embeds)
+        states = self._run(run_core_step, recurrence, window, window.seen, latent_states, input_embeds)
+        return states[: window.num_rows]
 
     def coda(self, latent_states: torch.Tensor, window: StaticWindow, logits_to_keep: int = 0) -> torch.Tensor:
         """fp32 logits [A, T, V], of all tokens."""
-        return self._run(run_coda, 1, window, latent_states)
+        return self._run(run_coda, 1, window, window.seen, latent_states)[: window.num_rows]
 
-    def _run(self, part: Callable, recurrence: int, window: StaticWindow, *tensors: torch.Tensor) -> torch.Tensor:
-        num_computed = len(window.place[0])
-        keys, values = window.cache.views(recurrence, num_computed)
+    def _run(self, part: Callable, recurrence: int, window: StaticWindow, seen: tuple, *tensors: torch.Tensor) -> Any:
+        num_computed = len(window.columns)
+        planes = window.cache.views(recurrence, num_computed)
         missing = num_computed - window.num_rows
         if missing:
             tensors = tuple(torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) for t in tensors)
         if self.compile_options is not None:
-            part = compiled(part, window.shape(), self.compile_options)
-        result = part(self.model, self.attention_function, keys, values, *window.place, *tensors)
-        return result[: window.num_rows] if missing else result
+            part = self.compile_options.compiled(part, window.shape())
+        attention = attend_by_sums if self.sums_up and window.columns.shape[1] == 1 else self.attention_function
+        return part(self.model, attention, *planes, window.rows, window.columns, *seen, *tensors)
 
 
 def run_prelude(model, attention, keys, values, rows, columns, position_ids, is_padding, embeds):
-    """The prelude of [R, T, E] token embeddings."""
-    return model.prelude(
-        None, window_of(model, attention, keys, values, rows, columns, position_ids, is_padding), inputs_embeds=embeds
-    )
-
-
-def run_core_step(model, attention, keys, values, rows, columns, position_ids, is_padding, states, embeds):
-    """One core step of [R, T, E] states."""
-    window = window_of(model, attention, keys, values, rows, columns, position_ids, is_padding)
-    return model.core_step(states, embeds, window)
-
-
-def run_coda(model, attention, keys, values, rows, columns, position_ids, is_padding, states):
-    """The coda of [R, T, E] states."""
-    return model.coda(states, window_of(model, attention, keys, values, rows, columns, position_ids, is_padding))
-
-
-def window_of(model, attention, keys, values, rows, columns, position_ids, is_padding) -> Window:
-    """The window as layers know it, made anew in each call, so that its tensors are fused into what reads them."""
+    """The prelude of [R, T, E] token embeddings, and what all parts take of their places: a mask and a rotation."""
     num_columns = keys[0].shape[2]
     is_hidden = torch.arange(num_columns, device=columns.device) > columns[:, None, :, None]
     if is_padding is not None:
@@ -228,7 +220,42 @@ def window_of(model, attention, keys, values, rows, columns, position_ids, is_pa
     mask = torch.zeros(is_hidden.shape, dtype=keys[0].dtype, device=columns.device)
     mask = mask.masked_fill(is_hidden, -torch.inf)  # [R, 1, T, S]
     rotary = model.rotary_at(position_ids, keys[0].dtype)
-    return Window(rotary, mask, attention, Planes(keys, values), (rows, columns), num_columns)  # type: ignore[arg-type]
+    window = window_of(attention, keys, values, rows, columns, mask, rotary)
+    return model.prelude(None, window, inputs_embeds=embeds), mask, rotary
+
+
+def run_core_step(model, attention, keys, values, rows, columns, mask, rotary, states, embeds):
+    """One core step of [R, T, E] states."""
+    return model.core_step(states, embeds, window_of(attention, keys, values, rows, columns, mask, rotary))
+
+
+def run_coda(model, attention, keys, values, rows, columns, mask, rotary, states):
+    """The coda of [R, T, E] states."""
+    return model.coda(states, window_of(attention, keys, values, rows, columns, mask, rotary))
+
+
+def window_of(attention, keys, values, rows, columns, mask, rotary) -> Window:
+    """The window as layers know it."""
+    return Window(rotary, mask, attention, Planes(keys, values), (rows, columns), keys[0].shape[2])  # type: ignore[arg-type]
+
+
+def attend_by_sums(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, None]:
+    """Attention of single queries, [R, H, 1, D], without matrix products: loops that a compiler fuses with the layer's
+    own, where a call of a kernel costs more than the arithmetic."""
+    query = query.unflatten(1, (key.shape[1], -1)).float()  # [R, key heads, group, 1, D]
+    key, value = key[:, :, None], value[:, :, None]
+    scores = (query * key).sum(dim=-1) * scaling + mask  # [R, key heads, group, S]
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    mixed = (weights[..., None] * value).sum(dim=-2) / weights.sum(dim=-1, keepdim=True)
+    return mixed.to(value.dtype).flatten(1, 2)[:, None], None  # [R, 1, H, D]
 
 
 class CompileOptions:
@@ -244,6 +271,13 @@ class CompileOptions:
         tensors = tuple((p.shape, p.dtype, p.device) for p in model.parameters())
         config = repr(model.config.to_dict()), model.config._attn_implementation
         self.key = repr(sorted(keywords.items())), modules, tensors, config, torch.is_inference_mode_enabled()
+        self._found: dict[Any, Callable] = {}
+
+    def compiled(self, part: Callable, shape: tuple[int, ...]) -> Callable:
+        """The part, compiled for windows of one shape."""
+        if (part, shape) not in self._found:
+            self._found[part, shape] = compiled(part, shape, self)
+        return self._found[part, shape]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CompileOptions) and self.key == other.key
