@@ -11,6 +11,8 @@ from transformers import CompileConfig
 
 from recurrent_golden import random_model
 from wavedraft.modeling_recurrent import generation_recurrent
+from wavedraft.modeling_recurrent.looped_recurrent import eager_attention
+from wavedraft.modeling_recurrent.static_recurrent import attend_by_sums
 
 DECODES = {
     "plain": {},
@@ -47,7 +49,8 @@ def test_a_static_cache_writes_the_same_text(decode):
 
 @pytest.mark.parametrize("decode", DECODES)
 def test_shapes_do_not_change_with_the_text_so_nothing_is_compiled_twice(decode):
-    model, compiling = exact_model(1), {"cache_implementation": "static", "compile_config": CompileConfig()}
+    model = exact_model(1, n_layers_in_prelude=1, n_layers_in_recurrent_block=1, n_layers_in_coda=1)
+    compiling = {"cache_implementation": "static", "compile_config": CompileConfig()}
     compiling["compile_config"].backend = "eager"
     options = {"seed": 0, "max_wavefront": 8, **DECODES[decode]} if "preset" in DECODES[decode] else DECODES[decode]
     torch._dynamo.reset()
@@ -70,12 +73,26 @@ def test_the_compiled_step_writes_the_same_text_with_whatever_weights_the_model_
     ids, compiling = torch.tensor([PROMPTS[0]]), {"cache_implementation": "static", "compile_config": CompileConfig()}
     texts = []
     for _ in range(2):
-        expected = model.generate(ids, max_new_tokens=16, kv_cache="latest-only")
-        texts.append(model.generate(ids, max_new_tokens=16, kv_cache="latest-only", **compiling).tolist())
-        assert texts[-1] == expected.tolist()
+        for options in ({"kv_cache": "latest-only"}, {"policy": "adaptive"}):  # of the same shapes: compiled once
+            expected = model.generate(ids, max_new_tokens=16, **options)
+            texts.append(model.generate(ids, max_new_tokens=16, **options, **compiling).tolist())
+            assert texts[-1] == expected.tolist()
         with torch.no_grad():
             model.transformer["adapter"].weight.mul_(-1)
-    assert texts[0] != texts[1]
+    assert texts[0] != texts[2]
+
+
+@pytest.mark.parametrize(("num_heads", "num_key_heads"), [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_sums_attend_as_products_do(num_heads, num_key_heads, dtype, tolerance):
+    generator = torch.Generator().manual_seed(num_heads)
+    query = torch.randn(2, num_heads, 1, 8, generator=generator).to(dtype)
+    key, value = torch.randn(2, 2, num_key_heads, 20, 8, generator=generator).to(dtype)
+    mask = torch.zeros(2, 1, 1, 20, dtype=dtype)
+    mask[0, ..., 7:] = mask[1, ..., :4] = -torch.inf
+    arguments = torch.nn.Identity(), query, key, value, mask, 8**-0.5
+    expected = eager_attention(*arguments)[0]
+    assert (attend_by_sums(*arguments)[0] - expected).abs().max() <= tolerance
 
 
 def test_a_returned_static_cache_is_gone_on_from_and_grows():
