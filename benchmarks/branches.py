@@ -1,4 +1,4 @@
-"""Seconds beside a stock model: drafts of several lengths and branches, `num_branches="auto"`, compiled steps, packed weights.
+"""Seconds beside a stock model: drafts of several lengths and branches, `auto`, compiled steps, packed weights.
 
 python benchmarks/branches.py models/SmolLM2-135M-Instruct-TiDAR --adapter adapters/smollm2-135m-instruct-gated
 

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from .device_of_model import device_of
 from .draft_cache import DraftCache, stack_rows
-from .grouped_attention import grouped_attention, has_attention_interface
+from .grouped_attention import grouped_attention, has_attention_interface, mask_over_prompt
 from .mask_gate import MaskGate
 from .packed_weights import PackedWeights
 from .static_decode import CompiledLayers, StaticDraftCache
@@ -119,7 +119,7 @@ class DraftForward:
         self.is_token_by_token = is_tie_safe and has_attention_interface(model)
         self.is_grouped = not is_tie_safe and has_attention_interface(model)
         self.rounding = rounding_of(model) if is_tie_safe else None
-        if is_tie_safe and self.is_real_slot is not None and self.is_real_slot.all():
+        if self.is_real_slot is not None and self.is_real_slot.all():
             self.is_real_slot = None  # as plain decoding has it
         self.next_positions: torch.Tensor  # [A, 1] of the next clean token
         self.branch_lengths: torch.Tensor  # [A, M] of the last forward
@@ -336,7 +336,11 @@ class DraftForward:
         if is_real_slot is not None:
             num_new = cache.num_slots - is_real_slot.shape[1]
             is_real_slot = nn.functional.pad(is_real_slot, (0, num_new), value=True)
-        if has_structured_mask := bool(num_masks or is_step or len(set(lengths)) > 1):
+        is_first = is_prefill and is_real_slot is None and not any(lengths)
+        has_structured_mask = bool(num_masks or is_step or len(set(lengths)) > 1)
+        if is_first and num_masks and self.is_grouped and not self.has_window:
+            attention_mask = mask_over_prompt(num_masks, num_clean + num_masks, clean_ids.device)
+        elif has_structured_mask:
             attention_mask = self._structured_mask(cache, num_clean, branch_lengths, is_real_slot)
         else:  # what plain decoding hands to a model: 0 for padding
             attention_mask = None if is_real_slot is None else is_real_slot.long()

@@ -1,4 +1,5 @@
-"""Attention of masked queries that share key heads, without a copy of the keys and values for each of them.
+"""Attention no dearer than the structured mask makes it: no copies for queries that share key heads, and over a prompt
+no mask at all.
 
 A sequences, Q queries, S slots, H heads, G of them to a key head, D channels.
 """
@@ -25,7 +26,11 @@ def attend_grouped(
     transformers repeats every cached key and value G times where there is a mask: at 2048 slots a third of the time
     attention takes. (Dense attention to the prefix, merged with the masked corner by log-sum-exp, is slower than this
     on a CPU: `benchmarks/attention_forms.py`.)
+
+    A mask of fewer rows than there are queries is `mask_over_prompt`.
     """
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.shape[-2] < query.shape[2]:
+        return attend_over_prompt(module, query, key, value, attention_mask.shape[-2], **kwargs)
     num_groups = query.shape[1] // key.shape[1]
     has_more = kwargs.get("dropout") or any(kwargs.get(name) is not None for name in LEFT_TO_SDPA)
     is_masked = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
@@ -38,6 +43,25 @@ def attend_grouped(
         grouped, key, value, attn_mask=mask, scale=kwargs.get("scaling")
     )
     return states.view(num_rows, num_heads, num_queries, -1).transpose(1, 2).contiguous(), None
+
+
+def mask_over_prompt(num_masks: int, num_queries: int, device: torch.device) -> torch.Tensor:
+    """Stands for the structured mask of P tokens and one block of masks behind them, nothing cached and nothing padded:
+    its last rows [1, 1, K, Q], which see all; the tokens' are causal."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, num_masks, num_queries)
+
+
+def attend_over_prompt(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_masks: int, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """transformers' sdpa, of the tokens as plain decoding reads them, and of the masks behind them; neither has a mask,
+    which would cost sdpa its quick way over long prompts."""
+    kwargs.pop("is_causal", None)
+    num_tokens = query.shape[2] - num_masks
+    tokens = (states[:, :, :num_tokens] for states in (query, key, value))
+    of_tokens, _ = sdpa_attention_forward(module, *tokens, None, is_causal=True, **kwargs)
+    of_masks, _ = sdpa_attention_forward(module, query[:, :, num_tokens:], key, value, None, is_causal=False, **kwargs)
+    return torch.cat([of_tokens, of_masks], dim=1), None
 
 
 def has_attention_interface(model: Any) -> bool:

@@ -3,8 +3,8 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tiny_tidar import random_prompts, tiny_tidar
-from wavedraft.generation import grouped_attention
-from wavedraft.generation.grouped_attention import attend_grouped
+from wavedraft.generation import draft_forward, grouped_attention
+from wavedraft.generation.grouped_attention import attend_grouped, mask_over_prompt
 
 
 class Attention(torch.nn.Module):
@@ -39,6 +39,42 @@ def test_what_has_no_mask_is_left_to_sdpa():
     assert torch.equal(attend_grouped(attention, query, key, key, None, is_causal=True)[0], expected)
     with pytest.raises(ValueError, match="softcap"):
         attend_grouped(attention, query, key, key, torch.zeros(2, 1, 5, 5), softcap=30.0)
+
+
+@pytest.mark.parametrize(("num_heads", "num_key_heads"), [(6, 6), (6, 2)])
+@pytest.mark.parametrize(("num_tokens", "num_masks"), [(1, 3), (7, 1), (6, 4)])
+def test_a_prompt_and_its_masks_attend_as_under_the_mask_written_out(num_tokens, num_masks, num_heads, num_key_heads):
+    num_queries = num_tokens + num_masks
+    generator = torch.Generator().manual_seed(num_queries)
+    query = torch.randn(2, num_heads, num_queries, 8, generator=generator).double()
+    key, value = torch.randn(2, 2, num_key_heads, num_queries, 8, generator=generator).double()
+    is_seen = torch.zeros(1, 1, num_queries, num_queries, dtype=torch.bool)
+    for reader in range(num_queries):
+        for read in range(num_queries):
+            is_seen[..., reader, read] = read <= reader or reader >= num_tokens
+    attention = Attention(num_heads // num_key_heads)
+    expected, _ = sdpa_attention_forward(attention, query, key, value, is_seen, scaling=0.3)
+    short = mask_over_prompt(num_masks, num_queries, query.device)
+    found, weights = attend_grouped(attention, query, key, value, short, scaling=0.3)
+    torch.testing.assert_close(found, expected)
+    assert weights is None
+
+
+@pytest.mark.parametrize(("family", "is_short"), [("llama", True), ("qwen3", True), ("mistral", False)])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_prefill_needs_no_mask_where_nothing_is_cached_padded_or_windowed(family, is_short, is_padded, monkeypatch):
+    model, ids = tiny_tidar(family), random_prompts(2, 7)
+    mask, asked = torch.ones_like(ids), []
+    mask[1, 0] = not is_padded
+
+    def seen(*args):
+        asked.append(args)
+        return mask_over_prompt(*args)
+
+    monkeypatch.setattr(draft_forward, "mask_over_prompt", seen)
+    plain = model.generate(ids, attention_mask=mask, max_new_tokens=9, draft_length=0)
+    assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=9), plain)
+    assert len(asked) == (is_short and not is_padded)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
