@@ -37,16 +37,16 @@ def near_the_best(scores: torch.Tensor, prefix: list[int]) -> torch.Tensor:
 
 
 def unrepeated(scores: torch.Tensor, prefix: list[int]) -> torch.Tensor:
-    """Scores of tokens that have been said divided by 1.8, or multiplied where negative."""
+    """Scores of tokens that have been said divided by 1.8, or multiplied where negative, then temperature 3."""
     said = torch.tensor([token in prefix for token in range(VOCABULARY)])
-    return torch.where(said, torch.where(scores > 0, scores / 1.8, scores * 1.8), scores)
+    return torch.where(said, torch.where(scores > 0, scores / 1.8, scores * 1.8), scores) / 3.0
 
 
 WARPERS = {
     "temperature and top-k": ({"temperature": 1.4, "top_k": 4}, warm),
     "top-p": ({"temperature": 5.0, "top_p": 0.8}, nucleus),
     "min-p": ({"temperature": 5.0, "min_p": 0.2}, near_the_best),
-    "repetition penalty": ({"repetition_penalty": 1.8}, unrepeated),
+    "repetition penalty": ({"repetition_penalty": 1.8, "temperature": 3.0}, unrepeated),
 }
 
 
