@@ -80,10 +80,13 @@ class Stopwatch:
         def timed(*args, **kwargs):
             start = self.now()
             result = function(*args, **kwargs)
-            self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - start
+            self.add(name, self.now() - start)
             return result
 
         return timed
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
 def time_parts(model: nn.Module, stopwatch: Stopwatch) -> None:

@@ -63,20 +63,23 @@ def timers(model: Any, stopwatch: Stopwatch, is_compiled: bool):
     for place, name, called in places:
         setattr(place, name, stopwatch.timed(called, getattr(place, name)))
     stock, packed = nn.Linear.forward, packed_weights.packed_way
-    of_head, of_layers = (stopwatch.timed(name, stock) for name in ("head", "products"))
-
-    def packed_way(linear: nn.Linear) -> Any:
-        if is_compiled and linear is not head:
-            return packed(linear)
-        return stopwatch.timed("head" if linear is head else "products", packed(linear))
-
+    of_layers = stopwatch.timed("products", stock)
+    starts: list[float] = []
+    hooks = [
+        head.register_forward_pre_hook(lambda *args: starts.append(stopwatch.now())),
+        head.register_forward_hook(lambda *args: stopwatch.add("head", stopwatch.now() - starts.pop())),
+    ]
     if not is_compiled:
-        nn.Linear.forward = lambda self, x: of_head(self, x) if self is head else of_layers(self, x)
-    packed_weights.packed_way = packed_way
+        nn.Linear.forward = lambda self, x: stock(self, x) if self is head else of_layers(self, x)
+        packed_weights.packed_way = lambda linear: (
+            packed(linear) if linear is head else stopwatch.timed("products", packed(linear))
+        )
     try:
         yield
     finally:
         nn.Linear.forward, packed_weights.packed_way = stock, packed
+        for hook in hooks:
+            hook.remove()
         for place, name, function in kept:
             setattr(place, name, function)
 
@@ -94,10 +97,8 @@ def step_of(model: Any, ids: torch.Tensor, keywords: dict[str, Any], num_new: in
         runs.append((stopwatch.seconds, getattr(output, "num_forwards", length)))
     (first, num_first), (whole, num_whole) = runs
     seconds = {name: whole[name] - first.get(name, 0.0) for name in whole}
-    if is_compiled and "head" not in seconds:  # a stock lm_head is not timed: it is known from another mode
-        seconds["head"] = 0.0
-    network = seconds["decoder"] + seconds.get("head", 0.0) - seconds.get("cache", 0.0)
-    products = seconds.get("products", 0.0) + seconds.get("head", 0.0)
+    network = seconds["decoder"] + seconds["head"] - seconds.get("cache", 0.0)
+    products = seconds.get("products", 0.0) + seconds["head"]
     parts = {"engine": seconds["all"] - network, "products": products, "adapter": seconds.get("adapter", 0.0)}
     parts["rest"] = network - parts["products"] - parts["adapter"]
     shares = {name: part / seconds["all"] for name, part in parts.items()}

@@ -3,13 +3,13 @@
 oneDNN puts a weight in the order of its kernel at every product of a stock `nn.Linear`; here once for all of them.
 """
 
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 
 def check_packable(model: nn.Module) -> None:
@@ -41,9 +41,9 @@ class PackedWeights:
         self.ways = [(linear, packed_way(linear)) for linear in layers]
         table = packed_product().table
         for linear, _ in self.ways:
-            known = table.get(linear.weight)
+            known = table.get(id(linear.weight))
             if known is None or not known.is_of(linear.weight):
-                table[linear.weight] = Packed(linear.weight)
+                table[id(linear.weight)] = Packed(linear.weight, table)
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -65,12 +65,14 @@ def reading_packed(model: nn.Module, is_wanted: bool) -> AbstractContextManager[
 class Packed:
     """A packed copy of a weight [E, D], and what tells whether it still is one."""
 
-    def __init__(self, weight: torch.Tensor):
+    def __init__(self, weight: torch.Tensor, table: dict[int, Any]):
+        key = id(weight)
+        self.weight = weakref.ref(weight, lambda _: table.pop(key, None))
         self.fingerprint = fingerprint_of(weight)
         self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
     def is_of(self, weight: torch.Tensor) -> bool:
-        return self.fingerprint == fingerprint_of(weight)
+        return self.weight() is weight and self.fingerprint == fingerprint_of(weight)
 
 
 def fingerprint_of(weight: torch.Tensor) -> tuple[Any, ...]:
@@ -111,17 +113,18 @@ def packed_way(linear: nn.Linear) -> Any:
 
 
 def packed_product() -> Any:
-    """The operator x [..., D], weight [E, D], bias [E] -> [..., E], and its attribute `table`: packed copies by weight.
+    """The operator x [..., D], weight [E, D], bias [E] -> [..., E], and its attribute `table`: packed copies by a
+    weight's `id`.
 
     There is one in a process, which compiled layers call by its name, whichever copy of this code (the package's, a
     checkpoint's) has defined it.
     """
     if not hasattr(torch.ops.wavedraft, "packed_linear"):
-        table = WeakTensorKeyDictionary()
+        table: dict[int, Packed] = {}
         product_of = torch.ops.mkldnn._linear_pointwise.default
 
         def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-            return product_of(x, table[weight].tensor, bias, "none", [], "")
+            return product_of(x, table[id(weight)].tensor, bias, "none", [], "")
 
         def shape_only(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
             return x.new_empty(*x.shape[:-1], len(weight))

@@ -48,17 +48,18 @@ def test_a_layers_result_is_the_stock_products_to_the_last_bits(bias, shape):
 
 @needs_products
 @pytest.mark.parametrize("keywords", [{}, {"num_branches": 1}, {"num_branches": "auto"}, {"draft_length": 0}])
-def test_the_text_is_that_of_stock_weights(keywords):
+def test_the_text_is_that_of_stock_weights(keywords, monkeypatch):
     model = half_precision()
     prompts = {"input_ids": random_prompts(2, 7), "max_new_tokens": 12, "do_sample": False}
     expected = model.generate(**prompts, **keywords)
-    calls = []
-    product = packed_product().table.__class__.__getitem__
-    packed_product().table.__class__.__getitem__ = lambda table, weight: (calls.append(1), product(table, weight))[1]
-    try:
-        assert model.generate(**prompts, **keywords, packed_weights=True).tolist() == expected.tolist()
-    finally:
-        packed_product().table.__class__.__getitem__ = product
+    calls, way_of = [], packed_weights.packed_way
+
+    def counted(linear):
+        way = way_of(linear)
+        return lambda x: (calls.append(1), way(x))[1]
+
+    monkeypatch.setattr(packed_weights, "packed_way", counted)
+    assert model.generate(**prompts, **keywords, packed_weights=True).tolist() == expected.tolist()
     assert len(calls) > 12 * 15 / 4  # two layers of seven products, and the lm_head
 
 
@@ -96,8 +97,8 @@ def test_packed_copies_live_as_long_as_the_weights_and_no_longer():
     before = len(packed_product().table)
     packed = PackedWeights(model)
     assert len(packed_product().table) == before + 2 * 7 + 1
-    first = [packed_product().table[layer.weight] for layer, _ in packed.ways]
-    assert [packed_product().table[layer.weight] for layer, _ in PackedWeights(model).ways] == first
+    first = [packed_product().table[id(layer.weight)] for layer, _ in packed.ways]
+    assert [packed_product().table[id(layer.weight)] for layer, _ in PackedWeights(model).ways] == first
     del model, packed
     gc.collect()
     assert len(packed_product().table) == before
@@ -143,3 +144,16 @@ def test_compiled_layers_read_packed_weights_too():
 def test_what_cannot_be_is_refused_by_name(dtype, keywords, message):
     with pytest.raises(ValueError, match=message):
         half_precision().to(dtype).generate(random_prompts(1, 3), max_new_tokens=2, do_sample=False, **keywords)
+
+
+@needs_products
+def test_inference_mode_and_weights_loaded_in_it():
+    prompts = {"input_ids": random_prompts(2, 7), "max_new_tokens": 8, "do_sample": False}
+    with torch.inference_mode():
+        model = half_precision()
+        expected = model.generate(**prompts)
+        assert model.generate(**prompts, packed_weights=True).tolist() == expected.tolist()
+        model.lm_head.weight.mul_(-1)
+        changed = model.generate(**prompts)
+        assert changed.tolist() != expected.tolist()
+        assert model.generate(**prompts, packed_weights=True).tolist() == changed.tolist()
