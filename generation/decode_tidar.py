@@ -128,7 +128,7 @@ def decode_tidar(
 
     if streamer is not None:
         streamer.end()
-    cache = forward.final_cache(transcript.lengths) if returns_cache else None
+    cache = forward.final_cache(transcript.lengths, transcript.last_ids()) if returns_cache else None
     if cache is not None and (is_users_cache or isinstance(past_key_values, StaticCache)):
         cache = handed_back(past_key_values, cache)
     return record.output(transcript, forward, cache)

@@ -5,6 +5,7 @@ A unfinished rows, P prompt tokens, K drafted tokens, M branches, N clean querie
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,6 +58,19 @@ def last_module(model: nn.Module) -> nn.Module:
     return model.last_states if is_recurrent_depth(model) else getattr(model, model.base_model_prefix)
 
 
+@dataclass
+class FinishedRow:
+    """Keys and values of a row that has left the forward, of each layer [H, length, D], and where its next token
+    stands, [1]."""
+
+    states: list[tuple[torch.Tensor, torch.Tensor]]
+    next_position: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        return self.states[0][0].shape[1]
+
+
 class DraftForward:
     """Feeds a model N clean tokens and M blocks of K masks at a time, and keeps the clean tokens it is told to.
 
@@ -92,7 +106,7 @@ class DraftForward:
     ):
         self.model = model
         self.rows = list(range(batch_size))
-        self.finished_rows: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] | None = {} if returns_cache else None
+        self.finished_rows: dict[int, FinishedRow] | None = {} if returns_cache else None
         self.draft_length = draft_length
         self.mask_embedding_id = mask_embedding_id
         self.gate = MaskGate.of(model)
@@ -121,6 +135,7 @@ class DraftForward:
         self.rounding = rounding_of(model) if is_tie_safe else None
         if self.is_real_slot is not None and self.is_real_slot.all():
             self.is_real_slot = None  # as plain decoding has it
+        self.is_real_in_prompt = self.is_real_slot
         self.next_positions: torch.Tensor  # [A, 1] of the next clean token
         self.branch_lengths: torch.Tensor  # [A, M] of the last forward
         self.mask_states: torch.Tensor  # [A, M*K, D] last hidden states of the last forward's masks
@@ -266,12 +281,36 @@ class DraftForward:
             self.is_real_slot = self.is_real_slot[places]
         self.cache.keep_rows(places, max(self.row_lengths))
 
-    def final_cache(self, text_lengths: list[int]) -> DynamicCache:
-        """What is cached of texts of these lengths: all but each one's last token, as plain decoding leaves it."""
+    def final_cache(self, text_lengths: list[int], last_ids: list[int]) -> DynamicCache:
+        """What is cached of texts of these lengths, each with its last token's id, as plain decoding leaves it: all but
+        the longest text's last token, which nobody has read, and zeros behind shorter texts."""
         assert self.finished_rows is not None
         self._set_aside(range(len(self.rows)))
-        rows = [self.finished_rows[row] for row in sorted(self.finished_rows)]
-        return stack_rows(rows, [length - 1 for length in text_lengths])
+        longest = max(text_lengths)
+        self._read_last([row for row, length in enumerate(text_lengths) if length < longest], text_lengths, last_ids)
+        rows = [self.finished_rows[row].states for row in sorted(self.finished_rows)]
+        return stack_rows(rows, [min(length, longest - 1) for length in text_lengths])
+
+    def _read_last(self, rows: list[int], text_lengths: list[int], last_ids: list[int]) -> None:
+        """Reads the last token of those of these finished rows whose keys and values lack it, in one forward."""
+        rows = [row for row in rows if self.finished_rows[row].length < text_lengths[row]]
+        if not rows:
+            return
+        finished, device = [self.finished_rows[row] for row in rows], self.cache.lengths.device
+        lengths = [one.length for one in finished]
+        cache = DraftCache(len(rows), len(self.cache.layers), device)
+        cache.take_over(stack_rows([one.states for one in finished], lengths))
+        cache.lengths = torch.tensor(lengths, device=device)
+        kept = self.cache, self.row_lengths, self.is_real_slot, self.is_static
+        self.cache, self.row_lengths, self.is_static = cache, lengths, False
+        self.is_real_slot = None if self.is_real_in_prompt is None else self.is_real_in_prompt[rows]
+        ids = torch.tensor([[last_ids[row]] for row in rows], device=device)
+        positions = torch.stack([one.next_position for one in finished])
+        self._forward(ids, positions, ids[:, :0], num_read=1)
+        self.num_prefill_forwards += 1
+        for place, row in enumerate(rows):
+            self.finished_rows[row] = FinishedRow(cache.row(place, lengths[place] + 1), positions[place] + 1)
+        self.cache, self.row_lengths, self.is_real_slot, self.is_static = kept
 
     def num_with_position(self, num_drafted: torch.Tensor) -> torch.Tensor:
         """How many of the first `num_drafted` [A] tokens of a draft have a row in a learned position table."""
@@ -292,7 +331,8 @@ class DraftForward:
     def _set_aside(self, places: Iterable[int]) -> None:
         if self.finished_rows is not None:
             for place in places:
-                self.finished_rows[self.rows[place]] = self.cache.row(place, self.row_lengths[place])
+                states = self.cache.row(place, self.row_lengths[place])
+                self.finished_rows[self.rows[place]] = FinishedRow(states, self.next_positions[place])
 
     def _advance(self, num_kept: torch.Tensor, counts: list[int]) -> None:
         self.row_lengths = [length + count for length, count in zip(self.row_lengths, counts, strict=True)]
@@ -336,9 +376,9 @@ class DraftForward:
         if is_real_slot is not None:
             num_new = cache.num_slots - is_real_slot.shape[1]
             is_real_slot = nn.functional.pad(is_real_slot, (0, num_new), value=True)
-        is_first = is_prefill and is_real_slot is None and not any(lengths)
+        is_unmasked = is_prefill and is_real_slot is None and not any(lengths) and not self.has_window
         has_structured_mask = bool(num_masks or is_step or len(set(lengths)) > 1)
-        if is_first and num_masks and self.is_grouped and not self.has_window:
+        if num_masks and is_unmasked and self.is_grouped and not is_recurrent_depth(self.model):
             attention_mask = mask_over_prompt(num_masks, num_clean + num_masks, clean_ids.device)
         elif has_structured_mask:
             attention_mask = self._structured_mask(cache, num_clean, branch_lengths, is_real_slot)

@@ -186,6 +186,11 @@ class Transcript:
     def num_new_tokens(self) -> list[int]:
         return [length - self.prompt_length for length in self.lengths]
 
+    def last_ids(self) -> list[int]:
+        """The last token of each row."""
+        ends = torch.tensor(self.lengths, device=self.ids.device)[:, None] - 1
+        return self.ids.gather(1, ends)[:, 0].tolist()
+
     def sequences(self) -> torch.Tensor:
         """[B, longest] prompt and new ids, padded behind each row's end."""
         sequences = self.ids[:, : max(self.lengths)].clone()

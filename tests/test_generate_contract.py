@@ -272,17 +272,40 @@ def test_a_second_turn_goes_on_from_the_first_turns_cache(models, batch_size):
     assert stock_text.tolist() == found.tolist()
 
 
-def test_rows_that_end_early_leave_their_cache_in_its_place(models):
+@pytest.mark.parametrize("options", [{}, {"num_branches": 1}, {"draft_length": 3}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_rows_that_end_early_leave_their_cache_whole_and_the_next_turn_goes_on_from_it(models, options, is_padded):
+    """As transformers does, which reads an early row's last token beside the other rows' next ones."""
     model, stock = models
     prompts = random_prompts(4, 6, seed=2)
-    common = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": [25, 36, 44], "return_dict_in_generate": True}
-    found, expected = model.generate(prompts, **common), stock.generate(prompts, **common)
+    mask = torch.ones_like(prompts)
+    mask[2, :2] = mask[3, :3] = int(not is_padded)
+    common = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": 2, "return_dict_in_generate": True}
+    queries = []
+    handle = model.register_forward_hook(
+        lambda module, args, kwargs, output: queries.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    found = model.generate(prompts, attention_mask=mask, **common, **options)
+    handle.remove()
+    expected = stock.generate(prompts, attention_mask=mask, **common)
     assert found.sequences.tolist() == expected.sequences.tolist()
+    lengths = [6 + int((text[6:] != 0).sum()) for text in found.sequences]
+    assert len(set(lengths)) > 2
+    assert len(queries) == found.num_forwards + found.num_prefill_forwards
     for mine, theirs in zip(found.past_key_values.layers, expected.past_key_values.layers, strict=True):
-        assert mine.keys.shape == theirs.keys.shape
-        for row, text in enumerate(found.sequences):
-            length = 6 + int((text[6:] != 0).sum()) - 1
-            torch.testing.assert_close(mine.keys[row, :, :length], theirs.keys[row, :, :length], atol=1e-4, rtol=1e-4)
+        for row, length in enumerate(lengths):
+            told = slice(int((mask[row] == 0).sum()), min(length, max(lengths) - 1))
+            torch.testing.assert_close(mine.keys[row, :, told], theirs.keys[row, :, told], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(mine.values[row, :, told], theirs.values[row, :, told], atol=1e-4, rtol=1e-4)
+    second_ids = torch.cat([found.sequences, random_prompts(4, 3, seed=5)], dim=1)
+    is_text = torch.tensor([[i < length for i in range(max(lengths))] + [True] * 3 for length in lengths]).long()
+    is_text[:, :6] = mask
+    second = {"attention_mask": is_text, "max_new_tokens": 8, "do_sample": False}
+    texts = [
+        of.generate(second_ids, past_key_values=cache, **second).tolist()
+        for of, cache in ((model, found.past_key_values), (stock, expected.past_key_values), (stock, None))
+    ]
+    assert texts[0] == texts[1] == texts[2]
 
 
 def test_max_time_ends_the_text(models):
