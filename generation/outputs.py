@@ -18,8 +18,8 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
     Attributes:
         sequences: [B, P + N] prompt and new ids, padded behind each row's end.
         num_forwards: decode forwards of the whole batch; the prefill is counted apart.
-        num_prefill_forwards: forwards that read the prompt, and one for the last tokens of rows that ended before others,
-            which the returned cache would lack.
+        num_prefill_forwards: forwards that read the prompt, and one for what the returned cache would lack: the last
+            tokens of rows that ended before others.
         num_tie_forwards: with `exact="tie-safe"`, forwards of one token of one row that decided near-ties; counted
             beside `num_forwards`, not in it. 0 otherwise.
         tokens_per_forward: [B] tokens each row got from its decode forwards, by their number. Plain decoding has
