@@ -14,7 +14,8 @@ class RecurrentGenerateOutput(GenerateDecoderOnlyOutput):
         sequences: [B, P + N] prompt and new ids, padded behind each row's end.
         num_core_passes: calls of the core that decoded, the prefill's not counted (under `reference_compat` the prefill
             counts as one, as in the published code).
-        num_prefill_core_passes: calls of the core that read the prompt.
+        num_prefill_core_passes: calls of the core that read the prompt, and, for the returned cache, the last tokens of
+            rows that ended before others.
         num_prefill_positions: tokens they read; those that a cache handed in already held are not among them.
         num_steps: decodes: passes through the coda that predicted tokens, the prefill's not counted.
         num_positions: tokens that passed through the core, summed over its decoding calls: the work, where

@@ -69,7 +69,8 @@ class Session:
         self.cache, self.returns_cache = cache, returns_cache
         self.set_aside: dict[int, list[torch.Tensor]] = {}
         self.num_cached = self._take_over(cache)
-        self.draws = Draws(options.seeds(len(input_ids), do_sample), self.device)
+        self.seeds = options.seeds(len(input_ids), do_sample)  # one a row of the batch
+        self.draws = Draws(self.seeds, self.device)
         self.costs = Costs(len(input_ids), options.num_recurrences)
         assert transcript.max_length is not None, "generate always sets a maximum length"
         longest = transcript.max_length - min(self.pads)
@@ -230,18 +231,47 @@ class Session:
         return self.costs.output(self.transcript.sequences(), num_new_tokens, **extra)
 
     def _final_cache(self) -> Any:
-        """The cache, its columns those of the sequences: of each row all tokens but the last, which nobody has read."""
+        """The cache, its columns those of the sequences: of each row all tokens, but of the longest ones the last,
+        which nobody has read."""
         ends = self.transcript.lengths
-        columns = [[*where, *range(self.num_columns, end)][:-1] for where, end in zip(self.columns, ends, strict=True)]
+        columns = [[*where, *range(self.num_columns, end)] for where, end in zip(self.columns, ends, strict=True)]
         length = max(ends) - 1
+        columns = [[column for column in where if column < length] for where in columns]
+        early = [row for row, end in enumerate(ends) if end <= length]
         if all(where == list(range(length)) for where in columns) and not self.set_aside:
             self.cache.lengths = [length] * len(columns)
         else:
             held = self.set_aside | {row: self.cache.row(place) for place, row in enumerate(self.rows)}
+            if early:
+                held |= self._with_last_tokens(early, held, [columns[row][:-1] for row in early])
             self.cache.scatter([held[row] for row in range(len(columns))], columns, length)
         is_forced = self.options.policy == "diffusion-forcing"
         self.cache.note_depth(self.options.inner_recurrence if is_forced else self.options.num_recurrences)
         return self.cache
+
+    def _with_last_tokens(
+        self, rows: list[int], held: dict[int, list[torch.Tensor]], columns: list[list[int]]
+    ) -> dict[int, list[torch.Tensor]]:
+        """What these rows of the batch hold (`RecurrentCache.row`), their tokens before the last in `columns`, and
+        their last token: read at full depth, as a prompt is."""
+        starts = [len(where) for where in columns]
+        self.cache.scatter([held[row] for row in rows], [list(range(start)) for start in starts], max(starts))
+        self.cache.lengths = starts
+        ends = [self.transcript.lengths[row] - 1 for row in rows]
+        ids = self.transcript.ids[torch.tensor(rows), torch.tensor(ends)][:, None]
+        window = self.model.window_at(starts, 1, self.cache)
+        embeds = self.model.prelude(ids, window)
+        if self.options.init_scale:
+            seeds = torch.tensor([self.seeds[row] for row in rows])
+            hashes = state_hashes(seeds, torch.tensor(starts)[:, None])
+            states = self.model.initial_states(embeds, self.options.init_scale, hashes=hashes.to(self.device))
+        else:
+            states = self.model.initial_states(embeds, 0.0)
+        for recurrence in range(1, self.options.num_recurrences + 1):
+            states = self.model.core_step(states, embeds, window, recurrence)
+        self.model.coda(states, window)
+        self.costs.num_prefill_core_passes += self.options.num_recurrences
+        return {row: self.cache.row(place) for place, row in enumerate(rows)}
 
 
 def token_columns(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:

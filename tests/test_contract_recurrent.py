@@ -198,6 +198,31 @@ def test_a_second_turn_goes_on_from_the_first_turns_cache(policy):
         assert second.past_key_values is cache and cache.get_seq_length() == second.sequences.shape[1] - 1
 
 
+@pytest.mark.parametrize(
+    ("policy", "more"),
+    [
+        *itertools.product(("exact", "self-speculative", "forced"), ({}, {"init_scale": 1.0})),
+        ("self-speculative", {"cache_implementation": "static"}),
+    ],
+)
+def test_rows_that_end_early_leave_their_cache_whole(policy, more):
+    model, options, prompts = tiny_model(), POLICIES[policy] | more, padded_prompts(4)
+    common = {"return_dict_in_generate": True, "pad_token_id": 0, "suppress_tokens": [0]}
+    ends = model.generate(**prompts, max_new_tokens=9, **common, **options).sequences
+    num_prompt = prompts["input_ids"].shape[1]
+    common["eos_token_id"] = [int(ends[0, num_prompt + 1]), int(ends[1, num_prompt + 4])]
+    first = model.generate(**prompts, max_new_tokens=9, **common, **options)
+    assert len(set((first.sequences != 0).sum(dim=1).tolist())) > 2
+    ids = torch.cat([first.sequences, torch.randint(1, VOCAB_SIZE, (4, 3))], dim=1)
+    mask = (ids != 0).long()
+    mask[:, :num_prompt] = prompts["attention_mask"]
+    second = {"attention_mask": mask, "max_new_tokens": 6, **common, **options}
+    alone = model.generate(ids, **second)
+    found = model.generate(ids, past_key_values=first.past_key_values, **second)
+    assert found.sequences.tolist() == alone.sequences.tolist()
+    assert found.num_prefill_positions < alone.num_prefill_positions
+
+
 @pytest.mark.parametrize("order", [*itertools.permutations(["plain", "exact", "self-speculative"], 2)])
 def test_policies_that_keep_every_recurrence_hand_their_caches_to_each_other(order):
     model, prompts = tiny_model(), padded_prompts(3)
