@@ -245,15 +245,20 @@ class Session:
             if early:
                 held |= self._with_last_tokens(early, held, [columns[row][:-1] for row in early])
             self.cache.scatter([held[row] for row in range(len(columns))], columns, length)
-        is_forced = self.options.policy == "diffusion-forcing"
-        self.cache.note_depth(self.options.inner_recurrence if is_forced else self.options.num_recurrences)
+        self.cache.note_depth(self._cached_depth())
         return self.cache
+
+    def _cached_depth(self) -> int:
+        """Recurrences each new token has in the cache: diffusion forcing stores those of one decode step, numbered
+        afresh at each."""
+        is_forced = self.options.policy == "diffusion-forcing"
+        return self.options.inner_recurrence if is_forced else self.options.num_recurrences
 
     def _with_last_tokens(
         self, rows: list[int], held: dict[int, list[torch.Tensor]], columns: list[list[int]]
     ) -> dict[int, list[torch.Tensor]]:
         """What these rows of the batch hold (`RecurrentCache.row`), their tokens before the last in `columns`, and
-        their last token: read at full depth, as a prompt is."""
+        their last token: read at full depth, as a prompt is, or as deep as the tokens before it are stored."""
         starts = [len(where) for where in columns]
         self.cache.scatter([held[row] for row in rows], [list(range(start)) for start in starts], max(starts))
         self.cache.lengths = starts
@@ -267,10 +272,12 @@ class Session:
             states = self.model.initial_states(embeds, self.options.init_scale, hashes=hashes.to(self.device))
         else:
             states = self.model.initial_states(embeds, 0.0)
-        for recurrence in range(1, self.options.num_recurrences + 1):
+        is_shallow = self.cache.stored_recurrences > self._cached_depth()  # deeper planes hold the prompts alone
+        depth = self._cached_depth() if is_shallow else self.options.num_recurrences
+        for recurrence in range(1, depth + 1):
             states = self.model.core_step(states, embeds, window, recurrence)
         self.model.coda(states, window)
-        self.costs.num_prefill_core_passes += self.options.num_recurrences
+        self.costs.num_prefill_core_passes += depth
         return {row: self.cache.row(place) for place, row in enumerate(rows)}
 
 

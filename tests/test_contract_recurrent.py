@@ -53,6 +53,19 @@ def padded_prompts(batch_size: int, length: int = 7, seed: int = 0) -> dict[str,
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
+def ragged_first_turn(model, prompts, **options):
+    """Output of rows of four lengths, of 9 new tokens and fewer, and the mask of its tokens."""
+    options = {"return_dict_in_generate": True, "pad_token_id": 0, "suppress_tokens": [0], **options}
+    ends = model.generate(**prompts, max_new_tokens=9, **options).sequences
+    num_prompt = prompts["input_ids"].shape[1]
+    options["eos_token_id"] = [int(ends[0, num_prompt + 1]), int(ends[1, num_prompt + 4])]
+    first = model.generate(**prompts, max_new_tokens=9, **options)
+    mask = (first.sequences != 0).long()
+    mask[:, :num_prompt] = prompts["attention_mask"]
+    assert len(set(mask[:, num_prompt:].sum(dim=1).tolist())) > 2
+    return first, mask
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", KEYWORDS)
 def test_greedy_text_equals_transformers_own_loop(name, policy):
@@ -207,20 +220,73 @@ def test_a_second_turn_goes_on_from_the_first_turns_cache(policy):
 )
 def test_rows_that_end_early_leave_their_cache_whole(policy, more):
     model, options, prompts = tiny_model(), POLICIES[policy] | more, padded_prompts(4)
-    common = {"return_dict_in_generate": True, "pad_token_id": 0, "suppress_tokens": [0]}
-    ends = model.generate(**prompts, max_new_tokens=9, **common, **options).sequences
-    num_prompt = prompts["input_ids"].shape[1]
-    common["eos_token_id"] = [int(ends[0, num_prompt + 1]), int(ends[1, num_prompt + 4])]
-    first = model.generate(**prompts, max_new_tokens=9, **common, **options)
-    assert len(set((first.sequences != 0).sum(dim=1).tolist())) > 2
-    ids = torch.cat([first.sequences, torch.randint(1, VOCAB_SIZE, (4, 3))], dim=1)
-    mask = (ids != 0).long()
-    mask[:, :num_prompt] = prompts["attention_mask"]
-    second = {"attention_mask": mask, "max_new_tokens": 6, **common, **options}
-    alone = model.generate(ids, **second)
-    found = model.generate(ids, past_key_values=first.past_key_values, **second)
+    first, mask = ragged_first_turn(model, prompts, **options)
+    ids = torch.cat([first.sequences, torch.tensor([[5, 6, 7]]).expand(4, 3)], dim=1)
+    second = {"attention_mask": torch.nn.functional.pad(mask, (0, 3), value=1), "max_new_tokens": 6, **options}
+    alone = model.generate(ids, return_dict_in_generate=True, **second)
+    found = model.generate(ids, past_key_values=first.past_key_values, return_dict_in_generate=True, **second)
     assert found.sequences.tolist() == alone.sequences.tolist()
     assert found.num_prefill_positions < alone.num_prefill_positions
+
+
+@pytest.mark.parametrize(
+    ("policy", "more"),
+    [
+        ("adaptive", {}),
+        ("diffusion-forcing", {}),
+        ("diffusion-forcing", {"cache_implementation": "static"}),
+        ("diffusion-forcing", {"max_wavefront": 1}),  # the last token has never been in the wavefront
+        ("self-speculative", {"kv_cache": "latest-only"}),
+    ],
+)
+def test_rows_that_end_early_leave_what_a_fresh_call_would_have_read(policy, more):
+    """States at rest are the same however they were reached, a prompt's or a wavefront's."""
+    model, prompts = settling_model(21), padded_prompts(4)
+    prompts["input_ids"] %= 37
+    options = {"policy": policy, "num_recurrences": 24, **more}
+    options |= {"exit_threshold": 1e-5} if policy != "self-speculative" else {}
+    first, mask = ragged_first_turn(model, prompts, **options)
+    cache, num_cached = first.past_key_values, first.sequences.shape[1] - 1
+    fresh = RecurrentCache.latest_only(model.config, 4, num_cached, torch.float32, "cpu")
+    read = {"num_recurrences": 24, "attention_mask": mask[:, :num_cached], "init_scale": 0.0}
+    with torch.no_grad():
+        model(
+            first.sequences[:, :num_cached],
+            past_key_values=fresh,
+            position_ids=(mask.cumsum(1) - 1).clamp(0)[:, :-1],
+            **read,
+        )
+    is_token = mask[:, :num_cached].bool()
+    for mine, theirs in zip(cache.keys + cache.values, fresh.keys + fresh.values, strict=True):
+        mine, theirs = (tensor[0, :, :, :num_cached].transpose(1, 2)[is_token] for tensor in (mine, theirs))
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+
+    ids = torch.cat([first.sequences, torch.tensor([[5, 6, 7]]).expand(4, 3)], dim=1)
+    second = {"attention_mask": torch.nn.functional.pad(mask, (0, 3), value=1), "max_new_tokens": 6, **options}
+    alone = model.generate(ids, return_dict_in_generate=True, **second)
+    found = model.generate(ids, past_key_values=cache, return_dict_in_generate=True, **second)
+    assert found.sequences.tolist() == alone.sequences.tolist()
+    assert found.num_prefill_positions == int(mask[:, num_cached:].sum()) + 12 < alone.num_prefill_positions
+
+
+def test_the_cache_of_a_shallow_wavefront_is_that_of_the_row_alone():
+    model, prompts = tiny_model(), padded_prompts(4)
+    options = FORCED | {"inner_recurrence": 2, "kv_cache": "every-recurrence"}
+    first, mask = ragged_first_turn(model, prompts, **options)
+    ids = torch.cat([first.sequences, torch.tensor([[5, 6, 7]]).expand(4, 3)], dim=1)
+    mask = torch.nn.functional.pad(mask, (0, 3), value=1)
+    second = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
+    given = {"attention_mask": mask, "past_key_values": first.past_key_values, **second}
+    with pytest.raises(ValueError, match="given 3 recurrences"):
+        model.generate(ids, **given)
+    found = model.generate(ids, num_recurrences=2, **given)
+    for row in range(4):
+        prompt = prompts["input_ids"][row, prompts["attention_mask"][row] == 1][None]
+        text = ids[row, mask[row] == 1][None]
+        options |= {"max_new_tokens": text.shape[1] - prompt.shape[1] - 3, "suppress_tokens": [0]}
+        cache = model.generate(prompt, return_dict_in_generate=True, **options).past_key_values
+        alone = model.generate(text, past_key_values=cache, num_recurrences=2, **second)
+        torch.testing.assert_close(found.logits[0][row], alone.logits[0][0], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations(["plain", "exact", "self-speculative"], 2)])
