@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from .acceptance import likely_lengths
 from .choice import Greedy, Sampled, TieSafeGreedy
+from .device_of_model import device_of
 from .draft_forward import DraftForward
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
 from .outputs import Record, TiDARGenerateOutput
@@ -84,8 +85,9 @@ def decode_tidar(
         choice = Greedy(scores, not has_every_branch)
     record = Record(batch_size, draft_length, generation_config)
 
-    # 1. Prefill: the prompt decides the first token, and one block of masks drafts what follows it.
-    target_logits = forward.prefill(input_ids, position_ids)
+    # 1. Prefill: the prompt decides the first token, and one block of masks drafts what follows it, where it is cheap.
+    reads_plainly = options.exact == "tie-safe" or (is_auto and device_of(model).type == "cpu")
+    target_logits = forward.prefill(input_ids, position_ids, has_draft=not reads_plainly)
     decided_ids, num_decided = choice.first(target_logits)
     first_mask, num_masks = forward.drafts_behind(num_decided)
     counts, masks = transcript.extend(decided_ids, num_decided, num_masks, (target_logits, choice.target_scores))

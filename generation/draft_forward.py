@@ -80,8 +80,8 @@ class DraftForward:
         attention_mask: [B, P], 0 for padding; None where there is none.
         past_key_values: the cache of an earlier turn, or None.
         returns_cache: whether `final_cache` will be asked for; finished rows are then set aside, not dropped.
-        is_tie_safe: the prompt is read as plain decoding reads it, with no masks behind it; where the attention
-            implementation is sdpa, its tokens are read beside others as they are alone; and `read_alone` may be asked.
+        is_tie_safe: where the attention implementation is sdpa, tokens are read beside others as they are alone; and
+            `read_alone` may be asked.
         num_slots: slots of a cache that never grows, so that every step has one shape; None for one that does.
         compile_config: how the layers of such a step are compiled; None where they are not.
         has_packed_weights: whether linear layers read packed copies of their weights.
@@ -141,11 +141,14 @@ class DraftForward:
         self.mask_states: torch.Tensor  # [A, M*K, D] last hidden states of the last forward's masks
         self.mask_logits: torch.Tensor | None  # [A, K - 1, V] of its masks 2..K where they are one block a row
 
-    def prefill(self, prompt_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
-        """Reads the uncached part of the prompts [B, P] and drafts one block behind it, unless ties are to be safe.
+    def prefill(
+        self, prompt_ids: torch.Tensor, position_ids: torch.Tensor | None, has_draft: bool = True
+    ) -> torch.Tensor:
+        """Reads the uncached part of the prompts [B, P] and drafts one block behind it.
 
         Args:
             position_ids: [B, at least the uncached part of P]; None counts the columns.
+            has_draft: false reads the prompts as plain decoding does, with no masks behind them.
 
         Returns:
             logits behind the last prompt token, [B, 1, V].
@@ -156,8 +159,7 @@ class DraftForward:
             position_ids = torch.arange(prompt_ids.shape[1], device=device).expand(len(prompt_ids), -1)
         positions = position_ids[:, -num_clean:].to(device)
         self._check_positions(positions[:, -1])
-        num_branches = 0 if self.is_tie_safe else 1
-        branch_lengths = torch.full((len(prompt_ids), num_branches), num_clean, device=device)
+        branch_lengths = torch.full((len(prompt_ids), int(has_draft)), num_clean, device=device)
         target_logits = self._forward(
             prompt_ids[:, -num_clean:], positions, branch_lengths, num_read=1, is_prefill=True
         )

@@ -73,18 +73,21 @@ class MaskGate:
 
     def _short_way(self, module: Any) -> Callable[..., torch.Tensor] | None:
         """The module's forward with nothing but the base layer and the adapter; None where PEFT has more to do."""
-        names = [name for name in module.active_adapters if name in module.lora_A]
+        parts = module._modules  # read as they stand: a thousand look-ups by attribute take 2 ms
+        adapters = parts["lora_A"]._modules
+        names = [name for name in module.active_adapters if name in adapters]
         if module.disable_adapters or module.merged or "forward" in module.__dict__ or len(names) != 1:
             return None
         (name,) = names
-        lora_a, lora_b = module.lora_A[name], module.lora_B[name]
-        layers = (module.base_layer, lora_a, lora_b)
-        is_plain = all(type(layer) is nn.Linear and "forward" not in layer.__dict__ for layer in layers)
-        is_one_dtype = is_plain and len({layer.weight.dtype for layer in layers}) == 1
-        has_dropout = module.training and not isinstance(module.lora_dropout[name], nn.Identity)
-        if module.lora_variant.get(name) is not self or not is_one_dtype or has_dropout or lora_b.bias is not None:
+        base, lora_a, lora_b = layers = parts["base_layer"], adapters[name], parts["lora_B"]._modules[name]
+        if not all(type(layer) is nn.Linear and "forward" not in layer.__dict__ for layer in layers):
             return None
-        base, scaling = module.base_layer, module.scaling[name]
+        is_one_dtype = len({getattr(layer._parameters.get("weight"), "dtype", layer) for layer in layers}) == 1
+        has_dropout = module.training and not isinstance(module.lora_dropout[name], nn.Identity)
+        has_bias = lora_b._parameters.get("bias") is not None
+        if module.lora_variant.get(name) is not self or not is_one_dtype or has_dropout or has_bias:
+            return None
+        scaling = module.scaling[name]
         matrices: list[torch.Tensor] = []  # looked up when masks first come by
 
         def short_way(x: torch.Tensor, **kwargs: Any) -> torch.Tensor:

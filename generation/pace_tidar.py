@@ -189,7 +189,7 @@ def pace_of(forward: DraftForward, draft_length: int) -> Pace:
     model = forward.model
     is_static, is_compiled = forward.is_static, forward.compiled_layers is not None
     about = model.dtype, model.device, model.config._attn_implementation, forward.is_tie_safe, is_static, is_compiled
-    key = *about, len(forward.rows), draft_length
+    key = *about, forward.packed_weights is not None, len(forward.rows), draft_length
     known = _paces.setdefault(model, {})
     if key not in known:
         plans = plans_up_to(draft_length, model.device.type != "cpu", is_static)

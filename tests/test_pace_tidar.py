@@ -187,10 +187,13 @@ def test_perfect_drafts_are_used_where_they_pay(monkeypatch):
     text = plain_greedy_loop(model, prompts[0], num_new=60)
     script_drafts(monkeypatch, text, is_right=True, sureness=20.0)
     monkeypatch.setattr(DECODER, "pace_of", lambda forward, length: pace(1.0, 0.01, 0.9))
+    hook = CountedForwards(model)
     output = model.generate(
-        prompts, max_new_tokens=41, do_sample=False, num_branches="auto", return_dict_in_generate=True
+        prompts, max_new_tokens=1 + 1 + 5 * 8, do_sample=False, num_branches="auto", return_dict_in_generate=True
     )
-    assert output.num_forwards == 5
+    assert output.sequences[0].tolist() == text[:47].tolist()
+    assert hook.num_queries[:2] == [5, 1 + 8]  # the prompt alone, then a token with the first masks behind it
+    assert output.num_forwards == 1 + 5
 
 
 def test_sampling_with_a_seed_is_refused():

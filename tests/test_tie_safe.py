@@ -64,7 +64,7 @@ def test_clean_tokens_leave_bit_for_bit_what_plain_decoding_leaves():
     forward = DraftForward(model, 8, mask_embedding_id=3, batch_size=1, is_tie_safe=True)
     cache = DynamicCache()
     with torch.no_grad():
-        forward.prefill(prompt_ids, None)
+        forward.prefill(prompt_ids, None, has_draft=False)
         model(prompt_ids, past_key_values=cache, logits_to_keep=1)
         expected = [
             model(draft_ids[:, i : i + 1], past_key_values=cache, logits_to_keep=1).logits[0, 0] for i in range(8)
