@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from .acceptance import likely_lengths
 from .choice import Greedy, Sampled, TieSafeGreedy
-from .device_of_model import device_of
+from .device_of_model import device_of, is_shared_by_ranks
 from .draft_forward import DraftForward
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
 from .outputs import Record, TiDARGenerateOutput
@@ -161,20 +161,23 @@ def tidar(
     mask_embedding_id: int | None = None,
     packed_weights: bool | None = None,
     streamer: Any = None,
+    synced_gpus: bool | None = None,
     **model_kwargs: Any,
 ) -> TiDARGenerateOutput | torch.Tensor:
     """The same decode for a stock model: `model.generate(..., custom_generate=tidar)`.
 
     A stock model drafts usefully with a gated adapter (`model.load_adapter`). Its config may hold a `tidar_config`, as
     that of a converted folder does; otherwise both `draft_length` and `mask_embedding_id` must be given, as they were
-    when the adapter was taught. transformers hands no streamer and no tokenizer to a custom decode: pass
-    `custom_generate=functools.partial(tidar, streamer=streamer)`, and for stop strings
+    when the adapter was taught. transformers hands no streamer, no tokenizer and no `synced_gpus` to a custom decode:
+    pass `custom_generate=functools.partial(tidar, streamer=streamer)`, and for stop strings
     `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
 
     Args:
         draft_length, num_branches, seed, exact, tie_margin, packed_weights: as in `generate` of our own classes.
         mask_embedding_id: the row of the embedding table that masks read.
         streamer: as of `decode_tidar`; it gets the prompt first.
+        synced_gpus: whether ranks share the model, which is refused; where absent, told by the model. False where each
+            rank has gathered all of it.
     """
     given: dict[str, Any] = {"draft_length": draft_length, "num_branches": num_branches, "seed": seed}
     given |= {"exact": exact, "tie_margin": tie_margin, "mask_embedding_id": mask_embedding_id}
@@ -192,7 +195,8 @@ def tidar(
             f"`num_beams` must be 1 with `custom_generate=tidar`, but is {generation_config.num_beams}: a draft "
             "continues one text, not several. Leave `custom_generate` out to search with beams and without drafts."
         )
-    if reason := reason_for_plain_decoding(generation_config, False, model_kwargs):
+    is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
+    if reason := reason_for_plain_decoding(generation_config, is_shared, model_kwargs):
         raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids", "past_key_values")}
     if streamer is not None:

@@ -1,10 +1,10 @@
-"""Where a model computes, also where its weights are kept elsewhere between forwards."""
+"""Where a model computes, also where its weights are kept elsewhere between forwards, or shared among ranks."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -22,6 +22,19 @@ def devices_of(model: nn.Module) -> set[torch.device]:
 def is_hooked(model: nn.Module) -> bool:
     """Whether accelerate moves weights or states about between layers."""
     return next(_placing_hooks(model), None) is not None
+
+
+def is_shared_by_ranks(model: Any) -> bool:
+    """Whether a forward needs every rank, for the weights each holds a part of (FSDP, ZeRO-3): what `generate` decides
+    where `synced_gpus` is not given, and a model that `fully_shard` alone has sharded."""
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return (
+        isinstance(model, FSDPModule)
+        or model._extract_generation_mode_kwargs(None, {}, None, None, None)["synced_gpus"]
+    )
 
 
 def _placing_hooks(model: nn.Module) -> Iterator[Any]:

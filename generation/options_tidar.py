@@ -220,7 +220,7 @@ def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
 def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]) -> str | None:
     """What `generate` was asked for that a drafting forward has no answer to; None is the rule."""
     if synced_gpus:
-        return "ranks that share a model (FSDP, ZeRO-3) must run the same number of forwards"
+        return "ranks that share a model (`synced_gpus`: FSDP, ZeRO-3) must run the same number of forwards"
     if generation_config.is_assistant:
         return "it drafts for another model, which counts its tokens one by one"
     if generation_config.output_attentions or generation_config.output_hidden_states:

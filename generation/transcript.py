@@ -72,6 +72,11 @@ class Transcript:
                 f"{type(streamer).__name__} shows one text, but the batch has {batch_size} rows (prompts times "
                 "`num_return_sequences`). Give a streamer with `put_row(row, ids)`, such as wavedraft's `RowStreamer`."
             )
+        if getattr(streamer, "_takes_logits", False):
+            raise ValueError(
+                f"{type(streamer).__name__}'s `_takes_logits` must be False: drafts are shown as "
+                "tokens, not as logits. Leave it as transformers' `TextDiffusionStreamer` has it."
+            )
         self.eos_token_ids = {
             int(token)
             for criterion in stopping_criteria
@@ -174,7 +179,7 @@ class Transcript:
     def show_draft(self, draft_ids: torch.Tensor) -> None:
         """Shows a draft-aware streamer what is proposed behind the text of a batch of one, [1, K]."""
         if self.streamer is not None and len(self.lengths) == 1 and hasattr(self.streamer, "put_draft"):
-            self.streamer.put_draft(draft_ids[:, 1:].cpu())
+            self.streamer.put_draft(value=draft_ids[:, 1:].cpu())
 
     def drop_ended(self) -> list[int]:
         """Takes the ended rows out of `active`; returns which of the active rows stay, by their place in it."""

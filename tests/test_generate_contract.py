@@ -365,6 +365,13 @@ def test_a_custom_decode_refuses_what_it_has_no_answer_to(models, keywords, word
         models[1].generate(random_prompts(1, 5), max_new_tokens=5, custom_generate=tidar, **keywords)
 
 
+def test_a_custom_decode_refuses_ranks_that_share_the_model(models):
+    """What several ranks do is in two_shards.py; a lone one has no group to ask."""
+    _, stock = models
+    with pytest.raises(ValueError, match="`synced_gpus`"):
+        stock.generate(random_prompts(1, 5), max_new_tokens=5, custom_generate=partial(tidar, synced_gpus=True))
+
+
 def test_a_text_ends_with_an_error_where_the_position_table_does():
     torch.manual_seed(0)
     config = tiny_config("gpt2")

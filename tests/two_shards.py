@@ -1,4 +1,5 @@
-"""One step of each mode on two processes whose weights are sharded by PyTorch's `fully_shard` (FSDP2), on gloo.
+"""One step of each mode, and `generate`, on two processes whose weights are sharded by PyTorch's `fully_shard` (FSDP2),
+on gloo.
 
 Started by `torch.distributed.run` from test_many_processes.py; prints nothing, fails by assertion.
 """
@@ -6,16 +7,21 @@ Started by `torch.distributed.run` from test_many_processes.py; prints nothing, 
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from peft import get_peft_model
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
+from recurrent_golden import random_model
 from tiny_tidar import random_prompts, tiny_tidar
+from wavedraft.generation import tidar
 from wavedraft.modeling_tidar import DraftObjective
+from wavedraft.modeling_tidar.generation_tidar import generate
 from wavedraft.training import gated_adapter_config
 
 
@@ -56,7 +62,31 @@ def main() -> None:
                 torch.testing.assert_close(weight.grad.full_tensor(), gradients[name], atol=1e-5, rtol=1e-4)
                 num_sharded += 1
         assert num_sharded == len(gradients) > 0
+    check_generate(rank, mesh)
     distributed.destroy_process_group()
+
+
+def check_generate(rank, mesh) -> None:
+    """Ranks whose texts end at different tokens run as many forwards as each other, or would wait for one another."""
+    ids = random_prompts(2, 6)[rank : rank + 1]
+    length = {"max_new_tokens": 3 + 4 * rank, "do_sample": False}
+    whole = tiny_tidar("qwen3")
+    expected = whole.generate(ids, **length).tolist()
+    ours = tiny_tidar("qwen3")
+    stock = AutoModelForCausalLM.from_config(whole.config).eval()
+    stock.load_state_dict(whole.state_dict())
+    for model in (ours, stock):
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    assert ours.generate(ids, **length, synced_gpus=True).tolist() == expected
+    assert generate(ids, model=stock, **length, synced_gpus=True).tolist() == expected  # as by `custom_generate="path"`
+    with pytest.raises(ValueError, match="`synced_gpus`"):
+        stock.generate(ids, **length, custom_generate=tidar, synced_gpus=True)
+    recurrent, sharded = random_model(), random_model()
+    expected = recurrent.generate(ids % 37, **length).tolist()
+    fully_shard(sharded, mesh=mesh)
+    assert sharded.generate(ids % 37, **length, synced_gpus=True).tolist() == expected
 
 
 if __name__ == "__main__":
