@@ -35,11 +35,14 @@ else:
 
 logger = logging.get_logger(__name__)
 # The products of a single token become loops that are fused with what stands around them; what such a loop reads again
-# and again is kept, not computed again; and sizes, which do not change, are not asked for at each call.
+# and again is kept, not computed again; sizes, which do not change, are not asked for at each call; and the calls of
+# loops and products are themselves compiled.
 LOOPS_ON_CPU = {
     "post_grad_fusion_options": {"decompose_mm_pass": {}},
     "realize_reads_threshold": 1,
     "size_asserts": False,
+    "cpp_wrapper": True,
+    "triton.cudagraphs": False,
 }
 DECODERS = {
     "adaptive": decode_adaptive,
@@ -277,6 +280,7 @@ def compile_options(model: PreTrainedModel, generation_config: GenerationConfig)
         return None
     config = config or CompileConfig()
     keywords: dict[str, Any] = {"backend": config.backend}
+    may_call_directly = False
     if config.backend == "inductor":
         options = config.options
         if options is None:
@@ -286,7 +290,8 @@ def compile_options(model: PreTrainedModel, generation_config: GenerationConfig)
         if hasattr(torch.compiler, "skip_all_guards_unsafe"):  # torch 2.8; `CompileOptions` is the guard
             options = {**options, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         keywords["options"] = options
-    return CompileOptions(model, keywords)
+        may_call_directly = is_on_cpu and not torch._inductor.config.force_disable_caches
+    return CompileOptions(model, keywords, may_call_directly)
 
 
 def refuse_everywhere(generation_config: GenerationConfig) -> None:

@@ -262,11 +262,12 @@ class CompileOptions:
     """Keywords of `torch.compile` for the parts of one model as it is now: a key under which they are compiled once.
 
     What the compiled parts depend on besides the tensors' shapes is told apart here, once a decode, so that nothing of
-    it needs to be looked at again at each of its many short calls.
+    it needs to be looked at again at each of its many short calls; with `may_call_directly` nothing is.
     """
 
-    def __init__(self, model: Any, keywords: dict[str, Any]):
+    def __init__(self, model: Any, keywords: dict[str, Any], may_call_directly: bool = False):
         self.keywords = keywords
+        self.may_call_directly = may_call_directly
         modules = tuple((id(module), type(module), module.training) for module in model.modules())
         tensors = tuple((p.shape, p.dtype, p.device) for p in model.parameters())
         config = repr(model.config.to_dict()), model.config._attn_implementation
@@ -290,4 +291,21 @@ class CompileOptions:
 def compiled(part: Callable, shape: tuple[int, ...], options: CompileOptions) -> Callable:
     """The part, compiled for windows of one shape: a function of its own, with a cache of compiled code of its own."""
     own = types.FunctionType(part.__code__.replace(), part.__globals__, part.__name__)
-    return torch.compile(own, fullgraph=True, dynamic=False, **options.keywords)
+    function = torch.compile(own, fullgraph=True, dynamic=False, **options.keywords)
+    is_direct = options.may_call_directly and hasattr(function, "aot_compile")  # torch 2.9
+    return called_directly(function) if is_direct else function
+
+
+def called_directly(function: Callable) -> Callable:
+    """What `torch.compile` gave, compiled at its first call and called from then on without the look-up of what else it
+    has compiled, which takes as long as a small model's arithmetic."""
+    artifact: Any = None
+
+    def call(*arguments: Any) -> Any:
+        nonlocal artifact
+        if artifact is None:
+            artifact = function.aot_compile((arguments, {}))  # type: ignore[attr-defined]
+            artifact.disable_guard_check()
+        return artifact(*arguments)
+
+    return call
