@@ -19,14 +19,17 @@ from .draft_forward import DraftForward
 MEASURING_SECONDS = 1.0  # or three rounds, whichever takes longer
 # Drafting must promise so much more than plain decoding, which is certain: promises lag behind texts. Steps that all
 # have one shape keep them better.
-MARGIN, STATIC_MARGIN = 1.15, 1.05
+MARGIN, STATIC_MARGIN = 1.1, 1.05
 ALIKE = 0.95  # of plans that promise nearly the most, the one of the fewest queries: its promise hangs less on drafts
 RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
-MOST_RETRIES_FAILED = 3  # drafting that goes on not paying is tried half as often each time, so many times
-PRIOR_CHANCE, PRIOR_WEIGHT = 0.6, 4.0  # of acceptance, in forwards, where little was seen
+MOST_FAILURES = 3  # drafting that goes on not paying is tried half as often each time, so many times
+FIRST_TRY = 0.9  # a text begins with a try where drafts of the usual worth promise so much of plain decoding's rate
+# Texts differ more in what drafts are worth than one text does in itself: each begins with the usual chance of
+# acceptance, which soon counts for nothing beside its own.
+PRIOR_CHANCE, PRIOR_WEIGHT = 0.6, 2.0  # the latter in forwards
 NEWEST, NEWEST_OF_SHAPE = 0.2, 0.1  # weight of the last forward in how slow the machine is, and its shape beside others
 HELD_UP = 2.0  # a forward that took longer than so many of its kind was held up by something else
-FORGETTING = 0.99  # what a forward seen is worth one forward later
+FORGETTING = 0.97  # what a forward seen is worth one forward later
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,15 @@ PLAIN = Plan(0, 0)
 
 @dataclass
 class Costs:
-    """Seconds of a forward of N clean tokens and M blocks of K masks, by (N, M, K)."""
+    """Seconds of a forward of N clean tokens and M blocks of K masks, by (N, M, K).
+
+    Attributes:
+        slowness: what forwards take now, to what `seconds` say. It is shared: a machine that slows down while drafts
+            are tried must not make plain decoding look cheap.
+    """
 
     seconds: dict[tuple[int, int, int], float]
+    slowness: float = 1.0
 
     @classmethod
     def measured(cls, shapes: list[tuple[int, int, int]], run: Callable[[int, int, int], None]) -> "Costs":
@@ -72,20 +81,27 @@ class Costs:
         halfway = [(x * max(y, x / 2)) ** 0.5 for x, y in zip(self.seconds.values(), line, strict=True)]
         return Costs(dict(zip(self.seconds, halfway, strict=True)))
 
+    def see(self, shape: tuple[int, int, int], seconds: float) -> None:
+        """Takes in what a forward cost with all that is done around it; of a shape nobody measured it says nothing."""
+        if shape in self.seconds:
+            ratio = min(seconds / (self.seconds[shape] * self.slowness), HELD_UP)
+            self.seconds[shape] *= 1 + NEWEST_OF_SHAPE * (ratio - 1)
+            self.slowness *= 1 + NEWEST * (ratio - 1)
+
 
 @dataclass
 class Pace:
-    """Chooses the plan that promises the most tokens a second, from costs and from the running acceptance.
+    """Chooses the plan that promises the most tokens a second, from costs and from the running acceptance of one call's
+    texts.
 
     Attributes:
         is_static: a forward that only drafts has the shape of one that verifies too.
         reached, stood: [K] how many drafts were right up to token i, and how many of them at the next token too; what
             is long ago counts less.
-        num_plain, num_drafting: forwards since the other kind was last run.
+        num_plain: forwards since a draft was last verified.
+        num_drafting: forwards since the last plain one.
         num_failed: tries of drafting, one after the other, that did not pay.
         late: tokens beyond the first that a forward was given by a block that came too early.
-        slowness: what forwards take now, to what `costs` say. It is shared: a machine that slows down while drafts are
-            tried must not make plain decoding look cheap.
     """
 
     costs: Costs
@@ -97,11 +113,12 @@ class Pace:
     num_drafting: int = 0
     num_failed: int = 0
     late: float = 0.0
-    slowness: float = 1.0
 
     def __post_init__(self) -> None:
         longest = max(plan.draft_length for plan in self.plans)
         self.reached, self.stood = [0.0] * longest, [0.0] * longest
+        if self.costs.seconds and self.promise() > FIRST_TRY:
+            self.num_plain = RETRY_FORWARDS
 
     def chance(self, i: int) -> float:
         """That draft token i + 1 stands, where the first i do."""
@@ -123,6 +140,10 @@ class Pace:
         only_drafts = both if self.is_static else seconds[1, 1, length]
         return num_tokens / (both + is_missed * only_drafts)
 
+    def promise(self) -> float:
+        """The highest rate that a plan promises, to plain decoding's."""
+        return max(map(self.tokens_per_second, self.plans)) / self.tokens_per_second(PLAIN)
+
     def choose(self) -> Plan:
         """The plan of the next forward."""
         highest = max(map(self.tokens_per_second, self.plans))
@@ -132,26 +153,22 @@ class Pace:
         if self.tokens_per_second(best) > margin * self.tokens_per_second(PLAIN):
             self.num_failed = 0
             return best if self.num_drafting < RETRY_FORWARDS else PLAIN
-        if self.num_plain < RETRY_FORWARDS << self.num_failed:
-            return PLAIN
-        self.num_failed = min(self.num_failed + 1, MOST_RETRIES_FAILED)
-        return best
+        return PLAIN if self.num_plain < RETRY_FORWARDS << self.num_failed else best
 
     def see(self, accepted: list[tuple[int, int]], shape: tuple[int, int, int], seconds: float) -> None:
         """Takes in what a forward did: for each row the length of the draft it read, 1 where no block stood right
         behind its text, and how much of it stood; and what it cost with all that is done around it."""
-        known = self.costs.seconds
-        if shape in known:
-            ratio = min(seconds / (known[shape] * self.slowness), HELD_UP)
-            known[shape] *= 1 + NEWEST_OF_SHAPE * (ratio - 1)
-            self.slowness *= 1 + NEWEST * (ratio - 1)
+        self.costs.see(shape, seconds)
         drafts = [(length, count) for length, count in accepted if length > 1]
         if shape[1] and (lates := [count - 1 for length, count in accepted if length == 1]):
             self.late += NEWEST_OF_SHAPE * (sum(lates) / len(lates) - self.late)
-        self.num_plain = 0 if drafts else self.num_plain + 1
         self.num_drafting = 0 if shape == (1, 0, 0) else self.num_drafting + 1
         if not drafts:
+            self.num_plain += 1
             return
+        if self.num_plain >= RETRY_FORWARDS << self.num_failed:  # a try: it has failed until drafts are seen to pay
+            self.num_failed = min(self.num_failed + 1, MOST_FAILURES)
+        self.num_plain = 0
         for counts in (self.reached, self.stood):
             counts[:] = [FORGETTING * count for count in counts]
         for length, count in drafts:
@@ -180,18 +197,17 @@ def shapes_of(plans: list[Plan], is_static: bool = False) -> list[tuple[int, int
     return list(dict.fromkeys(shapes))
 
 
-_paces: WeakKeyDictionary[nn.Module, dict[Any, Pace]] = WeakKeyDictionary()
+_costs: WeakKeyDictionary[nn.Module, dict[Any, Costs]] = WeakKeyDictionary()
 
 
 def pace_of(forward: DraftForward, draft_length: int) -> Pace:
-    """The pace of one model on one device, in one dtype and for so many rows; measured the first time, over the prompt
-    that `forward` has just read."""
+    """The pace of one call. Its costs are those of the model on one device, in one dtype and for so many rows; measured
+    the first time, over the prompt that `forward` has just read."""
     model = forward.model
     is_static, is_compiled = forward.is_static, forward.compiled_layers is not None
     about = model.dtype, model.device, model.config._attn_implementation, forward.is_tie_safe, is_static, is_compiled
     key = *about, forward.packed_weights is not None, len(forward.rows), draft_length
-    known = _paces.setdefault(model, {})
+    known, plans = _costs.setdefault(model, {}), plans_up_to(draft_length, model.device.type != "cpu", is_static)
     if key not in known:
-        plans = plans_up_to(draft_length, model.device.type != "cpu", is_static)
-        known[key] = Pace(Costs.measured(shapes_of(plans, is_static), forward.rehearse), plans, is_static)
-    return known[key]
+        known[key] = Costs.measured(shapes_of(plans, is_static), forward.rehearse)
+    return Pace(known[key], plans, is_static)

@@ -12,10 +12,11 @@ DECODER = sys.modules["wavedraft.generation.decode_tidar"]  # the package names 
 
 
 def pace(first, each_query, chance, draft_length=8):
-    """Costs that rise by `each_query` for every query behind the first, and drafts that stand by `chance`."""
+    """Costs that rise by `each_query` for every query behind the first, and drafts that stand by `chance`, midway."""
     plans = plans_up_to(draft_length, is_wide=True)
     seconds = {(n, m, k): first + each_query * (n + m * k - 1) for n, m, k in shapes_of(plans)}
     pace = Pace(Costs(seconds), plans)
+    pace.num_plain = 0
     for i in range(1, draft_length):
         pace.reached[i], pace.stood[i] = 1e6, 1e6 * chance
     return pace
@@ -61,14 +62,46 @@ def test_the_promised_rate_is_the_rate_of_playing_it(plan):
         assert of.tokens_per_second(plan) == pytest.approx(simulated_rate(plan, chance, of), rel=0.02)
 
 
-def test_drafting_is_tried_again_now_and_then():
-    of = pace(1.0, 1.0, 0.0)
-    tries = 0
-    for _ in range(10 * RETRY_FORWARDS):
+def played_forwards(of, count_of_draft, num_forwards):
+    """The plans of so many forwards, a draft read in the one behind that which wrote it."""
+    plans, has_draft = [], False
+    for _ in range(num_forwards):
         plan = of.choose()
-        tries += plan != PLAIN
-        of.see([(plan.draft_length, 1)] if plan != PLAIN else [(1, 1)], (1, 0, 0), 1.0)
-    assert tries == 3  # after 48 forwards, 96 more and 192 more
+        plans.append(plan)
+        if plan == PLAIN:
+            of.see([(1, 1)], (1, 0, 0), 1.0)
+        elif has_draft:
+            of.see([(plan.draft_length, count_of_draft)], (plan.draft_length, 0, 0), 1.0)
+        else:
+            of.see([(1, 1)], (1, 1, plan.draft_length), 1.0)
+        has_draft = plan != PLAIN and not has_draft
+    return plans
+
+
+def test_drafting_is_tried_again_now_and_then_until_a_draft_was_read():
+    plans = played_forwards(pace(1.0, 1.0, 0.0), 1, 10 * RETRY_FORWARDS)
+    tries = [i for i, plan in enumerate(plans) if plan != PLAIN]
+    assert tries == [48, 49, 48 + 98, 48 + 99, 48 + 98 + 194, 48 + 98 + 195]  # each waits twice as long
+
+
+def test_a_text_begins_with_a_try_where_usual_drafts_nearly_pay():
+    plans = plans_up_to(8, is_wide=False)
+    for each_query, is_tried in ((0.15, True), (0.5, False)):
+        seconds = {(n, m, k): 1.0 + each_query * (n + m * k - 1) for n, m, k in shapes_of(plans)}
+        of = Pace(Costs(seconds), plans)
+        assert max(map(of.tokens_per_second, plans)) < 1.1 * of.tokens_per_second(PLAIN)
+        begins = [plan != PLAIN for plan in played_forwards(of, 1, 8)]
+        assert begins == [is_tried, is_tried, *[False] * 6]
+
+
+def test_a_text_knows_nothing_of_those_before_it_but_what_forwards_cost():
+    model, prompts, paces = tiny_tidar(draft_length=4), random_prompts(1, 7), []
+    before = DECODER.pace_of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DECODER, "pace_of", lambda *args: paces.append(before(*args)) or paces[-1])
+        for _ in range(2):
+            model.generate(prompts, max_new_tokens=20, do_sample=False, num_branches="auto")
+    assert paces[0].costs is paces[1].costs and paces[0] is not paces[1]
 
 
 def test_plain_forwards_are_timed_again_now_and_then():
@@ -95,7 +128,7 @@ def test_a_machine_that_slows_down_while_drafting_does_not_make_plain_decoding_l
     for _ in range(200):
         of.see([(best.draft_length, 1)], (0, 0, 0), 1.0)  # a shape nobody measured says nothing
         of.see([(1, 1)], shape, 3 * seconds)
-    assert of.slowness > 1.5
+    assert of.costs.slowness > 1.5
     of.reached, of.stood = [1e6] * 8, [0.8e6] * 8
     assert of.tokens_per_second(best) / of.tokens_per_second(PLAIN) > promised / 2
 
@@ -105,7 +138,7 @@ def test_what_late_blocks_give_is_promised_where_there_are_blocks():
     before = {plan: of.tokens_per_second(plan) for plan in of.plans}
     for _ in range(100):
         of.see([(1, 3), (1, 1)], (4, 1, 4), of.costs.seconds[4, 1, 4])
-    assert of.late == pytest.approx(1.0, abs=0.01) and of.slowness == pytest.approx(1)
+    assert of.late == pytest.approx(1.0, abs=0.01) and of.costs.slowness == pytest.approx(1)
     for plan in of.plans:
         promised = of.tokens_per_second(plan)
         assert promised > before[plan] if 0 < plan.num_branches < plan.draft_length else promised == before[plan]
@@ -128,7 +161,7 @@ def test_acceptance_that_changes_is_noticed():
         of.see([(8, 8)], (8, 1, 8), 1.2)
     of.see([(1, 1)], (1, 0, 0), 1.0)
     assert of.choose() != PLAIN
-    assert of.costs.seconds[8, 1, 8] * of.slowness == pytest.approx(1.2, rel=0.05)
+    assert of.costs.seconds[8, 1, 8] * of.costs.slowness == pytest.approx(1.2, rel=0.05)
 
 
 @pytest.mark.parametrize("costs", [(1.0, 0.0), (1.0, 0.02), (1.0, 10.0)])
