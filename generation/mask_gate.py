@@ -26,7 +26,7 @@ class MaskGate:
         self.num_masks = 0
         self.adapted: list[nn.Module] = []
         self.factors: WeakKeyDictionary[nn.Module, Factors] = WeakKeyDictionary()
-        self.short_ways: list[tuple[nn.Module, Callable[..., torch.Tensor]]] | None = None
+        self.short_ways: list[tuple[Any, Callable[..., torch.Tensor]]] | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> "MaskGate | None":
@@ -63,7 +63,9 @@ class MaskGate:
             self.short_ways = [(module, way) for module in self.adapted if (way := self._short_way(module))]
         short_ways = [] if torch.is_grad_enabled() else self.short_ways or []
         for module, way in short_ways:
-            module.__dict__["forward"] = way
+            base = module._modules["base_layer"]
+            is_hooked = base._forward_hooks or base._forward_pre_hooks or module._forward_pre_hooks
+            module.__dict__["forward"] = way if num_masks or is_hooked else way_of(base)
         try:
             yield
         finally:
@@ -167,6 +169,11 @@ class Factors:
 def state_of(weight: torch.Tensor) -> tuple[Any, ...]:
     """What changes where a weight is written to, moved or converted."""
     return object() if weight.is_inference() else weight._version, weight.data_ptr(), weight.dtype, weight.device
+
+
+def way_of(base: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward of a base layer as it stands at each call, without a call of the module."""
+    return lambda x: base.forward(x)
 
 
 def adapted_layers(model: nn.Module) -> list[nn.Module]:
