@@ -27,6 +27,7 @@ class MaskGate:
         self.adapted: list[nn.Module] = []
         self.factors: WeakKeyDictionary[nn.Module, Factors] = WeakKeyDictionary()
         self.short_ways: list[tuple[Any, Callable[..., torch.Tensor]]] | None = None
+        self.unprepared: list[Callable[[], None]] = []  # what the short ways need before masks come by
 
     @classmethod
     def of(cls, model: nn.Module) -> "MaskGate | None":
@@ -60,8 +61,11 @@ class MaskGate:
         if torch.is_grad_enabled():  # it may be about to be taught
             self.factors.clear()
         if self.short_ways is None and not torch.is_grad_enabled():
+            self.unprepared = []
             self.short_ways = [(module, way) for module in self.adapted if (way := self._short_way(module))]
         short_ways = [] if torch.is_grad_enabled() else self.short_ways or []
+        while num_masks and self.unprepared:
+            self.unprepared.pop()()
         for module, way in short_ways:
             base = module._modules["base_layer"]
             is_hooked = base._forward_hooks or base._forward_pre_hooks or module._forward_pre_hooks
@@ -90,7 +94,8 @@ class MaskGate:
         if module.lora_variant.get(name) is not self or not is_one_dtype or has_dropout or has_bias:
             return None
         scaling = module.scaling[name]
-        matrices: list[torch.Tensor] = []  # looked up when masks first come by
+        matrices: list[torch.Tensor] = []
+        self.unprepared.append(lambda: matrices.extend(self._factors_of(lora_a, lora_b, scaling).matrices))
 
         def short_way(x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             if kwargs and kwargs.keys() - {"alora_offsets"}:
@@ -98,8 +103,6 @@ class MaskGate:
             # Without hooks, a call that would only look for them is left out.
             result = base(x) if base._forward_hooks or base._forward_pre_hooks else base.forward(x)
             if self.num_masks:
-                if not matrices:
-                    matrices.extend(self._factors_of(lora_a, lora_b, scaling).matrices)
                 down, up = matrices
                 masks = x[:, -self.num_masks :].reshape(-1, x.shape[-1]).to(down.dtype)
                 delta = product(product(masks, down), up)

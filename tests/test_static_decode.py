@@ -98,6 +98,19 @@ def test_an_adapter_drafts_compiled_as_it_drafts_uncompiled():
         assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_an_adapter_whose_first_masks_come_in_a_compiled_step():
+    """`auto` reads the prompt without masks."""
+    from test_modeling_tidar import gated
+
+    peft_model = gated(tiny_tidar(draft_length=4))
+    keywords = ragged() | {"max_new_tokens": 16, "do_sample": False}
+    expected = peft_model.generate(**keywords, draft_length=0)
+    torch._dynamo.reset()
+    for _ in range(2):
+        found = peft_model.generate(**keywords, num_branches="auto", **COMPILED)
+        assert found.tolist() == expected.tolist()
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_code_made_by_the_compiler_writes_the_same_text():
     from test_modeling_tidar import gated
