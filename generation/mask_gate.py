@@ -24,7 +24,7 @@ class MaskGate:
     def __init__(self, variant: Any):
         self.variant = variant  # PEFT's own: still answers for merging, which it refuses
         self.num_masks = 0
-        self.adapted: list[nn.Module] = []
+        self.adapted: dict[nn.Module, tuple[dict[str, Any], str]] = {}
         self.factors: WeakKeyDictionary[nn.Module, Factors] = WeakKeyDictionary()
         self.short_ways: list[tuple[Any, Callable[..., torch.Tensor]]] | None = None
         self.unprepared: list[Callable[[], None]] = []  # what the short ways need before masks come by
@@ -56,7 +56,7 @@ class MaskGate:
     @contextmanager
     def open(self, num_masks: int) -> Iterator[None]:
         """Without gradients, a layer that this gate alone adapts skips PEFT's bookkeeping while the gate is open: on
-        a CPU it costs as much as the arithmetic."""
+        a CPU it costs as much as the arithmetic. Where there are no masks, its base layer stands in its place."""
         self.num_masks = num_masks
         if torch.is_grad_enabled():  # it may be about to be taught
             self.factors.clear()
@@ -66,16 +66,21 @@ class MaskGate:
         short_ways = [] if torch.is_grad_enabled() else self.short_ways or []
         while num_masks and self.unprepared:
             self.unprepared.pop()()
+        places = self.adapted
         for module, way in short_ways:
-            base = module._modules["base_layer"]
-            is_hooked = base._forward_hooks or base._forward_pre_hooks or module._forward_pre_hooks
-            module.__dict__["forward"] = way if num_masks or is_hooked else way_of(base)
+            if num_masks or module._forward_hooks or module._forward_pre_hooks:
+                module.__dict__["forward"] = way
+            else:
+                siblings, name = places[module]
+                siblings[name] = module._modules["base_layer"]
         try:
             yield
         finally:
             self.num_masks = 0
             for module, _ in short_ways:
-                del module.__dict__["forward"]
+                siblings, name = places[module]
+                siblings[name] = module
+                module.__dict__.pop("forward", None)
 
     def _short_way(self, module: Any) -> Callable[..., torch.Tensor] | None:
         """The module's forward with nothing but the base layer and the adapter; None where PEFT has more to do."""
@@ -174,23 +179,18 @@ def state_of(weight: torch.Tensor) -> tuple[Any, ...]:
     return object() if weight.is_inference() else weight._version, weight.data_ptr(), weight.dtype, weight.device
 
 
-def way_of(base: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The forward of a base layer as it stands at each call, without a call of the module."""
-    return lambda x: base.forward(x)
-
-
-def adapted_layers(model: nn.Module) -> list[nn.Module]:
-    """PEFT's layers with an arithmetic of their own, found without asking each of a thousand modules for what it has
-    not."""
-    found: dict[nn.Module, None] = {}
-    to_visit = [model]
+def adapted_layers(model: nn.Module) -> dict[nn.Module, tuple[dict[str, Any], str]]:
+    """PEFT's layers with an arithmetic of their own, each with its place: the modules it stands among, and its name.
+    They are found without asking each of a thousand modules for what it has not."""
+    found: dict[nn.Module, tuple[dict[str, Any], str]] = {}
+    to_visit: list[tuple[dict[str, Any], str, nn.Module]] = [({}, "", model)]
     while to_visit:
-        module = to_visit.pop()
+        siblings, name, module = to_visit.pop()
         if module.__dict__.get("lora_variant"):
-            found[module] = None
+            found[module] = siblings, name
         else:
-            to_visit += [child for child in module._modules.values() if child is not None]
-    return list(found)
+            to_visit += [(module._modules, key, child) for key, child in module._modules.items() if child is not None]
+    return found
 
 
 def product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
