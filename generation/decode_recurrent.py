@@ -32,7 +32,7 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
     draw_noise = session.draw_gumbel if session.do_sample else None
     trace = []
 
-    first_ids = session.choose_first(session.prefill())
+    first_ids = session.choose_first(session.prefill(is_filled=True))
     starts = [session.num_columns - pad for pad in session.pads]
     wavefront = Wavefront(starts, first_ids, session.device)
     while places := transcript.drop_ended():
@@ -45,7 +45,7 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         width = session.parts.padded_width(widest)
         wavefront.fit(width, session.draw_states, draw_noise)
         # 2. Embed, mixing in the step before.
-        window = parts.window_at(wavefront.starts, width, session.cache)
+        window = parts.filled_window(wavefront.starts, width, session.cache)
         embeds = wavefront.average_embeds(parts.prelude(wavefront.ids(width), window), options.embedding_ema)
         # 3. Recur.
         previous, wavefront.states = wavefront.states, add_noise(wavefront, session)

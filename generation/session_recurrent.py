@@ -112,22 +112,28 @@ class Session:
             return [len(where) for where in held]
         return [0] * len(self.prompts)
 
-    def prefill(self, exit_threshold: float = 0.0) -> torch.Tensor:
-        """Reads the prompts at full depth, or until their states move less than that on average; logits [B, 1, V]."""
+    def prefill(self, exit_threshold: float = 0.0, is_filled: bool = False) -> torch.Tensor:
+        """Reads the prompts at full depth, or until their states move less than that on average; logits [B, 1, V].
+
+        `is_filled`: so that a row comes out as it would alone (`filled_window` of the model).
+        """
         starts = self.num_cached
         unread = [prompt[start:] for prompt, start in zip(self.prompts, starts, strict=True)]
         self.costs.num_prefill_positions = sum(map(len, unread))
         longest = max(map(len, unread))
+        if is_filled:
+            longest = self.model.filled_width(longest)
         ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in unread], device=self.device)
-        window = self.model.window_at(starts, longest, self.cache)
+        window = (self.model.filled_window if is_filled else self.model.window_at)(starts, longest, self.cache)
         embeds = self.model.prelude(ids, window)
         states = self.initial_states(embeds, starts)
         for recurrence in range(1, self.options.num_recurrences + 1):
             before, states = states, self.model.core_step(states, embeds, window, recurrence)
             if exit_threshold and latent_difference(states, before).mean().item() < exit_threshold:
                 break
-        last = torch.tensor([[len(prompt) - 1] for prompt in unread], device=self.device)
-        return self.model.coda(states, window, logits_to_keep=last)
+        num_kept = self.model.filled_width(1) if is_filled else 1
+        last = torch.tensor([[len(prompt) - 1] * num_kept for prompt in unread], device=self.device)
+        return self.model.coda(states, window, logits_to_keep=last)[:, :1]
 
     def process(self, logits: torch.Tensor) -> torch.Tensor:
         """Processed scores of [A, n, V] logits that stand behind each row's decided tokens and 0 .. n-1 more."""

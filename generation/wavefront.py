@@ -98,13 +98,9 @@ class Wavefront:
     def average_embeds(self, embeds: torch.Tensor, share: float) -> torch.Tensor:
         """Mixes [A, W, E] prelude outputs with those of the step before, at the positions that had one."""
         if share and self.embeds is not None:
-            old = self.embeds
-            is_seen = (
-                torch.arange(old.shape[1], device=self.device)
-                < torch.tensor(self.num_seen, device=self.device)[:, None]
-            )
-            old = torch.where(is_seen[..., None], old, embeds[:, : old.shape[1]])
-            embeds = torch.cat([torch.lerp(embeds[:, : old.shape[1]], old, share), embeds[:, old.shape[1] :]], dim=1)
+            width = embeds.shape[1]  # all of it, so that what a position comes to does not depend on how many were seen
+            old = torch.nn.functional.pad(self.embeds, (0, 0, 0, width - self.embeds.shape[1]))
+            embeds = torch.lerp(embeds, torch.where(self.is_seen(width)[..., None], old, embeds), share)
         self.embeds = embeds
         return embeds
 

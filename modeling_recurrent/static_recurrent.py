@@ -167,6 +167,8 @@ class StaticParts:
         columns = (filled + torch.arange(length, device=cache.device)).clamp_(max=cache.capacity - 1)
         return StaticWindow(cache, columns, columns, None, num_rows)
 
+    filled_window = window_at  # it reads all columns there are
+
     def window_behind(
         self, attention_mask: torch.Tensor | None, position_ids: torch.Tensor, cache: StaticRecurrentCache
     ) -> StaticWindow:
