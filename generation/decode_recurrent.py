@@ -69,7 +69,7 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         wavefront.begin_anew(at_rest, options.max_recurrences)
         frozen_ids = [ids[:num] for ids, num in zip(predicted_ids, num_frozen, strict=True)]
         session.keep_steps(frozen_ids, logits, scores)
-        session.write(frozen_ids)
+        transcript.write(frozen_ids)
         session.show_draft(0, [*wavefront.fed_ids[0][1:], wavefront.next_ids[0]])
     return session.output(wavefront=trace if options.record_wavefront else None)
 

@@ -145,7 +145,7 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
         if options.record_wavefront and transcript.active[0] == 0:
             trace[-1].num_frozen = len(frozen_ids[0])
         keep_steps(session, due, logits, scores, frozen_ids, full_depth)
-        session.write(frozen_ids)
+        transcript.write(frozen_ids)
         session.show_draft(0, [branch.next_id for branch in chains.rows[0] if branch.next_id is not None])
     return session.output(wavefront=trace if options.record_wavefront else None)
 

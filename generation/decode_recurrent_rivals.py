@@ -39,7 +39,7 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
         next_ids = favoured[:, 0].argmax(dim=-1).tolist()
         written = [[token] for token in next_ids]
         session.keep_steps(written, logits, scores)
-        session.write(written)
+        transcript.write(written)
         starts = [start + 1 for start in starts]
     return session.output()
 
@@ -54,12 +54,12 @@ def recur_in_one_shape(session: Session, embeds: torch.Tensor, starts: list[int]
         states = after if is_settled is None else torch.where(is_settled[:, None, None], states, after)
         count_recurrence(session, moving, starts)
         settles = (change < session.options.exit_threshold).tolist()
-        if any(settles[row] for row in moving):
-            moving = [row for row in moving if not settles[row]]
-            is_settled = torch.tensor([row not in moving for row in range(len(starts))], device=session.device)
-            window = window.without(is_settled)
+        num_moving, moving = len(moving), [row for row in moving if not settles[row]]
         if not moving:
             break
+        if len(moving) < num_moving:
+            is_settled = torch.tensor([row not in moving for row in range(len(starts))], device=session.device)
+            window = window.without(is_settled)
     return states
 
 
@@ -108,7 +108,7 @@ def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
         scores = session.scores(logits)
         written = verify(session, starts, draft_ids, draft_probs, scores)
         session.keep_steps(written, logits, scores)
-        session.write(written)
+        transcript.write(written)
         next_ids = [ids[-1] for ids in written]
         starts = [start + len(ids) for start, ids in zip(starts, written, strict=True)]
     return session.output()

@@ -4,16 +4,17 @@ A rows, W wavefront positions, E channels. States are compared at the same posit
 """
 
 import torch
+from torch.linalg import vector_norm
 
 
 def latent_difference(states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
     """|z - z'| / |z|: how far one decode step moved each state, [..., W, E] to [..., W] (arXiv 2510.14961, eq. 4)."""
-    return (states - previous).norm(dim=-1) / states.norm(dim=-1)
+    return vector_norm(states - previous, dim=-1) / vector_norm(states, dim=-1)
 
 
 def latent_acceleration(states: torch.Tensor, velocity: torch.Tensor, previous_velocity: torch.Tensor) -> torch.Tensor:
     """|v - v'| / |z|: how much the movement of each state itself changed, v being z - z', [..., W, E] to [..., W]."""
-    return (velocity - previous_velocity).norm(dim=-1) / states.norm(dim=-1)
+    return vector_norm(velocity - previous_velocity, dim=-1) / vector_norm(states, dim=-1)
 
 
 def token_stability(num_unchanged: list[int], patience: int) -> list[bool]:

@@ -60,7 +60,7 @@ class Session:
         self.is_prefix_free = all(isinstance(processor, PREFIX_FREE) for processor in processors)
         self.do_sample = do_sample
         self.steps = transcript.steps
-        self.device = input_ids.device
+        self.device, self.dtype = input_ids.device, model.dtype  # asking a model takes its time
         self.num_columns = input_ids.shape[1]
         self.columns = token_columns(input_ids, attention_mask)
         self.prompts = [[ids[i] for i in where] for ids, where in zip(input_ids.tolist(), self.columns, strict=True)]
@@ -137,6 +137,8 @@ class Session:
 
     def process(self, logits: torch.Tensor) -> torch.Tensor:
         """Processed scores of [A, n, V] logits that stand behind each row's decided tokens and 0 .. n-1 more."""
+        if not self.processors:
+            return logits
         if self.is_prefix_free:
             flat = logits.flatten(0, 1)
             return self.processors(self.transcript.ids[:1, :1].expand(len(flat), 1), flat).view_as(logits)
@@ -169,7 +171,7 @@ class Session:
         self, rows: list[int], positions: list[int], purpose: int = STATE, times: list[int] | None = None
     ) -> torch.Tensor:
         """[n, E] states of positions whatever they are fed."""
-        like = torch.empty(len(rows), 1, self.model.config.n_embd, dtype=self.model.dtype, device=self.device)
+        like = torch.empty(len(rows), 1, self.model.config.n_embd, dtype=self.dtype, device=self.device)
         return self.packed_states(like, rows, positions, purpose, times)[:, 0]
 
     def draw_gumbel(self, rows: list[int], positions: list[int]) -> torch.Tensor:
@@ -185,7 +187,7 @@ class Session:
             favoured = scores + self.draw_gumbel(rows, [self.num_columns - pad - 1 for pad in self.pads])[:, None]
         ids = favoured.argmax(dim=-1).tolist()
         self.keep_steps(ids, logits, scores)
-        self.write(ids)
+        self.transcript.write(ids)
         return [token for (token,) in ids]
 
     def keep_steps(self, frozen_ids: list[list[int]], logits: torch.Tensor, scores: torch.Tensor) -> None:
@@ -202,17 +204,6 @@ class Session:
             and not self.transcript.is_ended[self.rows[row]]
         ):
             self.transcript.show_draft(torch.tensor([[0, *draft_ids]]))
-
-    def write(self, frozen_ids: list[list[int]]) -> None:
-        """Adds the tokens each row has frozen to the text."""
-        most = max(len(ids) for ids in frozen_ids)
-        if most:
-            padded = torch.tensor([ids + [0] * (most - len(ids)) for ids in frozen_ids], device=self.device)
-            if not self.is_prefix_free:  # drafts that processors look at stay where they are
-                for row, (place, ids) in enumerate(zip(self.transcript.active, frozen_ids, strict=True)):
-                    start = self.transcript.lengths[place]
-                    padded[row, len(ids) :] = self.transcript.ids[place, start + len(ids) : start + most]
-            self.transcript.extend(padded, torch.tensor([len(ids) for ids in frozen_ids], device=self.device))
 
     def keep_rows(self, places: list[int]) -> None:
         """Takes the rows that have ended out of the decode."""

@@ -126,18 +126,38 @@ class Transcript:
         also = torch.zeros_like(num_decided) if also is None else also
         on_host = torch.cat([num_decided[:, None], also[:, None], decided_ids], dim=1).tolist()
         for row, (count, _, *tokens) in zip(self.active, on_host, strict=True):
-            for token in tokens[:count]:
-                self.lengths[row] += 1
-                if token in self.eos_token_ids or self.lengths[row] >= self.max_length:
-                    self.is_ended[row] = True
-                    break
+            self._lengthen(row, tokens[:count])
         if self.steps is not None and chosen_by is not None:
             for place, (row, (count, *_)) in enumerate(zip(self.active, on_host, strict=True)):
                 self.steps.add(row, *(tensor[place, :count] for tensor in chosen_by))
+        self._tell()
+        return [count for count, *_ in on_host], [number for _, number, *_ in on_host]
+
+    def write(self, decided_ids: list[list[int]]) -> None:
+        """Adds the tokens decided for each active row, where the host knows them: no sync at all."""
+        written = []
+        for row, tokens in zip(self.active, decided_ids, strict=True):
+            start = self.lengths[row]
+            self._lengthen(row, tokens)
+            written += [(row, column, tokens[column - start]) for column in range(start, self.lengths[row])]
+        if written:
+            rows, columns, ids = torch.tensor(written, device=self.ids.device).unbind(1)
+            self.ids[rows, columns] = ids
+            self._tell()
+
+    def _lengthen(self, row: int, tokens: list[int]) -> None:
+        """Counts a row's tokens up to its end."""
+        for token in tokens:
+            self.lengths[row] += 1
+            if token in self.eos_token_ids or self.lengths[row] >= self.max_length:
+                self.is_ended[row] = True
+                break
+
+    def _tell(self) -> None:
+        """Shows criteria and streamer what is new."""
         if self.criteria:
             self._apply_criteria()
         self._stream()
-        return [count for count, *_ in on_host], [number for _, number, *_ in on_host]
 
     def _apply_criteria(self) -> None:
         """Shows the criteria each new column of the whole batch, as plain decoding would have.

@@ -66,8 +66,8 @@ class Wavefront:
         """Widens the tensors to `width` positions. States and noise, [n, ...], are drawn for those that begin."""
         begun = [(row, place) for row, end in enumerate(self.widths) for place in range(self.num_seen[row], end)]
         begun += [(row, 0) for row, retried in enumerate(self.retries) if retried == 0]
-        rows, places = [row for row, _ in begun], [place for _, place in begun]
-        positions = [self.starts[row] + place for row, place in begun]
+        rows, positions = [row for row, _ in begun], [self.starts[row] + place for row, place in begun]
+        index = torch.tensor(begun, device=self.device).view(-1, 2).unbind(1)
         for name, draw in (("states", draw_states), ("noise", draw_noise)):
             if draw is None:
                 continue
@@ -78,7 +78,7 @@ class Wavefront:
                 filling = like.new_zeros(len(self.starts), width - have, like.shape[-1])
                 old = filling if old is None else torch.cat([old, filling], dim=1)
             if begun:
-                old[rows, places] = drawn
+                old[index] = drawn
             setattr(self, name, old)
 
     def is_seen(self, width: int) -> torch.Tensor:
