@@ -3,7 +3,7 @@
     python benchmarks/profile_recurrent.py                                                   (the shipped model)
     python benchmarks/profile_recurrent.py --random 1024 --num-new 8 --prompt-length 16     (110M random weights)
 
-Counted by timers around functions, the prefill taken off, in turns, medians of `--repeats`:
+Counted by timers around functions, behind the first token, in turns, medians of `--repeats`:
 
 * engine: all that is outside the model's prelude, core steps and coda: windows, masks and rotations of positions,
   states drawn and moved, embeddings averaged, tokens chosen, what freezes, the text, the cache's bookkeeping, and
