@@ -68,18 +68,22 @@ def test_shapes_do_not_change_with_the_text_so_nothing_is_compiled_twice(decode)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_the_compiled_step_writes_the_same_text_with_whatever_weights_the_model_has():
-    model = random_model(0, n_layers_in_recurrent_block=1)
-    ids, compiling = torch.tensor([PROMPTS[0]]), {"cache_implementation": "static", "compile_config": CompileConfig()}
+def test_compiled_steps_write_the_same_text_with_whatever_weights_the_model_has():
+    shape = {"n_layers_in_prelude": 1, "n_layers_in_recurrent_block": 1, "n_layers_in_coda": 1}
+    model, ids = random_model(0, **shape), torch.tensor([PROMPTS[0]])
+    forcing = {"preset": "diffusion-forcing-r4", "max_wavefront": 8}
+    modes = [{"kv_cache": "latest-only"}, {"policy": "adaptive"}, {"policy": "self-speculative"}, forcing]
     texts = []
-    for _ in range(2):
-        for options in ({"kv_cache": "latest-only"}, {"policy": "adaptive"}):  # of the same shapes: compiled once
-            expected = model.generate(ids, max_new_tokens=16, **options)
-            texts.append(model.generate(ids, max_new_tokens=16, **options, **compiling).tolist())
-            assert texts[-1] == expected.tolist()
-        with torch.no_grad():
-            model.transformer["adapter"].weight.mul_(-1)
-    assert texts[0] != texts[2]
+    for seed in (0, 1):  # steps of both widths are compiled once for all modes, and not again for other weights
+        model.load_state_dict(random_model(seed, **shape).state_dict())
+        for options in modes:
+            options = {**options, "max_new_tokens": 16}
+            texts.append(model.generate(ids, **options).tolist())
+            compiling = {"cache_implementation": "static", "compile_config": CompileConfig()}
+            counters.clear()
+            assert model.generate(ids, **options, **compiling).tolist() == texts[-1], (seed, options)
+    assert counters["stats"]["unique_graphs"] == 0
+    assert texts[0] != texts[4]
 
 
 @pytest.mark.parametrize(("num_heads", "num_key_heads"), [(4, 4), (6, 2), (3, 1)])
