@@ -41,6 +41,7 @@ MODES = {
     "K=4 B=1": {"draft_length": 4, "num_branches": 1},
     "K=8 B=3": {"draft_length": 8, "num_branches": 3},
     "K=8 B=8": {"draft_length": 8},
+    "auto": {"num_branches": "auto"},
 }
 MODES |= {f"{name} packed": keywords | PACKED for name, keywords in MODES.items()}
 MODES["K=4 B=1 compiled"] = MODES["K=4 B=1"] | COMPILED

@@ -26,6 +26,9 @@ class DraftCacheLayer(CacheLayerMixin):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if not self.keys.shape[2] and not self.cache.max_length and key_states.shape[2] == self.cache.num_slots:
+            self.keys, self.values = key_states, value_states  # a prompt's, kept as they come
+            return key_states, value_states
         self.reserve(self.cache.num_slots)
         rows, slots = self.cache.write_index(key_states.device)
         slots = slots[:, : key_states.shape[2]]  # fewer, where the masks behind are done already
