@@ -21,8 +21,10 @@ from .pace_tidar import PLAIN, Plan, pace_of
 from .static_decode import compile_config_of, num_slots_for
 from .steps import Steps
 from .transcript import Scores, Transcript, pad_token_of
+from .turns import in_turn
 
 
+@in_turn
 @torch.no_grad()
 def decode_tidar(
     model: nn.Module,

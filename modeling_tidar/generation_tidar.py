@@ -17,6 +17,7 @@ from ..generation.decode_tidar import decode_tidar
 from ..generation.mask_gate import MaskGate
 from ..generation.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
 from ..generation.packed_weights import check_packable, reading_packed
+from ..generation.turns import in_turn
 
 if TYPE_CHECKING:
 
@@ -50,6 +51,7 @@ class TiDARGenerationMixin(Stock):
         say_what_is_idle(given, options, generation_config.do_sample)
         return generation_config, model_kwargs
 
+    @in_turn
     def _sample(
         self,
         input_ids: torch.Tensor,
@@ -94,6 +96,7 @@ class TiDARGenerationMixin(Stock):
             past_key_values=model_kwargs.get("past_key_values"),
         )
 
+    @in_turn
     def _beam_search(
         self,
         input_ids: torch.Tensor,

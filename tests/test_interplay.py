@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -55,6 +57,27 @@ def test_a_pipeline_writes_the_stock_pipelines_text(folder, stock, batch_size):
     assert completions(model, TEXTS, batch_size=batch_size) == expected
     assert completions(model, TEXTS, batch_size=batch_size, draft_length=2) == expected
     assert completions(stock, TEXTS, batch_size=batch_size, custom_generate=tidar) == expected
+
+
+@pytest.mark.parametrize("way", ["ours", "custom_generate", "with and without drafts"])
+def test_threads_that_share_a_model_get_their_texts(folder, way):
+    model = TiDARForCausalLM.from_pretrained(folder).eval()
+    options = [{}, {"draft_length": 2}]
+    if way == "custom_generate":
+        model, options = AutoModelForCausalLM.from_pretrained(folder).eval(), [{"custom_generate": tidar}] * 2
+    elif way == "with and without drafts":
+        options = [{}, {"draft_length": 0}]
+    prompts = [random_prompts(1, 5, seed=1), random_prompts(3, 4, seed=2)]
+    calls = [partial(model.generate, ids, **GREEDY, **own) for ids, own in zip(prompts, options, strict=True)]
+    expected = [call().tolist() for call in calls]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            found = [threads.submit(call) for call in calls * 3]
+            assert [one.result().tolist() for one in found] == expected * 3
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_a_pipeline_loads_the_code_that_came_with_the_checkpoint(folder, stock):
