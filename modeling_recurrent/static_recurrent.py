@@ -17,6 +17,7 @@ from .cache_recurrent import RecurrentCache, Window
 
 COLUMNS = 128  # a cache has a multiple of them, so that texts of most lengths share their shapes
 NARROWEST = 8  # tokens of a wavefront: as many cost hardly more than one
+FEW_QUERIES = 16  # of a row, whose scores are few enough to be written out
 
 
 class StaticRecurrentCache(RecurrentCache):
@@ -209,8 +210,16 @@ class StaticParts:
             tensors = tuple(torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) for t in tensors)
         if self.compile_options is not None:
             part = self.compile_options.compiled(part, window.shape())
-        attention = attend_by_sums if self.sums_up and window.columns.shape[1] == 1 else self.attention_function
+        attention = self._attention_of(window.columns.shape[1], window.cache.dtype)
         return part(self.model, attention, *planes, window.rows, window.columns, *seen, *tensors)
+
+    def _attention_of(self, num_tokens: int, dtype: torch.dtype) -> Callable:
+        """What is quickest for windows of so many tokens."""
+        if self.sums_up and num_tokens == 1:
+            return attend_by_sums
+        if self.sums_up and num_tokens <= FEW_QUERIES and dtype == torch.float32:
+            return attend_by_products
+        return self.attention_function
 
 
 def run_prelude(model, attention, keys, values, rows, columns, position_ids, is_padding, embeds):
@@ -258,6 +267,26 @@ def attend_by_sums(
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
     mixed = (weights[..., None] * value).sum(dim=-2) / weights.sum(dim=-1, keepdim=True)
     return mixed.to(value.dtype).flatten(1, 2)[:, None], None  # [R, 1, H, D]
+
+
+def attend_by_products(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a few queries, [R, H, T, D], as two matrix products and what a compiler fuses between them, without
+    the blocks that a kernel for long queries goes by."""
+    num_tokens = query.shape[2]
+    grouped = query.unflatten(1, (key.shape[1], -1)) * scaling  # [R, key heads, group, T, D]
+    scores = torch.matmul(grouped.flatten(2, 3), key.transpose(2, 3)).unflatten(2, (-1, num_tokens)) + mask[:, None]
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    mixed = torch.matmul(weights.flatten(2, 3), value).unflatten(2, (-1, num_tokens))
+    mixed = mixed / weights.sum(dim=-1, keepdim=True)
+    return mixed.flatten(1, 2).transpose(1, 2), None  # [R, T, H, D]
 
 
 class CompileOptions:
