@@ -245,6 +245,27 @@ def test_the_gate_gives_pefts_own_numbers():
         assert not torch.allclose(layers(ids).last_hidden_state[:, -3:], expected[:, -3:])
 
 
+def test_a_closed_gate_leaves_the_model_as_it_found_it():
+    """Without masks the base layers stand where the adapter's do; behind it, and behind an error, these are back."""
+    from wavedraft.generation.mask_gate import MaskGate
+
+    ids = random_prompts(2, 9)
+    model = gated(tiny_tidar())
+    layers, before = model.base_model.model.model, [*model.named_modules()]
+    gate = MaskGate.of(model)
+    with model.disable_adapter(), torch.no_grad():
+        expected = layers(ids).last_hidden_state
+    with torch.no_grad(), gate.open(0):
+        assert not any("lora" in name for name, _ in layers.named_modules())
+        assert torch.equal(layers(ids).last_hidden_state, expected)
+    with pytest.raises(KeyboardInterrupt), torch.no_grad(), gate.open(0):
+        raise KeyboardInterrupt
+    assert [*model.named_modules()] == before
+    assert not any("forward" in module.__dict__ for _, module in before)
+    with torch.no_grad(), gate.open(3):
+        assert not torch.allclose(layers(ids).last_hidden_state, expected)
+
+
 @pytest.mark.parametrize("is_frozen", [True, False])
 @pytest.mark.parametrize("change", ["written to", "new tensor", "scaled", "double", "optimizer"])
 def test_the_gate_takes_an_adapter_as_it_is_now(change, is_frozen):

@@ -12,7 +12,7 @@ from transformers import CompileConfig
 from recurrent_golden import random_model
 from wavedraft.modeling_recurrent import generation_recurrent
 from wavedraft.modeling_recurrent.looped_recurrent import eager_attention
-from wavedraft.modeling_recurrent.static_recurrent import attend_by_sums
+from wavedraft.modeling_recurrent.static_recurrent import attend_by_products, attend_by_sums
 
 DECODES = {
     "plain": {},
@@ -97,6 +97,23 @@ def test_sums_attend_as_products_do(num_heads, num_key_heads, dtype, tolerance):
     arguments = torch.nn.Identity(), query, key, value, mask, 8**-0.5
     expected = eager_attention(*arguments)[0]
     assert (attend_by_sums(*arguments)[0] - expected).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize(("num_heads", "num_key_heads"), [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize("num_tokens", [2, 12, 16])
+def test_written_out_products_attend_as_the_kernel_does(num_heads, num_key_heads, num_tokens):
+    generator = torch.Generator().manual_seed(num_heads)
+    query = torch.randn(2, num_heads, num_tokens, 8, generator=generator)
+    key, value = torch.randn(2, 2, num_key_heads, 40, 8, generator=generator)
+    starts = torch.tensor([7, 20])[:, None, None, None]  # rows of unlike lengths, one of them padded
+    is_hidden = torch.arange(40) > starts + torch.arange(num_tokens)[:, None]
+    is_hidden[1, ..., :4] = True
+    mask = torch.zeros(is_hidden.shape).masked_fill(is_hidden, -torch.inf)
+    found = attend_by_products(torch.nn.Identity(), query, key, value, mask, 8**-0.5)[0]
+    expected = eager_attention(torch.nn.Identity(), query, key, value, mask, 8**-0.5)[0]
+    kernel = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, kernel.transpose(1, 2))
 
 
 def test_a_returned_static_cache_is_gone_on_from_and_grows():
