@@ -1,9 +1,10 @@
 """Diffusion forcing for recurrent-depth models: the wavefront adds headway, recurs, freezes (arXiv 2510.14961).
 
 Corrected where the published code errs (`reference_wavefront` keeps that): only a run from the left freezes; a token
-only if its own state was computed from it; states are compared at the same position; a position that does not come to
-rest is begun anew, behind frozen tokens, and freezes at full depth; a position's first embedding is taken whole;
-sampling noise is drawn once a position, so that a token moves only when its scores do; rows end at their end.
+only if its own state was computed from it, from the first recurrence on (a state that goes on from another token's may
+come to rest where that one led it); states are compared at the same position; a position that does not come to rest
+is begun anew, behind frozen tokens, and freezes at full depth; a position's first embedding is taken whole; sampling
+noise is drawn once a position, so that a token moves only when its scores do; rows end at their end.
 
 A rows, W wavefront positions, E channels, V vocabulary.
 """
@@ -22,7 +23,7 @@ from .freezing import (
 from .options_recurrent import noise_share
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
 from .session_recurrent import Session
-from .wavefront import Wavefront
+from .wavefront import Wavefront, of_width
 
 
 @torch.no_grad()
@@ -79,7 +80,7 @@ def add_noise(wavefront: Wavefront, session: Session) -> torch.Tensor:
     options, states = session.options, wavefront.states
     if not options.state_noise:
         return states
-    counts = wavefront.filled(wavefront.counts, states.shape[1])
+    counts = wavefront.filled(wavefront.counts, states.shape[1], states.dtype)
     kept, fresh = noise_share(options.noise_schedule, options.state_noise, counts, options.num_recurrences)
     live = [(row, place) for row, width in enumerate(wavefront.widths) for place in range(width)]
     rows, places = [row for row, _ in live], [place for _, place in live]
@@ -105,13 +106,11 @@ def measure_change(wavefront: Wavefront, previous: torch.Tensor, criterion: str)
     if not criterion.startswith("latent-acceleration"):
         return None
     velocity, earlier = wavefront.states - previous, wavefront.velocity
-    change = velocity.new_full(velocity.shape[:2], torch.inf)
-    if earlier is not None:
-        known = earlier.shape[1]
-        measured = latent_acceleration(wavefront.states[:, :known], velocity[:, :known], earlier)
-        change[:, :known] = torch.where(wavefront.is_seen(known), measured, change[:, :known])
     wavefront.velocity = velocity
-    return change
+    if earlier is None:
+        return velocity.new_full(velocity.shape[:2], torch.inf)
+    change = latent_acceleration(wavefront.states, velocity, of_width(earlier, velocity.shape[1]))
+    return change.masked_fill(~wavefront.is_continued, torch.inf)
 
 
 def to_host(
@@ -136,14 +135,17 @@ def freeze(
     for row, ids in enumerate(predicted_ids):
         fed, ages = wavefront.fed_ids[row], wavefront.ages[row]
         is_final = [False] * len(fed)
-        is_final[0] = (wavefront.retries[row] or 0) >= options.num_recurrences
+        is_final[0] = wavefront.is_retried[row] and ages[0] >= options.num_recurrences
         if criterion == "token-stability":
             patience = options.num_recurrences // options.inner_recurrence
             is_settled = token_stability(wavefront.num_unchanged[row], patience)
         elif criterion == "fixed":
             is_settled = fixed_recurrences(ages, options.num_recurrences)
         else:
-            is_settled = [change < options.exit_threshold for change in changes[row]]
+            has_former = [age > options.inner_recurrence for age in ages]  # a state that it is compared with
+            pairs = zip(changes[row], has_former, strict=True)
+            is_settled = [change < options.exit_threshold and former for change, former in pairs]
+        is_settled[0] = is_settled[0] and not wavefront.is_retried[row]
         is_exhausted = [age >= options.max_recurrences for age in ages]
         num = count_frozen(fed, ids, is_settled, is_exhausted, is_final, options.max_wavefront)
         num_frozen.append(num)

@@ -40,9 +40,9 @@ def count_frozen(
     Position 0 of the wavefront holds the last frozen token; position i's state predicts the token of position i + 1.
     The token of position i + 1 is final when the states of positions 0 .. i + 1 have settled and its own state was
     computed from the very token now predicted for it. That state need not settle where it is exhausted (no more
-    recurrences are allowed it) or where the wavefront has no room for it. A position that `is_final` has had all that
-    plain decoding would give it: behind frozen tokens its prediction freezes as it is. A run ends at a token that is
-    news to its position, for what follows was written behind another.
+    recurrences are allowed it), and there is none in a wavefront of one position. A position that `is_final` has had
+    all that plain decoding would give it: behind frozen tokens its prediction freezes as it is. A run ends at a token
+    that is news to its position, for what follows was written behind another.
     """
     num_frozen = 0
     while num_frozen < len(predicted_ids):
@@ -52,7 +52,7 @@ def count_frozen(
         if has_place:
             has_settled = is_unchanged and is_settled[here] and (is_settled[there] or is_exhausted[there])
         else:
-            has_settled = is_settled[here] and there >= max_wavefront
+            has_settled = is_settled[here] and max_wavefront == 1
         if not (has_settled or is_final[here]):
             break
         num_frozen = there

@@ -19,14 +19,16 @@ class Wavefront:
         starts: position in its row, prompt included, of each row's position 0.
         fed_ids: the tokens the positions hold, a list a row.
         counts: recurrences each position has had, a list a row.
-        ages: recurrences each position has had since its token last changed.
+        ages: recurrences each position's state has had; 0 where it is to begin: its token is new to it, or it is tried
+            again.
         num_unchanged: decode steps for which each position's token has stood.
         states: [A, W, E].
         embeds: [A, W, E] the averaged prelude outputs of the step before, None before the first.
         velocity: [A, W, E] how the step before moved the states, None before the first.
         noise: [A, W, V] what sampling adds to the scores a position predicts by; drawn once a position.
         num_seen: positions of each row that took part in the step before.
-        retries: recurrences each row's position 0 has had since it was begun anew, None where it was not.
+        is_continued: [A, W] whether a position's state goes on from the step before; of the step under way.
+        is_retried: whether each row's position 0 is tried again.
     """
 
     def __init__(self, starts: list[int], first_ids: list[int], device: torch.device):
@@ -37,11 +39,12 @@ class Wavefront:
         self.ages = [[0] for _ in starts]
         self.num_unchanged = [[0] for _ in starts]
         self.num_seen = [0] * len(starts)
-        self.retries: list[int | None] = [None] * len(starts)
+        self.is_retried = [False] * len(starts)
         self.states: torch.Tensor | None = None
         self.embeds: torch.Tensor | None = None
         self.velocity: torch.Tensor | None = None
         self.noise: torch.Tensor | None = None
+        self.is_continued: torch.Tensor
         self.next_ids = list(first_ids)
 
     @property
@@ -63,44 +66,43 @@ class Wavefront:
         return max(self.widths)
 
     def fit(self, width: int, draw_states: Callable, draw_noise: Callable | None) -> None:
-        """Widens the tensors to `width` positions. States and noise, [n, ...], are drawn for those that begin."""
-        begun = [(row, place) for row, end in enumerate(self.widths) for place in range(self.num_seen[row], end)]
-        begun += [(row, 0) for row, retried in enumerate(self.retries) if retried == 0]
-        rows, positions = [row for row, _ in begun], [self.starts[row] + place for row, place in begun]
-        index = torch.tensor(begun, device=self.device).view(-1, 2).unbind(1)
-        for name, draw in (("states", draw_states), ("noise", draw_noise)):
-            if draw is None:
-                continue
-            old, drawn = getattr(self, name), draw(rows, positions) if begun else None
-            have = 0 if old is None else old.shape[1]
-            if have < width:
-                like = drawn if old is None else old
-                filling = like.new_zeros(len(self.starts), width - have, like.shape[-1])
-                old = filling if old is None else torch.cat([old, filling], dim=1)
-            if begun:
-                old[index] = drawn
-            setattr(self, name, old)
+        """Makes the tensors `width` positions wide. States, [n, ...], are drawn for those that begin, and noise for
+        those that are new."""
+        self.is_continued = self.filled([[age > 0 for age in ages] for ages in self.ages], width, torch.bool)
+        begun = [(row, place) for row, ages in enumerate(self.ages) for place, age in enumerate(ages) if not age]
+        self.states = self._drawn(self.states, begun, width, draw_states)
+        if draw_noise is not None:
+            new = [(row, place) for row, place in begun if place >= self.num_seen[row]]
+            self.noise = self._drawn(self.noise, new, width, draw_noise)
 
-    def is_seen(self, width: int) -> torch.Tensor:
-        """[A, W] whether a position took part in the step before."""
-        return torch.arange(width, device=self.device) < torch.tensor(self.num_seen, device=self.device)[:, None]
+    def _drawn(
+        self, tensor: torch.Tensor | None, places: list[tuple[int, int]], width: int, draw: Callable
+    ) -> torch.Tensor:
+        """The tensor, [A, width, ...], with what is drawn at (row, place) pairs."""
+        if not places:
+            assert tensor is not None
+            return of_width(tensor, width)
+        rows, columns = [row for row, _ in places], [place for _, place in places]
+        drawn = draw(rows, [self.starts[row] + place for row, place in places])
+        tensor = drawn.new_zeros(len(self.starts), width, drawn.shape[-1]) if tensor is None else tensor
+        tensor = of_width(tensor, width)
+        tensor[torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device)] = drawn
+        return tensor
 
     def ids(self, width: int) -> torch.Tensor:
         """[A, W] the tokens fed, 0 where a row is narrower."""
         return torch.tensor([ids + [0] * (width - len(ids)) for ids in self.fed_ids], device=self.device)
 
-    def filled(self, numbers: list[list[int]], width: int) -> torch.Tensor:
-        """[A, W] of a list a row, 0 where a row is narrower, as states take them."""
+    def filled(self, numbers: list[list[int]], width: int, dtype: torch.dtype) -> torch.Tensor:
+        """[A, W] of a list a row, 0 where a row is narrower."""
         rows = [row + [0] * (width - len(row)) for row in numbers]
-        assert self.states is not None
-        return torch.tensor(rows, device=self.device, dtype=self.states.dtype)
+        return torch.tensor(rows, device=self.device, dtype=dtype)
 
     def average_embeds(self, embeds: torch.Tensor, share: float) -> torch.Tensor:
-        """Mixes [A, W, E] prelude outputs with those of the step before, at the positions that had one."""
+        """Mixes [A, W, E] prelude outputs with those of the step before, at the positions that go on from it."""
         if share and self.embeds is not None:
-            width = embeds.shape[1]  # all of it, so that what a position comes to does not depend on how many were seen
-            old = torch.nn.functional.pad(self.embeds, (0, 0, 0, width - self.embeds.shape[1]))
-            embeds = torch.lerp(embeds, torch.where(self.is_seen(width)[..., None], old, embeds), share)
+            old = of_width(self.embeds, embeds.shape[1])
+            embeds = torch.lerp(embeds, torch.where(self.is_continued[..., None], old, embeds), share)
         self.embeds = embeds
         return embeds
 
@@ -108,7 +110,6 @@ class Wavefront:
         """Counts `num` more recurrences of every position."""
         self.counts = [[count + num for count in counts] for counts in self.counts]
         self.ages = [[age + num for age in ages] for ages in self.ages]
-        self.retries = [None if retried is None else retried + num for retried in self.retries]
 
     def advance(self, num_frozen: list[int], predicted_ids: list[list[int]]) -> None:
         """Lets go of each row's first `num_frozen` positions and feeds the others what is now predicted for them."""
@@ -121,44 +122,40 @@ class Wavefront:
             self.counts[row] = self.counts[row][num:]
             self.num_seen[row] = len(self.fed_ids[row])
             self.starts[row] += num
-            self.retries[row] = None if num else self.retries[row]
+            self.is_retried[row] &= not num
         self.next_ids = [ids[-1] for ids in predicted_ids]
         self._shift(num_frozen)
 
     def begin_anew(self, at_rest: list[bool], max_recurrences: int) -> None:
-        """Gives a row's position 0 its initial state again, where it has had its recurrences and is not at rest."""
+        """Tries a row's position 0 again from its initial state where it has had its recurrences and is not at rest."""
         for row, rests in enumerate(at_rest):
             is_exhausted = bool(self.ages[row]) and self.ages[row][0] >= max_recurrences
-            if is_exhausted and not rests and self.retries[row] is None:
-                self.retries[row] = 0
+            if is_exhausted and not rests and not self.is_retried[row]:
+                self.is_retried[row], self.ages[row][0] = True, 0
 
     def _shift(self, num_frozen: list[int]) -> None:
-        kept = max(self.num_seen)
-        names = ("states", "embeds", "noise", "velocity")
+        """Moves each row's positions to the left. What stands behind them is begun before it is read."""
         if not any(num_frozen):
-            moved = {name: getattr(self, name) for name in names}
-        elif min(num_frozen) == max(num_frozen):
-            moved = {name: _slice(getattr(self, name), num_frozen[0]) for name in names}
-        else:
-            index = torch.tensor(num_frozen, device=self.device)[:, None] + torch.arange(kept, device=self.device)
-            index = index.clamp(max=self.states.shape[1] - 1)[..., None]
-            moved = {name: _take(getattr(self, name), index) for name in names}
-        for name, tensor in moved.items():
-            setattr(self, name, tensor if tensor is None else tensor[:, :kept])
+            return
+        is_even = min(num_frozen) == max(num_frozen)
+        from_places = torch.tensor(num_frozen, device=self.device)[:, None, None]
+        for name in ("states", "embeds", "noise", "velocity"):
+            tensor = getattr(self, name)
+            if tensor is not None and is_even:
+                setattr(self, name, tensor.roll(-num_frozen[0], dims=1))
+            elif tensor is not None:
+                places = torch.arange(tensor.shape[1], device=self.device)[:, None] + from_places
+                setattr(self, name, tensor.take_along_dim(places.clamp_(max=tensor.shape[1] - 1), dim=1))
 
     def keep_rows(self, places: list[int]) -> None:
         """Keeps the rows at `places`, drops the rest."""
-        for name in ("starts", "fed_ids", "counts", "ages", "num_unchanged", "num_seen", "retries", "next_ids"):
+        for name in ("starts", "fed_ids", "counts", "ages", "num_unchanged", "num_seen", "is_retried", "next_ids"):
             setattr(self, name, [getattr(self, name)[place] for place in places])
-        kept = max(self.num_seen)  # the widest row may be gone
         for name in ("states", "embeds", "noise", "velocity"):
             tensor = getattr(self, name)
-            setattr(self, name, tensor if tensor is None else tensor[places, :kept])
+            setattr(self, name, tensor if tensor is None else tensor[places])
 
 
-def _slice(tensor: torch.Tensor | None, start: int) -> torch.Tensor | None:
-    return None if tensor is None else tensor[:, start:]
-
-
-def _take(tensor: torch.Tensor | None, index: torch.Tensor) -> torch.Tensor | None:
-    return None if tensor is None else tensor.take_along_dim(index.clamp(max=tensor.shape[1] - 1), dim=1)
+def of_width(tensor: torch.Tensor, width: int) -> torch.Tensor:
+    """The [A, W, ...] tensor cut, or filled up with zeros, to a width."""
+    return torch.nn.functional.pad(tensor, (0, 0, 0, width - tensor.shape[1])) if tensor.shape[1] != width else tensor

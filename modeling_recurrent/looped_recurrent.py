@@ -155,8 +155,8 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
 
     * `prelude`, `initial_states`, `core_step` and `coda_states`, as above, and `rotary_at`; attention through `attend`.
       Each gives its result on the window's device, wherever its layers are.
-    * `reinjects_input`: the core sees the tokens at every recurrence, so that a state survives a change of its token.
-      Diffusion forcing needs it; the exact wavefront begins such positions anew and does without.
+    * `reinjects_input`: the core sees the tokens at every recurrence, so that a state survives a change of tokens
+      before it. Diffusion forcing needs it; the exact wavefront begins such positions anew and does without.
     * `has_random_depth`: training draws the depth of each forward, as the model's own training did.
     * in its config `n_layers_in_prelude`, `n_layers_in_recurrent_block` and `n_layers_in_coda` (layers that keep keys
       and values), `n_embd`, `num_key_value_heads`, `head_dim`, `block_size`, `vocab_size`, `mean_recurrence` and

@@ -1,6 +1,7 @@
 """The policies of recurrent-depth decoding, on tiny random models, each beside its slow and obvious twin."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCrit
 from transformers.generation.streamers import BaseStreamer
 
 from recurrent_golden import random_model
+from wavedraft.generation.decode_recurrent import freeze
 from wavedraft.generation.options_recurrent import RecurrentOptions
 from wavedraft.generation.wavefront import Wavefront
 
@@ -395,6 +397,48 @@ def test_the_picture_colours_what_became_of_each_token():
     ]
     steps[2].predicted_ids[0] = 3
     assert what_became(steps, 4)[2, 2] == KEPT
+
+
+def step_of(wavefront, num_frozen, predicted_ids, headway=1):
+    """One decode step: states that begin are 0 and count recurrences of two at a time, embeddings average by half."""
+    width = wavefront.add_headway(headway, [8] * len(wavefront.starts))
+    wavefront.fit(width, lambda rows, positions: torch.zeros(len(rows), 1), None)
+    embeds = wavefront.average_embeds(wavefront.ids(width)[..., None].float(), 0.5)[..., 0].tolist()
+    wavefront.states = wavefront.states + 2
+    wavefront.add_recurrences(2)
+    states = wavefront.states[..., 0].tolist()
+    wavefront.advance(num_frozen, predicted_ids)
+    return states, embeds
+
+
+def test_a_position_whose_token_changes_begins_anew():
+    wavefront = Wavefront([4], [5], torch.device("cpu"))
+    assert step_of(wavefront, [0], [[6]]) == ([[2]], [[5]])
+    assert step_of(wavefront, [0], [[6, 7]]) == ([[4, 2]], [[5, 6]])
+    assert step_of(wavefront, [0], [[8, 7, 9]]) == ([[6, 4, 2]], [[5, 6, 7]])  # 8 is news to the second, no other
+    assert step_of(wavefront, [1], [[8, 7, 9, 9]]) == ([[8, 2, 4, 2]], [[5, 8, 7, 9]])
+    assert (wavefront.starts, wavefront.ages, wavefront.counts) == ([5], [[2, 4, 2]], [[6, 4, 2]])
+    wavefront.begin_anew([True], 2)
+    wavefront.begin_anew([False], 4)
+    assert wavefront.is_retried == [False]
+    wavefront.begin_anew([False], 2)
+    assert wavefront.is_retried == [True]
+    assert step_of(wavefront, [0], [[7, 9, 9, 1]])[0] == [[2, 6, 4, 2]]
+    wavefront.begin_anew([False], 2)  # it has begun anew already
+    assert step_of(wavefront, [1], [[7, 9, 9, 1, 2]])[0] == [[4, 8, 6, 4, 2]]
+    assert wavefront.is_retried == [False]
+
+
+@pytest.mark.parametrize(
+    ("ages", "is_retried", "num_frozen"),
+    [([8, 8], False, 1), ([8, 4], False, 0), ([4, 8], False, 0), ([8, 8], True, 0), ([32, 8], True, 1)],
+)
+def test_only_states_with_a_former_one_settle_and_a_retried_one_not_before_full_depth(ages, is_retried, num_frozen):
+    asked = {"policy": "diffusion-forcing", "exit_threshold": 1e9, "num_recurrences": 32}
+    session = SimpleNamespace(options=RecurrentOptions.from_keywords(asked, 32))
+    wavefront = Wavefront([4], [5], torch.device("cpu"))
+    wavefront.fed_ids, wavefront.ages, wavefront.is_retried = [[5, 6]], [ages], [is_retried]
+    assert freeze(wavefront, session, [[6, 7]], [[0.0, 0.0]])[0] == [num_frozen]
 
 
 def test_a_wavefront_narrows_when_its_widest_row_leaves():

@@ -67,9 +67,10 @@ def test_final_positions_freeze_in_order_whatever_their_states_do(fed, predicted
     assert count_frozen(*letters(fed, predicted), [NO] * 4, [NO] * 4, final, max_wavefront=128) == expected
 
 
-def test_a_wavefront_without_room_freezes_what_its_last_settled_state_predicts():
+def test_only_a_wavefront_of_one_position_freezes_a_token_without_a_state_of_its_own():
     assert count_frozen([1], [2], [YES], [NO], [NO], max_wavefront=1) == 1
-    assert count_frozen([1, 2], [2, 3], [YES, YES], [NO, NO], [NO, NO], max_wavefront=2) == 2
+    assert count_frozen([1], [2], [NO], [NO], [NO], max_wavefront=1) == 0
+    assert count_frozen([1, 2], [2, 3], [YES, YES], [NO, NO], [NO, NO], max_wavefront=2) == 1
     assert count_frozen([1, 2], [2, 3], [YES, NO], [NO, NO], [NO, NO], max_wavefront=2) == 0
 
 
