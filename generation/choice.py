@@ -7,6 +7,7 @@ import torch
 
 from .acceptance import accept_by_equality, accept_by_rejection, draft_confidence, residual_probs, sample
 from .draft_forward import DraftForward
+from .draft_head import DraftChain
 from .transcript import Scores
 
 
@@ -54,14 +55,22 @@ class Greedy:
         num_accepted = accept_by_equality(draft_ids, target_ids, num_drafted)
         return decided_run(draft_ids, num_accepted, last_decided(target_ids, num_accepted)[:, 0]), num_accepted
 
-    def draft(self, decided_ids: torch.Tensor, num_decided: torch.Tensor, draft_logits: torch.Tensor) -> torch.Tensor:
-        """Writes the next draft [A, N]: the last decided token, then the masks' predictions [A, N - 1, V]."""
+    def draft(
+        self,
+        decided_ids: torch.Tensor,
+        num_decided: torch.Tensor,
+        draft_logits: torch.Tensor,
+        chain: DraftChain | None = None,
+    ) -> torch.Tensor:
+        """Writes the next draft [A, N]: the last decided token, then the masks' predictions [A, N - 1, V], each mended
+        for the token before it where there is a chain."""
         draft_ids = last_decided(decided_ids, num_decided)
         confidences = [draft_logits.new_empty(len(draft_ids), 0, dtype=torch.float32)]
         num_slots = draft_logits.shape[1]
-        step = 1 if self.scores.depend_on_prefix else max(num_slots, 1)  # slots whose prefix is known
+        step = 1 if chain or self.scores.depend_on_prefix else max(num_slots, 1)  # slots whose prefix is known
         for slot in range(0, num_slots, step):
-            scores = self.scores(draft_logits[:, slot : slot + step], offset=slot)
+            logits = chain.logits_behind(slot, draft_ids[:, -1:]) if chain else draft_logits[:, slot : slot + step]
+            scores = self.scores(logits, offset=slot)
             ids = scores.argmax(dim=-1)
             if self.scores.depend_on_prefix:
                 self.scores.transcript.write_undecided(ids, offset=slot)
@@ -154,14 +163,22 @@ class Sampled:
         next_ids = sample(residual, uniforms[:, 0])
         return decided_run(draft_ids, num_accepted, next_ids), num_accepted
 
-    def draft(self, decided_ids: torch.Tensor, num_decided: torch.Tensor, draft_logits: torch.Tensor) -> torch.Tensor:
-        """Draws the next draft [A, N]: the last decided token, then one draw from each mask's [A, N - 1, V]."""
+    def draft(
+        self,
+        decided_ids: torch.Tensor,
+        num_decided: torch.Tensor,
+        draft_logits: torch.Tensor,
+        chain: DraftChain | None = None,
+    ) -> torch.Tensor:
+        """Draws the next draft [A, N]: the last decided token, then one draw from each mask's [A, N - 1, V], each
+        mended for the token before it where there is a chain."""
         num_slots = draft_logits.shape[1]
         uniforms = self._uniforms(draft_logits, self.draft_length - 1)[:, :num_slots]
         draft_ids, probs = [last_decided(decided_ids, num_decided)], [draft_logits[:, :0].float()]
-        step = 1 if self.scores.depend_on_prefix else max(num_slots, 1)  # slots whose prefix is known
+        step = 1 if chain or self.scores.depend_on_prefix else max(num_slots, 1)  # slots whose prefix is known
         for slot in range(0, num_slots, step):
-            probs.append(self.scores(draft_logits[:, slot : slot + step], offset=slot).float().softmax(dim=-1))
+            logits = chain.logits_behind(slot, draft_ids[-1]) if chain else draft_logits[:, slot : slot + step]
+            probs.append(self.scores(logits, offset=slot).float().softmax(dim=-1))
             draft_ids.append(sample(probs[-1], uniforms[:, slot : slot + step]))
             if self.scores.depend_on_prefix:
                 self.scores.transcript.write_undecided(draft_ids[-1], offset=slot)

@@ -15,6 +15,7 @@ from .acceptance import likely_lengths
 from .choice import Greedy, Sampled, TieSafeGreedy
 from .device_of_model import device_of, is_shared_by_ranks
 from .draft_forward import DraftForward
+from .draft_head import find_draft_head
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
 from .outputs import Record, TiDARGenerateOutput
 from .pace_tidar import PLAIN, Plan, pace_of
@@ -76,6 +77,7 @@ def decode_tidar(
         num_slots=num_slots_for(transcript.max_length, options.num_queries) if options.is_static else None,
         compile_config=compile_config_of(model, generation_config) if options.is_static else None,
         has_packed_weights=options.packed_weights,
+        has_draft_head=options.draft_head is not False,
     )
     choice: Sampled | Greedy
     is_auto, has_every_branch = options.num_branches == "auto", options.num_branches == draft_length
@@ -107,7 +109,9 @@ def decode_tidar(
         plan = plan if pace is None else pace.choose()
         drafted = [0 if plan == PLAIN else masks[place] for place in places]
         has_draft = any(drafted) or (options.is_static and plan != PLAIN)  # a static step has room for one, used or not
-        draft_ids = choice.draft(decided_ids, num_decided, forward.draft_logits(first_mask, has_draft))
+        draft_logits = forward.draft_logits(first_mask, has_draft)
+        chain = forward.draft_chain(first_mask, draft_logits)
+        draft_ids = choice.draft(decided_ids, num_decided, draft_logits, chain)
         num_drafted = forward.num_with_position(1 + num_masks.clamp(max=draft_ids.shape[1] - 1))
         if any(drafted):
             transcript.show_draft(draft_ids[:, : 1 + max(drafted)])
@@ -162,6 +166,7 @@ def tidar(
     tie_margin: float | None = None,
     mask_embedding_id: int | None = None,
     packed_weights: bool | None = None,
+    draft_head: str | bool | None = None,
     streamer: Any = None,
     synced_gpus: bool | None = None,
     **model_kwargs: Any,
@@ -175,7 +180,8 @@ def tidar(
     `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
 
     Args:
-        draft_length, num_branches, seed, exact, tie_margin, packed_weights: as in `generate` of our own classes.
+        draft_length, num_branches, seed, exact, tie_margin, packed_weights, draft_head: as in `generate` of our own
+            classes.
         mask_embedding_id: the row of the embedding table that masks read.
         streamer: as of `decode_tidar`; it gets the prompt first.
         synced_gpus: whether ranks share the model, which is refused; where absent, told by the model. False where each
@@ -183,7 +189,7 @@ def tidar(
     """
     given: dict[str, Any] = {"draft_length": draft_length, "num_branches": num_branches, "seed": seed}
     given |= {"exact": exact, "tie_margin": tie_margin, "mask_embedding_id": mask_embedding_id}
-    given["packed_weights"] = packed_weights
+    given |= {"packed_weights": packed_weights, "draft_head": draft_head}
     for name, value in given.items():
         if value is not None:
             setattr(generation_config, name, value)
@@ -200,6 +206,7 @@ def tidar(
     is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
     if reason := reason_for_plain_decoding(generation_config, is_shared, model_kwargs):
         raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")
+    find_draft_head(model, options.draft_head)
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids", "past_key_values")}
     if streamer is not None:
         streamer.put(input_ids.cpu())

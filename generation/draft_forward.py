@@ -15,7 +15,9 @@ from transformers.cache_utils import DynamicCache
 
 from .device_of_model import device_of
 from .draft_cache import DraftCache, stack_rows
+from .draft_head import DraftChain, draft_head_of
 from .grouped_attention import grouped_attention, has_attention_interface, mask_over_prompt
+from .logits_of_states import lm_head_logits
 from .mask_gate import MaskGate
 from .packed_weights import PackedWeights
 from .static_decode import CompiledLayers, StaticDraftCache
@@ -27,20 +29,6 @@ from .structured_mask import (
     structured_attention_mask,
 )
 from .token_by_token import Spans, clean_tokens_alone, rounding_of
-
-
-def lm_head_logits(model: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    """The model's logits [..., V] of its last hidden states [..., D], read from what its config says it does to them:
-    a scale (Cohere), a divisor (Granite), a soft cap (Gemma 2). Conversion proves that this equals `forward`."""
-    config = model.config.get_text_config()
-    logits = model.get_output_embeddings()(hidden_states)
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits
 
 
 def is_recurrent_depth(model: nn.Module) -> bool:
@@ -85,6 +73,7 @@ class DraftForward:
         num_slots: slots of a cache that never grows, so that every step has one shape; None for one that does.
         compile_config: how the layers of such a step are compiled; None where they are not.
         has_packed_weights: whether linear layers read packed copies of their weights.
+        has_draft_head: whether the model's draft head, if it has one, is used.
 
     Attributes:
         num_forwards, num_prefill_forwards, num_tie_forwards: calls of the network, counted where it is called.
@@ -103,8 +92,10 @@ class DraftForward:
         num_slots: int | None = None,
         compile_config: CompileConfig | None = None,
         has_packed_weights: bool = False,
+        has_draft_head: bool = True,
     ):
         self.model = model
+        self.draft_head = draft_head_of(model) if has_draft_head else None
         self.rows = list(range(batch_size))
         self.finished_rows: dict[int, FinishedRow] | None = {} if returns_cache else None
         self.draft_length = draft_length
@@ -217,8 +208,12 @@ class DraftForward:
         self.draft_length = mask_length or self.draft_length
         branch_lengths = branch_lengths.expand(len(positions), -1)
         self._forward(torch.zeros_like(positions), positions, branch_lengths, num_read=num_clean)
-        if num_blocks > 1:
-            self.draft_logits(torch.zeros_like(positions[:, 0]))
+        if num_blocks > 1 or (num_blocks and self.draft_head is not None):
+            first_mask = torch.zeros_like(positions[:, 0])
+            draft_logits = self.draft_logits(first_mask)
+            if (chain := self.draft_chain(first_mask, draft_logits)) is not None:
+                for slot in range(draft_logits.shape[1]):
+                    chain.logits_behind(slot, first_mask[:, None])
         self.draft_length, self.branch_lengths, self.mask_states, self.mask_logits = kept
         if positions.device.type != "cpu":
             torch.accelerator.synchronize(positions.device)
@@ -264,6 +259,17 @@ class DraftForward:
             return self.mask_logits[rows, (slots - 1).clamp(max=self.draft_length - 2)].to(first_mask.device)
         slots = slots.clamp(max=self.mask_states.shape[1] - 1)
         return lm_head_logits(self.model, self.mask_states[rows, slots]).to(first_mask.device)
+
+    def draft_chain(self, first_mask: torch.Tensor, draft_logits: torch.Tensor) -> DraftChain | None:
+        """The same masks as the draft head reads them, slot after slot; None without a head, or a draft."""
+        num_slots = draft_logits.shape[1]
+        if self.draft_head is None or not (num_slots and self.num_blocks):
+            return None
+        device = self.mask_states.device
+        slots = first_mask.to(device)[:, None] + torch.arange(num_slots, device=device)
+        rows = torch.arange(len(first_mask), device=device)[:, None]
+        states = self.mask_states[rows, slots.clamp(max=self.mask_states.shape[1] - 1)]
+        return DraftChain(self.model, self.draft_head, draft_logits, states)
 
     def accept(self, num_accepted: torch.Tensor, counts: list[int]) -> None:
         """Keeps the first `num_accepted` [A] of the draft just read (`counts`: the same, on the host)."""

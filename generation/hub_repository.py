@@ -11,6 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from transformers import PreTrainedModel
 
+from .draft_head import HEAD_FILE
 from .model_card import CARD, is_replaceable, write_card
 from .travelling_code import imported_first
 
@@ -34,7 +35,7 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
 )
 LICENCE_FILES = ("LICENSE*", "NOTICE*")
-WEIGHT_FILES = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model.safetensors")
+WEIGHT_FILES = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model.safetensors", HEAD_FILE)
 OWN_FILES = ("config.json", "generation_config.json", "adapter_config.json", CARD, "custom_generate/*")
 
 

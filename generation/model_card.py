@@ -8,6 +8,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from .draft_head import HEAD_FILE
+
 CARD = "README.md"
 CARRIED = ("base_model", "license", "license_name", "license_link", "language")  # from the card of what it was made of
 SIGNATURE = re.compile(r"\n<!-- wavedraft wrote this card \((\w+)\) and replaces it until you change its text. -->\n")
@@ -48,7 +50,8 @@ def write_card(
     head = {"library_name": "transformers", "pipeline_tag": "text-generation", **known, "tags": tags}
     if kind == "adapter":
         head["library_name"] = "peft"
-    body = KINDS[kind][1](name, known) + measured(figures) + licence_of(known)
+    has_draft_head = (folder / HEAD_FILE).is_file()
+    body = KINDS[kind][1](name, {**known, "has_draft_head": has_draft_head}) + measured(figures) + licence_of(known)
     data = ModelCardData(**head)
     signature = f"\n<!-- wavedraft wrote this card ({digest(body)}) and replaces it until you change its text. -->\n"
     path.write_text(f"---\n{data.to_yaml()}\n---\n\n{body}{signature}", encoding="utf-8")
@@ -130,6 +133,7 @@ print(output.num_forwards, "forwards after the prompt's")
 
 def adapter_text(name: str, known: dict[str, Any]) -> str:
     base = known.get("base_model", "BASE_MODEL")
+    head = f', "draft_head": "{name}"' if known["has_draft_head"] else ""
     return f"""# {short(name)}
 
 A gated draft adapter for {base}: a PEFT aLoRA that acts at mask positions only, so that the model's own
@@ -146,8 +150,8 @@ model.load_adapter("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{base}")
 
 inputs = tokenizer("The sky is blue because", return_tensors="pt", return_token_type_ids=False)
-options = {{"custom_generate": "{name}", "trust_remote_code": True, "return_dict_in_generate": True}}
-output = model.generate(**inputs, max_new_tokens=64, **options)
+options = {{"custom_generate": "{name}", "trust_remote_code": True{head}}}
+output = model.generate(**inputs, max_new_tokens=64, return_dict_in_generate=True, **options)
 
 print(tokenizer.decode(output.sequences[0], skip_special_tokens=True))
 print(output.num_forwards, "forwards after the prompt's")

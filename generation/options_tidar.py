@@ -43,6 +43,8 @@ class TiDAROptions:
         packed_weights: for bfloat16 on a CPU: linear layers read a second copy of their weights, in the order its
             products want them, which takes as much memory again and a second once. Products then round otherwise than
             a stock model's, as they do from one machine to the next.
+        draft_head: False drafts without the checkpoint's or adapter's draft head; a folder or Hub repository is where
+            a stock model's is read from, once. By default the head that the model was loaded with is used, if any.
     """
 
     draft_length: int
@@ -54,6 +56,7 @@ class TiDAROptions:
     excluded_id: int | None = None
     is_static: bool = False
     packed_weights: bool = False
+    draft_head: str | bool | None = None
 
     KEYWORDS: ClassVar[tuple[str, ...]] = (
         "draft_length",
@@ -63,6 +66,7 @@ class TiDAROptions:
         "exact",
         "tie_margin",
         "packed_weights",
+        "draft_head",
     )
 
     @classmethod
@@ -141,6 +145,11 @@ class TiDAROptions:
                 f"`exact={exact!r}` decides as the stock model's own products round, and `packed_weights` are read by "
                 "others. Leave either out."
             )
+        draft_head = getattr(generation_config, "draft_head", None)
+        if draft_head is not None and draft_head is not False and not (isinstance(draft_head, str) and draft_head):
+            raise ValueError(
+                f"`draft_head` must be a folder or Hub repository that has one, or False, but is {draft_head!r}."
+            )
         return cls(
             draft_length=draft_length,
             num_branches=num_branches,
@@ -151,6 +160,7 @@ class TiDAROptions:
             excluded_id=taught["mask_token_id"] if taught["mask_token_id"] < vocab_size else None,
             is_static=is_static,
             packed_weights=packed_weights,
+            draft_head=draft_head,
         )
 
     @property

@@ -206,7 +206,8 @@ def pace_of(forward: DraftForward, draft_length: int) -> Pace:
     model = forward.model
     is_static, is_compiled = forward.is_static, forward.compiled_layers is not None
     about = model.dtype, model.device, model.config._attn_implementation, forward.is_tie_safe, is_static, is_compiled
-    key = *about, forward.packed_weights is not None, len(forward.rows), draft_length
+    also = forward.packed_weights is not None, forward.draft_head is not None
+    key = *about, *also, len(forward.rows), draft_length
     known, plans = _costs.setdefault(model, {}), plans_up_to(draft_length, model.device.type != "cpu", is_static)
     if key not in known:
         known[key] = Costs.measured(shapes_of(plans, is_static), forward.rehearse)

@@ -20,12 +20,14 @@ class TiDARConfig:
             `mask_token_id` is outside the vocabulary; by default `mask_token_id` itself.
         mask_recurrences: of a recurrent-depth model, after how many core steps masks leave its core, 1 or more; by
             default they go through all, as the text does.
+        draft_head: whether a draft head stands beside the weights, in a file of its own.
     """
 
     draft_length: int
     mask_token_id: int
     mask_embedding_id: int | None = None
     mask_recurrences: int | None = None
+    draft_head: bool | None = None
 
     @classmethod
     def from_model_config(cls, config: Any) -> "TiDARConfig":
@@ -79,6 +81,10 @@ class TiDARConfig:
         if recurrences is not None and (type(recurrences) is not int or recurrences < 1):
             raise ValueError(
                 f"`tidar_config.mask_recurrences` must be an integer of 1 or more, or absent, but is {recurrences!r}."
+            )
+        if values["draft_head"] is not None and not isinstance(values["draft_head"], bool):
+            raise ValueError(
+                f"`tidar_config.draft_head` must be true, false or absent, but is {values['draft_head']!r}."
             )
         return cls(**values)
 

@@ -14,6 +14,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..generation.decode_tidar import decode_tidar
+from ..generation.draft_head import find_draft_head
 from ..generation.mask_gate import MaskGate
 from ..generation.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
 from ..generation.packed_weights import check_packable, reading_packed
@@ -48,6 +49,7 @@ class TiDARGenerationMixin(Stock):
         options = TiDAROptions.of(generation_config, self.config, self.taught)
         if options.packed_weights:
             check_packable(self)
+        find_draft_head(self, options.draft_head)
         say_what_is_idle(given, options, generation_config.do_sample)
         return generation_config, model_kwargs
 

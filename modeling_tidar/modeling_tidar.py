@@ -27,14 +27,16 @@ from transformers.cache_utils import DynamicCache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import ModelOutput, logging
 
-from ..generation.draft_forward import is_recurrent_depth, lm_head_logits
+from ..generation.draft_forward import is_recurrent_depth
+from ..generation.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
 from ..generation.hub_repository import HubRepository, origin_folder
+from ..generation.logits_of_states import lm_head_logits
 from ..generation.mask_gate import MaskGate
 from ..generation.model_card import write_card
 from ..generation.structured_mask import attention_windows
 from ..generation.travelling_code import write_custom_generate, write_travelling_code
 from .configuration_tidar import TiDARConfig
-from .generation_tidar import TiDARGenerationMixin, generate
+from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
 from .losses_tidar import DRAFT_LOSSES, IGNORED, cross_entropy
 from .masking_tidar import (
     at_positions,
@@ -70,7 +72,8 @@ class DraftObjective:
 
     Args:
         mode: "joint" trains every token of the doubled sequence (the paper's); "gated" runs the clean half without
-            gradient and opens the adapter's gate for the masks only.
+            gradient and opens the adapter's gate for the masks only; "head" runs both without and trains the draft
+            head, which is not asked for a block's first slot.
         draft_loss: "cross_entropy" on the tokens; "kl" or "tv" against the autoregressive side's distribution.
         alpha: weight of the autoregressive loss in joint mode (arXiv 2511.08923, equation 3).
         slot_decay: each slot of a block weighs this much of the one before it, in (0, 1]. A token behind a rejected one
@@ -88,8 +91,8 @@ class DraftObjective:
     num_recurrences: int | None = None
 
     def __post_init__(self):
-        if self.mode not in ("joint", "gated"):
-            raise ValueError(f"`mode` must be 'joint' or 'gated', but is {self.mode!r}.")
+        if self.mode not in ("joint", "gated", "head"):
+            raise ValueError(f"`mode` must be 'joint', 'gated' or 'head', but is {self.mode!r}.")
         if self.draft_loss not in DRAFT_LOSSES:
             raise ValueError(f"`draft_loss` must be one of {sorted(DRAFT_LOSSES)}, but is {self.draft_loss!r}.")
         if self.alpha < 0:
@@ -177,6 +180,8 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             raise ValueError(
                 "No token of this batch has a label, so there is nothing to learn. Give labels that are not all -100."
             )
+        if objective.mode == "head":
+            return self._head_loss(input_ids, document_ids, blocks, draft_labels, objective, num_items_in_batch)
         if objective.mode == "joint":
             return self._joint_loss(
                 input_ids, document_ids, blocks, draft_labels, ar_labels, objective, num_items_in_batch
@@ -188,7 +193,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
     ) -> TiDAROutput:
         clean_states, mask_states = self._doubled_states(objective, input_ids, document_ids, blocks)
         diffusion_loss = self._draft_loss(
-            objective, mask_states, blocks, clean_states, draft_labels, num_items_in_batch
+            objective, mask_states, blocks, clean_states, input_ids, document_ids, draft_labels, num_items_in_batch
         )
         predicting = (ar_labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         losses = cross_entropy(self.lm_head_logits(clean_states[predicting]), ar_labels[:, 1:][predicting])
@@ -217,25 +222,55 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             )
         states = self._doubled_states if is_checkpointing else self._cached_states
         clean_states, mask_states = states(objective, input_ids, document_ids, blocks)
-        loss = self._draft_loss(objective, mask_states, blocks, clean_states, draft_labels, num_items_in_batch)
+        loss = self._draft_loss(
+            objective, mask_states, blocks, clean_states, input_ids, document_ids, draft_labels, num_items_in_batch
+        )
         if is_checkpointing and loss.requires_grad:
             gate.open_in_backward(loss, mask_states.shape[1])
         return TiDAROutput(loss=loss, diffusion_loss=loss)
 
-    def _draft_loss(self, objective, mask_states, blocks, clean_states, labels, num_items_in_batch) -> torch.Tensor:
+    def _head_loss(self, input_ids, document_ids, blocks, draft_labels, objective, num_items_in_batch) -> TiDAROutput:
+        if draft_head_of(self) is None:
+            raise ValueError(
+                "`mode='head'` needs a draft head, but the model has none. Add one with "
+                "`wavedraft.generation.draft_head.new_draft_head`, or train in another mode."
+            )
+        states = self._doubled_states if MaskGate.of(self) is None else self._cached_states
+        with torch.no_grad():
+            clean_states, mask_states = states(objective, input_ids, document_ids, blocks)
+        loss = self._draft_loss(
+            objective, mask_states, blocks, clean_states, input_ids, document_ids, draft_labels, num_items_in_batch
+        )
+        return TiDAROutput(loss=loss, diffusion_loss=loss)
+
+    def _draft_loss(
+        self, objective, mask_states, blocks, clean_states, input_ids, document_ids, labels, num_items_in_batch
+    ) -> torch.Tensor:
         """Weighted mean loss of the masks [B, M*K, D] on the labels [B, S] of their positions; where a trainer counts
         the labels of a whole step, this batch's part of that mean."""
-        positions = mask_positions(self.tidar_config.draft_length, blocks)
+        draft_length = self.tidar_config.draft_length
+        positions = mask_positions(draft_length, blocks)
         labels = at_positions(labels, positions, behind_end=IGNORED)
+        slots = torch.arange(positions.shape[1], device=labels.device) % draft_length
+        if objective.mode == "head":
+            labels = labels.masked_fill(slots == 0, IGNORED)
         rows, masks = (labels != IGNORED).nonzero(as_tuple=True)
         target_logits = None
         if objective.draft_loss != "cross_entropy":
             with torch.no_grad():
                 target_logits = self.lm_head_logits(clean_states[rows, positions[rows, masks] - 1])
-        draft_logits = self.lm_head_logits(mask_states[rows, masks])
+        states = mask_states[rows, masks]
+        if (head := draft_head_of(self)) is not None:
+            place = positions[rows, masks]
+            before = (place - 1).clamp(min=0)
+            previous = self.get_input_embeddings()(input_ids[rows, before]).detach()
+            # A block's first token is never drafted, and a document's first has nothing before it.
+            is_mended = (slots[masks] > 0) & (document_ids[rows, before] == document_ids[rows, place])
+            states = torch.where(is_mended[:, None], head(states, previous), states)
+        draft_logits = self.lm_head_logits(states)
         losses = DRAFT_LOSSES[objective.draft_loss](draft_logits, labels[rows, masks], target_logits)
-        weight_of_slot = objective.slot_decay ** torch.arange(self.tidar_config.draft_length, device=masks.device)
-        weights = (weight_of_slot / weight_of_slot.mean())[masks % len(weight_of_slot)]
+        weight_of_slot = objective.slot_decay ** torch.arange(draft_length, device=masks.device)
+        weights = (weight_of_slot / weight_of_slot.mean())[slots[masks]]
         total = weights.sum().clamp(min=1e-9) if num_items_in_batch is None else num_items_in_batch
         return (losses * weights).sum() / total
 
@@ -298,7 +333,25 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         """Logits [..., V] of last hidden states [..., D], exactly as the stock forward makes them."""
         return lm_head_logits(self, hidden_states)
 
-    # -- vocabulary, saving
+    # -- vocabulary, loading, saving
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stock, and the draft head beside the weights, if there is one."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.tidar_config.draft_head and draft_head_of(model) is None:
+            found = load_draft_head(model, pretrained_model_name_or_path, "config.json", **hub_keywords(kwargs))
+            if not found:
+                logger.warning(f"{pretrained_model_name_or_path} lacks its draft head, {HEAD_FILE}: it drafts without.")
+        return loaded
+
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Stock, and the draft head beside the adapter, if there is one."""
+        loaded = super().load_adapter(peft_model_id, *args, **kwargs)
+        if peft_model_id is not None:
+            load_draft_head(self, peft_model_id, **hub_keywords(kwargs))
+        return loaded
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Stock; an input-only mask id moves behind the new vocabulary."""
@@ -330,6 +383,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
 
     def write_repository(self, folder: Path) -> None:
         """Writes all that stands beside the weights, or beside those of an adapter, which alone are saved then."""
+        save_draft_head(self, folder)
         if not getattr(self, "_hf_peft_config_loaded", False):
             return super().write_repository(folder)
         has_code = not is_recurrent_depth(self)
@@ -352,6 +406,11 @@ def write_adapter_code(folder: Path, taught: TiDARConfig, has_code: bool = True)
     path.write_text(json.dumps(options, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def hub_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained`'s keywords that say how to find a file."""
+    return {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
+
+
 class TiDARForCausalLM:
     """The door to drafting models: gives the class that fits a checkpoint's own architecture."""
 
@@ -369,8 +428,7 @@ class TiDARForCausalLM:
         Raises:
             ValueError: the checkpoint was not converted, or its architecture cannot draft.
         """
-        hub = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-        config = AutoConfig.from_pretrained(name_or_path, **{name: kwargs[name] for name in hub if name in kwargs})
+        config = AutoConfig.from_pretrained(name_or_path, **hub_keywords(kwargs))
         TiDARConfig.from_model_config(config)
         return tidar_class(stock_class_of(config)).from_pretrained(name_or_path, *args, **kwargs)
 

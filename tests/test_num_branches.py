@@ -8,7 +8,8 @@ from test_sampling_tidar import SMALL_VOCABULARY, chi_square_bound, draw, exact_
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.acceptance import draft_confidence, likely_lengths
-from wavedraft.generation.draft_forward import DraftForward, lm_head_logits
+from wavedraft.generation.draft_forward import DraftForward
+from wavedraft.generation.logits_of_states import lm_head_logits
 
 
 def test_likely_lengths_are_those_a_loop_finds():

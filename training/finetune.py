@@ -21,6 +21,8 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available, logging
 
+from ..generation.draft_head import draft_head_of, new_draft_head
+from ..generation.hub_repository import card_kind_of
 from ..generation.model_card import write_card
 from ..modeling_recurrent import LORA_CORE_AND_ADAPTER, RecurrentDepthForCausalLM
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
@@ -63,7 +65,7 @@ def finetune(
     slot_decay: float = 1.0,
     random_depth: bool = False,
     from_adapter: str | Path | None = None,
-    rank: int = 32,
+    rank: int | None = None,
     max_steps: int = 300,
     batch_size: int = 4,
     gradient_accumulation_steps: int = 1,
@@ -97,17 +99,20 @@ def finetune(
         split: of a dataset that has several.
         streaming: rows are read as training comes to them, and drawn from the next thousand.
         output_dir: where checkpoints and the result go. Gated, or with a `rank` above 0, the result is a PEFT
-            adapter; otherwise a whole checkpoint.
+            adapter; otherwise a whole checkpoint. A draft head is a file beside either.
         eval_prompts_path: JSONL rows with `prompt`, never trained on. Of a recurrent-depth model the perplexity of
             their answers is measured too; its rows may be `text`, whose first 32 tokens are the prompt.
-        mode: "gated" (base frozen, text unchanged), "joint" (the paper's loss) or "full" (joint, on every weight).
+        mode: "gated" (base frozen, text unchanged), "joint" (the paper's loss), "full" (joint, on every weight) or
+            "head": a draft head for a model that was taught to draft, everything else frozen.
             Of a recurrent-depth model "lora", on core and adapter, or "full". By default the first of each.
         draft_loss, alpha, slot_decay: see `DraftObjective`.
         random_depth: of a recurrent-depth checkpoint that drafts: each step's depth, of text and masks alike, is drawn
             anew, as in the model's own training. By default it is the full one, that of decoding.
-        from_adapter: an adapter of the same mode to go on from, instead of a new one; its rank stays.
-        rank: of the LoRA adapter; 0, in joint mode only, trains every weight.
-        learning_rate: by default 1e-3 for an adapter, 1e-5 for every weight.
+        from_adapter: an adapter of the same mode to go on from, instead of a new one; its rank stays. In head mode the
+            adapter whose drafts the head is for, which is saved with it; its head, if it has one, is gone on from.
+        rank: of the LoRA adapter, by default 32; 0, in joint mode only, trains every weight. In head mode the head's
+            inner channels, by default 512.
+        learning_rate: by default 1e-3 for an adapter, 2e-3 for a head, 1e-5 for every weight.
         max_length: tokens a row is cut to.
         pack: puts several rows into one sequence of `max_length`, none of which sees another: less padding.
         eval_steps: decodes the prompts every so many steps, and saves there; what is kept at the end is the
@@ -142,13 +147,22 @@ def finetune(
         of_drafts = {"pack": pack, "attn_implementation": attn_implementation, "torch_compile": torch_compile}
         of_drafts |= {"random_depth": random_depth}
         mode = check_recurrent_mode(mode, drafting | of_drafts)
-    mode, rank = mode or "gated", 0 if mode == "full" else rank
+    mode = mode or "gated"
+    trains_head = mode == "head"
+    head_rank = (512 if rank is None else rank) if trains_head else 0
+    rank = 0 if mode in ("full", "head") else (32 if rank is None else rank)
+    if trains_head and head_rank < 1:
+        raise ValueError(f"`rank` must be at least 1 in head mode, but is {head_rank}.")
+    if trains_head and has_depth:
+        raise ValueError(f"`mode='head'` is for stock decoders that draft, but {model_path} has a recurrent depth.")
+    if trains_head and torch_compile:
+        raise ValueError("`torch_compile` compiles what learns, which in head mode is the head alone. Leave it out.")
     if mode == "lora" and rank < 1:
         raise ValueError(f"`rank` must be at least 1 in lora mode, but is {rank}. `mode='full'` trains every weight.")
     if mode == "gated" and rank < 1:
         raise ValueError(f"`rank` must be at least 1 in gated mode, whose base is frozen, but is {rank}.")
-    if mode == "gated" and alpha != 1.0:
-        raise ValueError(f"`alpha` weighs the autoregressive loss, which gated mode has not, but is {alpha}.")
+    if mode in ("gated", "head") and alpha != 1.0:
+        raise ValueError(f"`alpha` weighs the autoregressive loss, which {mode} mode has not, but is {alpha}.")
     if mode == "full" and from_adapter is not None:
         raise ValueError(f"`from_adapter` is {from_adapter}, but full mode trains no adapter. Leave one of them out.")
     if max_steps < 1:
@@ -169,10 +183,11 @@ def finetune(
         raise ValueError(f"There is no file {eval_prompts_path}.")
     if pack and streaming:
         raise ValueError("`pack` puts the longest rows first, so it must know all. Leave out `pack` or `streaming`.")
-    quantization = quantization_config(load_in_4bit, load_in_8bit, rank)
+    quantization = quantization_config(load_in_4bit, load_in_8bit, rank or head_rank)
     read_rows = open_rows(data, split, streaming)
     objective = None if is_recurrent else DraftObjective(mode="joint" if mode == "full" else mode, **drafting)
-    learning_rate = learning_rate if learning_rate is not None else (1e-3 if rank else 1e-5)
+    if learning_rate is None:
+        learning_rate = 2e-3 if trains_head else 1e-3 if rank else 1e-5
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         max_steps=max_steps,
@@ -206,7 +221,7 @@ def finetune(
     model_class: Any = RecurrentDepthForCausalLM if is_recurrent else TiDARForCausalLM
     model = model_class.from_pretrained(
         model_path,
-        dtype=torch.bfloat16 if bf16 and rank else torch.float32,
+        dtype=torch.bfloat16 if bf16 and (rank or trains_head) else torch.float32,
         **({"attn_implementation": attn_implementation} if attn_implementation else {}),
         **({"quantization_config": quantization} if quantization else {}),
     )
@@ -227,7 +242,9 @@ def finetune(
     eval_prompt_ids = prompt_ids(eval_prompts_path, tokenizer, num_eval_prompts) if eval_prompts_path else []
     held_out_rows = answered_rows(eval_prompts_path, tokenizer, max_length) if is_recurrent else []
     trained = model
-    if from_adapter is not None:
+    if trains_head:
+        add_taught_head(model, from_adapter, head_rank)
+    elif from_adapter is not None:
         trained = PeftModel.from_pretrained(model, str(from_adapter), is_trainable=True)
     elif mode == "gated":
         trained = get_peft_model(model, gated_adapter_config(model, rank))
@@ -278,7 +295,7 @@ def finetune(
 
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():
-        if rank and bf16 and not quantization:
+        if (rank or trains_head) and bf16 and not quantization:
             trained.to(torch.bfloat16)
         trained.save_pretrained(output_dir, **({"state_dict": weights} if weights else {}))
         tokenizer.save_pretrained(output_dir)
@@ -286,7 +303,7 @@ def finetune(
         "mode": mode,
         **({} if is_recurrent else {"draft_loss": draft_loss, "slot_decay": slot_decay, "draft_length": draft_length}),
         "from_adapter": from_adapter and str(from_adapter),
-        "rank": rank,
+        "rank": rank or head_rank,
         "rows": None if streaming else num_rows,
         "sequences": None if streaming else len(dataset),
         "loops": encoder.loops if encoder.loops["kept"] else None,
@@ -304,10 +321,19 @@ def finetune(
         if mode == "gated":
             write_adapter_code(output_dir, model.tidar_config, has_code=not has_depth)
         if not is_recurrent and (not rank or (mode == "gated" and not has_depth)):
-            kind = "adapter" if rank else model.card_kind
+            kind = card_kind_of(output_dir, model.card_kind)
             write_card(output_dir, kind, output_dir.name, origin=Path(model_path), figures=report)
         (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def add_taught_head(model: Any, adapter: str | Path | None, rank: int) -> None:
+    """Loads the adapter whose drafts a head is for, and leaves nothing but the head to be trained, in float32."""
+    if adapter is not None:
+        model.load_adapter(str(adapter))
+    model.requires_grad_(False)
+    head = draft_head_of(model) or new_draft_head(model, rank)
+    head.float().requires_grad_(True)
 
 
 def quantization_config(load_in_4bit: bool, load_in_8bit: bool, rank: int) -> BitsAndBytesConfig | None:

@@ -2,11 +2,14 @@
 
 import random
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import Trainer
 
+from ..generation.draft_head import HEAD_FILE, draft_head_of
 from ..modeling_recurrent import sample_depth
 from ..modeling_tidar import DraftObjective
 
@@ -110,6 +113,23 @@ class TiDARTrainer(Trainer):
             if (part := getattr(output, name)) is not None:
                 self.loss_parts[name] = self.loss_parts.get(name, 0) + part.detach()
         return (loss, output) if return_outputs else loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Stock, and the draft head, which has a file of its own; where it alone is taught, it alone is loaded."""
+        if self.objective.mode != "head":
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_head(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Stock, and its draft head."""
+        if self.objective.mode != "head":
+            super()._load_best_model()
+        self._load_head(self.state.best_model_checkpoint)
+
+    def _load_head(self, folder: str | None) -> None:
+        head = draft_head_of(self.accelerator.unwrap_model(self.model))
+        if head is not None and folder is not None and (path := Path(folder, HEAD_FILE)).is_file():
+            head.load_state_dict(load_file(str(path)))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Stock, with the loss's parts: each step's, summed over its micro-batches and processes."""

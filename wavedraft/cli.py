@@ -273,7 +273,8 @@ def train(
     mode: Annotated[
         str | None,
         typer.Option(
-            help="gated (default): base frozen, text unchanged. joint: the paper's loss. Recurrent: lora, full."
+            help="gated (default): base frozen, text unchanged. joint: the paper's loss. head: a draft head, behind "
+            "either. Recurrent: lora, full."
         ),
     ] = None,
     draft_loss: Annotated[str, typer.Option(help="cross_entropy, kl or tv.")] = "cross_entropy",
@@ -283,11 +284,16 @@ def train(
         bool, typer.Option("--random-depth", help="Drafts of a recurrent-depth model: depths drawn anew each step.")
     ] = False,
     from_adapter: Annotated[Path | None, typer.Option(help="An adapter to go on from, instead of a new one.")] = None,
-    rank: Annotated[int, typer.Option(min=0, help="Of the LoRA; 0, in joint mode, trains every weight.")] = 32,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of the LoRA, by default 32; 0, in joint mode, trains every weight. Of a head, 512."),
+    ] = None,
     max_steps: Annotated[int, typer.Option(min=1)] = 300,
     batch_size: Annotated[int, typer.Option(min=1)] = 4,
     gradient_accumulation_steps: Annotated[int, typer.Option(min=1)] = 1,
-    learning_rate: Annotated[float | None, typer.Option(help="By default 1e-3 for a LoRA, 1e-5 without.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="By default 1e-3 for a LoRA, 2e-3 for a head, else 1e-5.")
+    ] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens a row is cut to.")] = 320,
     pack: Annotated[bool, typer.Option("--pack", help="Several rows in one sequence: less padding.")] = False,
     eval_steps: Annotated[

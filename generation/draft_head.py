@@ -1,0 +1,189 @@
+"""The draft head: each token of a draft is chosen knowing the one that stands before it.
+
+The masks of a forward predict side by side: none knows what another will be, nor the token that verification puts in
+front of them. The head mends each mask's last state for that token, one slot after the other and without a forward of
+the network, as sequentially dependent draft heads do (Hydra, arXiv 2402.05109). It changes what is drafted, never what
+is written.
+
+A rows, N slots, D channels, R channels of the head, C candidates, V vocabulary.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from .device_of_model import device_of
+from .logits_of_states import candidate_logits, lm_head_logits
+
+HEAD_FILE = "draft_head.safetensors"
+NUM_CANDIDATES = 64  # of each slot that are scored anew: those its mask found most likely
+
+
+class DraftHead(nn.Module):
+    """Two layers between what a mask has come to, the token before it, and what the mask should have come to.
+
+    Its weights are no `nn.Linear`, so that an adapter on "all-linear" layers leaves them alone.
+
+    Args:
+        num_channels: D, of the model's last states and of its embeddings.
+        rank: R, 1 or more.
+    """
+
+    def __init__(self, num_channels: int, rank: int):
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"`rank` of a draft head must be at least 1, but is {rank}.")
+        bound = (2 * num_channels) ** -0.5
+        self.input_weight = nn.Parameter(torch.empty(rank, 2 * num_channels).uniform_(-bound, bound))
+        self.input_bias = nn.Parameter(torch.zeros(rank))
+        self.output_weight = nn.Parameter(torch.zeros(num_channels, rank))  # at first it changes nothing
+
+    def forward(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        """Masks' last states [..., D], mended for the embeddings [..., D] of the tokens before them."""
+        return self.mend(states, self.read(states), previous)
+
+    def read(self, states: torch.Tensor) -> torch.Tensor:
+        """What the head's first layer makes of the states alone, [..., R]: asked before any token is known."""
+        return functional.linear(self._normed(states), self.input_weight[:, : states.shape[-1]], self.input_bias)
+
+    def mend(self, states: torch.Tensor, read: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        """The same states with what `previous` says of them."""
+        read = read + functional.linear(self._normed(previous), self.input_weight[:, states.shape[-1] :])
+        return states + functional.linear(functional.silu(read), self.output_weight).to(states.dtype)
+
+    def _normed(self, channels: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(channels.to(self.input_weight.dtype), channels.shape[-1:])
+
+
+class DraftChain:
+    """The draft of one decode step, slot after slot.
+
+    Args:
+        logits: [A, N, V] of the slots' masks, as they stand.
+        states: [A, N, D] the masks' last states.
+    """
+
+    def __init__(self, model: nn.Module, head: DraftHead, logits: torch.Tensor, states: torch.Tensor):
+        self.model, self.head, self.logits, self.states = model, head, logits, states
+        self.read = head.read(states)
+        self.candidates = logits.topk(min(NUM_CANDIDATES, logits.shape[-1]), sorted=False).indices.to(states.device)
+
+    def logits_behind(self, slot: int, previous_ids: torch.Tensor) -> torch.Tensor:
+        """Logits of one slot's mask behind the tokens [A, 1] that now stand before it, [A, 1, V]: its candidates are
+        scored anew."""
+        embedding = self.model.get_input_embeddings()
+        previous = embedding(previous_ids[:, 0].to(device_of(self.model))).to(self.states.device)
+        states = self.head.mend(self.states[:, slot], self.read[:, slot], previous)
+        candidates = self.candidates[:, slot]
+        mended = candidate_logits(self.model, states, candidates)
+        if mended is None:
+            return lm_head_logits(self.model, states)[:, None].to(self.logits.device)
+        logits = self.logits[:, slot]
+        return logits.scatter(1, candidates.to(logits.device), mended.to(logits))[:, None]
+
+
+def draft_head_of(model: nn.Module) -> DraftHead | None:
+    """The head a model was given, or None."""
+    return getattr(model, "draft_head", None)
+
+
+def attach_draft_head(model: nn.Module, head: DraftHead) -> None:
+    """Gives a model its head, which is saved in a file of its own: the names of the model's weights stay stock."""
+    num_channels = model.get_input_embeddings().weight.shape[-1]
+    if head.output_weight.shape[0] != num_channels:
+        raise ValueError(
+            f"The draft head is for states of {head.output_weight.shape[0]} channels, but {type(model).__name__} has "
+            f"{num_channels}. Take the head that was taught with this model."
+        )
+    weight = model.get_output_embeddings().weight
+    if not weight.is_meta:
+        head = head.to(weight.device)
+    for parameter in head.parameters():
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    head._is_hf_initialized = True  # type: ignore[assignment]
+    model.draft_head = head
+    ignored = {f"draft_head.{name}" for name, _ in head.named_parameters()}
+    model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *ignored}
+    if (taught := getattr(model.config, "tidar_config", None)) is not None:
+        model.config.tidar_config = {**taught, "draft_head": True}
+
+
+def new_draft_head(model: nn.Module, rank: int) -> DraftHead:
+    """An untaught head for a model, attached to it, in float32."""
+    head = DraftHead(model.get_input_embeddings().weight.shape[-1], rank)
+    attach_draft_head(model, head)
+    return head
+
+
+def load_draft_head(
+    model: Any, name_or_path: str | os.PathLike, beside: str = "adapter_config.json", **hub: Any
+) -> bool:
+    """Attaches the head of a folder or Hub repository, in the model's dtype and frozen; says whether there is one.
+
+    Args:
+        beside: a file of the same repository that was fetched just now, which says the revision.
+        hub: `cache_dir`, `revision`, `token` and the like, of transformers' `from_pretrained`.
+    """
+    if Path(name_or_path).is_dir():
+        path = Path(name_or_path, hub.get("subfolder") or "", HEAD_FILE)
+        found = str(path) if path.is_file() else None
+    else:
+        fetched = try_to_load_from_cache(
+            str(name_or_path), beside, cache_dir=hub.get("cache_dir"), revision=hub.get("revision")
+        )
+        commit = extract_commit_hash(fetched if isinstance(fetched, str) else None, None)
+        may_lack = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+        found = cached_file(str(name_or_path), HEAD_FILE, _commit_hash=commit, **may_lack, **hub)
+    if found is None:
+        return False
+    attach_draft_head(model, read_draft_head(found).to(model.dtype))
+    model.draft_head.requires_grad_(False)
+    return True
+
+
+def find_draft_head(model: Any, name_or_path: str | bool | None) -> None:
+    """Reads the head that a call of `generate` names, unless the model has it already.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(name_or_path, str) or getattr(model, "draft_head_origin", None) == name_or_path:
+        return
+    if not load_draft_head(model, name_or_path):
+        raise ValueError(
+            f"`draft_head` is {name_or_path!r}, but there is no {HEAD_FILE} there. Leave it out to draft without."
+        )
+    model.draft_head_origin = name_or_path
+
+
+def read_draft_head(path: str | Path) -> DraftHead:
+    """The head of a file.
+
+    Raises:
+        ValueError: it holds no draft head.
+    """
+    try:
+        tensors = load_file(str(path))
+        head = DraftHead(tensors["output_weight"].shape[0], tensors["output_weight"].shape[1])
+        head.load_state_dict(tensors)
+    except (KeyError, IndexError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} holds no draft head: {error}. Fetch or teach it anew.") from None
+    return head.to(tensors["output_weight"].dtype)
+
+
+def save_draft_head(model: nn.Module, folder: Path) -> None:
+    """Writes a model's head beside its weights, if it has one."""
+    if (head := draft_head_of(model)) is not None:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+        partial = folder / f"{HEAD_FILE}.partial"
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(folder / HEAD_FILE)
