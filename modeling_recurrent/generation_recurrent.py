@@ -83,6 +83,15 @@ class RecurrentGenerationMixin(Stock):
         prepared.recurrent_options = options
         return prepared, model_kwargs
 
+    def _prepare_model_inputs(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, str | None, dict]:
+        inputs, name, model_kwargs = super()._prepare_model_inputs(*args, **kwargs)
+        if not inputs.shape[1]:
+            raise ValueError(
+                f"`{name}` must have at least one token a row (the last one predicts the first new one), but is of "
+                f"shape {tuple(inputs.shape)}. Begin with the tokenizer's `bos_token_id`."
+            )
+        return inputs, name, model_kwargs
+
     def _prepare_cache_for_generation(
         self,
         generation_config: GenerationConfig,

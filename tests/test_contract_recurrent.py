@@ -321,6 +321,15 @@ def test_a_cache_of_latest_recurrences_is_gone_on_from(policy):
     assert (second.num_prefill_positions, afresh.num_prefill_positions) == (6, 21)
 
 
+@pytest.mark.parametrize(
+    "options", [{"policy": policy} for policy in ("autoregressive", "exact", "diffusion-forcing")] + [{"num_beams": 2}]
+)
+def test_a_prompt_of_no_tokens_is_refused(options):
+    ids = torch.empty(2, 0, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"`input_ids` must have at least one token a row .* of shape \(2, 0\)"):
+        random_model().generate(ids, max_new_tokens=2, **options)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_ids_of_32_bits_are_read_as_others_are(policy):
     model, ids = tiny_model(), padded_prompts(1)["input_ids"]
