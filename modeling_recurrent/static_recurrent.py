@@ -209,7 +209,8 @@ class StaticParts:
         if missing:
             tensors = tuple(torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) for t in tensors)
         if self.compile_options is not None:
-            part = self.compile_options.compiled(part, window.shape())
+            is_absent = (tensor is None for tensor in seen)  # a part compiled without padding would not look for it
+            part = self.compile_options.compiled(part, (*window.shape(), *is_absent))
         attention = self._attention_of(window.columns.shape[1], window.cache.dtype)
         return part(self.model, attention, *planes, window.rows, window.columns, *seen, *tensors)
 
@@ -306,7 +307,7 @@ class CompileOptions:
         self._found: dict[Any, Callable] = {}
 
     def compiled(self, part: Callable, shape: tuple[int, ...]) -> Callable:
-        """The part, compiled for windows of one shape."""
+        """The part, compiled for windows of one shape, with padding or without."""
         if (part, shape) not in self._found:
             self._found[part, shape] = compiled(part, shape, self)
         return self._found[part, shape]

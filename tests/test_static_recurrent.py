@@ -12,7 +12,13 @@ from transformers import CompileConfig
 from recurrent_golden import random_model
 from wavedraft.modeling_recurrent import generation_recurrent
 from wavedraft.modeling_recurrent.looped_recurrent import eager_attention
-from wavedraft.modeling_recurrent.static_recurrent import attend_by_products, attend_by_sums
+from wavedraft.modeling_recurrent.static_recurrent import (
+    CompileOptions,
+    StaticParts,
+    StaticRecurrentCache,
+    attend_by_products,
+    attend_by_sums,
+)
 
 DECODES = {
     "plain": {},
@@ -84,6 +90,26 @@ def test_compiled_steps_write_the_same_text_with_whatever_weights_the_model_has(
             assert model.generate(ids, **options, **compiling).tolist() == texts[-1], (seed, options)
     assert counters["stats"]["unique_graphs"] == 0
     assert texts[0] != texts[4]
+
+
+@pytest.mark.parametrize("order", [["padded", "unpadded"], ["unpadded", "padded"]])
+def test_a_part_compiled_for_rows_with_padding_is_another_than_without(order):
+    model, ids = exact_model(0), torch.tensor([[5], [6]])
+    cache = StaticRecurrentCache(model.config, 2, 20, 1, torch.float64, "cpu")
+    cache.lengths = [4, 4]
+    masks = {"padded": torch.tensor([[0, 0, 1, 1, 1], [1] * 5]), "unpadded": None}
+    torch._dynamo.reset()
+    unguarded = {"backend": "eager", "options": {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}}
+    options = CompileOptions(model, unguarded)
+    results = {}
+    for name in order:
+        for parts in (StaticParts(model, None), StaticParts(model, options)):
+            window = parts.window_behind(masks[name], torch.tensor([[4], [4]]), cache)
+            with torch.no_grad():
+                results[name, parts.compile_options] = parts.prelude(ids, window)
+    assert (results["padded", None] - results["unpadded", None])[0].abs().max() > 1e-3
+    for name in order:
+        assert torch.equal(results[name, None], results[name, options])
 
 
 @pytest.mark.parametrize(("num_heads", "num_key_heads"), [(4, 4), (6, 2), (3, 1)])
