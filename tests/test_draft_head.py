@@ -160,7 +160,7 @@ def test_a_packed_document_hears_nothing_of_another_through_the_head():
     assert losses[0] == losses[1]
 
 
-def test_a_head_is_taught_resumed_and_found_by_every_way_in(checkpoint, tokenizer, tmp_path):  # noqa: F811
+def test_a_head_is_taught_resumed_and_found_by_every_way_in(checkpoint, tokenizer, tmp_path, caplog):  # noqa: F811
     folder, data = checkpoint
     written = TiDARForCausalLM.from_pretrained(folder).generate(
         torch.arange(2, 10)[:, None], max_new_tokens=50, do_sample=True, temperature=0.5, seed=0, eos_token_id=None
@@ -198,6 +198,9 @@ def test_a_head_is_taught_resumed_and_found_by_every_way_in(checkpoint, tokenize
         assert found.sequences.tolist() == expected.sequences.tolist()
         assert torch.equal(found.accepted_lengths, expected.accepted_lengths)
         assert not any("draft_head" in name for name in stock.get_adapter_state_dict())
+
+    finetune(folder, data, tmp_path / "further", from_adapter=tmp_path / "head", max_steps=1)
+    assert "draft head of" in caplog.text and not (tmp_path / "further" / HEAD_FILE).exists()
 
 
 WITHOUT_WAVEDRAFT = """

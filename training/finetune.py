@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available, logging
 
-from ..generation.draft_head import draft_head_of, new_draft_head
+from ..generation.draft_head import HEAD_FILE, draft_head_of, new_draft_head
 from ..generation.hub_repository import card_kind_of
 from ..generation.model_card import write_card
 from ..modeling_recurrent import LORA_CORE_AND_ADAPTER, RecurrentDepthForCausalLM
@@ -246,6 +246,11 @@ def finetune(
         add_taught_head(model, from_adapter, head_rank)
     elif from_adapter is not None:
         trained = PeftModel.from_pretrained(model, str(from_adapter), is_trainable=True)
+        if Path(from_adapter, HEAD_FILE).is_file():
+            logger.warning(
+                f"The draft head of {from_adapter} is not carried on: it is for the drafts of that adapter. Teach "
+                "one for the result: `--mode head`."
+            )
     elif mode == "gated":
         trained = get_peft_model(model, gated_adapter_config(model, rank))
     elif rank:
