@@ -33,7 +33,7 @@ def test_the_exact_policy_of_a_recurrent_model_passes_and_diffusion_forcing_is_t
     model, prompts = random_model(0), [ids % 37 for ids in prompts_of(3, 7, 5)]
     options = {"plain": {"policy": "autoregressive"}, "max_new_tokens": 16}
     assert audit(model, prompts, parallel={"policy": "exact"}, **options).parallel.num_identical == 3
-    lossy = {"policy": "diffusion-forcing", "inner_recurrence": 1, "exit_threshold": 1e9}
+    lossy = {"policy": "diffusion-forcing", "num_recurrences": 1, "inner_recurrence": 1, "exit_threshold": 1e9}
     found = audit(model, prompts, parallel=lossy, **options)
     assert found.parallel.num_identical < 3 and found.rebatched.num_identical == 3
 
