@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -73,8 +74,9 @@ class DraftChain:
     """
 
     def __init__(self, model: nn.Module, head: DraftHead, logits: torch.Tensor, states: torch.Tensor):
-        self.model, self.head, self.logits, self.states = model, head, logits, states
-        self.read = head.read(states)
+        self.model, self.logits, self.states = model, logits, states
+        self.head = head.to(states.device)  # an offloaded model's may be elsewhere
+        self.read = self.head.read(states)
         self.candidates = logits.topk(min(NUM_CANDIDATES, logits.shape[-1]), sorted=False).indices.to(states.device)
 
     def logits_behind(self, slot: int, previous_ids: torch.Tensor) -> torch.Tensor:
@@ -158,7 +160,11 @@ def find_draft_head(model: Any, name_or_path: str | bool | None) -> None:
     """
     if not isinstance(name_or_path, str) or getattr(model, "draft_head_origin", None) == name_or_path:
         return
-    if not load_draft_head(model, name_or_path):
+    try:
+        found = load_draft_head(model, name_or_path)
+    except HFValidationError:  # neither a folder nor the name of a repository
+        found = False
+    if not found:
         raise ValueError(
             f"`draft_head` is {name_or_path!r}, but there is no {HEAD_FILE} there. Leave it out to draft without."
         )

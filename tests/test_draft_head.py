@@ -230,8 +230,9 @@ def test_a_saved_head_travels_beside_weights_of_stock_names(tmp_path):
 def test_what_is_no_head_for_this_model_is_refused_by_name(checkpoint, tmp_path):  # noqa: F811
     folder, data = checkpoint
     model, ids = tiny_tidar(), random_prompts(1, 4)
-    with pytest.raises(ValueError, match=r"`draft_head` is .*, but there is no draft_head\.safetensors"):
-        model.generate(ids, max_new_tokens=2, draft_head=str(tmp_path))
+    for name in (str(tmp_path), str(tmp_path / "nowhere")):
+        with pytest.raises(ValueError, match=r"`draft_head` is .*, but there is no draft_head\.safetensors"):
+            model.generate(ids, max_new_tokens=2, draft_head=name)
     with pytest.raises(ValueError, match="`draft_head` must be a folder"):
         model.generate(ids, max_new_tokens=2, draft_head=True)
     (tmp_path / HEAD_FILE).write_text("{}")
