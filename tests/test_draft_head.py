@@ -242,9 +242,14 @@ def test_what_is_no_head_for_this_model_is_refused_by_name(checkpoint, tmp_path)
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / HEAD_FILE)
     with pytest.raises(ValueError, match="16 channels, but TiDARLlamaForCausalLM has 32"):
         model.generate(ids, max_new_tokens=2, draft_head=str(tmp_path))
-    for given, named in (({"rank": 0}, "`rank` must be at least 1"), ({"torch_compile": True}, "`torch_compile`")):
+    for given, named in (
+        ({"rank": 0}, "`rank` must be at least 1"),
+        ({"torch_compile": True}, "`torch_compile`"),
+        ({"mode": "heads"}, "'gated', 'joint', 'full' or 'head'"),
+        ({"from_adapter": "nowhere"}, "There is no folder nowhere"),
+    ):
         with pytest.raises(ValueError, match=named):
-            finetune(folder, data, tmp_path / "run", mode="head", max_steps=1, **given)
+            finetune(folder, data, tmp_path / "run", **{"mode": "head", "max_steps": 1, **given})
     with pytest.raises(ValueError, match="needs a draft head, but the model has none"):
         model(ids, labels=ids, objective=DraftObjective(mode="head"))
     assert json.loads((folder / "config.json").read_text())["tidar_config"]["draft_length"] == 4

@@ -148,6 +148,12 @@ def finetune(
         of_drafts |= {"random_depth": random_depth}
         mode = check_recurrent_mode(mode, drafting | of_drafts)
     mode = mode or "gated"
+    if not is_recurrent and mode not in ("gated", "joint", "full", "head"):
+        raise ValueError(f"`mode` must be 'gated', 'joint', 'full' or 'head' for a TiDAR checkpoint, but is {mode!r}.")
+    if from_adapter is not None and not Path(from_adapter).is_dir() and len(Path(from_adapter).parts) != 2:
+        raise ValueError(
+            f"There is no folder {from_adapter}. Teach an adapter first: `wavedraft train ... --mode gated`."
+        )
     trains_head = mode == "head"
     head_rank = (512 if rank is None else rank) if trains_head else 0
     rank = 0 if mode in ("full", "head") else (32 if rank is None else rank)
