@@ -89,8 +89,9 @@ def decode_tidar(
         choice = Greedy(scores, not has_every_branch)
     record = Record(batch_size, draft_length, generation_config)
 
-    # 1. Prefill: the prompt decides the first token, and one block of masks drafts what follows it, where it is cheap.
-    reads_plainly = options.exact == "tie-safe" or (is_auto and device_of(model).type == "cpu")
+    # 1. Prefill: the prompt decides the first token, and one block of masks drafts what follows it. On a CPU masks cost
+    # as much behind a prompt as behind the first token, which is then there sooner: only the paper's own form has them.
+    reads_plainly = options.exact == "tie-safe" or (device_of(model).type == "cpu" and not has_every_branch)
     target_logits = forward.prefill(input_ids, position_ids, has_draft=not reads_plainly)
     decided_ids, num_decided = choice.first(target_logits)
     first_mask, num_masks = forward.drafts_behind(num_decided)

@@ -97,9 +97,19 @@ def test_late_blocks_save_forwards(monkeypatch):
         return logits
 
     monkeypatch.setattr(DraftForward, "draft_logits", two_right)
-    output = model.generate(prompt_ids, max_new_tokens=40, num_branches=1, return_dict_in_generate=True)
-    assert output.sequences[0].tolist() == text[:47].tolist()
-    assert output.accepted_lengths[0].tolist() == [0, 0, 13, 0, 0, 0, 0, 0]
+    output = model.generate(prompt_ids, max_new_tokens=41, num_branches=1, return_dict_in_generate=True)
+    assert output.sequences[0].tolist() == text[:48].tolist()
+    assert output.accepted_lengths[0].tolist() == [1, 0, 13, 0, 0, 0, 0, 0]  # the first forward has no draft yet
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_on_a_cpu_only_the_paper_s_own_form_reads_masks_behind_the_prompt(is_static):
+    model, prompt_ids = tiny_tidar("llama", 4), random_prompts(1, 7)
+    options = {"cache_implementation": "static"} if is_static else {}
+    for num_branches, num_first in ((4, 7 + 4), (3, 7), (1, 7), ("auto", 7)):
+        hook = CountedForwards(model)
+        model.generate(prompt_ids, max_new_tokens=6, num_branches=num_branches, **options)
+        assert hook.num_queries[0] == num_first, num_branches
 
 
 @pytest.mark.parametrize("num_branches", [1, 2])
@@ -123,10 +133,10 @@ def test_sure_and_perfect_drafts_need_one_branch(monkeypatch):
     hook = CountedForwards(model)
     script_drafts(monkeypatch, text, is_right=True, sureness=20.0)
     output = model.generate(
-        prompt_ids, max_new_tokens=1 + 3 * 4, do_sample=False, num_branches=1, return_dict_in_generate=True
+        prompt_ids, max_new_tokens=2 + 3 * 4, do_sample=False, num_branches=1, return_dict_in_generate=True
     )
-    assert output.sequences[0].tolist() == text[: 5 + 1 + 3 * 4].tolist()
-    assert hook.num_queries == [5 + 4, 8, 8, 8]
+    assert output.sequences[0].tolist() == text[: 5 + 2 + 3 * 4].tolist()
+    assert hook.num_queries == [5, 1 + 4, 8, 8, 8]
 
 
 def test_a_branch_that_was_not_drafted_is_drafted_by_the_next_forward(monkeypatch):
@@ -135,10 +145,12 @@ def test_a_branch_that_was_not_drafted_is_drafted_by_the_next_forward(monkeypatc
     text = plain_greedy_loop(model, prompt_ids[0], num_new=40)
     hook = CountedForwards(model)
     script_drafts(monkeypatch, text, is_right=False, sureness=20.0)  # sure of 4, and 1 is accepted
-    output = model.generate(prompt_ids, max_new_tokens=9, do_sample=False, num_branches=1, return_dict_in_generate=True)
-    assert output.sequences[0].tolist() == text[: 5 + 9].tolist()
-    assert hook.num_queries == [5 + 4] + [8, 5] * 4
-    assert output.accepted_lengths.tolist() == [[8, 0, 0, 0]]
+    output = model.generate(
+        prompt_ids, max_new_tokens=10, do_sample=False, num_branches=1, return_dict_in_generate=True
+    )
+    assert output.sequences[0].tolist() == text[: 5 + 10].tolist()
+    assert hook.num_queries == [5, 5] + [8, 5] * 4
+    assert output.accepted_lengths.tolist() == [[9, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("num_branches", [1, 2])
