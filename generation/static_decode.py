@@ -109,13 +109,13 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder's stack of layers, one for each of `config.num_hidden_layers`."""
     decoder = getattr(model, model.base_model_prefix)
     num_layers = model.config.get_text_config().num_hidden_layers
-    stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
-    if not stacks:
+    stacks = (m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers)
+    if (stack := next(stacks, None)) is None:
         raise ValueError(
             f"`compile_config` compiles the decoder's layers, but {type(decoder).__name__} holds no list of its "
             f"{num_layers} layers. Pass `disable_compile=True`."
         )
-    return stacks[0]
+    return stack
 
 
 class CompiledLayers:
