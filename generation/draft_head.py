@@ -19,11 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 from .device_of_model import device_of
 from .logits_of_states import candidate_logits, lm_head_logits
+
+logger = logging.get_logger(__name__)
 
 HEAD_FILE = "draft_head.safetensors"
 NUM_CANDIDATES = 64  # of each slot that are scored anew: those its mask found most likely
@@ -193,3 +195,8 @@ def save_draft_head(model: nn.Module, folder: Path) -> None:
         partial = folder / f"{HEAD_FILE}.partial"
         save_file(tensors, partial, metadata={"format": "pt"})
         partial.replace(folder / HEAD_FILE)
+    elif (folder / HEAD_FILE).is_file():
+        logger.warning(
+            f"{folder / HEAD_FILE} is of an earlier save: this model has no draft head. Delete it, or an adapter saved "
+            "here is loaded with it."
+        )

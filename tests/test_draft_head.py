@@ -1,6 +1,7 @@
 """The draft head changes what is drafted, never what is written; it is taught, saved and found beside the weights."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ def test_a_packed_document_hears_nothing_of_another_through_the_head():
     assert losses[0] == losses[1]
 
 
-def test_a_head_is_taught_resumed_and_found_by_every_way_in(checkpoint, tokenizer, tmp_path, caplog):  # noqa: F811
+def test_a_head_is_taught_resumed_and_found_by_every_way_in(checkpoint, tokenizer, tmp_path, caplog, monkeypatch):  # noqa: F811
     folder, data = checkpoint
     written = TiDARForCausalLM.from_pretrained(folder).generate(
         torch.arange(2, 10)[:, None], max_new_tokens=50, do_sample=True, temperature=0.5, seed=0, eos_token_id=None
@@ -201,6 +202,14 @@ def test_a_head_is_taught_resumed_and_found_by_every_way_in(checkpoint, tokenize
 
     finetune(folder, data, tmp_path / "further", from_adapter=tmp_path / "head", max_steps=1)
     assert "draft head of" in caplog.text and not (tmp_path / "further" / HEAD_FILE).exists()
+    assert "Teach the masks first" not in caplog.text
+
+    monkeypatch.setattr(sys.modules["wavedraft.training.finetune"], "LEAST_FOR_A_HEAD", 9.0)
+    finetune(folder, data, tmp_path / "untaught", **{**common, "from_adapter": None, "max_steps": 1})
+    assert "Teach the masks first" in caplog.text
+    assert "is of an earlier save" not in caplog.text
+    TiDARForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "head")
+    assert "is of an earlier save" in caplog.text and (tmp_path / "head" / HEAD_FILE).is_file()
 
 
 WITHOUT_WAVEDRAFT = """

@@ -45,6 +45,7 @@ from .trainer_recurrent import RecurrentTrainer, measure_recurrent
 from .trainer_tidar import TiDARTrainer, measure_drafting
 
 NUM_TOKENS_OF_TEXT = 32  # of a held-out text that are its prompt
+LEAST_FOR_A_HEAD = 1.1  # tokens per forward of masks that were taught to draft
 logger = logging.get_logger(__name__)
 
 # transformers 5.22 and 5.23 have a name each for it, and the older one ends with version 6.
@@ -299,6 +300,11 @@ def finetune(
         write_manifest(output_dir, manifest)
     measure = partial(measure_recurrent, held_out_rows=held_out_rows) if is_recurrent else measure_drafting
     before = measure(model, eval_prompt_ids) if eval_prompt_ids else None
+    if trains_head and before is not None and before.tokens_per_forward < LEAST_FOR_A_HEAD:
+        logger.warning(
+            f"{model_path} drafts {before.tokens_per_forward:.2f} tokens per forward: a head mends what masks predict "
+            "and cannot replace it. Teach the masks first (`--mode gated`), then a head behind them (`--from-adapter`)."
+        )
     trainer.train(resume_from_checkpoint=str(last_checkpoint) if resume else None)
     if safe_stop.stopped_by is not None:
         raise TrainingStopped(trainer.state.global_step, output_dir, safe_stop.stopped_by)
