@@ -245,13 +245,14 @@ def test_accumulated_batches_lose_what_one_batch_does(checkpoint, tmp_path, mode
     assert losses_of(tmp_path / "parts") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-4)
 
 
-def test_two_processes_lose_what_one_does(checkpoint, tmp_path, mode="gated", rank=4):
+@pytest.mark.parametrize("mode", ["gated", "head"])
+def test_two_processes_lose_what_one_does(checkpoint, tmp_path, mode):
     """The same global batch of 4 on two processes (gloo), in the two steps before an odd row goes to both of them."""
     folder, data = checkpoint
     with data.open("a") as file:
         file.write(json.dumps({"prompt": "all", "answer": "day the cat sat on"}) + "\n")
-    finetune(folder, data, tmp_path / "one", mode=mode, rank=rank, max_steps=8, save_steps=8, batch_size=4)
-    options = ["--mode", mode, "--rank", str(rank), "--max-steps", "8", "--save-steps", "8", "--batch-size", "2"]
+    finetune(folder, data, tmp_path / "one", mode=mode, rank=4, max_steps=8, save_steps=8, batch_size=4)
+    options = ["--mode", mode, "--rank", "4", "--max-steps", "8", "--save-steps", "8", "--batch-size", "2"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wavedraft"]
     train = [*launch, "train", str(folder), str(data), str(tmp_path / "two"), *options]
     done = subprocess.run(train, capture_output=True, text=True)

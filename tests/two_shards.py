@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from recurrent_golden import random_model
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft.generation import tidar
+from wavedraft.generation.draft_head import new_draft_head
 from wavedraft.modeling_tidar import DraftObjective
 from wavedraft.modeling_tidar.generation_tidar import generate
 from wavedraft.training import gated_adapter_config
@@ -27,6 +28,9 @@ from wavedraft.training import gated_adapter_config
 
 def model_of(mode):
     model = tiny_tidar("qwen3", draft_length=4)
+    if mode == "head":
+        model.requires_grad_(False)
+        torch.nn.init.normal_(new_draft_head(model, 4).output_weight, std=0.3)
     return get_peft_model(model, gated_adapter_config(model, 4)) if mode == "gated" else model
 
 
@@ -38,7 +42,7 @@ def main() -> None:
     labels = ids.clone()
     labels[0, :9] = labels[3, :4] = -100
     num_labels = int((labels != -100).sum())
-    for mode in ("joint", "gated"):
+    for mode in ("joint", "gated", "head"):
         objective = DraftObjective(mode=mode, first_token=1)
         whole, sharded = model_of(mode), model_of(mode)
         for layer in (sharded.get_base_model() if mode == "gated" else sharded).model.layers:

@@ -176,6 +176,8 @@ def generate(
         tokenizer = AutoTokenizer.from_pretrained(model)
         encoded = [encode_prompt(tokenizer, prompt, raw) for prompt in prompts]
         loaded = load(model, dtype, device, adapter)
+        if packed_weights:
+            check_packable(loaded)
         timed = timed_recurrent if has_depth else timed_generate
         if drafting.get("num_branches") == "auto":
             print("Measuring what a forward costs here ...", file=sys.stderr)  # once a model; not part of any run below
