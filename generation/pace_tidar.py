@@ -23,7 +23,8 @@ MARGIN, STATIC_MARGIN = 1.1, 1.05
 ALIKE = 0.95  # of plans that promise nearly the most, the one of the fewest queries: its promise hangs less on drafts
 RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
 MOST_FAILURES = 3  # drafting that goes on not paying is tried half as often each time, so many times
-FIRST_TRY = 0.8  # a text begins with a try where drafts of the usual worth promise so much of plain decoding's rate
+# A text begins with a try where drafts of the usual worth promise so much of plain decoding's rate.
+FIRST_TRY, STATIC_FIRST_TRY = 0.9, 0.8
 # Texts differ more in what drafts are worth than one text does in itself: each begins with the usual chance of
 # acceptance, which soon counts for nothing beside its own.
 PRIOR_CHANCE, PRIOR_WEIGHT = 0.6, 2.0  # the latter in forwards
@@ -117,7 +118,7 @@ class Pace:
     def __post_init__(self) -> None:
         longest = max(plan.draft_length for plan in self.plans)
         self.reached, self.stood = [0.0] * longest, [0.0] * longest
-        if self.costs.seconds and self.promise() > FIRST_TRY:
+        if self.costs.seconds and self.promise() > (STATIC_FIRST_TRY if self.is_static else FIRST_TRY):
             self.num_plain = RETRY_FORWARDS
 
     def chance(self, i: int) -> float:
