@@ -19,7 +19,7 @@ from .draft_forward import DraftForward
 MEASURING_SECONDS = 1.0  # or three rounds, whichever takes longer
 # Drafting must promise so much more than plain decoding, which is certain: promises lag behind texts. Steps that all
 # have one shape keep them better.
-MARGIN, STATIC_MARGIN = 1.1, 1.05
+MARGIN, STATIC_MARGIN = 1.2, 1.05
 ALIKE = 0.95  # of plans that promise nearly the most, the one of the fewest queries: its promise hangs less on drafts
 RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
 MOST_FAILURES = 3  # drafting that goes on not paying is tried half as often each time, so many times
