@@ -7,7 +7,7 @@ GGUF := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
 ADAPTER := adapters/smollm2-135m-instruct-gated
 
-.PHONY: demo bench bench-more test test-floor lint setup clean
+.PHONY: demo bench bench-more test test-others lint setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype float32 --max-new-tokens 64 --compare \
@@ -39,15 +39,17 @@ bench-more: $(TIDAR)/config.json
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The oldest transformers that is supported, beside the newest of .venv; where it differs, these files see it.
-FLOOR := 5.22.0
-FLOOR_TESTS := $(addprefix tests/test_,modeling_tidar.py decode_tidar.py training_tidar.py travelling_code.py \
+# Other versions of transformers that are supported, beside that of .venv; where they differ, these files see it.
+OTHERS := 5.22.0 5.24.0
+OTHERS_TESTS := $(addprefix tests/test_,modeling_tidar.py decode_tidar.py training_tidar.py travelling_code.py \
     cache_recurrent.py modeling_recurrent.py decode_recurrent.py)
 
-test-floor: setup
-	test -d build/transformers-$(FLOOR) || $(BIN)/python -m pip install --quiet --no-deps \
-	    --target build/transformers-$(FLOOR) transformers==$(FLOOR)
-	PYTHONPATH=build/transformers-$(FLOOR) $(BIN)/pytest -n 2 --dist worksteal $(FLOOR_TESTS)
+test-others: $(OTHERS:%=test-on-%)
+
+test-on-%: setup
+	test -d build/transformers-$* || $(BIN)/python -m pip install --quiet --no-deps \
+	    --target build/transformers-$* transformers==$*
+	PYTHONPATH=build/transformers-$* $(BIN)/pytest -n 2 --dist worksteal $(OTHERS_TESTS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
+from ..generation.cache_name import CACHE
 from ..modeling_tidar.modeling_tidar import stock_class_of
 
 NEVER_KEPT = ("tidar_config", "auto_map", "custom_pipelines")
-ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "logits_to_keep"}
+ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
 SUPPORTED = (
     "Supported are the decoder-only language models of transformers whose layers all attend: Llama, Mistral, "
     "Ministral, Qwen2, Qwen3, Qwen3-MoE, Gemma 1-3, Phi-3, OLMo 2-3, Granite, SmolLM3, GPT-NeoX, GPT-2, Falcon, "

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from .acceptance import likely_lengths
+from .cache_name import CACHE
 from .choice import Greedy, Sampled, TieSafeGreedy
 from .device_of_model import device_of, is_shared_by_ranks
 from .draft_forward import DraftForward
@@ -208,7 +209,7 @@ def tidar(
     if reason := reason_for_plain_decoding(generation_config, is_shared, model_kwargs):
         raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")
     find_draft_head(model, options.draft_head)
-    used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids", "past_key_values")}
+    used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
     if streamer is not None:
         streamer.put(input_ids.cpu())
     return decode_tidar(
@@ -219,5 +220,6 @@ def tidar(
         generation_config,
         options=options,
         streamer=streamer,
+        past_key_values=model_kwargs.get(CACHE),
         **used,
     )

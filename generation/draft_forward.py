@@ -13,6 +13,7 @@ from torch import nn
 from transformers import CompileConfig
 from transformers.cache_utils import DynamicCache
 
+from .cache_name import CACHE
 from .device_of_model import device_of
 from .draft_cache import DraftCache, stack_rows
 from .draft_head import DraftChain, draft_head_of
@@ -411,10 +412,10 @@ class DraftForward:
                 input_ids=torch.cat([clean_ids, mask_ids], dim=1),
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=read_places if num_masks else num_read,
                 return_dict=True,
+                **{CACHE: cache},
                 **({"num_masks": num_masks} if is_recurrent_depth(self.model) else {}),
             )
         logits, states = map(self.cache.gather, (output.logits, last_states[0]))

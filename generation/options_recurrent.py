@@ -8,6 +8,8 @@ from typing import Any, TypeGuard
 
 import torch
 
+from .cache_name import CACHE
+
 EVERY_RECURRENCE = "every-recurrence"
 LATEST_ONLY = "latest-only"
 
@@ -251,15 +253,15 @@ class RecurrentOptions:
     def check_cache(self, cache: Any, batch_size: int, num_columns: int) -> None:
         """Raises where a cache handed in holds what this decode cannot go on from."""
         length, stored = cache.get_seq_length(), cache.stored_recurrences
-        _check("past_key_values", cache.batch_size == batch_size, f"of {cache.batch_size}", f"of {batch_size} rows",
+        _check(CACHE, cache.batch_size == batch_size, f"of {cache.batch_size}", f"of {batch_size} rows",
                "the batch's")  # fmt: skip
-        _check("past_key_values", length < num_columns, f"of {length}", f"of fewer than {num_columns} tokens",
+        _check(CACHE, length < num_columns, f"of {length}", f"of fewer than {num_columns} tokens",
                "`input_ids`, which begin with those the cache holds and have at least one more")  # fmt: skip
-        _check("past_key_values", self.policy == "autoregressive" or stored == self.stored_recurrences, f"of {stored}",
+        _check(CACHE, self.policy == "autoregressive" or stored == self.stored_recurrences, f"of {stored}",
                f"of {self.stored_recurrences} recurrences a token",
                f"what `policy={self.policy!r}` reads with this `kv_cache`")  # fmt: skip
         needed = min(stored, self.num_recurrences)
-        _check("past_key_values", stored == 1 or cache.depth >= needed, f"of {cache.depth}",
+        _check(CACHE, stored == 1 or cache.depth >= needed, f"of {cache.depth}",
                f"of tokens given {needed} recurrences", "those the prompt is read at")  # fmt: skip
 
     @property

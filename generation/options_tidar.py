@@ -8,6 +8,8 @@ from transformers import SynthIDTextWatermarkingConfig
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.utils import logging
 
+from .cache_name import CACHE
+
 logger = logging.get_logger(__name__)
 
 # Differences of the two best scores under which a wide forward may order them otherwise than a forward of one token. In
@@ -241,7 +243,7 @@ def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_k
         return f"the cache is of the kind {generation_config.cache_implementation!r}"
     if not model_kwargs.get("use_cache", True):
         return "there is no cache"
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(CACHE)
     is_whole = type(cache) is DynamicCache or (type(cache) is StaticCache and not any(cache.is_sliding))
     if cache is not None and cache.get_seq_length() and not is_whole:
         return f"the cache handed in is a {type(cache).__name__}"

@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from .cache_name import CACHE
 from .transcript import Transcript
 
 
@@ -60,10 +61,10 @@ class Record:
             sequences=transcript.sequences(),
             scores=scores,
             logits=logits,
-            past_key_values=cache,
             num_forwards=forward.num_forwards,
             num_prefill_forwards=forward.num_prefill_forwards,
             num_tie_forwards=forward.num_tie_forwards,
             tokens_per_forward=(torch.tensor(num_new_tokens) - 1) / self.accepted_lengths.sum(dim=1),
             accepted_lengths=self.accepted_lengths,
+            **{CACHE: cache},
         )

@@ -118,7 +118,7 @@ def decode_reference(
     # Prefill: the prompt at full depth. Its token is frozen at once.
     logits = model(
         prompt_ids,
-        past_key_values=cache,
+        cache=cache,
         num_recurrences=num_recurrences,
         init_scale=options.init_scale,
         generator=options.generator,

@@ -9,6 +9,7 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
+from .cache_name import CACHE
 from .draws_recurrent import STATE, Draws, state_hashes
 from .freezing import latent_difference
 from .options_recurrent import RecurrentOptions
@@ -224,7 +225,7 @@ class Session:
         if self.steps is not None:
             extra["logits"], extra["scores"] = self.steps.columns(num_new_tokens)
         if self.returns_cache:
-            extra["past_key_values"] = self._final_cache()
+            extra[CACHE] = self._final_cache()
         return self.costs.output(self.transcript.sequences(), num_new_tokens, **extra)
 
     def _final_cache(self) -> Any:

@@ -293,6 +293,16 @@ class RecurrentCache(Cache):
         return [False] * len(self)
 
     @property
+    def is_linear(self) -> list[bool]:
+        """No layer sums its tokens up: `generate` of transformers 5.24 then gives the new ones alone to a forward."""
+        return [False] * len(self)
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        """Every layer keeps something."""
+        return [False] * len(self)
+
+    @property
     def is_croppable(self) -> bool:
         """Whether `crop` works: it does."""
         return True

@@ -12,7 +12,7 @@ class OuroConfig(PreTrainedConfig):
     """
 
     model_type = "ouro"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("cache", "past_key_values")
     attribute_map = {  # noqa: RUF012 (transformers reads a plain dict)
         "n_embd": "hidden_size",
         "n_heads": "num_attention_heads",

@@ -22,7 +22,7 @@ class RecurrentDepthConfig(PreTrainedConfig):
     """
 
     model_type = "huginn_raven"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("cache", "past_key_values")
     attribute_map = {  # noqa: RUF012 (transformers reads a plain dict)
         "hidden_size": "n_embd",
         "num_attention_heads": "n_heads",

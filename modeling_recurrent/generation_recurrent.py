@@ -14,6 +14,7 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import logging
 
+from ..generation.cache_name import CACHE
 from ..generation.decode_recurrent import decode_diffusion_forcing
 from ..generation.decode_recurrent_exact import decode_exact
 from ..generation.decode_recurrent_rivals import decode_adaptive, decode_self_speculative
@@ -112,11 +113,11 @@ class RecurrentGenerationMixin(Stock):
         if is_plain and options.init_scale:
             seeds = torch.tensor(options.seeds(rows, generation_config.do_sample), device=device_of(self))
             model_kwargs["state_seeds"] = seeds.repeat_interleave(num_beams)
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE)
         if given is not None:
             if not isinstance(given, RecurrentCache):
                 raise ValueError(
-                    f"`past_key_values` must be a `RecurrentCache` (this model keeps several recurrences of a layer), "
+                    f"`{CACHE}` must be a `RecurrentCache` (this model keeps several recurrences of a layer), "
                     f"but is a {type(given).__name__}. Leave it out, or pass the one an earlier call returned."
                 )
             check_static(generation_config, options, given)
@@ -130,7 +131,7 @@ class RecurrentGenerationMixin(Stock):
                 logger.warning_once("`cache_implementation='static'` is left aside: layers are on several devices.")
                 is_static = False
             make = StaticRecurrentCache if is_static else RecurrentCache
-            model_kwargs["past_key_values"] = make(
+            model_kwargs[CACHE] = make(
                 self.config, rows * num_beams, max_cache_length, stored, self.dtype, device_of(self)
             )
 
@@ -158,7 +159,7 @@ class RecurrentGenerationMixin(Stock):
     ) -> RecurrentGenerateOutput | torch.Tensor:
         """The decode `generate` runs for greedy search and sampling: the policy's, or transformers' own."""
         options = generation_config.recurrent_options
-        attention_mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+        attention_mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get(CACHE)
         if isinstance(cache, StaticRecurrentCache):
             cache.compile_options = compile_options(self, generation_config)
         if options.policy == "autoregressive":
@@ -231,7 +232,7 @@ class RecurrentGenerationMixin(Stock):
             )
         if options.reference_compat and cache.get_seq_length():
             raise ValueError(
-                f"`past_key_values` must be left out under `reference_compat` (the published code begins afresh), but "
+                f"`{CACHE}` must be left out under `reference_compat` (the published code begins afresh), but "
                 f"holds {cache.get_seq_length()} tokens. Leave `reference_compat` out."
             )
 
@@ -263,7 +264,7 @@ def check_static(generation_config: GenerationConfig, options: RecurrentOptions,
     is_static = isinstance(given, StaticRecurrentCache) or (given is None and kind == "static")
     if kind == "static" and not is_static:
         raise ValueError(
-            "`cache_implementation` must be left out beside `past_key_values` that were made without it, but is "
+            f"`cache_implementation` must be left out beside a `{CACHE}` that was made without it, but is "
             "'static'. Give it in the call that makes the cache."
         )
     if is_static and (options.policy == "exact" or options.reference_compat):
@@ -356,5 +357,5 @@ def plain_output(
         logits=output.logits,
         attentions=output.attentions,
         hidden_states=output.hidden_states,
-        past_key_values=output.past_key_values,
+        **{CACHE: getattr(output, CACHE)},
     )

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
+from ..generation.cache_name import CACHE, one_cache
 from ..generation.device_of_model import device_of
 from ..generation.draws_recurrent import state_hashes
 from ..generation.hub_repository import HubRepository
@@ -167,7 +168,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
     reinjects_input = True
     has_random_depth = True
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ("past_key_values", "window")
+    _skip_keys_device_placement = ("cache", "past_key_values", "window")
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -356,7 +357,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: RecurrentCache | None = None,
+        cache: RecurrentCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool = False,
@@ -368,6 +369,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         state_seeds: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        past_key_values: RecurrentCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits after `num_recurrences` core steps, and the loss of `labels` (not shifted).
@@ -377,10 +379,11 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         (the config's `mean_backprop_depth` where absent) carry a gradient; outside training all do. `init_scale` is
         that of the initial states, 0 making them zeros. In training the generator (where absent, the global one)
         draws them; outside, where none is given, they are a function of their positions and of [B] `state_seeds`
-        (where absent, of 0), so that the forward is deterministic. `use_cache` without `past_key_values` makes a cache
-        of every recurrence. Hidden states are [prelude output, s_0, s_1, ... s_r]; attentions those of each layer,
-        [B, H, T, S], at its last recurrence.
+        (where absent, of 0), so that the forward is deterministic. `use_cache` without `cache` (or `past_key_values`,
+        its older name) makes one of every recurrence. Hidden states are [prelude output, s_0, s_1, ... s_r]; attentions
+        those of each layer, [B, H, T, S], at its last recurrence.
         """
+        cache = one_cache(cache, past_key_values)
         wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         is_training = self.training and torch.is_grad_enabled()
@@ -393,19 +396,19 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
             if count < 1:
                 raise ValueError(f"`{name}` must be at least 1 (core passes of a token), but is {count}.")
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None and not (is_training and self.gradient_checkpointing):
-            past_key_values = RecurrentCache.every_recurrence(
+        if use_cache and cache is None and not (is_training and self.gradient_checkpointing):
+            cache = RecurrentCache.every_recurrence(
                 self.config, embeds.shape[0], embeds.shape[1], num_recurrences, embeds.dtype, embeds.device
             )
         if position_ids is None:
-            position_ids = positions_of(attention_mask, embeds, past_key_values)
-        self._check_positions(position_ids, past_key_values)
+            position_ids = positions_of(attention_mask, embeds, cache)
+        self._check_positions(position_ids, cache)
         parts: Any = self
-        if is_next_token(past_key_values, embeds, attention_mask) and not wants_attentions:
-            parts = StaticParts(self, past_key_values.compile_options)
-            window = parts.window_behind(attention_mask, position_ids, past_key_values)
+        if is_next_token(cache, embeds, attention_mask) and not wants_attentions:
+            parts = StaticParts(self, cache.compile_options)
+            window = parts.window_behind(attention_mask, position_ids, cache)
         else:
-            window = self.padded_window(embeds, attention_mask, position_ids, past_key_values, bool(wants_attentions))
+            window = self.padded_window(embeds, attention_mask, position_ids, cache, bool(wants_attentions))
 
         input_embeds = parts.prelude(None, window, inputs_embeds=embeds)
         hashes = None
@@ -421,16 +424,16 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
                 trajectory.append(latent_states)
         logits = parts.coda(latent_states, window, logits_to_keep)
 
-        if past_key_values is not None:
-            past_key_values.lengths = [window.kv_length] * past_key_values.batch_size
-            past_key_values.note_depth(num_recurrences)
+        if cache is not None:
+            cache.lengths = [window.kv_length] * cache.batch_size
+            cache.note_depth(num_recurrences)
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=past_key_values,
             hidden_states=tuple(trajectory) if wants_states else None,
             attentions=tuple(window.attentions[i] for i in sorted(window.attentions)) if wants_attentions else None,
+            **{CACHE: cache},
         )
 
     def _check_positions(self, position_ids: torch.Tensor, cache: Cache | None) -> None:

@@ -19,6 +19,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
+from ..generation.cache_name import CACHE, one_cache
 from ..generation.draws_recurrent import state_hashes
 from ..generation.mask_gate import MaskGate, adapted_layers
 from .cache_recurrent import Window
@@ -81,7 +82,7 @@ class StockDecoder(Looped):
         input_ids: torch.Tensor | None = None,
         attention_mask: Any = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         num_recurrences: int | None = None,
         num_masks: int = 0,
@@ -101,11 +102,11 @@ class StockDecoder(Looped):
         stops_at = min(depth, (getattr(config, "tidar_config", None) or {}).get("mask_recurrences") or depth)
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
-            position_ids = positions_of(attention_mask, embeds, past_key_values)
-        self._check_positions(position_ids, past_key_values)
-        mask = create_causal_mask(config, embeds, attention_mask, past_key_values, position_ids)
-        cache: Any = None if past_key_values is None else EveryRecurrence(past_key_values, config)
-        window = Window(self.rotary_at(position_ids, embeds.dtype), mask, self._attention_function(), cache)
+            position_ids = positions_of(attention_mask, embeds, cache)
+        self._check_positions(position_ids, cache)
+        mask = create_causal_mask(config, embeds, attention_mask, cache, position_ids)
+        every: Any = None if cache is None else EveryRecurrence(cache, config)
+        window = Window(self.rotary_at(position_ids, embeds.dtype), mask, self._attention_function(), every)
         seeds = torch.zeros(1, dtype=torch.long, device=embeds.device)
         hashes = state_hashes(seeds, position_ids).expand(embeds.shape[:2])
 
@@ -148,26 +149,26 @@ class StockDecoder(Looped):
         input_ids: torch.Tensor | None = None,
         attention_mask: Any = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         num_masks: int = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits at full depth, and the loss of `labels` (not shifted); the last `num_masks` of the tokens are masks.
 
-        `use_cache` without `past_key_values` makes a `DynamicCache`.
+        `use_cache` without `cache` (or `past_key_values`, its older name) makes a `DynamicCache`.
         """
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        states = self.decoder_states(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, num_masks=num_masks
-        )
+        cache = one_cache(cache, past_key_values)
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        states = self.decoder_states(input_ids, attention_mask, position_ids, cache, inputs_embeds, num_masks=num_masks)
         logits = self.lm_head(slice_logits_to_keep(states, logits_to_keep)).float()
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
 
     # transformers' own `generate`, where the plain class has its policies.
 
@@ -184,16 +185,16 @@ class StockDecoder(Looped):
                 f"`cache_implementation` must be left out for the drafts of a recurrent-depth model, whose every "
                 f"recurrence has keys and values of its own in a cache that grows, but is {kind!r}."
             )
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE)
         if given is not None and type(given) is not DynamicCache:
             raise ValueError(
-                f"`past_key_values` must be a `DynamicCache` for the drafts of a recurrent-depth model, but is a "
+                f"`{CACHE}` must be a `DynamicCache` for the drafts of a recurrent-depth model, but is a "
                 f"{type(given).__name__}. Leave it out, or pass the one an earlier call returned."
             )
         if given is not None:
             given._is_user_defined = True
         elif generation_config.use_cache:
-            model_kwargs["past_key_values"] = DynamicCache()
+            model_kwargs[CACHE] = DynamicCache()
 
 
 @contextmanager

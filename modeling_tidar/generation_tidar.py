@@ -13,6 +13,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..generation.cache_name import CACHE
 from ..generation.decode_tidar import decode_tidar
 from ..generation.draft_head import find_draft_head
 from ..generation.mask_gate import MaskGate
@@ -95,7 +96,7 @@ class TiDARGenerationMixin(Stock):
             streamer=streamer,
             attention_mask=model_kwargs.get("attention_mask"),
             position_ids=model_kwargs.get("position_ids"),
-            past_key_values=model_kwargs.get("past_key_values"),
+            past_key_values=model_kwargs.get(CACHE),
         )
 
     @in_turn

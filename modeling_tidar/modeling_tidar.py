@@ -27,6 +27,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import ModelOutput, logging
 
+from ..generation.cache_name import CACHE
 from ..generation.draft_forward import is_recurrent_depth
 from ..generation.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
 from ..generation.hub_repository import HubRepository, origin_folder
@@ -300,14 +301,14 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             for half in ("clean", "masks")
         )
         clean_positions = document_positions(document_ids)
-        past_key_values = DynamicCache()
+        cache = DynamicCache()
         with torch.no_grad():
             clean_states = self._decoder_states(
                 objective,
                 input_ids=input_ids,
                 attention_mask=clean_mask,
                 position_ids=clean_positions,
-                past_key_values=past_key_values,
+                cache=cache,
                 use_cache=True,
             )
         assert gate is not None
@@ -318,16 +319,19 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
                 input_ids=torch.full_like(positions, tidar.mask_embedding_id),
                 attention_mask=mask,
                 position_ids=at_positions(clean_positions, positions, 0),
-                past_key_values=past_key_values,
+                cache=cache,
                 use_cache=True,
             )
         return clean_states, mask_states
 
-    def _decoder_states(self, objective: DraftObjective, num_masks: int = 0, **inputs: Any) -> torch.Tensor:
+    def _decoder_states(
+        self, objective: DraftObjective, num_masks: int = 0, cache: DynamicCache | None = None, **inputs: Any
+    ) -> torch.Tensor:
         """What the lm_head reads, [B, T, D]; the last `num_masks` of the tokens are masks."""
         if not is_recurrent_depth(self):
-            return self.base_model(**inputs)[0]
-        return self.decoder_states(num_recurrences=objective.num_recurrences, num_masks=num_masks, **inputs)
+            return self.base_model(**{CACHE: cache}, **inputs)[0]
+        depth = objective.num_recurrences
+        return self.decoder_states(num_recurrences=depth, num_masks=num_masks, cache=cache, **inputs)
 
     def lm_head_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of last hidden states [..., D], exactly as the stock forward makes them."""

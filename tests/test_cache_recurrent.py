@@ -5,6 +5,7 @@ import torch
 from test_modeling_recurrent import HUGINN_CONFIG
 
 from recurrent_golden import random_model
+from wavedraft.generation.cache_name import CACHE, NAMES
 from wavedraft.modeling_recurrent import RecurrentCache, RecurrentDepthConfig
 
 
@@ -28,7 +29,7 @@ def test_a_layer_is_one_tensor_whatever_the_depth_of_the_core():
 
 def forward(model, ids, cache):
     with torch.no_grad():
-        return model(ids, past_key_values=cache, init_scale=0.0).logits
+        return model(ids, **{CACHE: cache}, init_scale=0.0).logits
 
 
 def test_rolling_back_is_never_having_been_there():
@@ -102,8 +103,19 @@ def test_what_transformers_asks_of_a_cache():
 def test_a_returned_cache_goes_on_where_it_stopped():
     model, ids = random_model(), torch.tensor([[5, 6, 7]])
     first = model.generate(ids, max_new_tokens=6, init_scale=0.0, return_dict_in_generate=True)
-    more = model.generate(first.sequences, max_new_tokens=6, init_scale=0.0, past_key_values=first.past_key_values)
+    more = model.generate(first.sequences, max_new_tokens=6, init_scale=0.0, **{CACHE: first[CACHE]})
     assert more.tolist() == model.generate(ids, max_new_tokens=12, init_scale=0.0).tolist()
+
+
+def test_a_forward_takes_its_cache_by_either_name_but_not_by_both():
+    model, ids = random_model(), torch.tensor([[5, 6, 7]])
+    caches = [RecurrentCache.every_recurrence(model.config, 1, 8, 6, torch.float32, "cpu") for _ in range(2)]
+    by_name = [model(ids, **{name: cache}) for name, cache in zip(NAMES, caches, strict=True)]
+    assert by_name[0].logits.equal(by_name[1].logits)
+    assert [cache.get_seq_length() for cache in caches] == [3, 3]
+    assert by_name[0][CACHE] is caches[0] and by_name[1][CACHE] is caches[1]
+    with pytest.raises(ValueError, match="`past_key_values` must be left out beside `cache`"):
+        model(ids, cache=caches[0], past_key_values=caches[1])
 
 
 def test_beams_reorder_the_cache():

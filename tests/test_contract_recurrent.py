@@ -29,6 +29,7 @@ from transformers import (
 from recurrent_golden import random_model
 from tiny_tidar import VOCAB_SIZE
 from wavedraft.generation import RowStreamer
+from wavedraft.generation.cache_name import CACHE
 from wavedraft.modeling_recurrent import RecurrentCache, RecurrentDepthForCausalLM
 
 DEPTH = 3
@@ -198,17 +199,17 @@ def test_a_second_turn_goes_on_from_the_first_turns_cache(policy):
         common["suppress_tokens"] = [0]  # so that 0 is padding wherever it stands
         first = model.generate(**prompts, max_new_tokens=9, **common, **options)
         length = first.sequences.shape[1]
-        assert first.past_key_values.get_seq_length() == length - 1
+        assert first[CACHE].get_seq_length() == length - 1
         ids = torch.cat([first.sequences, more], dim=1)
         mask = (ids != 0).long()
         alone = model.generate(ids, attention_mask=mask, max_new_tokens=6, **common, **options)
         plain = model.generate(ids, attention_mask=mask, max_new_tokens=6, **common)
-        cache = first.past_key_values
-        second = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=6, **common, **options)
+        cache = first[CACHE]
+        second = model.generate(ids, attention_mask=mask, **{CACHE: cache}, max_new_tokens=6, **common, **options)
         assert second.sequences.tolist() == alone.sequences.tolist() == plain.sequences.tolist()
         assert alone.num_prefill_positions == int(mask.sum())
         assert second.num_prefill_positions == int(mask[:, length - 1 :].sum()) < alone.num_prefill_positions
-        assert second.past_key_values is cache and cache.get_seq_length() == second.sequences.shape[1] - 1
+        assert second[CACHE] is cache and cache.get_seq_length() == second.sequences.shape[1] - 1
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,7 @@ def test_rows_that_end_early_leave_their_cache_whole(policy, more):
     ids = torch.cat([first.sequences, torch.tensor([[5, 6, 7]]).expand(4, 3)], dim=1)
     second = {"attention_mask": torch.nn.functional.pad(mask, (0, 3), value=1), "max_new_tokens": 6, **options}
     alone = model.generate(ids, return_dict_in_generate=True, **second)
-    found = model.generate(ids, past_key_values=first.past_key_values, return_dict_in_generate=True, **second)
+    found = model.generate(ids, **{CACHE: first[CACHE]}, return_dict_in_generate=True, **second)
     assert found.sequences.tolist() == alone.sequences.tolist()
     assert found.num_prefill_positions < alone.num_prefill_positions
 
@@ -246,13 +247,13 @@ def test_rows_that_end_early_leave_what_a_fresh_call_would_have_read(policy, mor
     options = {"policy": policy, "num_recurrences": 24, **more}
     options |= {"exit_threshold": 1e-5} if policy != "self-speculative" else {}
     first, mask = ragged_first_turn(model, prompts, **options)
-    cache, num_cached = first.past_key_values, first.sequences.shape[1] - 1
+    cache, num_cached = first[CACHE], first.sequences.shape[1] - 1
     fresh = RecurrentCache.latest_only(model.config, 4, num_cached, torch.float32, "cpu")
     read = {"num_recurrences": 24, "attention_mask": mask[:, :num_cached], "init_scale": 0.0}
     with torch.no_grad():
         model(
             first.sequences[:, :num_cached],
-            past_key_values=fresh,
+            **{CACHE: fresh},
             position_ids=(mask.cumsum(1) - 1).clamp(0)[:, :-1],
             **read,
         )
@@ -264,7 +265,7 @@ def test_rows_that_end_early_leave_what_a_fresh_call_would_have_read(policy, mor
     ids = torch.cat([first.sequences, torch.tensor([[5, 6, 7]]).expand(4, 3)], dim=1)
     second = {"attention_mask": torch.nn.functional.pad(mask, (0, 3), value=1), "max_new_tokens": 6, **options}
     alone = model.generate(ids, return_dict_in_generate=True, **second)
-    found = model.generate(ids, past_key_values=cache, return_dict_in_generate=True, **second)
+    found = model.generate(ids, **{CACHE: cache}, return_dict_in_generate=True, **second)
     assert found.sequences.tolist() == alone.sequences.tolist()
     assert found.num_prefill_positions == int(mask[:, num_cached:].sum()) + 12 < alone.num_prefill_positions
 
@@ -276,7 +277,7 @@ def test_the_cache_of_a_shallow_wavefront_is_that_of_the_row_alone():
     ids = torch.cat([first.sequences, torch.tensor([[5, 6, 7]]).expand(4, 3)], dim=1)
     mask = torch.nn.functional.pad(mask, (0, 3), value=1)
     second = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
-    given = {"attention_mask": mask, "past_key_values": first.past_key_values, **second}
+    given = {"attention_mask": mask, CACHE: first[CACHE], **second}
     with pytest.raises(ValueError, match="given 3 recurrences"):
         model.generate(ids, **given)
     found = model.generate(ids, num_recurrences=2, **given)
@@ -284,8 +285,8 @@ def test_the_cache_of_a_shallow_wavefront_is_that_of_the_row_alone():
         prompt = prompts["input_ids"][row, prompts["attention_mask"][row] == 1][None]
         text = ids[row, mask[row] == 1][None]
         options |= {"max_new_tokens": text.shape[1] - prompt.shape[1] - 3, "suppress_tokens": [0]}
-        cache = model.generate(prompt, return_dict_in_generate=True, **options).past_key_values
-        alone = model.generate(text, past_key_values=cache, num_recurrences=2, **second)
+        cache = model.generate(prompt, return_dict_in_generate=True, **options)[CACHE]
+        alone = model.generate(text, **{CACHE: cache}, num_recurrences=2, **second)
         torch.testing.assert_close(found.logits[0][row], alone.logits[0][0], atol=1e-3, rtol=1e-3)
 
 
@@ -295,11 +296,11 @@ def test_policies_that_keep_every_recurrence_hand_their_caches_to_each_other(ord
     before, after = (POLICIES.get(name, {}) for name in order)
     common = {"max_new_tokens": 5, "return_dict_in_generate": True}
     cache = RecurrentCache.every_recurrence(model.config, 3, 4, DEPTH, torch.float32, "cpu")
-    first = model.generate(**prompts, past_key_values=cache, **common, **before)
+    first = model.generate(**prompts, **{CACHE: cache}, **common, **before)
     ids = torch.cat([first.sequences, padded_prompts(3, seed=8)["input_ids"]], dim=1)
     ids[-1, 12:18] = 7
     mask = torch.cat([prompts["attention_mask"], torch.ones(3, 12, dtype=torch.long)], dim=1)
-    second = model.generate(ids, attention_mask=mask, past_key_values=cache, **common, **after)
+    second = model.generate(ids, attention_mask=mask, **{CACHE: cache}, **common, **after)
     assert second.sequences.tolist() == model.generate(ids, attention_mask=mask, max_new_tokens=5).tolist()
     assert second.num_prefill_positions == 3 * 8
 
@@ -313,9 +314,7 @@ def test_a_cache_of_latest_recurrences_is_gone_on_from(policy):
     first = model.generate(**prompts, max_new_tokens=6, **options)
     ids = torch.cat([first.sequences, torch.tensor([[11, 12], [13, 14]])], dim=1)
     mask = torch.cat([prompts["attention_mask"], torch.ones(2, 8, dtype=torch.long)], dim=1)
-    second = model.generate(
-        ids, attention_mask=mask, past_key_values=first.past_key_values, max_new_tokens=6, **options
-    )
+    second = model.generate(ids, attention_mask=mask, **{CACHE: first[CACHE]}, max_new_tokens=6, **options)
     afresh = model.generate(ids, attention_mask=mask, max_new_tokens=6, **options)
     assert second.sequences.tolist() == afresh.sequences.tolist()
     assert (second.num_prefill_positions, afresh.num_prefill_positions) == (6, 21)
@@ -364,11 +363,11 @@ def test_a_cache_that_cannot_be_gone_on_from_is_refused(make, options, words):
     stored, depth = {"latest": (1, 3), "every": (3, 3), "shallow": (3, 2)}[make]
     cache = RecurrentCache(model.config, 1, 8, stored, torch.float32, "cpu")
     with torch.no_grad():
-        model(torch.tensor([[5, 6, 7, 8, 9]]), past_key_values=cache, num_recurrences=depth)
+        model(torch.tensor([[5, 6, 7, 8, 9]]), **{CACHE: cache}, num_recurrences=depth)
     options = dict(options)
     ids = torch.ones(options.pop("batch", 1), options.pop("length", 8), dtype=torch.long)
     with pytest.raises(ValueError, match=words):
-        model.generate(ids, past_key_values=cache, max_new_tokens=2, **options)
+        model.generate(ids, **{CACHE: cache}, max_new_tokens=2, **options)
 
 
 class DraftRecorder(TextStreamer):

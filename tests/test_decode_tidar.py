@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tiny_tidar import FAMILIES, CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
+from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.draft_cache import stack_rows
 from wavedraft.generation.draft_forward import DraftForward
 
@@ -142,7 +143,7 @@ def test_nothing_of_the_masks_or_of_rejected_tokens_stays_in_the_cache():
         forward.verify_and_draft(torch.tensor([[21, 22, 23, 24]]), every_branch)
         forward.accept(torch.tensor([1]), [1])
         kept_ids = torch.cat([prompt_ids, torch.tensor([[11, 12, 21]])], dim=1)
-        expected = model(kept_ids, use_cache=True).past_key_values
+        expected = model(kept_ids, use_cache=True)[CACHE]
     kept = stack_rows([forward.cache.row(0, 9)], [9])
     assert forward.cache.lengths.tolist() == [9]
     for layer, expected_layer in zip(kept.layers, expected.layers, strict=True):

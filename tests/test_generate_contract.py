@@ -29,6 +29,7 @@ from tiny_stock import tiny_config
 from tiny_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation import RowStreamer, options_tidar, tidar
+from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.transcript import Scores, Transcript
 
 LETTERS = "-" + string.ascii_letters + "01234567"
@@ -251,24 +252,24 @@ def test_a_second_turn_goes_on_from_the_first_turns_cache(models, batch_size):
     model, stock = models
     prompts, more = random_prompts(batch_size, 6), random_prompts(batch_size, 4, seed=9)
     first = model.generate(prompts, max_new_tokens=9, do_sample=False, return_dict_in_generate=True)
-    assert first.past_key_values.get_seq_length() == 6 + 9 - 1
+    assert first[CACHE].get_seq_length() == 6 + 9 - 1
     second_ids = torch.cat([first.sequences, more], dim=1)
     expected = stock.generate(second_ids, max_new_tokens=9, do_sample=False)
     queries = []
     handle = model.register_forward_hook(
         lambda module, args, kwargs, output: queries.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    found = model.generate(second_ids, past_key_values=first.past_key_values, max_new_tokens=9, do_sample=False)
+    found = model.generate(second_ids, **{CACHE: first[CACHE]}, max_new_tokens=9, do_sample=False)
     handle.remove()
     assert found.tolist() == expected.tolist()
     assert queries[0] == 1 + 4 + 4  # the first turn's last token, the new ones, and a block of masks
 
     own = DynamicCache()
-    model.generate(prompts, past_key_values=own, max_new_tokens=9, do_sample=False)
+    model.generate(prompts, **{CACHE: own}, max_new_tokens=9, do_sample=False)
     assert own.get_seq_length() == 6 + 9 - 1
-    assert model.generate(second_ids, past_key_values=own, max_new_tokens=9, do_sample=False).tolist() == found.tolist()
-    handed_over = model.generate(prompts, max_new_tokens=9, return_dict_in_generate=True).past_key_values
-    stock_text = stock.generate(second_ids, past_key_values=handed_over, max_new_tokens=9, do_sample=False)
+    assert model.generate(second_ids, **{CACHE: own}, max_new_tokens=9, do_sample=False).tolist() == found.tolist()
+    handed_over = model.generate(prompts, max_new_tokens=9, return_dict_in_generate=True)[CACHE]
+    stock_text = stock.generate(second_ids, **{CACHE: handed_over}, max_new_tokens=9, do_sample=False)
     assert stock_text.tolist() == found.tolist()
 
 
@@ -292,7 +293,7 @@ def test_rows_that_end_early_leave_their_cache_whole_and_the_next_turn_goes_on_f
     lengths = [6 + int((text[6:] != 0).sum()) for text in found.sequences]
     assert len(set(lengths)) > 2
     assert len(queries) == found.num_forwards + found.num_prefill_forwards
-    for mine, theirs in zip(found.past_key_values.layers, expected.past_key_values.layers, strict=True):
+    for mine, theirs in zip(found[CACHE].layers, expected[CACHE].layers, strict=True):
         for row, length in enumerate(lengths):
             told = slice(int((mask[row] == 0).sum()), min(length, max(lengths) - 1))
             torch.testing.assert_close(mine.keys[row, :, told], theirs.keys[row, :, told], atol=1e-4, rtol=1e-4)
@@ -302,8 +303,8 @@ def test_rows_that_end_early_leave_their_cache_whole_and_the_next_turn_goes_on_f
     is_text[:, :6] = mask
     second = {"attention_mask": is_text, "max_new_tokens": 8, "do_sample": False}
     texts = [
-        of.generate(second_ids, past_key_values=cache, **second).tolist()
-        for of, cache in ((model, found.past_key_values), (stock, expected.past_key_values), (stock, None))
+        of.generate(second_ids, **{CACHE: cache}, **second).tolist()
+        for of, cache in ((model, found[CACHE]), (stock, expected[CACHE]), (stock, None))
     ]
     assert texts[0] == texts[1] == texts[2]
 

@@ -17,6 +17,7 @@ from recurrent_golden import random_model
 from tiny_tidar import VOCAB_SIZE, random_prompts, tiny_tidar
 from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM
 from wavedraft.generation import tidar
+from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.device_of_model import devices_of
 from wavedraft.modeling_recurrent import RecurrentCache, generation_recurrent
 from wavedraft.modeling_tidar import generation_tidar
@@ -166,7 +167,7 @@ def test_a_static_cache_is_left_aside_over_several_devices(spread, monkeypatch):
     hook = spread.transformer["coda"][0]._hf_hook
     monkeypatch.setattr(generation_recurrent, "devices_of", lambda model: {torch.device("cpu"), torch.device("meta")})
     output = spread.generate(prompts, **GREEDY, cache_implementation="static", return_dict_in_generate=True)
-    assert type(output.past_key_values) is RecurrentCache and "several devices" in said[0]
+    assert type(output[CACHE]) is RecurrentCache and "several devices" in said[0]
     monkeypatch.undo()
     assert devices_of(spread) == {torch.device("cpu")}
     monkeypatch.setattr(hook, "execution_device", "meta")

@@ -8,6 +8,7 @@ from test_sampling_tidar import SMALL_VOCABULARY, chi_square_bound, draw, exact_
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.acceptance import draft_confidence, likely_lengths
+from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.draft_forward import DraftForward
 from wavedraft.generation.logits_of_states import lm_head_logits
 
@@ -167,7 +168,7 @@ def test_processors_scores_ends_and_the_cache_are_plain_decodings(processors, nu
         num_new = int((text[6:] != 0).sum())
         for mine, theirs in zip(found.scores[:num_new], expected.scores[:num_new], strict=True):
             torch.testing.assert_close(mine[row], theirs[row], atol=1e-3, rtol=1e-3)
-        for mine, theirs in zip(found.past_key_values.layers, expected.past_key_values.layers, strict=True):
+        for mine, theirs in zip(found[CACHE].layers, expected[CACHE].layers, strict=True):
             length = 6 + num_new - 1
             torch.testing.assert_close(mine.keys[row, :, :length], theirs.keys[row, :, :length], atol=1e-4, rtol=1e-4)
 

@@ -10,6 +10,7 @@ from transformers import CompileConfig, StaticCache
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft.generation import options_tidar
+from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.pace_tidar import PLAIN, Costs, Pace, Plan
 from wavedraft.generation.static_decode import num_slots_for
 
@@ -63,9 +64,9 @@ def test_a_second_turn_continues_from_the_cache_it_returns():
     first = model.generate(prompts, max_new_tokens=9, do_sample=False, return_dict_in_generate=True, **STATIC)
     longer = torch.cat([first.sequences, random_prompts(2, 3, seed=5)], dim=1)
     expected = model.generate(longer, max_new_tokens=11, do_sample=False)
-    cache = first.past_key_values
+    cache = first[CACHE]
     assert type(cache) is StaticCache and cache.get_seq_length() == 14
-    found = model.generate(longer, max_new_tokens=11, do_sample=False, past_key_values=cache)
+    found = model.generate(longer, max_new_tokens=11, do_sample=False, **{CACHE: cache})
     assert found.tolist() == expected.tolist()
 
 

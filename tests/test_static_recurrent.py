@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from recurrent_golden import random_model
+from wavedraft.generation.cache_name import CACHE
 from wavedraft.modeling_recurrent import generation_recurrent
 from wavedraft.modeling_recurrent.looped_recurrent import eager_attention
 from wavedraft.modeling_recurrent.static_recurrent import (
@@ -50,7 +51,7 @@ def test_a_static_cache_writes_the_same_text(decode):
         assert output.sequences.tolist() == expected.sequences.tolist()
         assert output.num_core_passes == expected.num_core_passes
         assert output.recurrences_per_position.tolist() == expected.recurrences_per_position.tolist()
-        assert output.past_key_values.lengths == expected.past_key_values.lengths
+        assert output[CACHE].lengths == expected[CACHE].lengths
 
 
 @pytest.mark.parametrize("decode", DECODES)
@@ -147,10 +148,10 @@ def test_a_returned_static_cache_is_gone_on_from_and_grows():
     ids = torch.tensor([PROMPTS[0]])
     common = {"return_dict_in_generate": True, "policy": "self-speculative"}
     first = model.generate(ids, max_new_tokens=10, cache_implementation="static", **common)
-    given = copy.deepcopy(first.past_key_values)
+    given = copy.deepcopy(first[CACHE])
     longer = torch.cat([first.sequences, torch.tensor([[4, 5]])], dim=1)
 
-    output = model.generate(longer, max_new_tokens=150, past_key_values=given, **common)
+    output = model.generate(longer, max_new_tokens=150, **{CACHE: given}, **common)
 
     assert output.num_prefill_positions == 3
     assert output.sequences.tolist() == model.generate(longer, max_new_tokens=150).tolist()
@@ -181,9 +182,9 @@ def test_what_cannot_be_static_is_refused(options, words):
 
 def test_a_static_cache_is_refused_beside_another_and_where_its_unused_columns_cannot_be_hidden():
     model, ids = random_model(), torch.tensor([PROMPTS[0]])
-    cache = model.generate(ids, max_new_tokens=4, return_dict_in_generate=True).past_key_values
+    cache = model.generate(ids, max_new_tokens=4, return_dict_in_generate=True)[CACHE]
     with pytest.raises(ValueError, match="`cache_implementation` must be left out beside"):
-        model.generate(torch.cat([ids] * 3, 1), max_new_tokens=4, past_key_values=cache, cache_implementation="static")
+        model.generate(torch.cat([ids] * 3, 1), max_new_tokens=4, **{CACHE: cache}, cache_implementation="static")
     model.set_attn_implementation("flex_attention")
     with pytest.raises(ValueError, match="`attn_implementation` must be 'sdpa' or 'eager'"):
         model.generate(ids, max_new_tokens=4, cache_implementation="static", policy="adaptive")

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from recurrent_golden import random_model
 from tiny_tidar import CountedForwards, plain_greedy_loop, script_drafts
 from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM, convert, to_ar
+from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.draft_forward import DraftForward
 from wavedraft.modeling_recurrent import RecurrentDepthConfig
 from wavedraft.modeling_tidar import DraftObjective
@@ -120,15 +121,15 @@ def test_right_drafts_save_forwards_and_masks_leave_the_core_early(monkeypatch):
 def test_a_conversation_goes_on_from_the_cache_of_every_recurrence(mask_recurrences):
     model = drafting(random_model(), 4, mask_recurrences)
     first = model.generate(prompts(1, 5), max_new_tokens=9, do_sample=False, return_dict_in_generate=True)
-    cache = first.past_key_values
+    cache = first[CACHE]
     assert type(cache) is DynamicCache and len(cache.layers) == model.num_cache_layers == 1 + 1 + 6 * 3
     longer = torch.cat([first.sequences, prompts(1, 3, seed=5)], dim=1)
     whole = model.generate(longer, max_new_tokens=9, do_sample=False)
     with torch.no_grad():
-        plain_cache = model(longer[:, :11], use_cache=True).past_key_values
+        plain_cache = model(longer[:, :11], use_cache=True)[CACHE]
     for given in (cache, plain_cache):
         calls = CountedForwards(model)
-        assert torch.equal(model.generate(longer, max_new_tokens=9, do_sample=False, past_key_values=given), whole)
+        assert torch.equal(model.generate(longer, max_new_tokens=9, do_sample=False, **{CACHE: given}), whole)
         assert calls.num_queries[0] < longer.shape[1]
 
 
@@ -137,9 +138,9 @@ def test_what_its_generate_cannot_do_is_refused_and_the_end_of_the_position_tabl
     ids = prompts(1, 6)
     with pytest.raises(ValueError, match="`cache_implementation` must be left out"):
         model.generate(ids, max_new_tokens=4, cache_implementation="static")
-    with pytest.raises(ValueError, match="`past_key_values` must be a `DynamicCache`"):
-        cache = random_model().generate(ids, max_new_tokens=4, return_dict_in_generate=True).past_key_values
-        model.generate(torch.cat([ids, ids], dim=1), max_new_tokens=4, past_key_values=cache)
+    with pytest.raises(ValueError, match=f"`{CACHE}` must be a `DynamicCache`"):
+        cache = random_model().generate(ids, max_new_tokens=4, return_dict_in_generate=True)[CACHE]
+        model.generate(torch.cat([ids, ids], dim=1), max_new_tokens=4, **{CACHE: cache})
     expected = plain_greedy_loop(model, ids[0], 18).tolist()
     assert model.generate(ids, max_new_tokens=18, do_sample=False)[0].tolist() == expected
     with pytest.raises(ValueError, match="at most 24 tokens"):

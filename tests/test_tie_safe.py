@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from tiny_tidar import CountedForwards, random_prompts, tiny_tidar
+from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.draft_forward import DraftForward
 from wavedraft.generation.token_by_token import NUM_BELIEVED, rounding_of
 
@@ -65,10 +66,8 @@ def test_clean_tokens_leave_bit_for_bit_what_plain_decoding_leaves():
     cache = DynamicCache()
     with torch.no_grad():
         forward.prefill(prompt_ids, None, has_draft=False)
-        model(prompt_ids, past_key_values=cache, logits_to_keep=1)
-        expected = [
-            model(draft_ids[:, i : i + 1], past_key_values=cache, logits_to_keep=1).logits[0, 0] for i in range(8)
-        ]
+        model(prompt_ids, **{CACHE: cache}, logits_to_keep=1)
+        expected = [model(draft_ids[:, i : i + 1], **{CACHE: cache}, logits_to_keep=1).logits[0, 0] for i in range(8)]
         wide = forward.verify_and_draft(draft_ids, torch.arange(1, 9)[None])[0]
         assert torch.equal(wide, torch.stack(expected))
         for mine, theirs in zip(forward.cache.layers, cache.layers, strict=True):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -104,7 +104,7 @@ def test_packing_fills_sequences_and_loses_no_row():
 def test_packed_documents_teach_what_each_teaches_alone(family, mode):
     model = tiny_tidar(family, draft_length=4)
     if mode == "gated":
-        model.add_adapter(gated_adapter_config(model, 4))
+        get_peft_model(model, gated_adapter_config(model, 4))
     rows = random_rows([12, 8, 16, 8], 4)  # whole blocks, so that they begin at the same tokens
     objective, num_labels = DraftObjective(mode=mode), sum(len(row["labels"]) - 4 for row in rows)
     collate = PaddingCollator(0)

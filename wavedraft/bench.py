@@ -19,6 +19,8 @@ from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from .generation.cache_name import CACHE
+
 AR = "AR"
 OWN_LENGTH = "own"
 SHIFT = 31  # of the text that fills a row up, against the row before: rows of one prompt are not one text
@@ -480,7 +482,7 @@ def time_forwards(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor,
         if num <= limit
     }
     cache = DynamicCache(config=model.config)
-    model(ids.to(device), attention_mask=mask.to(device), past_key_values=cache, logits_to_keep=1)
+    model(ids.to(device), attention_mask=mask.to(device), logits_to_keep=1, **{CACHE: cache})
     for _, (num, row) in product(range(-1, max(repeats, 3)), rows.items()):
         query_ids = torch.ones(batch_size, num, dtype=torch.long, device=device)
         whole_mask = nn.functional.pad(mask, (0, num), value=1).to(device)
@@ -488,7 +490,7 @@ def time_forwards(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor,
         used = copy.deepcopy(cache)
         _synchronize(device)
         start = time.perf_counter()
-        model(query_ids, attention_mask=whole_mask, position_ids=positions, past_key_values=used)
+        model(query_ids, attention_mask=whole_mask, position_ids=positions, **{CACHE: used})
         _synchronize(device)
         row["seconds"].append(time.perf_counter() - start)
     for row in rows.values():

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
+from .generation.cache_name import CACHE
+
 
 class Chat:
     """
@@ -42,12 +44,12 @@ class Chat:
         cache, self.cache = self._cache_of_prefix(ids[0]), None
         output = self.model.generate(
             ids.to(self.model.device),
-            past_key_values=cache,
             streamer=streamer,
             return_dict_in_generate=True,
+            **{CACHE: cache},
             **self.options,
         )
-        self.cache, self.cached_ids = output.past_key_values, output.sequences[0, :-1].cpu()
+        self.cache, self.cached_ids = getattr(output, CACHE), output.sequences[0, :-1].cpu()
         reply = self.tokenizer.decode(output.sequences[0, ids.shape[1] :], skip_special_tokens=True)
         self.messages = [*messages, {"role": "assistant", "content": reply}]
         return output

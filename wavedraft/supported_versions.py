@@ -4,6 +4,9 @@ from transformers import __version__
 
 OLDEST = "5.22"
 FIRST_UNSUPPORTED = "6"
+# What pip installs. 5.24 drafts too, but adds, switches and saves adapters by PEFT 0.22 alone, which PyPI did not have
+# on 2026-11-25.
+REQUIREMENT = f"transformers>={OLDEST},<5.24"
 
 
 def check_transformers(version: str) -> None:
@@ -15,7 +18,7 @@ def check_transformers(version: str) -> None:
     if not _numbers(OLDEST) <= _numbers(version) < _numbers(FIRST_UNSUPPORTED):
         raise ImportError(
             f"wavedraft works with transformers {OLDEST} and newer, below {FIRST_UNSUPPORTED}, but transformers "
-            f"{version} is installed. Install one that fits: pip install 'transformers>={OLDEST},<{FIRST_UNSUPPORTED}'"
+            f"{version} is installed. Install one that fits: pip install '{REQUIREMENT}'"
         )
 
 
