@@ -114,11 +114,13 @@ def likely_lengths(confidence: torch.Tensor, num_drafted: torch.Tensor, num_bran
     Args:
         confidence: [B, K - 1] in draft tokens 2..K.
         num_drafted: [B] how many of a row's K are a draft: no more are accepted.
-        num_branches: how many to choose, 1 to K.
+        num_branches: how many to choose, 0 to K.
 
     Returns:
         [B, num_branches] of 1 to K, rising.
     """
+    if not num_branches:
+        return num_drafted.new_empty(len(num_drafted), 0)
     place = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)
     stands = torch.where(place < num_drafted[:, None], confidence, 0)
     reached = nn.functional.pad(stands.cumprod(dim=1), (1, 0), value=1.0)  # [B, K]

@@ -248,13 +248,11 @@ class DraftForward:
         Returns:
             [A, K - 1, V]; [A, 0, V] unless `has_draft`.
         """
-        device = self.mask_states.device
-        if has_draft and not self.num_blocks:
+        device, num_slots = self.mask_states.device, self.draft_length - 1 if has_draft else 0
+        if not (num_slots and self.num_blocks):
             vocab_size = self.model.config.get_text_config().vocab_size
-            shape = len(first_mask), self.draft_length - 1, vocab_size
-            return self.mask_states.new_zeros(shape).to(first_mask.device)
-        slots = torch.arange(self.draft_length - 1 if has_draft else 0, device=device)
-        slots = first_mask.to(device)[:, None] + slots
+            return self.mask_states.new_zeros(len(first_mask), num_slots, vocab_size).to(first_mask.device)
+        slots = first_mask.to(device)[:, None] + torch.arange(num_slots, device=device)
         rows = torch.arange(len(first_mask), device=device)[:, None]
         if self.mask_logits is not None:  # of masks 2..K
             return self.mask_logits[rows, (slots - 1).clamp(max=self.draft_length - 2)].to(first_mask.device)
@@ -288,7 +286,7 @@ class DraftForward:
         self.row_lengths = [self.row_lengths[place] for place in places]
         if self.is_real_slot is not None and not self.is_static:
             self.is_real_slot = self.is_real_slot[places]
-        self.cache.keep_rows(places, max(self.row_lengths))
+        self.cache.keep_rows(places, self.row_lengths)
 
     def final_cache(self, text_lengths: list[int], last_ids: list[int]) -> DynamicCache:
         """What is cached of texts of these lengths, each with its last token's id, as plain decoding leaves it: all but
@@ -309,7 +307,7 @@ class DraftForward:
         lengths = [one.length for one in finished]
         cache = DraftCache(len(rows), len(self.cache.layers), device)
         cache.take_over(stack_rows([one.states for one in finished], lengths))
-        cache.lengths = torch.tensor(lengths, device=device)
+        cache.accept(torch.tensor(lengths, device=device) - cache.lengths, lengths)
         kept = self.cache, self.row_lengths, self.is_real_slot, self.is_static
         self.cache, self.row_lengths, self.is_static = cache, lengths, False
         self.is_real_slot = None if self.is_real_in_prompt is None else self.is_real_in_prompt[rows]
@@ -345,7 +343,7 @@ class DraftForward:
 
     def _advance(self, num_kept: torch.Tensor, counts: list[int]) -> None:
         self.row_lengths = [length + count for length, count in zip(self.row_lengths, counts, strict=True)]
-        self.cache.accept(num_kept, max(self.row_lengths))
+        self.cache.accept(num_kept, self.row_lengths)
 
     def _forward(
         self,
@@ -371,9 +369,12 @@ class DraftForward:
             )
         num_rows, num_clean = clean_ids.shape
         num_masks = branch_lengths.shape[1] * self.draft_length
-        mask_ids = clean_ids.new_full((num_rows, num_masks), self.mask_embedding_id)
-        after_first = draft_positions(num_clean, self.draft_length, branch_lengths)[:, num_clean:]
-        position_ids = torch.cat([clean_positions, clean_positions[:, -1:] + 1 - num_clean + after_first], dim=1)
+        input_ids, position_ids = clean_ids, clean_positions
+        if num_masks:
+            mask_ids = clean_ids.new_full((num_rows, num_masks), self.mask_embedding_id)
+            input_ids = torch.cat([clean_ids, mask_ids], dim=1)
+            after_first = draft_positions(num_clean, self.draft_length, branch_lengths)[:, num_clean:]
+            position_ids = torch.cat([clean_positions, clean_positions[:, -1:] + 1 - num_clean + after_first], dim=1)
         if self.last_position is not None:
             position_ids = position_ids.clamp(max=self.last_position)
         cache, lengths, is_real_slot = self.cache, self.row_lengths, self.is_real_slot
@@ -395,7 +396,9 @@ class DraftForward:
             attention_mask = None if is_real_slot is None else is_real_slot.long()
         is_token_by_token = self.is_token_by_token and not is_prefill
         spans = Spans(lengths, num_clean, is_real_slot, self.has_window)
-        read_places = torch.arange(num_clean - num_read, num_clean, device=clean_ids.device)
+        read_places: Any = num_read
+        if num_masks:
+            read_places = torch.arange(num_clean - num_read, num_clean, device=clean_ids.device)
         if has_one_block := branch_lengths.shape[1] == 1:  # then its predictions come with the same pass of the lm_head
             masks = torch.arange(num_clean + 1, num_clean + num_masks, device=clean_ids.device)
             read_places = torch.cat([read_places, masks])
@@ -406,22 +409,22 @@ class DraftForward:
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
             grouped_attention(self.model) if self.is_grouped and has_structured_mask else nullcontext(),
             self.compiled_layers.running(cache, shape) if self.compiled_layers and is_step else nullcontext(),
-            self._keep_last_states() as last_states,
+            self._keep_last_states() if num_masks else nullcontext([]) as last_states,
         ):
             output = self.model(
-                input_ids=torch.cat([clean_ids, mask_ids], dim=1),
+                input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 use_cache=True,
-                logits_to_keep=read_places if num_masks else num_read,
+                logits_to_keep=read_places,
                 return_dict=True,
                 **{CACHE: cache},
                 **({"num_masks": num_masks} if is_recurrent_depth(self.model) else {}),
             )
-        logits, states = map(self.cache.gather, (output.logits, last_states[0]))
+        logits = self.cache.gather(output.logits)
         if alone is None:
             self.branch_lengths = branches_of_unfinished
-            self.mask_states = states[:, num_clean:]
+            self.mask_states = self.cache.gather(last_states[0])[:, num_clean:] if num_masks else logits[:, :0]
             self.mask_logits = logits[:, num_read:] if has_one_block else None
         return logits[:, :num_read].to(device_of_ids)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,7 +26,7 @@ class MaskGate:
         self.num_masks = 0
         self.adapted: dict[nn.Module, tuple[dict[str, Any], str]] = {}
         self.factors: WeakKeyDictionary[nn.Module, Factors] = WeakKeyDictionary()
-        self.short_ways: list[tuple[Any, Callable[..., torch.Tensor]]] | None = None
+        self.short_ways: list[ShortWay] | None = None
         self.unprepared: list[Callable[[], None]] = []  # what the short ways need before masks come by
 
     @classmethod
@@ -62,25 +62,27 @@ class MaskGate:
             self.factors.clear()
         if self.short_ways is None and not torch.is_grad_enabled():
             self.unprepared = []
-            self.short_ways = [(module, way) for module in self.adapted if (way := self._short_way(module))]
+            self.short_ways = [
+                ShortWay(module, module.__dict__, way, *place, module._modules["base_layer"])
+                for module, place in self.adapted.items()
+                if (way := self._short_way(module))
+            ]
         short_ways = [] if torch.is_grad_enabled() else self.short_ways or []
         while num_masks and self.unprepared:
             self.unprepared.pop()()
-        places = self.adapted
-        for module, way in short_ways:
+        # Hundreds of layers, at every forward: nothing is looked up that is known.
+        for module, attributes, way, siblings, name, base in short_ways:
             if num_masks or module._forward_hooks or module._forward_pre_hooks:
-                module.__dict__["forward"] = way
+                attributes["forward"] = way
             else:
-                siblings, name = places[module]
-                siblings[name] = module._modules["base_layer"]
+                siblings[name] = base
         try:
             yield
         finally:
             self.num_masks = 0
-            for module, _ in short_ways:
-                siblings, name = places[module]
+            for module, attributes, _, siblings, name, _ in short_ways:
                 siblings[name] = module
-                module.__dict__.pop("forward", None)
+                attributes.pop("forward", None)
 
     def _short_way(self, module: Any) -> Callable[..., torch.Tensor] | None:
         """The module's forward with nothing but the base layer and the adapter; None where PEFT has more to do."""
@@ -155,6 +157,18 @@ class MaskGate:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["variant"], name)
+
+
+class ShortWay(NamedTuple):
+    """An adapted layer, its attributes, its short forward, the modules it stands among and its name there, and the
+    layer it adapts."""
+
+    module: Any
+    attributes: dict[str, Any]
+    forward: Callable[..., torch.Tensor]
+    siblings: dict[str, Any]
+    name: str
+    base: nn.Module
 
 
 class Factors:

@@ -43,7 +43,7 @@ class StaticDraftCache(DraftCache):
     def begin_forward(self, num_queries: int) -> None:
         super().begin_forward(num_queries)
         if self.is_step:
-            self.num_slots = self.capacity
+            self.num_slots, self.first_slot = self.capacity, None
 
     def reserve_all(self) -> None:
         """Gives every layer its C slots at once: from here on a step has one shape, and one place in memory."""
@@ -59,12 +59,12 @@ class StaticDraftCache(DraftCache):
     def gather(self, of_rows: torch.Tensor) -> torch.Tensor:
         return of_rows[self.unfinished]
 
-    def accept(self, num_accepted: torch.Tensor, max_length: int) -> None:
+    def accept(self, num_accepted: torch.Tensor, row_lengths: list[int]) -> None:
         self.lengths = self.lengths.index_add(0, self.unfinished, num_accepted)
-        self.max_length = max_length
+        self.min_length, self.max_length = min(row_lengths), max(row_lengths)
 
-    def keep_rows(self, rows: list[int], max_length: int) -> None:
-        self.max_length = max_length
+    def keep_rows(self, rows: list[int], row_lengths: list[int]) -> None:
+        self.min_length, self.max_length = min(row_lengths), max(row_lengths)
         self.unfinished = self.unfinished[rows]
         self.places = torch.zeros_like(self.lengths)
         self.places[self.unfinished] = torch.arange(len(rows), device=self.lengths.device)
