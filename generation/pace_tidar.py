@@ -23,6 +23,9 @@ MARGIN, STATIC_MARGIN = 1.2, 1.05
 ALIKE = 0.95  # of plans that promise nearly the most, the one of the fewest queries: its promise hangs less on drafts
 RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
 MOST_FAILURES = 3  # drafting that goes on not paying is tried half as often each time, so many times
+# What drafts may have cost a text, in plain forwards: so much at once, and so much more with each token. A forward that
+# could take it beyond that is not run.
+ALLOWANCE, ALLOWANCE_PER_TOKEN = 0.7, 0.015
 # A text begins with a try where drafts of the usual worth promise so much of plain decoding's rate.
 FIRST_TRY, STATIC_FIRST_TRY = 0.9, 0.8
 # Texts differ more in what drafts are worth than one text does in itself: each begins with the usual chance of
@@ -102,6 +105,9 @@ class Pace:
         num_plain: forwards since a draft was last verified.
         num_drafting: forwards since the last plain one.
         num_failed: tries of drafting, one after the other, that did not pay.
+        lost: plain forwards' time that drafts have cost the text, less what they gave it.
+        num_tokens: of the text, a row's.
+        has_draft: whether the last forward drafted.
         late: tokens beyond the first that a forward was given by a block that came too early.
     """
 
@@ -113,6 +119,9 @@ class Pace:
     num_plain: int = 0
     num_drafting: int = 0
     num_failed: int = 0
+    lost: float = 0.0
+    num_tokens: float = 0.0
+    has_draft: bool = False
     late: float = 0.0
 
     def __post_init__(self) -> None:
@@ -145,21 +154,42 @@ class Pace:
         """The highest rate that a plan promises, to plain decoding's."""
         return max(map(self.tokens_per_second, self.plans)) / self.tokens_per_second(PLAIN)
 
+    def forwards_of(self, shape: tuple[int, int, int]) -> float:
+        """What a forward takes, in plain ones."""
+        seconds = self.costs.seconds
+        return seconds[shape] / seconds[1, 0, 0] if shape in seconds else 1.0
+
+    def is_affordable(self, plan: Plan) -> bool:
+        """Whether the text may lose the forward that verifies, and the one that drafts before it if there is no draft,
+        but for a token each."""
+        length, num_branches = plan.draft_length, plan.num_branches
+        both = self.forwards_of((length, num_branches, length if num_branches else 0))
+        before = 1.0 if self.has_draft else both if self.is_static else self.forwards_of((1, 1, length))
+        return self.lost + both + before - 2 <= ALLOWANCE + ALLOWANCE_PER_TOKEN * self.num_tokens
+
     def choose(self) -> Plan:
         """The plan of the next forward."""
-        highest = max(map(self.tokens_per_second, self.plans))
-        alike = [plan for plan in self.plans if self.tokens_per_second(plan) >= ALIKE * highest]
+        rates = {plan: self.tokens_per_second(plan) for plan in self.plans if self.is_affordable(plan)}
+        if not rates or self.num_drafting >= RETRY_FORWARDS:
+            return PLAIN
+        highest = max(rates.values())
+        alike = [plan for plan, rate in rates.items() if rate >= ALIKE * highest]
         best = min(alike, key=lambda plan: plan.draft_length * (1 + plan.num_branches))
         margin = STATIC_MARGIN if self.is_static else MARGIN
-        if self.tokens_per_second(best) > margin * self.tokens_per_second(PLAIN):
+        if rates[best] > margin * self.tokens_per_second(PLAIN):
             self.num_failed = 0
-            return best if self.num_drafting < RETRY_FORWARDS else PLAIN
+            return best
         return PLAIN if self.num_plain < RETRY_FORWARDS << self.num_failed else best
 
     def see(self, accepted: list[tuple[int, int]], shape: tuple[int, int, int], seconds: float) -> None:
         """Takes in what a forward did: for each row the length of the draft it read, 1 where no block stood right
         behind its text, and how much of it stood; and what it cost with all that is done around it."""
         self.costs.see(shape, seconds)
+        num_tokens = sum(count for _, count in accepted) / len(accepted)
+        self.num_tokens += num_tokens
+        if shape != (1, 0, 0):
+            self.lost += self.forwards_of(shape) - num_tokens
+        self.has_draft = shape[1] > 0
         drafts = [(length, count) for length, count in accepted if length > 1]
         if shape[1] and (lates := [count - 1 for length, count in accepted if length == 1]):
             self.late += NEWEST_OF_SHAPE * (sum(lates) / len(lates) - self.late)

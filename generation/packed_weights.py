@@ -12,6 +12,11 @@ import torch
 from torch import nn
 
 
+def has_packed_products() -> bool:
+    """Whether this machine's CPU, and this build of PyTorch, have oneDNN's products of bfloat16."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def check_packable(model: nn.Module) -> None:
     """Raises where a copy in another order would not be read."""
     if model.device.type != "cpu" or model.dtype != torch.bfloat16:
@@ -19,7 +24,7 @@ def check_packable(model: nn.Module) -> None:
             f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
             "on a CPU. Leave it out, or load the model with `dtype=torch.bfloat16`."
         )
-    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if not has_packed_products():
         raise ValueError(
             "`packed_weights` must be False on this machine: its CPU, or this build of PyTorch, has no oneDNN products "
             "of bfloat16. Leave it out."

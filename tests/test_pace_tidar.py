@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
-from wavedraft.generation.pace_tidar import PLAIN, RETRY_FORWARDS, Costs, Pace, Plan, plans_up_to, shapes_of
+from wavedraft.generation.pace_tidar import (
+    ALLOWANCE,
+    ALLOWANCE_PER_TOKEN,
+    PLAIN,
+    RETRY_FORWARDS,
+    Costs,
+    Pace,
+    Plan,
+    plans_up_to,
+    shapes_of,
+)
 
 DECODER = sys.modules["wavedraft.generation.decode_tidar"]  # the package names its function so
 
@@ -79,9 +89,39 @@ def played_forwards(of, count_of_draft, num_forwards):
 
 
 def test_drafting_is_tried_again_now_and_then_until_a_draft_was_read():
-    plans = played_forwards(pace(1.0, 1.0, 0.0), 1, 10 * RETRY_FORWARDS)
+    plans = played_forwards(pace(1.0, 0.1, 0.0), 1, 10 * RETRY_FORWARDS)
     tries = [i for i, plan in enumerate(plans) if plan != PLAIN]
     assert tries == [48, 49, 48 + 98, 48 + 99, 48 + 98 + 194, 48 + 98 + 195]  # each waits twice as long
+
+
+@pytest.mark.parametrize("each_query", [0.0, 0.02, 0.1, 0.5])
+@pytest.mark.parametrize("is_static", [False, True])
+def test_a_text_loses_no_more_than_its_allowance_whatever_its_drafts_are_worth(each_query, is_static):
+    plans = plans_up_to(8, is_wide=False, is_static=is_static)
+    shapes = shapes_of(plans, is_static)
+    seconds = {(n, m, k): 1.0 + each_query * (n + m * k - 1) for n, m, k in shapes}
+    chances = torch.rand(20, generator=torch.Generator().manual_seed(0)).tolist()
+    draws = torch.rand(20, 400, 8, generator=torch.Generator().manual_seed(1))
+    for chance, text in zip([0.0, *chances], [draws[0], *draws], strict=True):
+        # Drafts that begin by always standing, so that the pace trusts them, and then stand by chance.
+        of, num_tokens, taken, has_draft = Pace(Costs(dict(seconds)), plans, is_static), 0, 0.0, False
+        for number, draw in enumerate(text.tolist()):
+            plan, count = of.choose(), 1
+            if plan == PLAIN:
+                shape, has_draft = (1, 0, 0), False
+            elif has_draft or is_static:
+                shape = plan.draft_length, plan.num_branches, plan.draft_length if plan.num_branches else 0
+                stands = has_draft
+                while stands and count < plan.draft_length and (number < 10 * chance or draw[count] < chance):
+                    count += 1
+                has_draft = bool(plan.num_branches)
+            else:
+                shape, has_draft = (1, 1, plan.draft_length), True
+            of.see([(shape[0], count)], shape, seconds[shape])
+            taken, num_tokens = taken + seconds[shape], num_tokens + count
+            assert taken <= num_tokens + ALLOWANCE + ALLOWANCE_PER_TOKEN * num_tokens + 1e-6
+        has_drafted = of.num_plain < len(text)
+        assert has_drafted != (is_static and each_query == 0.5)  # there a try would cost more than 400 tokens allow
 
 
 def test_a_text_begins_with_a_try_where_usual_drafts_nearly_pay():

@@ -194,7 +194,7 @@ def _worst(figures: dict[str, Any]) -> float:
 
 def notes(found: dict[str, Any]) -> list[str]:
     """What the tables leave unsaid, a line each."""
-    said = []
+    said = [left_out] if (left_out := found["about"].get("left_out")) else []
     for cell in found["cells"]:
         worst = [
             f"{figures['name']} {figures['worst_kind']} {_worst(figures):.2f}"

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,7 @@ from .conversion import convert as convert_checkpoint
 from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
-from .generation.packed_weights import check_packable
+from .generation.packed_weights import check_packable, has_packed_products
 from .modeling_recurrent import RecurrentDepthForCausalLM
 from .modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from .modeling_tidar import TiDARConfig, TiDARForCausalLM
@@ -474,7 +475,12 @@ def bench(
         helper = None if assistant is None else load_assistant(assistant, dtype, tokenizer)
         device = device_for(device)
         loaded = load(model, dtype, device, adapter=None)
-        if packed_weights:
+        left_out = None
+        if packed_weights and loaded.dtype == torch.bfloat16 and not has_packed_products():  # elsewhere there are
+            left_out = "`--packed-weights` is left aside: this CPU has no oneDNN products of bfloat16."
+            print(left_out, file=sys.stderr)
+            settings = replace(settings, has_packed_weights=False)
+        elif packed_weights:
             check_packable(loaded)
         stock = without_adapter(loaded)
         if adapter is not None:
@@ -484,6 +490,7 @@ def bench(
             task = progress.add_task("Decoding", total=num_runs(contenders, encoded, settings))
             found = run_bench(contenders, encoded, filler["input_ids"][0], settings, lambda: progress.advance(task))
     options = {"model": model, "adapter": adapter, "assistant": assistant, "prompts": prompts and str(prompts)}
+    options["left_out"] = left_out
     figures = bench_report(found, loaded, settings, options)
     for table in bench_tables(figures):
         Console().print(table)
