@@ -57,6 +57,8 @@ class Greedy:
             self.scores.transcript.write_undecided(draft_ids[:, 1:])
         self.target_scores = self.scores(target_logits)
         target_ids = best_ids(self.target_scores)
+        if draft_ids.shape[1] == 1:  # nothing was drafted
+            return target_ids, torch.ones_like(num_drafted)
         num_accepted = accept_by_equality(draft_ids, target_ids, num_drafted)
         return decided_run(draft_ids, num_accepted, last_decided(target_ids, num_accepted)[:, 0]), num_accepted
 

@@ -25,7 +25,7 @@ RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried
 MOST_FAILURES = 3  # drafting that goes on not paying is tried half as often each time, so many times
 # What drafts may have cost a text, in plain forwards: so much at once, and so much more with each token. A forward that
 # could take it beyond that is not run.
-ALLOWANCE, ALLOWANCE_PER_TOKEN = 0.7, 0.015
+ALLOWANCE, ALLOWANCE_PER_TOKEN = 0.9, 0.015
 # A text begins with a try where drafts of the usual worth promise so much of plain decoding's rate.
 FIRST_TRY, STATIC_FIRST_TRY = 0.9, 0.8
 # Texts differ more in what drafts are worth than one text does in itself: each begins with the usual chance of

@@ -101,6 +101,10 @@ class Transcript:
 
     def write_undecided(self, undecided_ids: torch.Tensor, offset: int = 0) -> None:
         """Puts [A, n] ids behind each active row's length, where logits processors look for their prefix."""
+        if len(self.active) == len(self.lengths) and len(set(self.lengths)) == 1:  # a slice is written quicker
+            start = self.lengths[0] + offset
+            self.ids[:, start : start + undecided_ids.shape[1]] = undecided_ids[:, : self.ids.shape[1] - start]
+            return
         start = torch.tensor([self.lengths[row] + offset for row in self.active], device=self.ids.device)
         columns = start[:, None] + torch.arange(undecided_ids.shape[1], device=self.ids.device)
         rows = torch.tensor(self.active, device=self.ids.device)[:, None]
