@@ -42,9 +42,10 @@ class TiDAROptions:
         is_static: `cache_implementation="static"`, transformers' keyword: every step has one shape, over a cache as
             long as the longest text may be, so that its layers can be compiled: on an accelerator they are unless
             `disable_compile`, on a CPU where a `compile_config` is given.
-        packed_weights: for bfloat16 on a CPU: linear layers read a second copy of their weights, in the order its
-            products want them, which takes as much memory again and a second once. Products then round otherwise than
-            a stock model's, as they do from one machine to the next.
+        packed_weights: for bfloat16 or float32 on a CPU: linear layers read a second copy of their weights, in the
+            order its products want them, which takes as much memory again and a second once. Products then round
+            otherwise than a stock model's, as they do from one machine to the next (in float32 only those of more than
+            one token).
         draft_head: False drafts without the checkpoint's or adapter's draft head; a folder or Hub repository is where
             a stock model's is read from, once. By default the head that the model was loaded with is used, if any.
     """

@@ -1,6 +1,6 @@
-"""A CPU's products in half precision, faster: weights kept once more in the order the kernels read them in.
+"""A CPU's products of a few tokens, faster: weights kept once more in the order the kernels read them in.
 
-oneDNN puts a weight in the order of its kernel at every product of a stock `nn.Linear`; here once for all of them.
+A stock `nn.Linear` puts its weight in the order of the kernel at every product; here it is done once for all of them.
 """
 
 import weakref
@@ -11,23 +11,27 @@ from typing import Any
 import torch
 from torch import nn
 
+PACKABLE = (torch.bfloat16, torch.float32)
 
-def has_packed_products() -> bool:
-    """Whether this machine's CPU, and this build of PyTorch, have oneDNN's products of bfloat16."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+def has_packed_products(dtype: torch.dtype) -> bool:
+    """Whether this machine's CPU, and this build of PyTorch, have oneDNN's products of a dtype."""
+    has_any = torch.backends.mkldnn.is_available()
+    return has_any and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def check_packable(model: nn.Module) -> None:
     """Raises where a copy in another order would not be read."""
-    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+    if model.device.type != "cpu" or model.dtype not in PACKABLE:
         raise ValueError(
             f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
-            "on a CPU. Leave it out, or load the model with `dtype=torch.bfloat16`."
+            "and torch.float32 on a CPU. Leave it out, or load the model with one of them as `dtype`."
         )
-    if not has_packed_products():
+    if not has_packed_products(model.dtype):
+        instead = ", or load the model with `dtype=torch.float32`" if has_packed_products(torch.float32) else ""
         raise ValueError(
-            "`packed_weights` must be False on this machine: its CPU, or this build of PyTorch, has no oneDNN products "
-            "of bfloat16. Leave it out."
+            f"`packed_weights` must be False on this machine: its CPU, or this build of PyTorch, has no oneDNN "
+            f"products of {model.dtype}. Leave it out{instead}."
         )
 
 
@@ -90,14 +94,15 @@ def fingerprint_of(weight: torch.Tensor) -> tuple[Any, ...]:
 
 
 def packable_layers(model: nn.Module) -> list[nn.Linear]:
-    """Those with a weight in bfloat16 and no forward of their own: of an adapted layer the one below the adapter."""
+    """Those with a weight of the model's dtype and no forward of their own: of an adapted layer the one below the
+    adapter."""
     found: dict[nn.Linear, None] = {}
     to_visit = [model]
     while to_visit:
         module = to_visit.pop()
         if type(module) is nn.Linear:
             weight = module.weight
-            is_plain = weight.dtype == torch.bfloat16 and weight.is_contiguous() and "forward" not in module.__dict__
+            is_plain = weight.dtype == model.dtype and weight.is_contiguous() and "forward" not in module.__dict__
             if is_plain and not weight.numel() % 4:
                 found[module] = None
         elif (base_layer := module._modules.get("base_layer")) is not None:
@@ -129,6 +134,8 @@ def packed_product() -> Any:
         product_of = torch.ops.mkldnn._linear_pointwise.default
 
         def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            if x.numel() == weight.shape[1] and x.dtype == torch.float32:  # one token reads the weight as it stands
+                return nn.functional.linear(x, weight, bias)
             return product_of(x, table[id(weight)].tensor, bias, "none", [], "")
 
         def shape_only(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -218,14 +218,14 @@ def run(monkeypatch, capsys):
 def test_where_the_cpu_has_no_products_of_packed_weights_the_command_says_so_and_goes_on(
     run, folders, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("wavedraft.cli.has_packed_products", lambda: False)
+    monkeypatch.setattr("wavedraft.cli.has_packed_products", lambda dtype: False)
     options = ["--prompts", folders / "prompts.jsonl", "--num-branches", "1", "--batch-sizes", "1", "--repeats", 1]
     options += ["--max-new-tokens", 3, "--packed-weights", "--output", tmp_path]
     code, out, err = run(folders / "tidar", *options, "--dtype", "bfloat16")
     assert code == 0 and "`--packed-weights` is left aside: this CPU has no" in err and "left aside" in out, err
     assert "left aside" in (tmp_path / "bench.md").read_text() and "packed |" not in (tmp_path / "bench.md").read_text()
-    code, _, err = run(folders / "tidar", *options, "--dtype", "float32")
-    assert code and "it is for torch.bfloat16 on a CPU" in " ".join(err.split())
+    code, _, err = run(folders / "tidar", *options, "--dtype", "float16")
+    assert code and "it is for torch.bfloat16 and torch.float32 on a CPU" in " ".join(err.split())
 
 
 def test_the_command_prints_tables_and_writes_json_markdown_and_a_picture(run, folders, tmp_path):

@@ -38,7 +38,7 @@ from .conversion import convert as convert_checkpoint
 from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
-from .generation.packed_weights import check_packable, has_packed_products
+from .generation.packed_weights import PACKABLE, check_packable, has_packed_products
 from .modeling_recurrent import RecurrentDepthForCausalLM
 from .modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from .modeling_tidar import TiDARConfig, TiDARForCausalLM
@@ -51,7 +51,7 @@ DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, 
 NumBranches = Annotated[str | None, typer.Option(help="Numbers of accepted tokens to draft behind, or auto (TiDAR).")]
 Exact = Annotated[str | None, typer.Option(help="tie-safe: plain decoding's text in half precision (TiDAR).")]
 PackedWeights = Annotated[
-    bool, typer.Option("--packed-weights", help="Keep weights a second time, in the order a CPU reads (bfloat16).")
+    bool, typer.Option("--packed-weights", help="Keep weights a second time, in the order a CPU reads.")
 ]
 
 
@@ -476,8 +476,8 @@ def bench(
         device = device_for(device)
         loaded = load(model, dtype, device, adapter=None)
         left_out = None
-        if packed_weights and loaded.dtype == torch.bfloat16 and not has_packed_products():  # elsewhere there are
-            left_out = "`--packed-weights` is left aside: this CPU has no oneDNN products of bfloat16."
+        if packed_weights and loaded.dtype in PACKABLE and not has_packed_products(loaded.dtype):  # elsewhere there are
+            left_out = f"`--packed-weights` is left aside: this CPU has no oneDNN products of {loaded.dtype}."
             print(left_out, file=sys.stderr)
             settings = replace(settings, has_packed_weights=False)
         elif packed_weights:
