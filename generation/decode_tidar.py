@@ -133,7 +133,8 @@ def decode_tidar(
         if pace is not None:
             lengths = [num_clean if num == num_clean - 1 else 1 for num in drafted]  # a late block's are worth less
             shape = (num_clean, num_blocks, plan.draft_length if num_blocks else 0)
-            pace.see(list(zip(lengths, counts, strict=True)), shape, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            pace.see(list(zip(lengths, counts, strict=True)), shape, seconds, transcript.fewest_new_tokens - 1)
         record.add_forward(transcript.active, counts)
 
     if streamer is not None:

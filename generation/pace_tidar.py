@@ -26,7 +26,7 @@ MOST_FAILURES = 3  # drafting that goes on not paying is tried half as often eac
 # What drafts may have cost a text, in plain forwards: so much at once, and so much more with each token. A forward that
 # could take it beyond that is not run.
 ALLOWANCE, ALLOWANCE_PER_TOKEN = 0.9, 0.015
-# A text begins with a try where drafts of the usual worth promise so much of plain decoding's rate.
+# A text of its own begins with a try where drafts of the usual worth promise so much of plain decoding's rate.
 FIRST_TRY, STATIC_FIRST_TRY = 0.9, 0.8
 # Texts differ more in what drafts are worth than one text does in itself: each begins with the usual chance of
 # acceptance, which soon counts for nothing beside its own.
@@ -105,8 +105,9 @@ class Pace:
         num_plain: forwards since a draft was last verified.
         num_drafting: forwards since the last plain one.
         num_failed: tries of drafting, one after the other, that did not pay.
-        lost: plain forwards' time that drafts have cost the text, less what they gave it.
-        num_tokens: of the text, a row's.
+        num_rows: of the batch, at the start.
+        spent, progress: time of the forwards so far, in plain ones, and the tokens they gave the slowest unfinished
+            row, which plain decoding would have given it in as many: a batch is done when its last row is.
         has_draft: whether the last forward drafted.
         late: tokens beyond the first that a forward was given by a block that came too early.
     """
@@ -119,15 +120,17 @@ class Pace:
     num_plain: int = 0
     num_drafting: int = 0
     num_failed: int = 0
-    lost: float = 0.0
-    num_tokens: float = 0.0
+    num_rows: int = 1
+    spent: float = 0.0
+    progress: int = 0
     has_draft: bool = False
     late: float = 0.0
 
     def __post_init__(self) -> None:
         longest = max(plan.draft_length for plan in self.plans)
         self.reached, self.stood = [0.0] * longest, [0.0] * longest
-        if self.costs.seconds and self.promise() > (STATIC_FIRST_TRY if self.is_static else FIRST_TRY):
+        begins_with_try = self.num_rows == 1 and bool(self.costs.seconds)
+        if begins_with_try and self.promise() > (STATIC_FIRST_TRY if self.is_static else FIRST_TRY):
             self.num_plain = RETRY_FORWARDS
 
     def chance(self, i: int) -> float:
@@ -165,7 +168,8 @@ class Pace:
         length, num_branches = plan.draft_length, plan.num_branches
         both = self.forwards_of((length, num_branches, length if num_branches else 0))
         before = 1.0 if self.has_draft else both if self.is_static else self.forwards_of((1, 1, length))
-        return self.lost + both + before - 2 <= ALLOWANCE + ALLOWANCE_PER_TOKEN * self.num_tokens
+        most_lost = self.spent - self.progress + both + before - 2
+        return most_lost <= ALLOWANCE + ALLOWANCE_PER_TOKEN * self.progress
 
     def choose(self) -> Plan:
         """The plan of the next forward."""
@@ -181,14 +185,15 @@ class Pace:
             return best
         return PLAIN if self.num_plain < RETRY_FORWARDS << self.num_failed else best
 
-    def see(self, accepted: list[tuple[int, int]], shape: tuple[int, int, int], seconds: float) -> None:
+    def see(
+        self, accepted: list[tuple[int, int]], shape: tuple[int, int, int], seconds: float, progress: int | None = None
+    ) -> None:
         """Takes in what a forward did: for each row the length of the draft it read, 1 where no block stood right
-        behind its text, and how much of it stood; and what it cost with all that is done around it."""
+        behind its text, and how much of it stood; what it cost with all that is done around it; and the progress now,
+        by default with what it gave the row it gave least."""
         self.costs.see(shape, seconds)
-        num_tokens = sum(count for _, count in accepted) / len(accepted)
-        self.num_tokens += num_tokens
-        if shape != (1, 0, 0):
-            self.lost += self.forwards_of(shape) - num_tokens
+        self.spent += self.forwards_of(shape)
+        self.progress = self.progress + min(count for _, count in accepted) if progress is None else progress
         self.has_draft = shape[1] > 0
         drafts = [(length, count) for length, count in accepted if length > 1]
         if shape[1] and (lates := [count - 1 for length, count in accepted if length == 1]):
@@ -242,4 +247,4 @@ def pace_of(forward: DraftForward, draft_length: int) -> Pace:
     known, plans = _costs.setdefault(model, {}), plans_up_to(draft_length, model.device.type != "cpu", is_static)
     if key not in known:
         known[key] = Costs.measured(shapes_of(plans, is_static), forward.rehearse)
-    return Pace(known[key], plans, is_static)
+    return Pace(known[key], plans, is_static, num_rows=len(forward.rows))

@@ -215,6 +215,12 @@ class Transcript:
     def num_new_tokens(self) -> list[int]:
         return [length - self.prompt_length for length in self.lengths]
 
+    @property
+    def fewest_new_tokens(self) -> int:
+        """Of the rows that have not ended; of all where each has."""
+        unfinished = [row for row in self.active if not self.is_ended[row]] or self.active
+        return min(self.lengths[row] for row in unfinished) - self.prompt_length
+
     def last_ids(self) -> list[int]:
         """The last token of each row."""
         ends = torch.tensor(self.lengths, device=self.ids.device)[:, None] - 1

@@ -124,6 +124,43 @@ def test_a_text_loses_no_more_than_its_allowance_whatever_its_drafts_are_worth(e
         assert has_drafted != (is_static and each_query == 0.5)  # there a try would cost more than 400 tokens allow
 
 
+def test_a_batch_loses_no_more_by_its_slowest_row_however_well_the_others_do():
+    of = pace(1.0, 0.02, 0.9)
+    taken, progress, num_plain = 0.0, 0, 0
+    for _ in range(200):
+        plan = of.choose()
+        num_plain += plan == PLAIN
+        shape = plan.draft_length or 1, plan.num_branches, plan.draft_length if plan.num_branches else 0
+        count = plan.draft_length or 1
+        of.see([(count, count), (count, 1)], shape, of.costs.seconds[shape])
+        taken, progress = taken + of.costs.seconds[shape], progress + 1
+        assert taken <= progress + ALLOWANCE + ALLOWANCE_PER_TOKEN * progress + 1e-6
+    assert 0 < num_plain < 200
+
+
+def test_a_batch_does_not_begin_with_a_try_that_only_nearly_pays():
+    plans = plans_up_to(8, is_wide=False)
+    seconds = {(n, m, k): 1.0 + 0.15 * (n + m * k - 1) for n, m, k in shapes_of(plans)}
+    assert Pace(Costs(seconds), plans, num_rows=1).choose() != PLAIN
+    assert Pace(Costs(seconds), plans, num_rows=2).choose() == PLAIN
+
+
+def test_the_pace_of_a_batch_is_told_what_its_slowest_unfinished_row_has(monkeypatch):
+    model, seen = tiny_tidar(draft_length=4), []
+
+    class Told(Pace):
+        def see(self, accepted, shape, seconds, progress=None):
+            seen.append((min(count for _, count in accepted), progress))
+            super().see(accepted, shape, seconds, progress)
+
+    monkeypatch.setattr(
+        DECODER, "pace_of", lambda forward, length: Told(pace(1.0, 0.0, 0.9, 4).costs, plans_up_to(4, True))
+    )
+    model.generate(random_prompts(3, 7), max_new_tokens=20, do_sample=False, num_branches="auto")
+    assert seen[0][1] == seen[0][0] and seen[-1][1] == 19
+    assert [progress for _, progress in seen] == sorted(progress for _, progress in seen)
+
+
 def test_a_text_begins_with_a_try_where_usual_drafts_nearly_pay():
     plans = plans_up_to(8, is_wide=False)
     for each_query, is_tried in ((0.15, True), (0.5, False)):
