@@ -157,10 +157,10 @@ class Pace:
         """The highest rate that a plan promises, to plain decoding's."""
         return max(map(self.tokens_per_second, self.plans)) / self.tokens_per_second(PLAIN)
 
-    def forwards_of(self, shape: tuple[int, int, int]) -> float:
-        """What a forward takes, in plain ones."""
-        seconds = self.costs.seconds
-        return seconds[shape] / seconds[1, 0, 0] if shape in seconds else 1.0
+    def forwards_of(self, shape: tuple[int, int, int], taken: float = 0.0) -> float:
+        """What a forward takes, in plain ones: by what is known of its shape, or by the seconds this one has taken."""
+        costs = self.costs
+        return costs.seconds.get(shape, taken / costs.slowness) / costs.seconds[1, 0, 0]
 
     def is_affordable(self, plan: Plan) -> bool:
         """Whether the text may lose the forward that verifies, and the one that drafts before it if there is no draft,
@@ -192,7 +192,7 @@ class Pace:
         behind its text, and how much of it stood; what it cost with all that is done around it; and the progress now,
         by default with what it gave the row it gave least."""
         self.costs.see(shape, seconds)
-        self.spent += self.forwards_of(shape)
+        self.spent += self.forwards_of(shape, seconds)
         self.progress = self.progress + min(count for _, count in accepted) if progress is None else progress
         self.has_draft = shape[1] > 0
         drafts = [(length, count) for length, count in accepted if length > 1]

@@ -210,6 +210,14 @@ def test_a_machine_that_slows_down_while_drafting_does_not_make_plain_decoding_l
     assert of.tokens_per_second(best) / of.tokens_per_second(PLAIN) > promised / 2
 
 
+def test_a_forward_of_a_shape_nobody_measured_is_charged_what_it_took():
+    of = pace(1.0, 0.02, 0.8)
+    of.see([(1, 1)], (1, 0, 0), 1.0)
+    assert of.spent == pytest.approx(1.0)
+    of.see([(4, 2)], (4, 1, 8), 1.5)
+    assert of.spent == pytest.approx(2.5) and of.progress == 3
+
+
 def test_what_late_blocks_give_is_promised_where_there_are_blocks():
     of = pace(1.0, 0.02, 0.5)
     before = {plan: of.tokens_per_second(plan) for plan in of.plans}
@@ -260,7 +268,7 @@ def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
         def choose(self):
             return plans[int(torch.randint(len(plans), (), generator=generator))]
 
-    restless = Restless(Costs({}), plans)
+    restless = Restless(Costs({(1, 0, 0): 1.0}), plans, num_rows=3)
     monkeypatch.setattr(DECODER, "pace_of", lambda forward, length: restless)
     prompts = random_prompts(3, 9)
     attention_mask = torch.ones_like(prompts)

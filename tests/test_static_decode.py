@@ -149,7 +149,8 @@ def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
         def choose(self):
             return plans[int(torch.randint(len(plans), (), generator=generator))]
 
-    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length: Restless(Costs({}), plans, is_static=True))
+    costs = Costs({(1, 0, 0): 1.0})
+    monkeypatch.setattr(DECODER, "pace_of", lambda *_: Restless(costs, plans, is_static=True, num_rows=3))
     keywords = ragged() | {"max_new_tokens": 24, "do_sample": False, "eos_token_id": [25, 36, 44]}
     expected = model.generate(**keywords)
     for _ in range(3):
