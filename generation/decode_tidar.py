@@ -98,7 +98,8 @@ def decode_tidar(
     first_mask, num_masks = forward.drafts_behind(num_decided)
     counts, masks = transcript.extend(decided_ids, num_decided, num_masks, (target_logits, choice.target_scores))
     plan = Plan(draft_length, int(options.num_branches) if not is_auto else draft_length)
-    pace = pace_of(forward, draft_length) if is_auto else None
+    max_new_tokens = transcript.max_length - transcript.prompt_length
+    pace = pace_of(forward, draft_length, max_new_tokens) if is_auto else None
     while places := transcript.drop_ended():
         # 2. Finished rows leave the forward.
         if len(places) < len(decided_ids):

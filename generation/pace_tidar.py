@@ -23,9 +23,9 @@ MARGIN, STATIC_MARGIN = 1.2, 1.05
 ALIKE = 0.95  # of plans that promise nearly the most, the one of the fewest queries: its promise hangs less on drafts
 RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
 MOST_FAILURES = 3  # drafting that goes on not paying is tried half as often each time, so many times
-# What drafts may have cost a text, in plain forwards: so much at once, and so much more with each token. A forward that
-# could take it beyond that is not run.
-ALLOWANCE, ALLOWANCE_PER_TOKEN = 0.9, 0.015
+# What drafts may have cost a text, in plain forwards: so much with each token, and as much at once as that is for the
+# longest text it may become, up to a limit; so 3% of that text at most. A forward that could take it beyond is not run.
+ALLOWANCE_PER_TOKEN, MOST_AT_ONCE = 0.015, 0.9
 # A text of its own begins with a try where drafts of the usual worth promise so much of plain decoding's rate.
 FIRST_TRY, STATIC_FIRST_TRY = 0.9, 0.8
 # Texts differ more in what drafts are worth than one text does in itself: each begins with the usual chance of
@@ -106,6 +106,7 @@ class Pace:
         num_drafting: forwards since the last plain one.
         num_failed: tries of drafting, one after the other, that did not pay.
         num_rows: of the batch, at the start.
+        max_new_tokens: of a row.
         spent, progress: time of the forwards so far, in plain ones, and the tokens they gave the slowest unfinished
             row, which plain decoding would have given it in as many: a batch is done when its last row is.
         has_draft: whether the last forward drafted.
@@ -121,6 +122,7 @@ class Pace:
     num_drafting: int = 0
     num_failed: int = 0
     num_rows: int = 1
+    max_new_tokens: int = 512
     spent: float = 0.0
     progress: int = 0
     has_draft: bool = False
@@ -162,14 +164,19 @@ class Pace:
         costs = self.costs
         return costs.seconds.get(shape, taken / costs.slowness) / costs.seconds[1, 0, 0]
 
+    @property
+    def allowance(self) -> float:
+        """Plain forwards the text may be behind plain decoding by now."""
+        at_once = min(ALLOWANCE_PER_TOKEN * self.max_new_tokens, MOST_AT_ONCE)
+        return at_once + ALLOWANCE_PER_TOKEN * self.progress
+
     def is_affordable(self, plan: Plan) -> bool:
         """Whether the text may lose the forward that verifies, and the one that drafts before it if there is no draft,
         but for a token each."""
         length, num_branches = plan.draft_length, plan.num_branches
         both = self.forwards_of((length, num_branches, length if num_branches else 0))
         before = 1.0 if self.has_draft else both if self.is_static else self.forwards_of((1, 1, length))
-        most_lost = self.spent - self.progress + both + before - 2
-        return most_lost <= ALLOWANCE + ALLOWANCE_PER_TOKEN * self.progress
+        return self.spent - self.progress + both + before - 2 <= self.allowance
 
     def choose(self) -> Plan:
         """The plan of the next forward."""
@@ -236,7 +243,7 @@ def shapes_of(plans: list[Plan], is_static: bool = False) -> list[tuple[int, int
 _costs: WeakKeyDictionary[nn.Module, dict[Any, Costs]] = WeakKeyDictionary()
 
 
-def pace_of(forward: DraftForward, draft_length: int) -> Pace:
+def pace_of(forward: DraftForward, draft_length: int, max_new_tokens: int) -> Pace:
     """The pace of one call. Its costs are those of the model on one device, in one dtype and for so many rows; measured
     the first time, over the prompt that `forward` has just read."""
     model = forward.model
@@ -247,4 +254,4 @@ def pace_of(forward: DraftForward, draft_length: int) -> Pace:
     known, plans = _costs.setdefault(model, {}), plans_up_to(draft_length, model.device.type != "cpu", is_static)
     if key not in known:
         known[key] = Costs.measured(shapes_of(plans, is_static), forward.rehearse)
-    return Pace(known[key], plans, is_static, num_rows=len(forward.rows))
+    return Pace(known[key], plans, is_static, num_rows=len(forward.rows), max_new_tokens=max_new_tokens)

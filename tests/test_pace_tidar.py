@@ -7,8 +7,6 @@ import torch
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.pace_tidar import (
-    ALLOWANCE,
-    ALLOWANCE_PER_TOKEN,
     PLAIN,
     RETRY_FORWARDS,
     Costs,
@@ -119,7 +117,7 @@ def test_a_text_loses_no_more_than_its_allowance_whatever_its_drafts_are_worth(e
                 shape, has_draft = (1, 1, plan.draft_length), True
             of.see([(shape[0], count)], shape, seconds[shape])
             taken, num_tokens = taken + seconds[shape], num_tokens + count
-            assert taken <= num_tokens + ALLOWANCE + ALLOWANCE_PER_TOKEN * num_tokens + 1e-6
+            assert taken <= num_tokens + 0.9 + 0.015 * num_tokens + 1e-6
         has_drafted = of.num_plain < len(text)
         assert has_drafted != (is_static and each_query == 0.5)  # there a try would cost more than 400 tokens allow
 
@@ -134,8 +132,17 @@ def test_a_batch_loses_no_more_by_its_slowest_row_however_well_the_others_do():
         count = plan.draft_length or 1
         of.see([(count, count), (count, 1)], shape, of.costs.seconds[shape])
         taken, progress = taken + of.costs.seconds[shape], progress + 1
-        assert taken <= progress + ALLOWANCE + ALLOWANCE_PER_TOKEN * progress + 1e-6
+        assert taken <= progress + 0.9 + 0.015 * progress + 1e-6
     assert 0 < num_plain < 200
+
+
+def test_a_short_text_is_allowed_no_more_than_three_percent_either():
+    plans = plans_up_to(8, is_wide=False)
+    seconds = {(n, m, k): 1.0 + 0.15 * (n + m * k - 1) for n, m, k in shapes_of(plans)}  # a try costs 0.45 and more
+    for num_new in (10, 40, 200):
+        of = Pace(Costs(dict(seconds)), plans, max_new_tokens=num_new)
+        has_tried = any(plan != PLAIN for plan in played_forwards(of, 1, num_new))
+        assert has_tried == (num_new > 10) and of.spent <= 1.03 * num_new
 
 
 def test_a_batch_does_not_begin_with_a_try_that_only_nearly_pays():
@@ -154,7 +161,7 @@ def test_the_pace_of_a_batch_is_told_what_its_slowest_unfinished_row_has(monkeyp
             super().see(accepted, shape, seconds, progress)
 
     monkeypatch.setattr(
-        DECODER, "pace_of", lambda forward, length: Told(pace(1.0, 0.0, 0.9, 4).costs, plans_up_to(4, True))
+        DECODER, "pace_of", lambda forward, length, num_new: Told(pace(1.0, 0.0, 0.9, 4).costs, plans_up_to(4, True))
     )
     model.generate(random_prompts(3, 7), max_new_tokens=20, do_sample=False, num_branches="auto")
     assert seen[0][1] == seen[0][0] and seen[-1][1] == 19
@@ -253,7 +260,7 @@ def test_acceptance_that_changes_is_noticed():
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_greedy_text_is_the_plain_loops_whatever_the_pace(costs, batch_size, monkeypatch):
     model = tiny_tidar("mistral", draft_length=8)
-    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length: pace(*costs, 0.5, length))
+    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, num_new: pace(*costs, 0.5, length))
     prompts = random_prompts(batch_size, 7)
     found = model.generate(prompts, max_new_tokens=40, do_sample=False, num_branches="auto", repetition_penalty=1.0)
     assert found.tolist() == [plain_greedy_loop(model, row, num_new=40).tolist() for row in prompts]
@@ -269,7 +276,7 @@ def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
             return plans[int(torch.randint(len(plans), (), generator=generator))]
 
     restless = Restless(Costs({(1, 0, 0): 1.0}), plans, num_rows=3)
-    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length: restless)
+    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, num_new: restless)
     prompts = random_prompts(3, 9)
     attention_mask = torch.ones_like(prompts)
     attention_mask[1, :4] = 0
@@ -304,7 +311,7 @@ def test_perfect_drafts_are_used_where_they_pay(monkeypatch):
     prompts = random_prompts(1, 5)
     text = plain_greedy_loop(model, prompts[0], num_new=60)
     script_drafts(monkeypatch, text, is_right=True, sureness=20.0)
-    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length: pace(1.0, 0.01, 0.9))
+    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, num_new: pace(1.0, 0.01, 0.9))
     hook = CountedForwards(model)
     output = model.generate(
         prompts, max_new_tokens=1 + 1 + 5 * 8, do_sample=False, num_branches="auto", return_dict_in_generate=True
