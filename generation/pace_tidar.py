@@ -23,9 +23,9 @@ MARGIN, STATIC_MARGIN = 1.2, 1.05
 ALIKE = 0.95  # of plans that promise nearly the most, the one of the fewest queries: its promise hangs less on drafts
 RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
 MOST_FAILURES = 3  # drafting that goes on not paying is tried half as often each time, so many times
-# What drafts may have cost a text, in plain forwards: so much with each token, and as much at once as that is for the
-# longest text it may become, up to a limit; so 3% of that text at most. A forward that could take it beyond is not run.
-ALLOWANCE_PER_TOKEN, MOST_AT_ONCE = 0.015, 0.9
+# What drafts may have cost a text, in plain forwards: so much of the longest text it may become at once, up to a limit,
+# and so much with each token; so 3% of that text at most. A forward that could take it beyond is not run.
+AT_ONCE, MOST_AT_ONCE, WITH_EACH_TOKEN = 0.02, 1.0, 0.01
 # A text of its own begins with a try where drafts of the usual worth promise so much of plain decoding's rate.
 FIRST_TRY, STATIC_FIRST_TRY = 0.9, 0.8
 # Texts differ more in what drafts are worth than one text does in itself: each begins with the usual chance of
@@ -167,8 +167,7 @@ class Pace:
     @property
     def allowance(self) -> float:
         """Plain forwards the text may be behind plain decoding by now."""
-        at_once = min(ALLOWANCE_PER_TOKEN * self.max_new_tokens, MOST_AT_ONCE)
-        return at_once + ALLOWANCE_PER_TOKEN * self.progress
+        return min(AT_ONCE * self.max_new_tokens, MOST_AT_ONCE) + WITH_EACH_TOKEN * self.progress
 
     def is_affordable(self, plan: Plan) -> bool:
         """Whether the text may lose the forward that verifies, and the one that drafts before it if there is no draft,
