@@ -117,7 +117,7 @@ def test_a_text_loses_no_more_than_its_allowance_whatever_its_drafts_are_worth(e
                 shape, has_draft = (1, 1, plan.draft_length), True
             of.see([(shape[0], count)], shape, seconds[shape])
             taken, num_tokens = taken + seconds[shape], num_tokens + count
-            assert taken <= num_tokens + 1.0 + 0.01 * num_tokens + 1e-6
+            assert taken <= num_tokens + 2.0 + 0.01 * num_tokens + 1e-6
         has_drafted = of.num_plain < len(text)
         assert has_drafted != (is_static and each_query == 0.5)  # there a try would cost more than 400 tokens allow
 
@@ -132,7 +132,7 @@ def test_a_batch_loses_no_more_by_its_slowest_row_however_well_the_others_do():
         count = plan.draft_length or 1
         of.see([(count, count), (count, 1)], shape, of.costs.seconds[shape])
         taken, progress = taken + of.costs.seconds[shape], progress + 1
-        assert taken <= progress + 1.0 + 0.01 * progress + 1e-6
+        assert taken <= progress + 2.0 + 0.01 * progress + 1e-6
     assert 0 < num_plain < 200
 
 
