@@ -4,7 +4,7 @@ A unfinished rows, P prompt tokens, K drafted tokens, M branches, N clean querie
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -403,13 +403,15 @@ class DraftForward:
             masks = torch.arange(num_clean + 1, num_clean + num_masks, device=clean_ids.device)
             read_places = torch.cat([read_places, masks])
         shape = num_rows, num_clean, num_masks, cache.num_slots
+        states_kept: AbstractContextManager[list[torch.Tensor]]
+        states_kept = self._keep_last_states() if num_masks else nullcontext([])
         with (
             self.gate.open(num_masks) if self.gate else nullcontext(),
             self.packed_weights.used() if self.packed_weights else nullcontext(),
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
             grouped_attention(self.model) if self.is_grouped and has_structured_mask else nullcontext(),
             self.compiled_layers.running(cache, shape) if self.compiled_layers and is_step else nullcontext(),
-            self._keep_last_states() if num_masks else nullcontext([]) as last_states,
+            states_kept as last_states,
         ):
             output = self.model(
                 input_ids=input_ids,
