@@ -72,8 +72,8 @@ class DraftCache(Cache):
         lengths: [B] slots in use, on the model's device.
         min_length, max_length: the shortest and the longest row's length, known to the host without a sync.
         num_slots: slots visible in the forward under way: `max_length` + Q.
-        first_slot: where every row writes in the forward under way, if that is one slot: a slice is then written, in half
-            the time an index takes. None where rows differ.
+        first_slot: where every row writes in the forward under way, if that is one slot: a slice is then written, in
+            half the time an index takes. None where rows differ.
     """
 
     def __init__(self, batch_size: int, num_layers: int, device: torch.device):
