@@ -21,7 +21,8 @@ from .grouped_attention import grouped_attention, has_attention_interface, mask_
 from .logits_of_states import lm_head_logits
 from .mask_gate import MaskGate
 from .packed_weights import PackedWeights
-from .static_decode import CompiledLayers, StaticDraftCache
+from .static_decode import CompiledLayers, StaticDraftCache, is_recorded
+from .step_graph import StepGraphs
 from .structured_mask import (
     attention_windows,
     draft_mask_function,
@@ -30,6 +31,8 @@ from .structured_mask import (
     structured_attention_mask,
 )
 from .token_by_token import Spans, clean_tokens_alone, rounding_of
+
+MOST_READ_AT_ONCE = 256  # masks whose logits an accelerator reads before it is known whose draft they are
 
 
 def is_recurrent_depth(model: nn.Module) -> bool:
@@ -106,6 +109,9 @@ class DraftForward:
         num_layers, device = num_cache_layers(model), device_of(model)
         self.is_static = num_slots is not None
         self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config)
+        self.graphs = None
+        if is_recorded(model, compile_config):
+            self.graphs = StepGraphs.of(model, batch_size, num_slots, self.compiled_layers.options)
         if num_slots is None:
             self.cache = DraftCache(batch_size, num_layers, device)
         else:
@@ -131,7 +137,7 @@ class DraftForward:
         self.next_positions: torch.Tensor  # [A, 1] of the next clean token
         self.branch_lengths: torch.Tensor  # [A, M] of the last forward
         self.mask_states: torch.Tensor  # [A, M*K, D] last hidden states of the last forward's masks
-        self.mask_logits: torch.Tensor | None  # [A, K - 1, V] of its masks 2..K where they are one block a row
+        self.mask_logits: torch.Tensor | None  # [A, M*(K - 1), V] of its masks 2..K, if they were read with the tokens
 
     def prefill(
         self, prompt_ids: torch.Tensor, position_ids: torch.Tensor | None, has_draft: bool = True
@@ -160,7 +166,7 @@ class DraftForward:
         self.next_positions = positions[:, -1:] + 1
         self._advance(torch.full_like(self.cache.lengths, num_clean), [num_clean] * len(prompt_ids))
         if isinstance(self.cache, StaticDraftCache):
-            self.cache.reserve_all()
+            self.cache.reserve_all(None if self.graphs is None else self.graphs.layers)
         return target_logits
 
     def verify_and_draft(self, draft_ids: torch.Tensor, branch_lengths: torch.Tensor | None = None) -> torch.Tensor:
@@ -254,8 +260,9 @@ class DraftForward:
             return self.mask_states.new_zeros(len(first_mask), num_slots, vocab_size).to(first_mask.device)
         slots = first_mask.to(device)[:, None] + torch.arange(num_slots, device=device)
         rows = torch.arange(len(first_mask), device=device)[:, None]
-        if self.mask_logits is not None:  # of masks 2..K
-            return self.mask_logits[rows, (slots - 1).clamp(max=self.draft_length - 2)].to(first_mask.device)
+        if self.mask_logits is not None:  # of masks 2..K of each block
+            places = slots - slots // self.draft_length - 1
+            return self.mask_logits[rows, places.clamp(max=self.mask_logits.shape[1] - 1)].to(first_mask.device)
         slots = slots.clamp(max=self.mask_states.shape[1] - 1)
         return lm_head_logits(self.model, self.mask_states[rows, slots]).to(first_mask.device)
 
@@ -354,21 +361,66 @@ class DraftForward:
         alone: tuple[int, int] | None = None,
         is_prefill: bool = False,
     ) -> torch.Tensor:
-        """The network's one call: logits of the last `num_read` clean tokens, on the device the ids came from; the
-        masks' states are kept aside.
+        """Logits of the last `num_read` clean tokens, on the device the ids came from; the masks' states are kept aside.
 
         Args:
             alone: place and cached length of the one row that is read, at a length it had before; None reads all.
         """
         device_of_ids, clean_ids = clean_ids.device, clean_ids.to(self.cache.lengths.device)
-        is_step = self.is_static and not is_prefill
         branches_of_unfinished = branch_lengths
-        if is_step:
-            clean_ids, clean_positions, branch_lengths = map(
-                self.cache.spread, (clean_ids, clean_positions, branch_lengths)
-            )
+        if self.is_static and not is_prefill:
+            logits, states = self._step(*map(self.cache.spread, (clean_ids, clean_positions, branch_lengths)), num_read)
+            logits, states = self.cache.gather(logits), self.cache.gather(states)
+        else:
+            logits, states = self._network(clean_ids, clean_positions, branch_lengths, num_read, alone, is_prefill)
+        if alone is None:
+            self.branch_lengths = branches_of_unfinished
+            self.mask_states = states
+            self.mask_logits = logits[:, num_read:] if logits.shape[1] > num_read else None
+        return logits[:, :num_read].to(device_of_ids)
+
+    def _step(
+        self, clean_ids: torch.Tensor, clean_positions: torch.Tensor, branch_lengths: torch.Tensor, num_read: int
+    ) -> tuple[torch.Tensor, ...]:
+        """`_network` of a step of constant shape: where steps are recorded, by its graph."""
+        given = clean_ids, clean_positions, branch_lengths
+        if self.graphs is None:
+            return self._network(*given, num_read)
+        lengths, is_real_slot = self.cache.lengths, self.is_real_slot
+        if is_real_slot is not None:
+            given += (is_real_slot,)
+
+        def step(ids: torch.Tensor, positions: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            branch_lengths, self.cache.lengths, *padding = others
+            self.is_real_slot = padding[0] if padding else None
+            try:
+                return self._network(ids, positions, branch_lengths, num_read)
+            finally:
+                self.cache.lengths, self.is_real_slot = lengths, is_real_slot
+
+        shape = *(tuple(tensor.shape) for tensor in given), self.draft_length, num_read
+        held = self.gate.short_ways if self.gate else None
+        return self.graphs.run(shape, step, (*given[:3], lengths, *given[3:]), held)
+
+    def _network(
+        self,
+        clean_ids: torch.Tensor,
+        clean_positions: torch.Tensor,
+        branch_lengths: torch.Tensor,
+        num_read: int,
+        alone: tuple[int, int] | None = None,
+        is_prefill: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The network's one call.
+
+        Returns:
+            logits of the last `num_read` clean tokens and, where they come with the same pass of the lm_head, of each
+            block's masks but its first, [A, num_read + M * (K - 1), V]; the masks' states, [A, M * K, D].
+        """
+        is_step = self.is_static and not is_prefill
         num_rows, num_clean = clean_ids.shape
-        num_masks = branch_lengths.shape[1] * self.draft_length
+        num_blocks = branch_lengths.shape[1]
+        num_masks = num_blocks * self.draft_length
         input_ids, position_ids = clean_ids, clean_positions
         if num_masks:
             mask_ids = clean_ids.new_full((num_rows, num_masks), self.mask_embedding_id)
@@ -399,9 +451,9 @@ class DraftForward:
         read_places: Any = num_read
         if num_masks:
             read_places = torch.arange(num_clean - num_read, num_clean, device=clean_ids.device)
-        if has_one_block := branch_lengths.shape[1] == 1:  # then its predictions come with the same pass of the lm_head
-            masks = torch.arange(num_clean + 1, num_clean + num_masks, device=clean_ids.device)
-            read_places = torch.cat([read_places, masks])
+        if self._reads_all_masks(num_rows, num_blocks):
+            masks = torch.arange(num_masks, device=clean_ids.device).view(num_blocks, -1)[:, 1:]
+            read_places = torch.cat([read_places, num_clean + masks.flatten()])
         shape = num_rows, num_clean, num_masks, cache.num_slots
         states_kept: AbstractContextManager[list[torch.Tensor]]
         states_kept = self._keep_last_states() if num_masks else nullcontext([])
@@ -423,12 +475,14 @@ class DraftForward:
                 **{CACHE: cache},
                 **({"num_masks": num_masks} if is_recurrent_depth(self.model) else {}),
             )
-        logits = self.cache.gather(output.logits)
-        if alone is None:
-            self.branch_lengths = branches_of_unfinished
-            self.mask_states = self.cache.gather(last_states[0])[:, num_clean:] if num_masks else logits[:, :0]
-            self.mask_logits = logits[:, num_read:] if has_one_block else None
-        return logits[:, :num_read].to(device_of_ids)
+        return output.logits, last_states[0][:, num_clean:] if num_masks else output.logits[:, :0]
+
+    def _reads_all_masks(self, num_rows: int, num_blocks: int) -> bool:
+        """Whether the logits of every block's masks are read at once. Of one block they are. Of several one is needed,
+        which only verification tells: on a CPU it is read then; an accelerator reads the lm_head's weights once for as
+        many rows as it can take in meanwhile."""
+        num_masks = num_rows * num_blocks * (self.draft_length - 1)
+        return num_blocks == 1 or (self.cache.lengths.device.type != "cpu" and 0 < num_masks <= MOST_READ_AT_ONCE)
 
     def _structured_mask(
         self, cache: DraftCache, num_clean: int, branch_lengths: torch.Tensor, is_real_slot: torch.Tensor | None

@@ -15,6 +15,7 @@ from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
 from .draft_cache import DraftCache
+from .step_graph import has_hooks
 
 logger = logging.get_logger(__name__)
 FEWEST_SLOTS = 256
@@ -45,19 +46,40 @@ class StaticDraftCache(DraftCache):
         if self.is_step:
             self.num_slots, self.first_slot = self.capacity, None
 
-    def reserve_all(self) -> None:
-        """Gives every layer its C slots at once: from here on a step has one shape, and one place in memory."""
-        for layer in self.layers:
-            layer.reserve(self.capacity)
-            torch._dynamo.mark_static_address(layer.keys)
-            torch._dynamo.mark_static_address(layer.values)
+    def reserve_all(self, kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
+        """Gives every layer its C slots, no more and no less: from here on a step has one shape, and one place in
+        memory.
+
+        Args:
+            kept: the slots [B, H, C, D] of an earlier decode, which this one writes too; its own are put here where
+                there are none.
+        """
+        for number, layer in enumerate(self.layers):
+            if kept and number < len(kept):
+                slots = kept[number]
+            else:
+                slots = tuple(
+                    old.new_zeros(*old.shape[:2], self.capacity, old.shape[3]) for old in (layer.keys, layer.values)
+                )
+                for new in slots:
+                    torch._dynamo.mark_static_address(new)
+                if kept is not None:
+                    kept.append(slots)
+            for new, old in zip(slots, (layer.keys, layer.values), strict=True):
+                new[:, :, : self.max_length] = old[:, :, : self.max_length]
+            layer.keys, layer.values = slots
         self.is_step = True
 
     def spread(self, of_unfinished: torch.Tensor) -> torch.Tensor:
-        return of_unfinished[self.places]
+        return of_unfinished if self.is_whole else of_unfinished[self.places]
 
     def gather(self, of_rows: torch.Tensor) -> torch.Tensor:
-        return of_rows[self.unfinished]
+        return of_rows if self.is_whole else of_rows[self.unfinished]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row is still being written."""
+        return len(self.unfinished) == len(self.lengths)
 
     def accept(self, num_accepted: torch.Tensor, row_lengths: list[int]) -> None:
         self.lengths = self.lengths.index_add(0, self.unfinished, num_accepted)
@@ -92,6 +114,11 @@ def run_layer(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
 _compiled: WeakKeyDictionary[nn.Module, dict[Any, Callable[..., Any]]] = WeakKeyDictionary()
 
 
+# Modes that record CUDA graphs, of each layer if torch may choose. Here the layers are compiled without, and the whole
+# step is recorded.
+LAYER_MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+
+
 def compile_config_of(model: nn.Module, generation_config: GenerationConfig) -> CompileConfig | None:
     """How the layers are to be compiled; None where they are not: as transformers has it, on an accelerator unless
     `disable_compile`, on a CPU only where a `compile_config` is given, and never where weights are moved about."""
@@ -102,7 +129,15 @@ def compile_config_of(model: nn.Module, generation_config: GenerationConfig) -> 
     if "disk" in devices or ("cpu" in devices and len(devices) > 1):
         logger.warning_once("`compile_config` is left aside: layers whose weights are offloaded cannot be compiled.")
         return None
-    return config or CompileConfig(mode="default", dynamic=False)
+    return config or CompileConfig(dynamic=False)
+
+
+def is_recorded(model: nn.Module, config: CompileConfig | None) -> bool:
+    """Whether the steps of a model so compiled become CUDA graphs: where the mode says so, as transformers' own does,
+    all weights are on one GPU, and no hook waits for forwards."""
+    if config is None or config.mode not in LAYER_MODES or model.device.type != "cuda":
+        return False
+    return len(set(getattr(model, "hf_device_map", {}).values())) <= 1 and not has_hooks(model)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -130,6 +165,8 @@ class CompiledLayers:
         self.model = model
         self.layers = decoder_layers(model)
         self.options = {name: value for name, value in config.to_dict().items() if value is not None}
+        if (mode := self.options.get("mode")) in LAYER_MODES:
+            self.options["mode"] = LAYER_MODES[mode]
         self.checked: set[tuple[int, ...]] = set()  # shapes that this decode has run
 
     def of_shape(self, shape: tuple[int, ...]) -> Callable[..., Any]:

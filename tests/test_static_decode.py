@@ -83,6 +83,16 @@ def test_layers_are_compiled_once_and_not_again_as_texts_grow():
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
 
 
+@pytest.mark.parametrize("prompt_length", [150, 231])
+def test_a_cache_has_its_own_capacity_however_long_the_prompt(prompt_length):
+    model = tiny_tidar(draft_length=4)
+    prompt = random_prompts(1, prompt_length)
+    expected = model.generate(prompt, max_new_tokens=9, do_sample=False)
+    assert num_slots_for(prompt_length + 9, 4 * 5) == 512 if prompt_length > 227 else 256
+    for how in (STATIC, COMPILED):
+        assert model.generate(prompt, max_new_tokens=9, do_sample=False, **how).tolist() == expected.tolist()
+
+
 def test_an_adapter_drafts_compiled_as_it_drafts_uncompiled():
     from test_modeling_tidar import gated
 

@@ -1,0 +1,119 @@
+"""Decode steps on a GPU as CUDA graphs: recorded once, then run without any Python between their kernels.
+
+B rows, H key heads, C slots, D channels a head.
+"""
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+PLAIN_TYPES = (bool, int, float, str, type(None), torch.dtype)
+OF_EVERY_MODULE = nn.Module().__dict__.keys()
+Step = Callable[..., tuple[torch.Tensor, ...]]
+
+
+class StepGraph:
+    """One step, which is recorded here and runs when it is called.
+
+    Args:
+        step: from tensors to tensors. All else that it reads must stay as it is, where it is.
+        inputs: examples of its arguments.
+        pool: the memory that the graphs of one model share.
+        held: what the kernels read and nobody else may keep.
+    """
+
+    def __init__(self, step: Step, inputs: tuple[torch.Tensor, ...], pool: Any, held: Any = None):
+        self.held = held
+        self.inputs = tuple(given.clone() for given in inputs)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+            self.outputs = step(*self.inputs)
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        for buffer, given in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(given)
+        self.graph.replay()
+        return tuple(output.clone() for output in self.outputs)
+
+
+class StepGraphs:
+    """The graphs of one model for batches of one size and caches of one capacity, and the memory they read and write.
+
+    Attributes:
+        about: what they were recorded of; where that has changed they are recorded anew.
+        layers: keys and values [B, H, C, D] of each layer.
+        has_run: shapes of steps that have run once, which is when layers are compiled and libraries are loaded.
+    """
+
+    record = StepGraph
+
+    def __init__(self, about: Any):
+        self.about = about
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
+        self.has_run: set[Any] = set()
+        self.graphs: dict[Any, StepGraph] = {}
+
+    @classmethod
+    def of(cls, model: nn.Module, *about: Any) -> "StepGraphs":
+        """Those kept with the model, if they are still of what it is. One set is kept, as transformers keeps one static
+        cache."""
+        about = *about, what_runs(model)
+        if (kept := _kept.get(model)) is None or kept.about != about:
+            _kept.pop(model, None)
+            kept = _kept[model] = cls(about)
+        return kept
+
+    def run(self, shape: Any, step: Step, inputs: tuple[torch.Tensor, ...], held: Any) -> tuple[torch.Tensor, ...]:
+        """What `step` makes of `inputs`: by its graph, once it has run as it is."""
+        if shape not in self.has_run:
+            self.has_run.add(shape)
+            return step(*inputs)
+        if shape not in self.graphs:
+            self.graphs[shape] = self.record(step, inputs, self.pool, held)
+        return self.graphs[shape](*inputs)
+
+
+_kept: WeakKeyDictionary[nn.Module, StepGraphs] = WeakKeyDictionary()
+
+
+def what_runs(model: nn.Module) -> list[Any]:
+    """What a forward of the model hangs on, so far as it can be seen in a few milliseconds: its modules, their plain
+    attributes and hooks, where their tensors are, and how often these were written to."""
+    seen: list[Any] = [getattr(model.config, "_attn_implementation", None)]
+    to_visit: list[Any] = [model]
+    while to_visit:
+        module = to_visit.pop()
+        attributes, children = module.__dict__, module._modules
+        seen += id(module), module.training
+        for name in "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks":
+            if values := attributes[name]:
+                seen += [(key, _state_of(value)) for key, value in values.items()]
+        # On the model itself stands what `generate` notes there.
+        for name in attributes.keys() - OF_EVERY_MODULE if module is not model else ():
+            value = attributes[name]
+            if isinstance(value, dict):
+                seen += [(name, key, _state_of(one)) for key, one in value.items()]
+            else:
+                seen += name, tuple(map(_state_of, value)) if isinstance(value, list | tuple) else _state_of(value)
+        if attributes.get("lora_variant"):  # most of PEFT's modules are empty
+            children = {"base": children["base_layer"]} | {
+                (kind, key): child for kind in ("lora_A", "lora_B") for key, child in children[kind]._modules.items()
+            }
+        to_visit += [child for child in children.values() if child is not None]
+    return seen
+
+
+def _state_of(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        version = None if value.is_inference() else value._version
+        return value.data_ptr(), version, value.shape, value.dtype
+    return value if isinstance(value, PLAIN_TYPES) else id(value)
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether hooks wait for forwards, which a graph would run without them."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

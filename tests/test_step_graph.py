@@ -1,0 +1,155 @@
+"""Steps that are recorded once and then run without Python, as a CUDA graph runs them."""
+
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import CompileConfig
+
+from test_modeling_tidar import gated
+from test_static_decode import ragged
+from tiny_tidar import random_prompts, tiny_tidar
+from wavedraft.generation.step_graph import StepGraph, StepGraphs, has_hooks, what_runs
+
+FORWARD = sys.modules["wavedraft.generation.draft_forward"]
+COMPILED = {
+    "cache_implementation": "static",
+    "compile_config": CompileConfig(backend="eager", dynamic=False, fullgraph=True),
+}
+
+
+class Kernels(TorchDispatchMode):
+    """Every kernel that runs, with the tensors it read and wrote: all that a CUDA graph knows of a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "the host waits for a value"
+        written = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, written))
+        return written
+
+    def replay(self):
+        for func, args, kwargs, before in self.calls:
+            for old, new in zip(tree_leaves(before), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                    old.copy_(new)
+
+
+class Recording(StepGraph):
+    """A `StepGraph` of kernels that run on a CPU: the twin of a CUDA graph."""
+
+    num_recorded = 0
+    num_replays = 0
+
+    def __init__(self, step, inputs, pool, held=None):
+        Recording.num_recorded += 1
+        self.held, self.graph = held, Kernels()
+        self.inputs = tuple(given.clone() for given in inputs)
+        with self.graph:
+            self.outputs = step(*self.inputs)
+        for output in self.outputs:  # a graph's outputs are nothing before it has run
+            output.fill_(-1e4)
+
+    def __call__(self, *inputs):
+        Recording.num_replays += 1
+        return super().__call__(*inputs)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    monkeypatch.setattr(FORWARD, "is_recorded", lambda model, config: config is not None)
+    monkeypatch.setattr(StepGraphs, "record", Recording)
+    Recording.num_recorded = Recording.num_replays = 0
+    torch._dynamo.reset()
+    return Recording
+
+
+@pytest.mark.parametrize("num_branches", [None, 1, 2])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
+def test_recorded_steps_write_the_same_text(recorded, family, num_branches):
+    model = tiny_tidar(family, draft_length=4)
+    keywords = ragged() | {"max_new_tokens": 24, "num_branches": num_branches, "eos_token_id": [25, 36, 44]}
+    for how in ({"do_sample": False}, {"do_sample": True, "seed": 3}):
+        expected = model.generate(**keywords, **how)
+        for _ in range(2):
+            assert model.generate(**keywords, **how, **COMPILED).tolist() == expected.tolist()
+    assert recorded.num_recorded == 1 and recorded.num_replays > 12
+
+
+def test_a_later_text_begins_with_the_steps_of_an_earlier_one(recorded):
+    model = tiny_tidar(draft_length=4)
+    for seed, length in ((1, 6), (2, 9)):
+        prompt = random_prompts(1, length, seed=seed)
+        expected = model.generate(prompt, max_new_tokens=20, do_sample=False)
+        output = model.generate(prompt, max_new_tokens=20, do_sample=False, return_dict_in_generate=True, **COMPILED)
+        assert output.sequences.tolist() == expected.tolist()
+    assert recorded.num_recorded == 1
+
+
+def test_plans_that_change_are_recorded_once_each(recorded):
+    model = tiny_tidar("qwen3", draft_length=4)
+    keywords = ragged() | {"max_new_tokens": 24, "do_sample": False}
+    expected = model.generate(**keywords)
+    for _ in range(3):
+        assert model.generate(**keywords, num_branches="auto", **COMPILED).tolist() == expected.tolist()
+    assert recorded.num_recorded == 3  # plain, and drafts behind one and behind two numbers of accepted tokens
+
+
+def test_steps_are_recorded_anew_where_the_model_has_changed(recorded):
+    model = gated(tiny_tidar(draft_length=4)).base_model.model
+    prompt = random_prompts(1, 6)
+
+    def both():
+        expected = model.generate(prompt, max_new_tokens=12, do_sample=False, return_dict_in_generate=True)
+        found = model.generate(prompt, max_new_tokens=12, do_sample=False, return_dict_in_generate=True, **COMPILED)
+        assert found.sequences.tolist() == expected.sequences.tolist()
+        assert found.num_forwards == expected.num_forwards
+        return recorded.num_recorded
+
+    assert [both(), both()] == [1, 1]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(torch.randn_like(parameter))
+    assert [both(), both()] == [2, 2]
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0))
+    assert [both(), both()] == [3, 3]
+
+
+def test_what_runs_sees_what_a_forward_hangs_on():
+    model = gated(tiny_tidar(draft_length=4)).base_model.model
+    before = what_runs(model)
+    assert what_runs(model) == before
+    attention = model.model.layers[0].self_attn
+    layer = attention.q_proj
+    changes = [
+        lambda: setattr(attention, "scaling", attention.scaling * 2),
+        lambda: layer.scaling.update(default=7.0),
+        lambda: setattr(layer, "_disable_adapters", True),
+        lambda: layer.lora_A["default"].weight.data.mul_(2),
+        lambda: layer.lora_A["default"].weight.detach().mul_(2),
+        lambda: setattr(model.model, "norm", torch.nn.Identity()),
+        lambda: setattr(model.config, "_attn_implementation", "eager"),
+        lambda: model.train(),
+        lambda: model.model.norm.register_forward_hook(lambda *args: None),
+    ]
+    seen = []
+    for change in changes:
+        change()
+        seen.append(what_runs(model) != before)
+        before = what_runs(model)
+    assert seen == [True, True, True, False, True, True, True, True, True]  # `.data` hides from everyone
+
+
+def test_a_hook_is_called_at_every_step_and_so_nothing_is_recorded():
+    from wavedraft.generation.static_decode import is_recorded
+
+    model = tiny_tidar(draft_length=4)
+    assert not has_hooks(model) and not is_recorded(model, CompileConfig())
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda *args: None)
+    assert has_hooks(model)
