@@ -17,7 +17,7 @@ from .cache_name import CACHE
 from .device_of_model import device_of
 from .draft_cache import DraftCache, stack_rows
 from .draft_head import DraftChain, draft_head_of
-from .grouped_attention import grouped_attention, has_attention_interface, mask_over_prompt
+from .grouped_attention import grouped_attention, has_attention_interface, mask_over_prompt, masks_of_groups
 from .logits_of_states import lm_head_logits
 from .mask_gate import MaskGate
 from .packed_weights import PackedWeights
@@ -109,7 +109,7 @@ class DraftForward:
         num_layers, device = num_cache_layers(model), device_of(model)
         self.is_static = num_slots is not None
         self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config)
-        self.graphs = None
+        self.graphs: StepGraphs | None = None
         if is_recorded(model, compile_config):
             self.graphs = StepGraphs.of(model, batch_size, num_slots, self.compiled_layers.options)
         if num_slots is None:
@@ -361,7 +361,7 @@ class DraftForward:
         alone: tuple[int, int] | None = None,
         is_prefill: bool = False,
     ) -> torch.Tensor:
-        """Logits of the last `num_read` clean tokens, on the device the ids came from; the masks' states are kept aside.
+        """Logits of the last `num_read` clean tokens, on the device the ids came from; the masks' states are kept.
 
         Args:
             alone: place and cached length of the one row that is read, at a length it had before; None reads all.
@@ -455,13 +455,14 @@ class DraftForward:
             masks = torch.arange(num_masks, device=clean_ids.device).view(num_blocks, -1)[:, 1:]
             read_places = torch.cat([read_places, num_clean + masks.flatten()])
         shape = num_rows, num_clean, num_masks, cache.num_slots
+        is_grouped = self.is_grouped and has_structured_mask
         states_kept: AbstractContextManager[list[torch.Tensor]]
         states_kept = self._keep_last_states() if num_masks else nullcontext([])
         with (
             self.gate.open(num_masks) if self.gate else nullcontext(),
             self.packed_weights.used() if self.packed_weights else nullcontext(),
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
-            grouped_attention(self.model) if self.is_grouped and has_structured_mask else nullcontext(),
+            grouped_attention(self.model, self._has_masks_of_groups(cache)) if is_grouped else nullcontext(),
             self.compiled_layers.running(cache, shape) if self.compiled_layers and is_step else nullcontext(),
             states_kept as last_states,
         ):
@@ -484,19 +485,31 @@ class DraftForward:
         num_masks = num_rows * num_blocks * (self.draft_length - 1)
         return num_blocks == 1 or (self.cache.lengths.device.type != "cpu" and 0 < num_masks <= MOST_READ_AT_ONCE)
 
+    def _has_masks_of_groups(self, cache: DraftCache) -> bool:
+        """Whether a forward over this cache is a step that is recorded, whose masks are made for all layers at once."""
+        return self.graphs is not None and self.is_grouped and isinstance(cache, StaticDraftCache) and cache.is_step
+
     def _structured_mask(
         self, cache: DraftCache, num_clean: int, branch_lengths: torch.Tensor, is_real_slot: torch.Tensor | None
     ) -> Any:
+        config, draft_length, num_slots = self.model.config, self.draft_length, cache.num_slots
+        if self._has_masks_of_groups(cache):
+            windows, text_config = attention_windows(config), config.get_text_config()
+            num_groups = text_config.num_attention_heads // (text_config.num_key_value_heads or 1)
+            about = num_clean, draft_length, num_slots, tuple(windows.values()), num_groups, self.model.dtype
+            make = self.compiled_layers.compiled(masks_of_groups, (*branch_lengths.shape, *about))
+            masks = make(branch_lengths, cache.lengths, is_real_slot, *about)
+            return dict(zip(windows, masks, strict=True)) if len(masks) > 1 else masks[0]
         conditions = [] if is_real_slot is None else [real_slot_function(is_real_slot, cache.lengths)]
         return structured_attention_mask(
-            self.model.config,
+            config,
             lambda window: draft_mask_function(
-                num_clean, self.draft_length, branch_lengths, cache.lengths, sliding_window=window
+                num_clean, draft_length, branch_lengths, cache.lengths, sliding_window=window
             ),
             *conditions,
             batch_size=len(cache.lengths),
-            query_length=num_clean + branch_lengths.shape[1] * self.draft_length,
-            key_length=cache.num_slots,
+            query_length=num_clean + branch_lengths.shape[1] * draft_length,
+            key_length=num_slots,
             dtype=self.model.dtype,
             device=cache.lengths.device,
         )

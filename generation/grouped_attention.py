@@ -14,7 +14,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-GROUPED = "wavedraft_grouped"
+from .structured_mask import draft_mask_function, real_slot_function
+
+GROUPED, IN_STEP = "wavedraft_grouped", "wavedraft_in_step"
+TILE, FEW_TILES = 64, 128  # queries of a tile; tiles that leave multiprocessors of a large GPU idle
 LEFT_TO_SDPA = ("position_bias", "cache", "softcap")  # left to transformers' sdpa, whatever it does with them
 
 
@@ -42,13 +45,78 @@ def attend_grouped(
     states = nn.functional.scaled_dot_product_attention(
         grouped, key, value, attn_mask=mask, scale=kwargs.get("scaling")
     )
-    return states.view(num_rows, num_heads, num_queries, -1).transpose(1, 2).contiguous(), None
+    return states.reshape(num_rows, num_heads, num_queries, -1).transpose(1, 2).contiguous(), None
 
 
 def mask_over_prompt(num_masks: int, num_queries: int, device: torch.device) -> torch.Tensor:
     """Stands for the structured mask of P tokens and one block of masks behind them, nothing cached and nothing padded:
     its last rows [1, 1, K, Q], which see all; the tokens' are causal."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, num_masks, num_queries)
+
+
+def attend_in_step(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """The same under a mask of `masks_of_groups`. A GPU's attention kernels give each tile of queries to one
+    multiprocessor, which reads all slots one after the other. Where there are fewer tiles than multiprocessors, two
+    products and a softmax, in float32 between them, are quicker: `benchmarks/gpu_attention.py`."""
+    num_rows, num_heads, num_queries, num_channels = query.shape
+    num_key_heads = key.shape[1]
+    num_groups = num_heads // num_key_heads
+    has_more = kwargs.get("dropout") or any(kwargs.get(name) is not None for name in LEFT_TO_SDPA)
+    if has_more or mask.shape[-2] != num_groups * num_queries:
+        return attend_grouped(module, query, key, value, mask[..., :num_queries, :], **kwargs)
+    scale = kwargs.get("scaling") or num_channels**-0.5
+    grouped = query.reshape(num_rows, num_key_heads, num_groups * num_queries, num_channels)
+    if num_rows * num_key_heads * -(-grouped.shape[2] // TILE) > FEW_TILES:
+        states = nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
+    else:
+        scores = float_product(grouped.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).unflatten(0, grouped.shape[:2])
+        probs = (scores * scale + mask).softmax(dim=-1).to(value.dtype)
+        states = torch.matmul(probs, value)
+    return states.reshape(num_rows, num_heads, num_queries, num_channels).transpose(1, 2).contiguous(), None
+
+
+def float_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """[n, Q, D] times [n, D, S] in float32 (in float64 of such), which a GPU sums in anyway."""
+    if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    dtype = torch.promote_types(left.dtype, torch.float32)
+    return torch.bmm(left.to(dtype), right.to(dtype))
+
+
+def masks_of_groups(
+    branch_lengths: torch.Tensor,
+    cached_lengths: torch.Tensor,
+    is_real_slot: torch.Tensor | None,
+    num_clean: int,
+    draft_length: int,
+    num_slots: int,
+    windows: tuple[int | None, ...],
+    num_groups: int,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    """The structured mask for each window, as attention adds it to the scores of the G query heads that share a key
+    head, [A, 1, G*Q, S]: made once a forward, and of constant shape; every layer would make it for itself.
+
+    Args:
+        branch_lengths: [A, M].
+        cached_lengths: [A].
+        is_real_slot: [A, S], false for padding; None where there is none.
+    """
+    device, num_rows = branch_lengths.device, len(branch_lengths)
+    num_queries = num_clean + branch_lengths.shape[1] * draft_length
+    row = torch.arange(num_rows, device=device)[:, None, None]
+    place = torch.arange(num_queries, device=device)[:, None], torch.arange(num_slots, device=device)
+    masks = []
+    for window in windows:
+        function = draft_mask_function(num_clean, draft_length, branch_lengths, cached_lengths, window)
+        is_seen = function(row, None, *place)
+        if is_real_slot is not None:
+            is_seen = is_seen & real_slot_function(is_real_slot, cached_lengths)(row, None, *place)
+        added = torch.zeros(is_seen.shape, dtype=dtype, device=device).masked_fill(~is_seen, -torch.inf)
+        masks.append(added[:, None].expand(-1, num_groups, -1, -1).flatten(1, 2).unsqueeze(1))
+    return tuple(masks)
 
 
 def attend_over_prompt(
@@ -70,11 +138,13 @@ def has_attention_interface(model: Any) -> bool:
 
 
 @contextmanager
-def grouped_attention(model: Any) -> Iterator[None]:
-    """Makes one forward, whose masks are made already, attend this way."""
-    AttentionInterface.register(GROUPED, attend_grouped)
-    AttentionMaskInterface.register(GROUPED, sdpa_mask)  # for another thread's forward in the meantime
-    model.config._attn_implementation = GROUPED
+def grouped_attention(model: Any, has_masks_of_groups: bool = False) -> Iterator[None]:
+    """Makes one forward, whose masks are made already, attend this way: by `attend_in_step` where they are of
+    `masks_of_groups`."""
+    name, attend = (IN_STEP, attend_in_step) if has_masks_of_groups else (GROUPED, attend_grouped)
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, sdpa_mask)  # for another thread's forward in the meantime
+    model.config._attn_implementation = name
     try:
         yield
     finally:

@@ -169,17 +169,17 @@ class CompiledLayers:
             self.options["mode"] = LAYER_MODES[mode]
         self.checked: set[tuple[int, ...]] = set()  # shapes that this decode has run
 
-    def of_shape(self, shape: tuple[int, ...]) -> Callable[..., Any]:
-        """`run_layer`, compiled when it is first called."""
-        key = shape, tuple(sorted((name, str(value)) for name, value in self.options.items()))
+    def compiled(self, function: FunctionType, shape: tuple[Any, ...]) -> Callable[..., Any]:
+        """The function as it is compiled for one shape of step, when it is first called."""
+        key = function.__name__, shape, tuple(sorted((name, str(value)) for name, value in self.options.items()))
         known = _compiled.setdefault(self.model, {})
         if key not in known:
             logger.warning_once(
                 "The decoder's layers are compiled at the first step of each shape, which takes seconds to a minute. "
                 "Later texts of about this length do not wait for it."
             )
-            code = run_layer.__code__.replace(co_name=f"run_layer_{len(known)}")
-            known[key] = torch.compile(FunctionType(code, run_layer.__globals__), **self.options)
+            code = function.__code__.replace(co_name=f"{function.__name__}_{len(known)}")
+            known[key] = torch.compile(FunctionType(code, function.__globals__), **self.options)
         return known[key]
 
     @contextmanager
@@ -189,7 +189,7 @@ class CompiledLayers:
         torch asks of each layer whether all is as it was when it was compiled; a decode asks once, and then only what
         tells one kind of layer from another.
         """
-        run = self.of_shape(shape)
+        run = self.compiled(run_layer, shape)
 
         def forward_of(slots: Any, layer: nn.Module) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:

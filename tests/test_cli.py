@@ -99,6 +99,10 @@ def test_what_can_be_told_is_told_before_the_weights_are_read(run, tidar, tmp_pa
         (["generate", folder, "w1", "--draft-length", 0, "--exact", "tie-safe"], "--exact is of drafts"),
         (["convert", folder, tmp_path / "back", "--to-ar", "--draft-length", 2], "--draft-length is of drafts"),
         (["data", "regenerate", folder, tmp_path / "prompts.txt", tmp_path / "o", "--seed", 1], "--seed is for sampl"),
+        (
+            ["data", "regenerate", folder, tmp_path / "prompts.txt", tmp_path / "o", "--device", "no"],
+            "--device must be",
+        ),
         ([*audit, "--policy", "exact"], "--policy is for recurrent-depth models"),
         (["generate", folder, "w1", "--policy", "exact"], "--policy is for recurrent-depth models"),
         (["generate", folder, "w1", "--device", "tpu9"], "--device"),

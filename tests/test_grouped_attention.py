@@ -4,7 +4,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft.generation import draft_forward, grouped_attention
-from wavedraft.generation.grouped_attention import attend_grouped, mask_over_prompt
+from wavedraft.generation.grouped_attention import attend_grouped, attend_in_step, mask_over_prompt, masks_of_groups
+from wavedraft.generation.structured_mask import draft_mask_function
 
 
 class Attention(torch.nn.Module):
@@ -95,3 +96,45 @@ def test_a_forward_with_masks_is_grouped_and_leaves_the_model_as_it_was(family, 
     with pytest.raises(ZeroDivisionError):
         model.generate(ids, max_new_tokens=6)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("windows", [(None,), (3, None)])
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_masks_of_groups_are_the_structured_mask_written_out(windows, is_padded):
+    lengths, branches, num_groups = torch.tensor([5, 7]), torch.tensor([[1, 3], [2, 2]]), 2
+    is_real_slot = torch.ones(2, 16, dtype=torch.bool)
+    is_real_slot[1, :2] = False
+    masks = masks_of_groups(
+        branches, lengths, is_real_slot if is_padded else None, 3, 2, 16, windows, num_groups, torch.float32
+    )
+    for mask, window in zip(masks, windows, strict=True):
+        may_see = draft_mask_function(3, 2, branches, lengths, window)
+        for row in range(2):
+            for query in range(7):
+                for key in range(16):
+                    index = (torch.tensor(one) for one in (row, 0, query, key))
+                    seen = bool(may_see(*index))
+                    if is_padded and not is_real_slot[row, key] and key - lengths[row] != query:
+                        seen = False
+                    assert mask.shape == (2, 1, num_groups * 7, 16)
+                    for group in range(num_groups):
+                        assert mask[row, 0, group * 7 + query, key] == (0 if seen else -torch.inf)
+
+
+@pytest.mark.parametrize("few_tiles", [0, 128])
+@pytest.mark.parametrize(("num_heads", "num_key_heads"), [(6, 6), (6, 2), (4, 1)])
+def test_a_step_attends_as_sdpa_does_under_a_mask_made_for_all_groups(num_heads, num_key_heads, few_tiles, monkeypatch):
+    monkeypatch.setattr(grouped_attention, "FEW_TILES", few_tiles)
+    query = torch.randn(2, num_heads, 7, 8).double()
+    key, value = torch.randn(2, 2, num_key_heads, 16, 8).double()
+    lengths, branches = torch.tensor([5, 7]), torch.tensor([[1, 3], [2, 2]])
+    attention = Attention(num_heads // num_key_heads)
+    about = branches, lengths, None, 3, 2, 16, (None,)
+    (plain,), (wide,) = (masks_of_groups(*about, groups, torch.float64) for groups in (1, num_heads // num_key_heads))
+    for scaling in ({}, {"scaling": 0.3}):
+        expected, _ = sdpa_attention_forward(attention, query, key, value, plain, **scaling)
+        torch.testing.assert_close(attend_in_step(attention, query, key, value, wide, **scaling)[0], expected)
+        other = plain.repeat(1, 1, 5, 1)  # made for layers with other heads
+        torch.testing.assert_close(attend_in_step(attention, query, key, value, other, **scaling)[0], expected)
+    with pytest.raises(ValueError, match="softcap"):
+        attend_in_step(attention, query, key, value, wide, softcap=30.0)

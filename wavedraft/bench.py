@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from .generation.cache_name import CACHE
+from .generation.draft_forward import DraftForward
 
 AR = "AR"
 OWN_LENGTH = "own"
@@ -111,6 +112,7 @@ class Contender:
         keywords: of `generate`.
         is_compiled: a first run compiles.
         is_counted_apart: the whole network is compiled, and a hook on it would be too: an uncompiled run is counted.
+        is_counted_within: its steps are CUDA graphs, which a hook would forbid: what calls the network is counted.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Contender:
     keywords: dict[str, Any] = field(default_factory=dict)
     is_compiled: bool = False
     is_counted_apart: bool = False
+    is_counted_within: bool = False
 
     def packed(self) -> "Contender":
         """The same with packed weights."""
@@ -211,14 +214,21 @@ def contenders_of(
     if settings.has_compiled:
         compiled = {
             "cache_implementation": "static",
-            "compile_config": CompileConfig(mode="default", dynamic=False),
+            "compile_config": CompileConfig(dynamic=False),
         }
+        is_on_gpu = model.device.type == "cuda"
         ours = [contender for contender in found if contender.keywords.get("draft_length")]
         if "auto" in settings.num_branches and (shortest := min(settings.draft_lengths)) > 1:
             auto = {"draft_length": shortest, "num_branches": "auto"}
             ours.append(Contender(f"K={shortest} auto", model, auto))
         found += [
-            Contender(f"{contender.name} compiled", model, contender.keywords | compiled, is_compiled=True)
+            Contender(
+                f"{contender.name} compiled",
+                model,
+                contender.keywords | compiled,
+                is_compiled=True,
+                is_counted_within=is_on_gpu,
+            )
             for contender in ours
         ]
     if settings.has_packed_weights:
@@ -382,6 +392,10 @@ class Counts:
 def counted(contender: Contender) -> Iterator[Counts]:
     """Counts the calls of a contender's network, by a hook on it."""
     counts = Counts()
+    if contender.is_counted_within:
+        with _counted_within(counts):
+            yield counts
+        return
 
     def count(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         counts.num_queries.append((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).shape[1])
@@ -397,6 +411,22 @@ def counted(contender: Contender) -> Iterator[Counts]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _counted_within(counts: Counts) -> Iterator[None]:
+    """Counts the calls of any network that drafts, where they are made: a CUDA graph calls no hooks."""
+    forward = DraftForward._forward
+
+    def counting(self: Any, ids: torch.Tensor, positions: torch.Tensor, branches: torch.Tensor, *args: Any, **kw: Any):
+        counts.num_queries.append(ids.shape[1] + branches.shape[1] * self.draft_length)
+        return forward(self, ids, positions, branches, *args, **kw)
+
+    DraftForward._forward = counting  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DraftForward._forward = forward  # type: ignore[method-assign]
 
 
 class FirstToken(BaseStreamer):

@@ -571,6 +571,7 @@ def regenerate(
     seed: Annotated[int | None, typer.Option(help="For sampling; by default 0.")] = None,
     max_answer_tokens: Annotated[int | None, typer.Option(help="Stop once the file holds so many.")] = None,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "bfloat16",
+    device: Annotated[str | None, typer.Option(help="By default cuda where there is one, else cpu.")] = None,
 ) -> None:
     """Let a model answer prompts itself: what it wrote is what its drafts learn best from."""
     from transformers import AutoModelForCausalLM
@@ -582,9 +583,10 @@ def regenerate(
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}.")
     if not temperature:
         refuse({"seed": seed}, "is for sampling: give a --temperature above 0, or leave it out.")
+    device = device_for(device)
     rows = list(read_jsonl(prompts))
     with quiet_transformers():
-        answering = AutoModelForCausalLM.from_pretrained(model, dtype=DTYPES[dtype]).eval()
+        answering = AutoModelForCausalLM.from_pretrained(model, dtype=DTYPES[dtype]).to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(model)
     num_tokens = answer(
         answering,
