@@ -15,7 +15,7 @@ from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
 from .draft_cache import DraftCache
-from .step_graph import has_hooks
+from .step_graph import can_be_recorded
 
 logger = logging.get_logger(__name__)
 FEWEST_SLOTS = 256
@@ -134,10 +134,10 @@ def compile_config_of(model: nn.Module, generation_config: GenerationConfig) -> 
 
 def is_recorded(model: nn.Module, config: CompileConfig | None) -> bool:
     """Whether the steps of a model so compiled become CUDA graphs: where the mode says so, as transformers' own does,
-    all weights are on one GPU, and no hook waits for forwards."""
+    all weights are on one GPU, and `can_be_recorded`."""
     if config is None or config.mode not in LAYER_MODES or model.device.type != "cuda":
         return False
-    return len(set(getattr(model, "hf_device_map", {}).values())) <= 1 and not has_hooks(model)
+    return len(set(getattr(model, "hf_device_map", {}).values())) <= 1 and can_be_recorded(model)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

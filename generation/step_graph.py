@@ -27,7 +27,7 @@ class StepGraph:
 
     def __init__(self, step: Step, inputs: tuple[torch.Tensor, ...], pool: Any, held: Any = None):
         self.held = held
-        self.inputs = tuple(given.clone() for given in inputs)
+        self.inputs = buffers_like(inputs)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.outputs = step(*self.inputs)
@@ -71,10 +71,15 @@ class StepGraphs:
         """What `step` makes of `inputs`: by its graph, once it has run as it is."""
         if shape not in self.has_run:
             self.has_run.add(shape)
-            return step(*inputs)
+            return step(*buffers_like(inputs))  # what is compiled now must not be compiled anew while it is recorded
         if shape not in self.graphs:
             self.graphs[shape] = self.record(step, inputs, self.pool, held)
         return self.graphs[shape](*inputs)
+
+
+def buffers_like(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Copies in memory of their own, laid out in one way whatever the inputs are views of."""
+    return tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
 
 
 _kept: WeakKeyDictionary[nn.Module, StepGraphs] = WeakKeyDictionary()
@@ -114,6 +119,23 @@ def _state_of(value: Any) -> Any:
     return value if isinstance(value, PLAIN_TYPES) else id(value)
 
 
-def has_hooks(model: nn.Module) -> bool:
-    """Whether hooks wait for forwards, which a graph would run without them."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+def can_be_recorded(model: nn.Module) -> bool:
+    """Whether a forward never asks the GPU for a value that decides how it goes on, by what transformers says of the
+    model, and no hook waits for it, which a graph would leave out."""
+    quantizer, has_experts = (
+        getattr(model, "hf_quantizer", None),
+        getattr(model, "_can_set_experts_implementation", bool),
+    )
+    if not getattr(model, "_can_compile_fullgraph", False):
+        return False
+    if has_experts() and getattr(model.config.get_text_config(), "_experts_implementation", None) == "eager":
+        return False  # it runs one expert after the other, as many as tokens chose
+    if quantizer is not None and not quantizer.is_compileable:
+        return False
+    for module in model.modules():
+        rope_type = module.__dict__.get("rope_type", "")
+        rope_types = rope_type.values() if isinstance(rope_type, dict) else [rope_type]
+        depends_on_length = any("dynamic" in str(one) or one == "longrope" for one in rope_types)
+        if depends_on_length or module._forward_hooks or module._forward_pre_hooks:
+            return False
+    return True

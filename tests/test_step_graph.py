@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import CompileConfig
 
 from tiny_tidar import random_prompts, tiny_tidar
-from wavedraft.generation.step_graph import StepGraph, StepGraphs, has_hooks, what_runs
+from wavedraft.generation.static_decode import is_recorded
+from wavedraft.generation.step_graph import StepGraph, StepGraphs, buffers_like, can_be_recorded, what_runs
 
 FORWARD = sys.modules["wavedraft.generation.draft_forward"]
 COMPILED = {
@@ -52,7 +53,7 @@ class Recording(StepGraph):
     def __init__(self, step, inputs, pool, held=None):
         Recording.num_recorded += 1
         self.held, self.graph = held, Kernels()
-        self.inputs = tuple(given.clone() for given in inputs)
+        self.inputs = buffers_like(inputs)
         with self.graph:
             self.outputs = step(*self.inputs)
         for output in self.outputs:  # a graph's outputs are nothing before it has run
@@ -149,10 +150,31 @@ def test_what_runs_sees_what_a_forward_hangs_on():
     assert seen == [True, True, True, False, True, True, True, True, True]  # `.data` hides from everyone
 
 
-def test_a_hook_is_called_at_every_step_and_so_nothing_is_recorded():
-    from wavedraft.generation.static_decode import is_recorded
+@pytest.mark.parametrize(
+    ("family", "changes", "can_be"),
+    [
+        ("llama", {}, True),
+        ("gemma2", {}, True),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, False),
+    ],
+)
+def test_what_asks_for_values_on_the_way_is_not_recorded(family, changes, can_be):
+    model = tiny_tidar(family, draft_length=4, **changes)
+    assert can_be_recorded(model) is can_be
+    if can_be:
+        assert not is_recorded(model, CompileConfig())  # on a CPU
+        model.model.layers[1].mlp.register_forward_pre_hook(lambda *args: None)
+        assert not can_be_recorded(model)
 
-    model = tiny_tidar(draft_length=4)
-    assert not has_hooks(model) and not is_recorded(model, CompileConfig())
-    model.model.layers[1].mlp.register_forward_pre_hook(lambda *args: None)
-    assert has_hooks(model)
+
+def test_a_step_runs_on_inputs_of_one_layout_before_it_is_recorded_and_while_it_is(recorded):
+    graphs, seen = StepGraphs(None), []
+
+    def step(given):
+        seen.append(given.stride())
+        return (given + 1,)
+
+    row = torch.arange(4)
+    for given in (row.expand(3, -1), row.expand(3, -1), row.repeat(3, 1), row.repeat(2, 3).t()[:3, :].repeat(1, 2)):
+        assert torch.equal(graphs.run("shape", step, (given,), None)[0], given + 1)
+    assert seen == [(4, 1), (4, 1)]
