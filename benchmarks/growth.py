@@ -24,6 +24,7 @@ from statistics import median
 from typing import Any
 
 MEASURED = Path(__file__).with_name("growth_measured.json")
+ON_GPU = Path(__file__).with_name("step_cost_h200.json")
 FIGURE = Path(__file__).parents[1] / "docs" / "growth.png"
 PLANS = [(8, 8), (8, 3), (8, 1), (4, 4), (4, 1), (2, 1)]
 CALIBRATING = (8, 1)
@@ -280,6 +281,21 @@ def print_roofline() -> None:
         print(f"| {width} | {published} | {ms:.1f} | {ms / published - 1:+.0%} |")
 
 
+def print_gpu_check() -> None:
+    """Steps that a GPU ran (`benchmarks/step_cost.py`), beside the roofline's forward of so many query tokens."""
+    measured = json.loads(ON_GPU.read_text(encoding="utf-8"))
+    print(f"{measured['device']}, {measured['command']}")
+    print("\n| shape, step | queries | ms | of plain | roofline, ms | of plain |\n|" + "---|" * 6)
+    for model in MODELS[:2]:
+        plain = forward_seconds(model, H200, 1, 1, measured["about"]["context"])
+        for step in measured["steps"]:
+            if step["shape"] == model.name.lower() and step["contender"] != "AR":
+                seconds = forward_seconds(model, H200, step["expected_queries"], 1, measured["about"]["context"])
+                name = step["contender"].removesuffix(" compiled").replace("AR", "plain")
+                seen = f"{step['expected_queries']} | {step['ms']:.2f} | {step['of_plain']:.2f}"
+                print(f"| {model.name}, {name} | {seen} | {1e3 * seconds:.2f} | {seconds / plain:.2f} |")
+
+
 def machines_of(model: Model) -> list[Machine]:
     """One GPU of either kind where the weights leave room, and eight."""
     eight = replace(H100, name="8 x H100", num_gpus=8)
@@ -371,6 +387,7 @@ def main() -> None:
     }
     print_check(measured)
     print_roofline()
+    print_gpu_check()
     print_growth(levels, 2048)
     print_growth({"7.45 at K=16, the paper's 1.5B": levels["7.45 at K=16, the paper's 1.5B"]}, 32_768)
     draw(measured, levels)

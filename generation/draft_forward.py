@@ -369,8 +369,8 @@ class DraftForward:
         device_of_ids, clean_ids = clean_ids.device, clean_ids.to(self.cache.lengths.device)
         branches_of_unfinished = branch_lengths
         if self.is_static and not is_prefill:
-            logits, states = self._step(*map(self.cache.spread, (clean_ids, clean_positions, branch_lengths)), num_read)
-            logits, states = self.cache.gather(logits), self.cache.gather(states)
+            given = tuple(map(self.cache.spread, (clean_ids, clean_positions, branch_lengths)))
+            logits, states = map(self.cache.gather, self._step(given, num_read))
         else:
             logits, states = self._network(clean_ids, clean_positions, branch_lengths, num_read, alone, is_prefill)
         if alone is None:
@@ -379,28 +379,27 @@ class DraftForward:
             self.mask_logits = logits[:, num_read:] if logits.shape[1] > num_read else None
         return logits[:, :num_read].to(device_of_ids)
 
-    def _step(
-        self, clean_ids: torch.Tensor, clean_positions: torch.Tensor, branch_lengths: torch.Tensor, num_read: int
-    ) -> tuple[torch.Tensor, ...]:
-        """`_network` of a step of constant shape: where steps are recorded, by its graph."""
-        given = clean_ids, clean_positions, branch_lengths
+    def _step(self, given: tuple[torch.Tensor, ...], num_read: int) -> tuple[torch.Tensor, ...]:
+        """`_network` of a step of constant shape (`given`: clean ids, their positions, branch lengths): where steps are
+        recorded, by its graph."""
         if self.graphs is None:
-            return self._network(*given, num_read)
+            ids, positions, branch_lengths = given
+            return self._network(ids, positions, branch_lengths, num_read)
         lengths, is_real_slot = self.cache.lengths, self.is_real_slot
-        if is_real_slot is not None:
-            given += (is_real_slot,)
 
-        def step(ids: torch.Tensor, positions: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            branch_lengths, self.cache.lengths, *padding = others
+        def step(
+            ids: torch.Tensor, positions: torch.Tensor, branch_lengths: torch.Tensor, *others: torch.Tensor
+        ) -> tuple[torch.Tensor, ...]:
+            self.cache.lengths, *padding = others
             self.is_real_slot = padding[0] if padding else None
             try:
                 return self._network(ids, positions, branch_lengths, num_read)
             finally:
                 self.cache.lengths, self.is_real_slot = lengths, is_real_slot
 
-        shape = *(tuple(tensor.shape) for tensor in given), self.draft_length, num_read
-        held = self.gate.short_ways if self.gate else None
-        return self.graphs.run(shape, step, (*given[:3], lengths, *given[3:]), held)
+        inputs = (*given, lengths) if is_real_slot is None else (*given, lengths, is_real_slot)
+        shape = *(tuple(tensor.shape) for tensor in inputs), self.draft_length, num_read
+        return self.graphs.run(shape, step, inputs, self.gate.short_ways if self.gate else None)
 
     def _network(
         self,

@@ -42,7 +42,8 @@ class TiDAROptions:
         excluded_id: an id that is never generated: a mask token inside the vocabulary.
         is_static: `cache_implementation="static"`, transformers' keyword: every step has one shape, over a cache as
             long as the longest text may be, so that its layers can be compiled: on an accelerator they are unless
-            `disable_compile`, on a CPU where a `compile_config` is given.
+            `disable_compile`, on a CPU where a `compile_config` is given. On a GPU a step then becomes one CUDA graph,
+            unless the config's `mode` is one of those without; graphs and cache are kept with the model.
         packed_weights: for bfloat16 or float32 on a CPU: linear layers read a second copy of their weights, in the
             order its products want them, which takes as much memory again and a second once. Products then round
             otherwise than a stock model's, as they do from one machine to the next (in float32 only those of more than

@@ -169,7 +169,7 @@ class CompiledLayers:
             self.options["mode"] = LAYER_MODES[mode]
         self.checked: set[tuple[int, ...]] = set()  # shapes that this decode has run
 
-    def compiled(self, function: FunctionType, shape: tuple[Any, ...]) -> Callable[..., Any]:
+    def compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
         """The function as it is compiled for one shape of step, when it is first called."""
         key = function.__name__, shape, tuple(sorted((name, str(value)) for name, value in self.options.items()))
         known = _compiled.setdefault(self.model, {})
@@ -178,6 +178,7 @@ class CompiledLayers:
                 "The decoder's layers are compiled at the first step of each shape, which takes seconds to a minute. "
                 "Later texts of about this length do not wait for it."
             )
+            assert isinstance(function, FunctionType)
             code = function.__code__.replace(co_name=f"{function.__name__}_{len(known)}")
             known[key] = torch.compile(FunctionType(code, function.__globals__), **self.options)
         return known[key]

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,16 @@ from recurrent_golden import random_model
 from tiny_stock import save_tiny_stock
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft import bench_report, convert
-from wavedraft.bench import OWN_LENGTH, Settings, batch_of, bench, contenders_of, peak_bytes, without_adapter
+from wavedraft.bench import (
+    OWN_LENGTH,
+    Settings,
+    batch_of,
+    bench,
+    contenders_of,
+    counted,
+    peak_bytes,
+    without_adapter,
+)
 from wavedraft.cli import main
 from wavedraft.training import gated_adapter_config
 
@@ -57,6 +67,20 @@ def test_what_is_counted_is_what_another_hook_counts_and_texts_are_compared_row_
         assert 0 < run.first_token_seconds < run.seconds
     assert {run.num_forwards for run in found.runs if run.contender in ("AR", "no drafts")} == {NUM_NEW}
     assert any(run.num_query_tokens == (run.num_forwards - 1) * 20 for run in found.runs if run.contender == "K=4 B=4")
+
+
+def test_what_is_counted_where_the_network_is_called_is_what_a_hook_counts():
+    """Which is how steps that are CUDA graphs are counted."""
+    model, stock = models()
+    contenders = contenders_of(model, stock, Settings(draft_lengths=(4,), num_branches=(1, 3, "all")))
+    ids = random_prompts(2, 6)
+    for contender in contenders:
+        if not contender.keywords.get("draft_length"):
+            continue
+        hook = CountedForwards(model)
+        with counted(replace(contender, is_counted_within=True)) as counts:
+            model.generate(ids, max_new_tokens=NUM_NEW, do_sample=False, **contender.keywords)
+        assert counts.num_queries == hook.num_queries and len(counts.num_queries) > 1
 
 
 def test_every_contender_has_its_turn_before_any_has_another():

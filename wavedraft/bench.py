@@ -422,7 +422,7 @@ def _counted_within(counts: Counts) -> Iterator[None]:
         counts.num_queries.append(ids.shape[1] + branches.shape[1] * self.draft_length)
         return forward(self, ids, positions, branches, *args, **kw)
 
-    DraftForward._forward = counting  # type: ignore[method-assign]
+    DraftForward._forward = counting  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
