@@ -5,7 +5,7 @@ A rows, K tokens drafted at a time, B branches.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -47,6 +47,7 @@ class Plan:
 
 
 PLAIN = Plan(0, 0)
+PLAIN_SHAPE = (1, 0, 0)
 
 
 @dataclass
@@ -56,10 +57,13 @@ class Costs:
     Attributes:
         slowness: what forwards take now, to what `seconds` say. It is shared: a machine that slows down while drafts
             are tried must not make plain decoding look cheap.
+        plain_slowness: the same of plain forwards alone, None until one was seen: what drafts cost a text is told by
+            it, so that a shape whose `seconds` are too few is not taken for a slow machine.
     """
 
     seconds: dict[tuple[int, int, int], float]
     slowness: float = 1.0
+    plain_slowness: float | None = 1.0
 
     @classmethod
     def measured(cls, shapes: list[tuple[int, int, int]], run: Callable[[int, int, int], None]) -> "Costs":
@@ -74,7 +78,7 @@ class Costs:
                 begin = time.perf_counter()
                 run(*shape)
                 rounds[shape].append(time.perf_counter() - begin)
-        return cls({shape: min(taken) for shape, taken in rounds.items()}).smoothed()
+        return cls({shape: min(taken) for shape, taken in rounds.items()}, plain_slowness=None).smoothed()
 
     def smoothed(self) -> "Costs":
         """Halfway to the best straight line in the number of queries (and a step up where masks are among them): of
@@ -83,10 +87,14 @@ class Costs:
         measured = torch.tensor(list(self.seconds.values()))[:, None]
         line = (about @ torch.linalg.lstsq(about, measured, driver="gelsd").solution)[:, 0].tolist()
         halfway = [(x * max(y, x / 2)) ** 0.5 for x, y in zip(self.seconds.values(), line, strict=True)]
-        return Costs(dict(zip(self.seconds, halfway, strict=True)))
+        return replace(self, seconds=dict(zip(self.seconds, halfway, strict=True)))
 
     def see(self, shape: tuple[int, int, int], seconds: float) -> None:
         """Takes in what a forward cost with all that is done around it; of a shape nobody measured it says nothing."""
+        if shape == PLAIN_SHAPE:
+            now = seconds / self.seconds[shape]
+            known = now if self.plain_slowness is None else self.plain_slowness
+            self.plain_slowness = known + NEWEST * (min(now, HELD_UP * known) - known)
         if shape in self.seconds:
             ratio = min(seconds / (self.seconds[shape] * self.slowness), HELD_UP)
             self.seconds[shape] *= 1 + NEWEST_OF_SHAPE * (ratio - 1)
@@ -143,7 +151,7 @@ class Pace:
         """Of a forward that verifies, and of the forward that drafts behind it where no branch came true."""
         seconds = self.costs.seconds
         if plan == PLAIN:
-            return 1 / seconds[1, 0, 0]
+            return 1 / seconds[PLAIN_SHAPE]
         length, num_branches = plan.draft_length, plan.num_branches
         reaches = [1.0]
         for i in range(1, length):
@@ -159,10 +167,21 @@ class Pace:
         """The highest rate that a plan promises, to plain decoding's."""
         return max(map(self.tokens_per_second, self.plans)) / self.tokens_per_second(PLAIN)
 
-    def forwards_of(self, shape: tuple[int, int, int], taken: float = 0.0) -> float:
-        """What a forward takes, in plain ones: by what is known of its shape, or by the seconds this one has taken."""
+    def forwards_of(self, shape: tuple[int, int, int]) -> float:
+        """What a forward of a known shape takes, in plain ones."""
+        return self.costs.seconds[shape] / self.costs.seconds[PLAIN_SHAPE]
+
+    def forwards_taken(self, shape: tuple[int, int, int], seconds: float) -> float:
+        """What a forward has taken, in plain ones: a plain one is one; any other what is known of its shape, or what
+        it really took, where that is more and not much more."""
+        if shape == PLAIN_SHAPE:
+            return 1.0
         costs = self.costs
-        return costs.seconds.get(shape, taken / costs.slowness) / costs.seconds[1, 0, 0]
+        slowness = costs.slowness if costs.plain_slowness is None else costs.plain_slowness
+        taken = seconds / (costs.seconds[PLAIN_SHAPE] * slowness)
+        if shape not in costs.seconds:
+            return taken
+        return min(max(self.forwards_of(shape), taken), HELD_UP * self.forwards_of(shape))
 
     @property
     def allowance(self) -> float:
@@ -178,7 +197,9 @@ class Pace:
         return self.spent - self.progress + both + before - 2 <= self.allowance
 
     def choose(self) -> Plan:
-        """The plan of the next forward."""
+        """The plan of the next forward. The first of all is plain: what others cost is told by it."""
+        if self.costs.plain_slowness is None:
+            return PLAIN
         rates = {plan: self.tokens_per_second(plan) for plan in self.plans if self.is_affordable(plan)}
         if not rates or self.num_drafting >= RETRY_FORWARDS:
             return PLAIN
@@ -198,13 +219,13 @@ class Pace:
         behind its text, and how much of it stood; what it cost with all that is done around it; and the progress now,
         by default with what it gave the row it gave least."""
         self.costs.see(shape, seconds)
-        self.spent += self.forwards_of(shape, seconds)
+        self.spent += self.forwards_taken(shape, seconds)
         self.progress = self.progress + min(count for _, count in accepted) if progress is None else progress
         self.has_draft = shape[1] > 0
         drafts = [(length, count) for length, count in accepted if length > 1]
         if shape[1] and (lates := [count - 1 for length, count in accepted if length == 1]):
             self.late += NEWEST_OF_SHAPE * (sum(lates) / len(lates) - self.late)
-        self.num_drafting = 0 if shape == (1, 0, 0) else self.num_drafting + 1
+        self.num_drafting = 0 if shape == PLAIN_SHAPE else self.num_drafting + 1
         if not drafts:
             self.num_plain += 1
             return
@@ -231,7 +252,7 @@ def plans_up_to(draft_length: int, is_wide: bool, is_static: bool = False) -> li
 
 def shapes_of(plans: list[Plan], is_static: bool = False) -> list[tuple[int, int, int]]:
     """The forwards these plans run: clean tokens, blocks, masks of a block."""
-    shapes = [(1, 0, 0)]
+    shapes = [PLAIN_SHAPE]
     for plan in plans:
         mask_length = plan.draft_length if plan.num_branches else 0
         shapes += [(plan.draft_length, plan.num_branches, mask_length)]

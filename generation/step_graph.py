@@ -29,8 +29,9 @@ class StepGraph:
         self.held = held
         self.inputs = buffers_like(inputs)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.outputs = step(*self.inputs)
+        with torch.cuda.device(self.inputs[0].device):
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+                self.outputs = step(*self.inputs)
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         for buffer, given in zip(self.inputs, inputs, strict=True):
