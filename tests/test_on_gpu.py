@@ -7,11 +7,11 @@ import os
 
 import pytest
 import torch
+from test_modeling_tidar import gated
+from test_static_decode import ragged
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
-from test_modeling_tidar import gated
-from test_static_decode import ragged
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft.generation import step_graph
 
