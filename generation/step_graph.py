@@ -12,6 +12,7 @@ from torch import nn
 
 PLAIN_TYPES = (bool, int, float, str, type(None), torch.dtype)
 OF_EVERY_MODULE = nn.Module().__dict__.keys()
+OF_ADAPTED = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling", "lora_variant")  # of PEFT's layers
 Step = Callable[..., tuple[torch.Tensor, ...]]
 
 
@@ -98,14 +99,16 @@ def what_runs(model: nn.Module) -> list[Any]:
         for name in "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks":
             if values := attributes[name]:
                 seen += [(key, _state_of(value)) for key, value in values.items()]
-        # On the model itself stands what `generate` notes there.
-        for name in attributes.keys() - OF_EVERY_MODULE if module is not model else ():
+        # Of an adapted layer's many attributes few count; on the model itself stands what `generate` notes there.
+        is_adapted = bool(attributes.get("lora_variant"))
+        names = OF_ADAPTED if is_adapted else attributes.keys() - OF_EVERY_MODULE if module is not model else ()
+        for name in names:
             value = attributes[name]
             if isinstance(value, dict):
                 seen += [(name, key, _state_of(one)) for key, one in value.items()]
             else:
                 seen += name, tuple(map(_state_of, value)) if isinstance(value, list | tuple) else _state_of(value)
-        if attributes.get("lora_variant"):  # most of PEFT's modules are empty
+        if is_adapted:  # most of its modules are empty
             children = {"base": children["base_layer"]} | {
                 (kind, key): child for kind in ("lora_A", "lora_B") for key, child in children[kind]._modules.items()
             }
