@@ -70,12 +70,23 @@ class StepGraphs:
         return kept
 
     def run(self, shape: Any, step: Step, inputs: tuple[torch.Tensor, ...], held: Any) -> tuple[torch.Tensor, ...]:
-        """What `step` makes of `inputs`: by its graph, once it has run as it is."""
+        """What `step` makes of `inputs`: by its graph, once it has run as it is.
+
+        Raises:
+            RuntimeError: the step cannot be recorded.
+        """
         if shape not in self.has_run:
             self.has_run.add(shape)
             return step(*buffers_like(inputs))  # what is compiled now must not be compiled anew while it is recorded
         if shape not in self.graphs:
-            self.graphs[shape] = self.record(step, inputs, self.pool, held)
+            try:
+                self.graphs[shape] = self.record(step, inputs, self.pool, held)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    "A decode step of this model could not be recorded as a CUDA graph: something in its forward waits "
+                    f"for the GPU ({str(error).splitlines()[0]}). Pass `compile_config=CompileConfig(mode='default', "
+                    "dynamic=False)`, which compiles its layers and records nothing, or `disable_compile=True`."
+                ) from error
         return self.graphs[shape](*inputs)
 
 

@@ -167,6 +167,21 @@ def test_what_asks_for_values_on_the_way_is_not_recorded(family, changes, can_be
         assert not can_be_recorded(model)
 
 
+def test_a_step_that_cannot_be_recorded_is_told_with_what_to_do(recorded, monkeypatch):
+    def refuse(step, *args):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(StepGraphs, "record", staticmethod(refuse))
+    model = tiny_tidar(draft_length=4)
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing\\). Pass `compile_config="):
+        model.generate(random_prompts(1, 6), max_new_tokens=12, do_sample=False, **COMPILED)
+    expected = model.generate(random_prompts(1, 6), max_new_tokens=12, do_sample=False)
+    found = model.generate(
+        random_prompts(1, 6), max_new_tokens=12, do_sample=False, cache_implementation="static", disable_compile=True
+    )
+    assert found.tolist() == expected.tolist()
+
+
 def test_a_step_runs_on_inputs_of_one_layout_before_it_is_recorded_and_while_it_is(recorded):
     graphs, seen = StepGraphs(None), []
 
