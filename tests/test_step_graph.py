@@ -173,7 +173,7 @@ def test_a_step_that_cannot_be_recorded_is_told_with_what_to_do(recorded, monkey
 
     monkeypatch.setattr(StepGraphs, "record", staticmethod(refuse))
     model = tiny_tidar(draft_length=4)
-    with pytest.raises(RuntimeError, match="not permitted when stream is capturing\\). Pass `compile_config="):
+    with pytest.raises(RuntimeError, match=r"not permitted when stream is capturing\). Pass `compile_config="):
         model.generate(random_prompts(1, 6), max_new_tokens=12, do_sample=False, **COMPILED)
     expected = model.generate(random_prompts(1, 6), max_new_tokens=12, do_sample=False)
     found = model.generate(
