@@ -111,7 +111,8 @@ class DraftForward:
         self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config)
         self.graphs: StepGraphs | None = None
         if is_recorded(model, compile_config):
-            self.graphs = StepGraphs.of(model, batch_size, num_slots, self.compiled_layers.options)
+            options = self.compiled_layers.options
+            self.graphs = StepGraphs.of(model, batch_size, num_slots, options, mask_embedding_id)
         if num_slots is None:
             self.cache = DraftCache(batch_size, num_layers, device)
         else:

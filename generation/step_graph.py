@@ -63,7 +63,10 @@ class StepGraphs:
     def of(cls, model: nn.Module, *about: Any) -> "StepGraphs":
         """Those kept with the model, if they are still of what it is. One set is kept, as transformers keeps one static
         cache."""
-        about = *about, what_runs(model)
+        kind = model.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        modes = torch.is_inference_mode_enabled(), autocast, torch.get_float32_matmul_precision()
+        about = *about, modes, what_runs(model)
         if (kept := _kept.get(model)) is None or kept.about != about:
             _kept.pop(model, None)
             kept = _kept[model] = cls(about)

@@ -125,6 +125,25 @@ def test_steps_are_recorded_anew_where_the_model_has_changed(recorded):
     assert [both(), both()] == [3, 3]
 
 
+def test_steps_are_recorded_anew_in_another_mode(recorded):
+    """Memory made in inference mode may not be written outside it, and autocast chooses the type of every product."""
+    model = tiny_tidar(draft_length=4)
+    prompt = random_prompts(1, 6)
+    keywords = {"max_new_tokens": 12, "do_sample": False}
+    expected = model.generate(prompt, **keywords)
+    for mode in (torch.inference_mode(), torch.no_grad(), torch.inference_mode()):
+        with mode:
+            assert torch.equal(model.generate(prompt, **keywords, **COMPILED), expected)
+    assert recorded.num_recorded == 3
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model.generate(prompt, **keywords)
+        assert torch.equal(model.generate(prompt, **keywords, **COMPILED), rounded)
+    assert recorded.num_recorded == 4
+    model.generate(prompt, **keywords, mask_embedding_id=5)
+    assert torch.equal(model.generate(prompt, **keywords, **COMPILED, mask_embedding_id=5), expected)
+    assert recorded.num_recorded == 5
+
+
 def test_what_runs_sees_what_a_forward_hangs_on():
     model = gated(tiny_tidar(draft_length=4)).base_model.model
     before = what_runs(model)
