@@ -1,10 +1,12 @@
-"""Three forms of the attention of a drafting step, side by side, with the greatest difference between them.
+"""Three forms of the attention of a drafting step on a CPU, side by side, with the greatest difference between them.
 
-    python benchmarks/attention_forms.py [--device cuda] [--dtype bfloat16] [--heads 9 3 64]
+Of a GPU: gpu_attention.py.
+
+    python benchmarks/attention_forms.py [--dtype bfloat16] [--heads 9 3 64]
 
 - repeated: transformers' sdpa with a mask; keys and values are copied for each query head of a group.
 - grouped: ours; the heads of a group are read as further queries (`generation/grouped_attention.py`).
-- split: the prefix densely and the last Q slots under the mask, merged by the log-sum-exp of each (on a CPU).
+- split: the prefix densely and the last Q slots under the mask, merged by the log-sum-exp of each.
 
 Each line: Q queries, S slots, microseconds of one layer (the least of --rounds, forms in turn).
 """
@@ -46,35 +48,32 @@ def split(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: tor
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--heads", type=int, nargs=3, default=[9, 3, 64], metavar=("H", "KEY_HEADS", "D"))
     parser.add_argument("--layers", type=int, default=10, help="layers whose keys and values are not in the cache")
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     num_heads, num_key_heads, head_dim = args.heads
-    dtype, place = getattr(torch, args.dtype), {"device": args.device, "dtype": getattr(torch, args.dtype)}
+    dtype = getattr(torch, args.dtype)
+    place = {"dtype": dtype}
     attention = Attention(num_heads // num_key_heads)
     for num_queries, num_slots in SHAPES:
         query = torch.randn(args.layers, 1, num_queries, num_heads, head_dim, **place).transpose(2, 3)
         key, value = torch.randn(2, args.layers, 1, num_key_heads, num_slots, head_dim, **place)
-        is_hidden = torch.rand(1, 1, num_queries, num_slots, device=args.device) < 0.5
+        is_hidden = torch.rand(1, 1, num_queries, num_slots) < 0.5
         is_hidden[..., : num_slots - num_queries + 1] = False
         mask = torch.zeros(is_hidden.shape, **place).masked_fill(is_hidden, torch.finfo(dtype).min)
         forms = {
             "repeated": lambda q, k, v, m=mask: sdpa_attention_forward(attention, q, k, v, m)[0],
             "grouped": lambda q, k, v, m=mask: attend_grouped(attention, q, k, v, m)[0],
+            "split": lambda q, k, v, m=mask: split(q, k, v, m),
         }
-        if args.device == "cpu":
-            forms["split"] = lambda q, k, v, m=mask: split(q, k, v, m)
         best = dict.fromkeys(forms, float("inf"))
         for _ in range(args.rounds):
             for name, form in forms.items():
                 start = time.perf_counter()
                 for layer in range(args.layers):
                     form(query[layer], key[layer], value[layer])
-                if args.device != "cpu":
-                    torch.accelerator.synchronize()
                 best[name] = min(best[name], time.perf_counter() - start)
         states = [form(query[0], key[0], value[0]) for form in forms.values()]
         difference = max((one - states[0]).abs().max().item() for one in states)

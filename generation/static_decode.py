@@ -15,7 +15,7 @@ from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
 from .draft_cache import DraftCache
-from .step_graph import can_be_recorded
+from .step_graph import reason_not_to_record
 
 logger = logging.get_logger(__name__)
 FEWEST_SLOTS = 256
@@ -112,8 +112,6 @@ def run_layer(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 _compiled: WeakKeyDictionary[nn.Module, dict[Any, Callable[..., Any]]] = WeakKeyDictionary()
-
-
 # Modes that record CUDA graphs, of each layer if torch may choose. Here the layers are compiled without, and the whole
 # step is recorded.
 LAYER_MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -133,11 +131,13 @@ def compile_config_of(model: nn.Module, generation_config: GenerationConfig) -> 
 
 
 def is_recorded(model: nn.Module, config: CompileConfig | None) -> bool:
-    """Whether the steps of a model so compiled become CUDA graphs: where the mode says so, as transformers' own does,
-    all weights are on one GPU, and `can_be_recorded`."""
+    """Whether the steps of a model so compiled become CUDA graphs: on a GPU where the mode says so, as transformers'
+    own does, and nothing speaks against it, which is told."""
     if config is None or config.mode not in LAYER_MODES or model.device.type != "cuda":
         return False
-    return len(set(getattr(model, "hf_device_map", {}).values())) <= 1 and can_be_recorded(model)
+    if (reason := reason_not_to_record(model)) is not None:
+        logger.warning_once(f"Steps are compiled but not recorded as CUDA graphs, which would be faster: {reason}.")
+    return reason is None
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -84,11 +84,13 @@ class StepGraphs:
         if shape not in self.graphs:
             try:
                 self.graphs[shape] = self.record(step, inputs, self.pool, held)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 raise RuntimeError(
-                    "A decode step of this model could not be recorded as a CUDA graph: something in its forward waits "
-                    f"for the GPU ({str(error).splitlines()[0]}). Pass `compile_config=CompileConfig(mode='default', "
-                    "dynamic=False)`, which compiles its layers and records nothing, or `disable_compile=True`."
+                    "A decode step of this model could not be recorded as a CUDA graph; most often, something in its "
+                    f"forward waits for the GPU ({str(error).splitlines()[0]}). Pass `compile_config=CompileConfig("
+                    "mode='default', dynamic=False)`, which records nothing, or `disable_compile=True`."
                 ) from error
         return self.graphs[shape](*inputs)
 
@@ -137,23 +139,26 @@ def _state_of(value: Any) -> Any:
     return value if isinstance(value, PLAIN_TYPES) else id(value)
 
 
-def can_be_recorded(model: nn.Module) -> bool:
-    """Whether a forward never asks the GPU for a value that decides how it goes on, by what transformers says of the
-    model, and no hook waits for it, which a graph would leave out."""
+def reason_not_to_record(model: nn.Module) -> str | None:
+    """Why a forward may ask the GPU for a value that decides how it goes on, or runs more than kernels, by what
+    transformers says of the model; None where nothing speaks against a graph."""
     quantizer, has_experts = (
         getattr(model, "hf_quantizer", None),
         getattr(model, "_can_set_experts_implementation", bool),
     )
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return "its weights are on several devices"
     if not getattr(model, "_can_compile_fullgraph", False):
-        return False
+        return "transformers does not call it compilable as a whole"
     if has_experts() and getattr(model.config.get_text_config(), "_experts_implementation", None) == "eager":
-        return False  # it runs one expert after the other, as many as tokens chose
+        return "its experts run one after the other, as many as tokens chose (`experts_implementation='eager'`)"
     if quantizer is not None and not quantizer.is_compileable:
-        return False
-    for module in model.modules():
+        return "transformers does not call its quantization compilable"
+    for name, module in model.named_modules():
         rope_type = module.__dict__.get("rope_type", "")
         rope_types = rope_type.values() if isinstance(rope_type, dict) else [rope_type]
-        depends_on_length = any("dynamic" in str(one) or one == "longrope" for one in rope_types)
-        if depends_on_length or module._forward_hooks or module._forward_pre_hooks:
-            return False
-    return True
+        if any("dynamic" in str(one) or one == "longrope" for one in rope_types):
+            return f"its rotary embedding hangs on the length of the text ({rope_type})"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"a hook waits for the forwards of {name or 'the model'}, which a graph would leave out"
+    return None

@@ -1,6 +1,7 @@
 """Steps that are recorded once and then run without Python, as a CUDA graph runs them."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from transformers import CompileConfig
 
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft.generation.static_decode import is_recorded
-from wavedraft.generation.step_graph import StepGraph, StepGraphs, buffers_like, can_be_recorded, what_runs
+from wavedraft.generation.step_graph import StepGraph, StepGraphs, buffers_like, reason_not_to_record, what_runs
 
 FORWARD = sys.modules["wavedraft.generation.draft_forward"]
+STATIC_DECODE = sys.modules["wavedraft.generation.static_decode"]
 COMPILED = {
     "cache_implementation": "static",
     "compile_config": CompileConfig(backend="eager", dynamic=False),  # under `Kernels` nothing is compiled
@@ -179,11 +181,21 @@ def test_what_runs_sees_what_a_forward_hangs_on():
 )
 def test_what_asks_for_values_on_the_way_is_not_recorded(family, changes, can_be):
     model = tiny_tidar(family, draft_length=4, **changes)
-    assert can_be_recorded(model) is can_be
+    assert (reason_not_to_record(model) is None) is can_be
     if can_be:
         assert not is_recorded(model, CompileConfig())  # on a CPU
         model.model.layers[1].mlp.register_forward_pre_hook(lambda *args: None)
-        assert not can_be_recorded(model)
+        assert "a hook waits for the forwards of model.layers.1.mlp" in reason_not_to_record(model)
+
+
+def test_what_is_not_recorded_on_a_gpu_is_told_with_the_reason(monkeypatch):
+    told, on_gpu = [], SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(STATIC_DECODE.logger, "warning_once", told.append)
+    for reason in ("its experts run one after the other", None):
+        monkeypatch.setattr(STATIC_DECODE, "reason_not_to_record", lambda model, reason=reason: reason)
+        assert is_recorded(on_gpu, CompileConfig()) is (reason is None)
+        assert not is_recorded(on_gpu, CompileConfig(mode="default"))
+    assert len(told) == 1 and told[0].endswith("its experts run one after the other.")
 
 
 def test_a_step_that_cannot_be_recorded_is_told_with_what_to_do(recorded, monkeypatch):
