@@ -211,3 +211,27 @@ def test_half_precision_text_is_plain_decodings_with_one_branch():
 def test_what_cannot_be_is_refused_by_name(num_branches):
     with pytest.raises(ValueError, match="num_branches"):
         tiny_tidar(draft_length=4).generate(random_prompts(1, 4), max_new_tokens=3, num_branches=num_branches)
+
+
+@pytest.mark.parametrize("num_branches", [None, 2, 3])
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_logits_of_all_masks_read_at_once_draft_what_those_read_later_do(num_branches, cache, monkeypatch):
+    """As an accelerator reads them."""
+    model, prompts = tiny_tidar(draft_length=4), random_prompts(3, 6)
+    keywords = {"max_new_tokens": 24, "num_branches": num_branches, "cache_implementation": cache}
+    keywords |= {"return_dict_in_generate": True}
+    at_once = []
+
+    def reads_all(self, num_rows, num_blocks):
+        at_once.append(num_blocks)
+        return num_blocks > 0
+
+    for how in ({"do_sample": False}, {"do_sample": True, "seed": 3}):
+        expected = model.generate(prompts, **keywords, **how)
+        with monkeypatch.context() as patch:
+            patch.setattr(DraftForward, "_reads_all_masks", reads_all)
+            found = model.generate(prompts, **keywords, **how)
+        assert found.sequences.tolist() == expected.sequences.tolist()
+        assert found.accepted_lengths.tolist() == expected.accepted_lengths.tolist()
+        assert expected.accepted_lengths[:, 1:].sum() > 0 or how["do_sample"]
+    assert max(at_once) > 1
