@@ -107,8 +107,12 @@ class MaskGate:
         def short_way(x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             if kwargs and kwargs.keys() - {"alora_offsets"}:
                 return type(module).forward(module, x, **kwargs)
+            has_hooks = base._forward_hooks or base._forward_pre_hooks
+            adapted = getattr(base.forward, "adapted", None) if self.num_masks and not has_hooks else None
+            if adapted is not None and x.dtype == base.weight.dtype:  # a packed weight, with products of ours
+                return adapted(x, *matrices, self.num_masks)
             # Without hooks, a call that would only look for them is left out.
-            result = base(x) if base._forward_hooks or base._forward_pre_hooks else base.forward(x)
+            result = base(x) if has_hooks else base.forward(x)
             if self.num_masks:
                 down, up = matrices
                 masks = x[:, -self.num_masks :].reshape(-1, x.shape[-1]).to(down.dtype)

@@ -4,20 +4,34 @@ A stock `nn.Linear` puts its weight in the order of the kernel at every product;
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from .bfloat16_products import LowRank, WidenedWeight, bfloat16_product
+
 PACKABLE = (torch.bfloat16, torch.float32)
 
 
-def has_packed_products(dtype: torch.dtype) -> bool:
+def has_onednn_products(dtype: torch.dtype) -> bool:
     """Whether this machine's CPU, and this build of PyTorch, have oneDNN's products of a dtype."""
     has_any = torch.backends.mkldnn.is_available()
     return has_any and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def why_no_packed_products(dtype: torch.dtype) -> str | None:
+    """None where this machine's CPU has products of packed weights of a dtype: oneDNN's, or in bfloat16 ours."""
+    if has_onednn_products(dtype):
+        return None
+    lacking = f"this CPU, or this build of PyTorch, has no oneDNN products of {dtype}"
+    if dtype != torch.bfloat16:
+        return lacking
+    product = bfloat16_product()
+    return f"{lacking}, and {product}" if isinstance(product, str) else None
 
 
 def check_packable(model: nn.Module) -> None:
@@ -27,12 +41,9 @@ def check_packable(model: nn.Module) -> None:
             f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
             "and torch.float32 on a CPU. Leave it out, or load the model with one of them as `dtype`."
         )
-    if not has_packed_products(model.dtype):
-        instead = ", or load the model with `dtype=torch.float32`" if has_packed_products(torch.float32) else ""
-        raise ValueError(
-            f"`packed_weights` must be False on this machine: its CPU, or this build of PyTorch, has no oneDNN "
-            f"products of {model.dtype}. Leave it out{instead}."
-        )
+    if why := why_no_packed_products(model.dtype):
+        instead = ", or load the model with `dtype=torch.float32`" if has_onednn_products(torch.float32) else ""
+        raise ValueError(f"`packed_weights` must be False on this machine: {why}. Leave it out{instead}.")
 
 
 class PackedWeights:
@@ -78,10 +89,30 @@ class Packed:
         key = id(weight)
         self.weight = weakref.ref(weight, lambda _: table.pop(key, None))
         self.fingerprint = fingerprint_of(weight)
-        self.tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.copy = ReorderedWeight(weight) if has_onednn_products(weight.dtype) else WidenedWeight(weight)
 
     def is_of(self, weight: torch.Tensor) -> bool:
         return self.weight() is weight and self.fingerprint == fingerprint_of(weight)
+
+
+class PackedAdapter:
+    """A packed copy of an adapter's matrices, for as long as the first of them lives; they are never written to."""
+
+    def __init__(self, down: torch.Tensor, up: torch.Tensor, table: dict[int, Any]):
+        key = id(down)
+        self.matrix = weakref.ref(down, lambda _: table.pop(key, None))
+        self.copy = LowRank(down, up)
+
+
+class ReorderedWeight:
+    """A copy of a weight [E, D] in the order oneDNN reads it in."""
+
+    def __init__(self, weight: torch.Tensor):
+        self.reordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+
+    def times(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [..., D] -> [..., E]"""
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.reordered, bias, "none", [], "")
 
 
 def fingerprint_of(weight: torch.Tensor) -> tuple[Any, ...]:
@@ -114,14 +145,24 @@ def packable_layers(model: nn.Module) -> list[nn.Linear]:
 
 def packed_way(linear: nn.Linear) -> Any:
     """The layer's forward with the packed weight. In float32 a single token reads the weight as it stands, which takes
-    no longer, so that it is plain decoding's to the bit."""
-    packed_linear = packed_product()
+    no longer, so that it is plain decoding's to the bit. (Under autocast x may have another dtype than the weight.)
+
+    Where the products are ours it has an attribute `adapted`: the product of a layer and its low-rank adapter, matrices
+    [D, r] and [r, E], which acts on the last rows of x [B, Q, D] alone.
+    """
+    product, adapted_product = packed_product(), adapted_packed_product()
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if x.dtype == torch.float32 and x.numel() == x.shape[-1]:
+        is_single = x.dtype == torch.float32 and x.numel() == x.shape[-1]
+        if is_single or x.dtype != linear.weight.dtype:
             return nn.functional.linear(x, linear.weight, linear.bias)
-        return packed_linear(x, linear.weight, linear.bias)
+        return product(x, linear.weight, linear.bias)
 
+    def adapted(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, num_masks: int) -> torch.Tensor:
+        return adapted_product(x, linear.weight, linear.bias, down, up, num_masks)
+
+    if not has_onednn_products(linear.weight.dtype):
+        forward.adapted = adapted  # type: ignore[attr-defined]
     return forward
 
 
@@ -132,19 +173,40 @@ def packed_product() -> Any:
     There is one in a process, which compiled layers call by its name, whichever copy of this code (the package's, a
     checkpoint's) has defined it.
     """
-    if not hasattr(torch.ops.wavedraft, "packed_linear"):
-        table: dict[int, Packed] = {}
-        product_of = torch.ops.mkldnn._linear_pointwise.default
 
-        def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-            return product_of(x, table[id(weight)].tensor, bias, "none", [], "")
+    def times(table: dict[int, Packed], x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        return table[id(weight)].copy.times(x, bias)
 
-        def shape_only(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return operator("packed_product", "Tensor x, Tensor weight, Tensor? bias", times)
+
+
+def adapted_packed_product() -> Any:
+    """The operator x [B, Q, D], weight [E, D], bias [E], adapter [D, r] and [r, E], num_masks -> [B, Q, E], and its
+    attribute `table`: packed adapters by the `id` of their first matrix, made at their first use."""
+    weights = packed_product().table
+
+    def adapted_times(table, x, weight, bias, down, up, num_masks):  # type: ignore[no-untyped-def]
+        known = table.get(id(down))
+        if known is None or known.matrix() is not down:
+            known = table[id(down)] = PackedAdapter(down, up, table)
+        return weights[id(weight)].copy.adapted_times(x, bias, known.copy, num_masks)
+
+    takes = "Tensor x, Tensor weight, Tensor? bias, Tensor down, Tensor up, int num_masks"
+    return operator("adapted_packed_product", takes, adapted_times)
+
+
+def operator(name: str, takes: str, times: Callable[..., torch.Tensor]) -> Any:
+    """The operator of a name, made of `times`, which gets its table first, where there is none yet."""
+    if not hasattr(torch.ops.wavedraft, name):
+        table: dict[int, Any] = {}
+
+        def shape_only(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
             return x.new_empty(*x.shape[:-1], len(weight))
 
         library = torch.library.Library("wavedraft", "FRAGMENT")
-        library.define("packed_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-        library.impl("packed_linear", packed_linear, "CPU")
-        library.impl("packed_linear", shape_only, "Meta")
-        torch.ops.wavedraft.packed_linear.library, torch.ops.wavedraft.packed_linear.table = library, table
-    return torch.ops.wavedraft.packed_linear
+        library.define(f"{name}({takes}) -> Tensor")
+        library.impl(name, partial(times, table), "CPU")
+        library.impl(name, shape_only, "Meta")
+        found = getattr(torch.ops.wavedraft, name)
+        found.library, found.table = library, table
+    return getattr(torch.ops.wavedraft, name)

@@ -10,14 +10,26 @@ from torch import nn
 
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft.generation import packed_weights
-from wavedraft.generation.packed_weights import PACKABLE, PackedWeights, has_packed_products, packed_product
+from wavedraft.generation.packed_weights import (
+    PackedWeights,
+    adapted_packed_product,
+    has_onednn_products,
+    packed_product,
+    why_no_packed_products,
+)
 
 
-@pytest.fixture(params=PACKABLE, ids=str)
-def dtype(request):
-    if not has_packed_products(request.param):
-        pytest.skip(f"this CPU has no oneDNN products of {request.param}")
-    return request.param
+@pytest.fixture(params=["float32", "bfloat16", "bfloat16, ours"])
+def dtype(request, monkeypatch):
+    """Each kind of packed products, in turn: oneDNN's, and ours where a CPU has none of bfloat16."""
+    name, _, ours = request.param.partition(", ")
+    if ours:
+        monkeypatch.setattr(packed_weights, "has_onednn_products", lambda dtype: dtype == torch.float32)
+    elif not has_onednn_products(getattr(torch, name)):
+        pytest.skip("this CPU has no oneDNN products of bfloat16")
+    if why := why_no_packed_products(getattr(torch, name)):
+        pytest.skip(why)
+    return getattr(torch, name)
 
 
 def model_in(dtype, **changes):
@@ -107,9 +119,9 @@ def test_packed_copies_live_as_long_as_the_weights_and_no_longer(dtype):
 
 
 def test_a_second_copy_of_this_code_shares_the_operator(dtype):
-    spec = importlib.util.spec_from_file_location("another_copy", packed_weights.__file__)
+    spec = importlib.util.spec_from_file_location("wavedraft.generation.another_copy", packed_weights.__file__)
     copy = importlib.util.module_from_spec(spec)
-    sys.modules["another_copy"] = copy
+    sys.modules["wavedraft.generation.another_copy"] = copy
     try:
         spec.loader.exec_module(copy)
         model, ids = model_in(dtype), random_prompts(1, 5)
@@ -118,7 +130,7 @@ def test_a_second_copy_of_this_code_shares_the_operator(dtype):
             assert torch.equal(logits_of(model, ids), expected)
         assert copy.packed_product() is packed_product()
     finally:
-        del sys.modules["another_copy"]
+        del sys.modules["wavedraft.generation.another_copy"]
 
 
 def test_compiled_layers_read_packed_weights_too(dtype):
@@ -131,6 +143,39 @@ def test_compiled_layers_read_packed_weights_too(dtype):
     static = {"cache_implementation": "static", "compile_config": config}
     assert model.generate(**keywords, **static, packed_weights=True).tolist() == expected.tolist()
     assert model.generate(**keywords, **static).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_gated_adapter_is_read_with_the_weight_where_products_are_ours(is_compiled, dtype, monkeypatch):
+    from peft import get_peft_model
+    from transformers import CompileConfig
+
+    from wavedraft.training import gated_adapter_config
+
+    model = model_in(dtype)
+    adapter = gated_adapter_config(model, rank=4)
+    peft_model = get_peft_model(model, adapter, autocast_adapter_dtype=False).eval().requires_grad_(False)
+    torch.manual_seed(1)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    keywords = {"input_ids": random_prompts(2, 7), "max_new_tokens": 12, "do_sample": False, "num_branches": 1}
+    keywords |= {"return_dict_in_generate": True}
+    if is_compiled:
+        config = CompileConfig(backend="aot_eager", mode="default", dynamic=False, fullgraph=True)
+        keywords |= {"cache_implementation": "static", "compile_config": config}
+    expected = model.generate(**keywords)
+    gc.collect()
+    made, pack = [], packed_weights.LowRank
+    monkeypatch.setattr(packed_weights, "LowRank", lambda *matrices: (made.append(1), pack(*matrices))[1])
+    output = model.generate(**keywords, packed_weights=True)
+    assert output.sequences.tolist() == expected.sequences.tolist()
+    assert abs(output.num_forwards - expected.num_forwards) <= 2  # the drafts are the adapter's, but for rounding
+    is_ours = not packed_weights.has_onednn_products(dtype)
+    assert len(made) == (2 * 7 if is_ours else 0)
+    del expected, output, model, peft_model
+    gc.collect()
+    assert not adapted_packed_product().table
 
 
 @pytest.mark.parametrize(

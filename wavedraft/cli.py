@@ -38,7 +38,7 @@ from .conversion import convert as convert_checkpoint
 from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
-from .generation.packed_weights import PACKABLE, check_packable, has_packed_products
+from .generation.packed_weights import PACKABLE, check_packable, why_no_packed_products
 from .modeling_recurrent import RecurrentDepthForCausalLM
 from .modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from .modeling_tidar import TiDARConfig, TiDARForCausalLM
@@ -476,8 +476,9 @@ def bench(
         device = device_for(device)
         loaded = load(model, dtype, device, adapter=None)
         left_out = None
-        if packed_weights and loaded.dtype in PACKABLE and not has_packed_products(loaded.dtype):  # elsewhere there are
-            left_out = f"`--packed-weights` is left aside: this CPU has no oneDNN products of {loaded.dtype}."
+        why = why_no_packed_products(loaded.dtype) if packed_weights and loaded.dtype in PACKABLE else None
+        if why is not None:  # elsewhere there are
+            left_out = f"`--packed-weights` is left aside: {why}."
             print(left_out, file=sys.stderr)
             settings = replace(settings, has_packed_weights=False)
         elif packed_weights:
