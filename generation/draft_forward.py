@@ -131,7 +131,7 @@ class DraftForward:
         self.has_window = any(attention_windows(model.config).values())
         self.is_token_by_token = is_tie_safe and has_attention_interface(model)
         self.is_grouped = not is_tie_safe and has_attention_interface(model)
-        self.rounding = rounding_of(model) if is_tie_safe else None
+        self.rounding = rounding_of(model, has_packed_weights) if is_tie_safe else None
         if self.is_real_slot is not None and self.is_real_slot.all():
             self.is_real_slot = None  # as plain decoding has it
         self.is_real_in_prompt = self.is_real_slot

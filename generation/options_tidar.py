@@ -45,9 +45,10 @@ class TiDAROptions:
             `disable_compile`, on a CPU where a `compile_config` is given. On a GPU a step then becomes one CUDA graph,
             unless the config's `mode` is one of those without; graphs and cache are kept with the model.
         packed_weights: for bfloat16 or float32 on a CPU: linear layers read a second copy of their weights, in the
-            order its products want them, which takes as much memory again and a second once. Products then round
-            otherwise than a stock model's, as they do from one machine to the next (in float32 only those of more than
-            one token).
+            order its products want them, which takes as much memory again and a second once. The products are oneDNN's
+            and round otherwise than a stock model's, as those do from one machine to the next (in float32 only where
+            there is more than one token). Where a CPU has no products of bfloat16, oneDNN has none either: there they
+            are ours, which the machine's C++ compiler builds in a second, and round as PyTorch's do.
         draft_head: False drafts without the checkpoint's or adapter's draft head; a folder or Hub repository is where
             a stock model's is read from, once. By default the head that the model was loaded with is used, if any.
     """
@@ -145,11 +146,6 @@ class TiDAROptions:
         packed_weights = getattr(generation_config, "packed_weights", None) or False
         if not isinstance(packed_weights, bool):
             raise ValueError(f"`packed_weights` must be True or False, but is {packed_weights!r}.")
-        if packed_weights and exact:
-            raise ValueError(
-                f"`exact={exact!r}` decides as the stock model's own products round, and `packed_weights` are read by "
-                "others. Leave either out."
-            )
         draft_head = getattr(generation_config, "draft_head", None)
         if draft_head is not None and draft_head is not False and not (isinstance(draft_head, str) and draft_head):
             raise ValueError(

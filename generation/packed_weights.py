@@ -34,8 +34,8 @@ def why_no_packed_products(dtype: torch.dtype) -> str | None:
     return f"{lacking}, and {product}" if isinstance(product, str) else None
 
 
-def check_packable(model: nn.Module) -> None:
-    """Raises where a copy in another order would not be read."""
+def check_packable(model: nn.Module, exact: str | None = None) -> None:
+    """Raises where a copy in another order would not be read, or where `exact` wants products that round otherwise."""
     if model.device.type != "cpu" or model.dtype not in PACKABLE:
         raise ValueError(
             f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
@@ -44,6 +44,11 @@ def check_packable(model: nn.Module) -> None:
     if why := why_no_packed_products(model.dtype):
         instead = ", or load the model with `dtype=torch.float32`" if has_onednn_products(torch.float32) else ""
         raise ValueError(f"`packed_weights` must be False on this machine: {why}. Leave it out{instead}.")
+    if exact and has_onednn_products(model.dtype):
+        raise ValueError(
+            f"`exact={exact!r}` decides as the stock model's own products round, and on this CPU `packed_weights` are "
+            f"read by oneDNN's, which round {model.dtype} otherwise. Leave either out."
+        )
 
 
 class PackedWeights:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
@@ -153,6 +154,18 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return stack
 
 
+def unguarded(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """What a compiled function runs when its guards hold, itself, where torch has compiled it once and as a whole: on a
+    CPU the way there takes as long as a small product. Elsewhere the compiled function."""
+    function = compiled.__wrapped__  # type: ignore[attr-defined]
+    entries = _debug_get_cache_entry_list(function.__code__)
+    if len(entries) != 1 or any(name.startswith("__resume_at") for name in entries[0].code.co_names):
+        return compiled
+    direct = FunctionType(entries[0].code, function.__globals__)
+    direct.__kwdefaults__ = function.__kwdefaults__
+    return direct
+
+
 class CompiledLayers:
     """The decoder's layers, each run by one function that is compiled once for all layers of a kind: their weights are
     its arguments.
@@ -188,9 +201,11 @@ class CompiledLayers:
         """While this is open, a forward of this shape runs through the compiled layers.
 
         torch asks of each layer whether all is as it was when it was compiled; a decode asks once, and then only what
-        tells one kind of layer from another.
+        tells one kind of layer from another, or where there is but one kind, nothing.
         """
         run = self.compiled(run_layer, shape)
+        if shape in self.checked:
+            run = unguarded(run)
 
         def forward_of(slots: Any, layer: nn.Module) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:

@@ -49,7 +49,7 @@ class TiDARGenerationMixin(Stock):
             setattr(generation_config, name, value)
         options = TiDAROptions.of(generation_config, self.config, self.taught)
         if options.packed_weights:
-            check_packable(self)
+            check_packable(self, options.exact)
         find_draft_head(self, options.draft_head)
         say_what_is_idle(given, options, generation_config.do_sample)
         return generation_config, model_kwargs

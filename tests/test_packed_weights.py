@@ -183,7 +183,7 @@ def test_a_gated_adapter_is_read_with_the_weight_where_products_are_ours(is_comp
     [
         (torch.float16, {"packed_weights": True}, "must be False for a model in torch.float16 on cpu"),
         (torch.bfloat16, {"packed_weights": "yes"}, "`packed_weights` must be True or False, but is 'yes'"),
-        (torch.bfloat16, {"packed_weights": True, "exact": "tie-safe"}, "Leave either out"),
+        (torch.float32, {"packed_weights": True, "exact": "tie-safe"}, "round torch.float32 otherwise. Leave either"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(given, keywords, message):

@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from tiny_tidar import CountedForwards, random_prompts, tiny_tidar
+from wavedraft.generation import packed_weights
 from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.draft_forward import DraftForward
 from wavedraft.generation.token_by_token import NUM_BELIEVED, rounding_of
@@ -36,6 +37,21 @@ def test_the_text_is_plain_decodings_where_wide_forwards_write_another(family):
         plain = texts(model, prompts, draft_length=0)
         num_same_wide += texts(model, prompts) == plain
         assert texts(model, prompts, exact="tie-safe") == plain
+    assert num_same_wide < 4, "no near-tie among them, so nothing was tested"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_packed_weights_with_products_of_ours_keep_the_text_of_plain_decoding(batch_size, monkeypatch):
+    monkeypatch.setattr(packed_weights, "has_onednn_products", lambda dtype: dtype == torch.float32)
+    if why := packed_weights.why_no_packed_products(torch.bfloat16):
+        pytest.skip(why)
+    model = half()
+    num_same_wide = 0
+    for seed in range(4):
+        prompts = random_prompts(batch_size, 11 + seed, seed)
+        plain = texts(model, prompts, draft_length=0, packed_weights=True)
+        num_same_wide += texts(model, prompts, packed_weights=True) == plain
+        assert texts(model, prompts, exact="tie-safe", packed_weights=True) == plain
     assert num_same_wide < 4, "no near-tie among them, so nothing was tested"
 
 
