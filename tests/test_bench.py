@@ -96,6 +96,21 @@ def test_every_contender_has_its_turn_before_any_has_another():
     assert len({of_round[0].contender for of_round in rounds}) > 1, "the same one is always first"
 
 
+@pytest.mark.parametrize("has_packed_weights", [False, True])
+def test_forwards_are_timed_over_the_weights_that_ours_read(has_packed_weights, monkeypatch):
+    model, stock = models()
+    settings = Settings(batch_sizes=(1,), num_branches=(1,), has_packed_weights=has_packed_weights, **SMALL)
+    seen = []
+
+    def time_forwards(timed, *others):
+        seen.append("forward" in timed.lm_head.__dict__)
+        return []
+
+    monkeypatch.setattr("wavedraft.bench.time_forwards", time_forwards)
+    bench(contenders_of(model, stock, settings), {"all": prompts_of(5)}, torch.ones(1), settings)
+    assert seen == [has_packed_weights]
+
+
 def test_a_text_that_differs_is_not_called_identical(monkeypatch):
     model, stock = models()
     settings = Settings(batch_sizes=(3,), **SMALL)

@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .generation.cache_name import CACHE
 from .generation.draft_forward import DraftForward
+from .generation.packed_weights import reading_packed
 
 AR = "AR"
 OWN_LENGTH = "own"
@@ -263,7 +264,8 @@ def bench(
                 for batch in range(settings.num_batches)
             }
             first_ids, first_mask = next(iter(batches.values()))
-            found.forward_seconds += time_forwards(contenders[0].model, first_ids, first_mask, settings.repeats)
+            with reading_packed(contenders[0].model, settings.has_packed_weights):
+                found.forward_seconds += time_forwards(contenders[0].model, first_ids, first_mask, settings.repeats)
             for temperature in settings.temperatures:
                 _bench_cell(found, contenders, batches, settings, (batch_size, length, temperature), on_run)
     return found

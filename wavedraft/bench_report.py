@@ -208,12 +208,13 @@ def notes(found: dict[str, Any]) -> list[str]:
                 said.append(
                     f"{cell_title(cell)}: {figures['name']} took {seconds:.0f} s to compile, not counted above."
                 )
+    packed = ", of packed weights" if found["about"]["has_packed_weights"] else ""
     for (batch_size, num_cached), free in free_query_tokens(found["forwards"]).items():
         rows = [r for r in found["forwards"] if _place(r) == (batch_size, num_cached)]
         costs = ", ".join(f"{row['num_query_tokens']}: {row['cost']:.2f}" for row in rows)
         said.append(
             f"batch {batch_size}, {num_cached} cached tokens: {free} query tokens a row are free here (at most "
-            f"{FREE} forwards of one); cost of a forward by query tokens: {costs}."
+            f"{FREE} forwards of one); cost of a forward by query tokens{packed}: {costs}."
         )
     return said
 
