@@ -99,7 +99,7 @@ def test_every_contender_has_its_turn_before_any_has_another():
 @pytest.mark.parametrize("has_packed_weights", [False, True])
 def test_forwards_are_timed_over_the_weights_that_ours_read(has_packed_weights, monkeypatch):
     model, stock = models()
-    settings = Settings(batch_sizes=(1,), num_branches=(1,), has_packed_weights=has_packed_weights, **SMALL)
+    settings = Settings(batch_sizes=(1,), has_packed_weights=has_packed_weights, **SMALL)
     seen = []
 
     def time_forwards(timed, *others):
