@@ -167,7 +167,7 @@ def bfloat16_product() -> Callable[..., None] | str:
         return "ours are for little-endian machines"
     compiler = shlex.split(os.environ.get("CXX", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
     if not compiler:
-        return f"to build ours a C++ compiler is needed, and none of {', '.join(COMPILERS)} is on the PATH"
+        return f"ours need a C++ compiler, but none of {', '.join(COMPILERS)} is on the PATH; CXX can name another"
     with tempfile.TemporaryDirectory(prefix="wavedraft-") as folder:
         source, library = Path(folder, "product.cpp"), Path(folder, "product.so")
         source.write_text(SOURCE)
@@ -177,7 +177,7 @@ def bfloat16_product() -> Callable[..., None] | str:
             product = ctypes.CDLL(str(library)).product
         except (OSError, subprocess.CalledProcessError) as error:
             said = (getattr(error, "stderr", None) or str(error)).strip()
-            return f"to build ours failed: `{shlex.join(command)}` said {said!r}"
+            return f"building ours failed: `{shlex.join(command)}` said {said!r}"
     address, number = ctypes.c_void_p, ctypes.c_int64
     product.argtypes = [address] * 4 + [number] * 4 + [address] * 2 + [number] * 2 + [ctypes.c_int]
     product.restype = None
