@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
@@ -156,9 +155,13 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 def unguarded(compiled: Callable[..., Any]) -> Callable[..., Any]:
     """What a compiled function runs when its guards hold, itself, where torch has compiled it once and as a whole: on a
-    CPU the way there takes as long as a small product. Elsewhere the compiled function."""
-    function = compiled.__wrapped__  # type: ignore[attr-defined]
-    entries = _debug_get_cache_entry_list(function.__code__)
+    CPU the way there takes as long as a small product. Elsewhere, and where a torch to come no longer tells, the
+    compiled function, which does the same more slowly."""
+    entries_of = getattr(torch._dynamo.eval_frame, "_debug_get_cache_entry_list", None)
+    function = getattr(compiled, "__wrapped__", None)
+    if entries_of is None or function is None:
+        return compiled
+    entries = entries_of(function.__code__)
     if len(entries) != 1 or any(name.startswith("__resume_at") for name in entries[0].code.co_names):
         return compiled
     direct = FunctionType(entries[0].code, function.__globals__)

@@ -17,6 +17,7 @@ from transformers import (
 from .generation.options_recurrent import RecurrentOptions
 from .generation.options_tidar import TiDAROptions
 from .modeling_recurrent.checkpoint_recurrent import is_recurrent_config
+from .modeling_tidar import TiDARConfig
 
 SAMPLERS: dict[str, Any] = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
 
@@ -90,3 +91,15 @@ def check_keywords(model: str, keywords: dict[str, Any]) -> None:
         for name in ("num_branches", "exact"):
             if name in keywords and not drafts:
                 raise ValueError(f"--{name.replace('_', '-')} is of drafts, and --draft-length 0 makes none.")
+
+
+def taught_draft_length(model: str) -> int:
+    """K of a TiDAR checkpoint, before its weights are read."""
+    check_folder(model)
+    config = AutoConfig.from_pretrained(model)
+    if is_recurrent_config(config):
+        raise ValueError(
+            f"`wavedraft bench` times TiDAR checkpoints, but {model} is a recurrent-depth model: "
+            "benchmarks/bench_recurrent.py of the repository times those."
+        )
+    return TiDARConfig.from_model_config(config).draft_length

@@ -4,7 +4,6 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from .before_loading import (
     check_keywords,
     device_for,
     is_recurrent,
+    taught_draft_length,
 )
 from .bench import Settings, contenders_of, num_runs, without_adapter
 from .bench import bench as run_bench
@@ -33,15 +33,14 @@ from .bench_report import report as bench_report
 from .bench_report import save as save_bench
 from .bench_report import tables as bench_tables
 from .chat import Chat
-from .cli_keywords import OF_TIDAR, drafting_keywords, recurrent_keywords, refuse, seed_plain_decoding
+from .cli_keywords import OF_TIDAR, drafting_keywords, read_list, recurrent_keywords, refuse, seed_plain_decoding
 from .conversion import convert as convert_checkpoint
 from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
 from .generation.packed_weights import PACKABLE, check_packable, why_no_packed_products
 from .modeling_recurrent import RecurrentDepthForCausalLM
-from .modeling_recurrent.checkpoint_recurrent import is_recurrent_config
-from .modeling_tidar import TiDARConfig, TiDARForCausalLM
+from .modeling_tidar import TiDARForCausalLM
 from .timed_runs import encode_prompt, identical, runs_table, timed_generate, timed_recurrent
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -178,7 +177,7 @@ def generate(
         encoded = [encode_prompt(tokenizer, prompt, raw) for prompt in prompts]
         loaded = load(model, dtype, device, adapter)
         if packed_weights:
-            check_packable(loaded)
+            check_packable(loaded, exact)
         timed = timed_recurrent if has_depth else timed_generate
         if drafting.get("num_branches") == "auto":
             print("Measuring what a forward costs here ...", file=sys.stderr)  # once a model; not part of any run below
@@ -476,9 +475,8 @@ def bench(
         device = device_for(device)
         loaded = load(model, dtype, device, adapter=None)
         left_out = None
-        why = why_no_packed_products(loaded.dtype) if packed_weights and loaded.dtype in PACKABLE else None
-        if why is not None:  # elsewhere there are
-            left_out = f"`--packed-weights` is left aside: {why}."
+        if packed_weights and loaded.dtype in PACKABLE and (why := why_no_packed_products(loaded.dtype)):
+            left_out = f"`--packed-weights` is left aside: {why}."  # on another machine it would not be
             print(left_out, file=sys.stderr)
             settings = replace(settings, has_packed_weights=False)
         elif packed_weights:
@@ -501,27 +499,6 @@ def bench(
         print(*save_bench(figures, output), sep="\n")
         if not has_matplotlib():
             print("no picture: matplotlib is not installed (pip install 'wavedraft[plot]')")
-
-
-def taught_draft_length(model: str) -> int:
-    """K of a TiDAR checkpoint, before its weights are read."""
-    check_folder(model)
-    config = AutoConfig.from_pretrained(model)
-    if is_recurrent_config(config):
-        raise ValueError(
-            f"`wavedraft bench` times TiDAR checkpoints, but {model} is a recurrent-depth model: "
-            "benchmarks/bench_recurrent.py of the repository times those."
-        )
-    return TiDARConfig.from_model_config(config).draft_length
-
-
-def read_list(text: str, option: str, number: Callable[[str], Any], words: tuple[str, ...] = ()) -> tuple[Any, ...]:
-    """The members of a list such as `1,4,all`: numbers, or one of some words."""
-    try:
-        return tuple(part if part in words else number(part) for part in map(str.strip, text.split(",")))
-    except ValueError:
-        also = f" or {', '.join(words)}" if words else ""
-        raise ValueError(f"{option} must be a list of numbers{also}, as 1,4, but is {text!r}.") from None
 
 
 def load_assistant(assistant: str, dtype: str, tokenizer: Any) -> Any:

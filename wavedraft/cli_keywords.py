@@ -1,5 +1,6 @@
-"""From options of the command line to keywords of `generate`."""
+"""From options of the command line to what they stand for: keywords of `generate`, lists of numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,15 @@ def drafting_keywords(num_branches: str | None, exact: str | None, packed_weight
     branches = int(num_branches) if num_branches is not None and num_branches.isdecimal() else num_branches
     given = {"num_branches": branches, "exact": exact, "packed_weights": packed_weights or None}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def read_list(text: str, option: str, number: Callable[[str], Any], words: tuple[str, ...] = ()) -> tuple[Any, ...]:
+    """The members of a list such as `1,4,all`: numbers, or one of some words."""
+    try:
+        return tuple(part if part in words else number(part) for part in map(str.strip, text.split(",")))
+    except ValueError:
+        also = f" or {', '.join(words)}" if words else ""
+        raise ValueError(f"{option} must be a list of numbers{also}, as 1,4, but is {text!r}.") from None
 
 
 def refuse(options: dict[str, Any], reason: str) -> None:
