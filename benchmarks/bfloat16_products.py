@@ -19,7 +19,8 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from wavedraft.generation.bfloat16_products import WidenedWeight, bfloat16_product
+from wavedraft.generation.bfloat16_kernel import bfloat16_kernel
+from wavedraft.generation.bfloat16_products import WidenedWeight
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 2, 4, 5, 8, 9, 16, 32, 128])
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    if isinstance(why := bfloat16_product(), str):
+    if isinstance(why := bfloat16_kernel(), str):
         parser.error(f"There are no products of ours here: {why}.")
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16)
     weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]

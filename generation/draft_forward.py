@@ -108,7 +108,8 @@ class DraftForward:
         self.packed_weights = PackedWeights(model) if has_packed_weights else None
         num_layers, device = num_cache_layers(model), device_of(model)
         self.is_static = num_slots is not None
-        self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config)
+        of_inductor = self.packed_weights.options_of_compiler() if self.packed_weights and compile_config else {}
+        self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config, of_inductor)
         self.graphs: StepGraphs | None = None
         if is_recorded(model, compile_config):
             options = self.compiled_layers.options
@@ -458,12 +459,13 @@ class DraftForward:
         is_grouped = self.is_grouped and has_structured_mask
         states_kept: AbstractContextManager[list[torch.Tensor]]
         states_kept = self._keep_last_states() if num_masks else nullcontext([])
+        compiled = self.compiled_layers if is_step else None
         with (
-            self.gate.open(num_masks) if self.gate else nullcontext(),
             self.packed_weights.used() if self.packed_weights else nullcontext(),
+            self.gate.open(num_masks) if self.gate else nullcontext(),
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
             grouped_attention(self.model, self._has_masks_of_groups(cache)) if is_grouped else nullcontext(),
-            self.compiled_layers.running(cache, shape) if self.compiled_layers and is_step else nullcontext(),
+            compiled.running(cache, shape) if compiled else nullcontext(),
             states_kept as last_states,
         ):
             output = self.model(

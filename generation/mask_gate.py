@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from .packed_weights import has_own_forward
+
 
 class MaskGate:
     """Takes the place of PEFT's aLoRA arithmetic in every adapted layer of one model.
@@ -93,7 +95,7 @@ class MaskGate:
             return None
         (name,) = names
         base, lora_a, lora_b = layers = parts["base_layer"], adapters[name], parts["lora_B"]._modules[name]
-        if not all(type(layer) is nn.Linear and "forward" not in layer.__dict__ for layer in layers):
+        if not all(type(layer) is nn.Linear and not has_own_forward(layer) for layer in layers):
             return None
         is_one_dtype = len({getattr(layer._parameters.get("weight"), "dtype", layer) for layer in layers}) == 1
         has_dropout = module.training and not isinstance(module.lora_dropout[name], nn.Identity)
@@ -102,7 +104,13 @@ class MaskGate:
             return None
         scaling = module.scaling[name]
         matrices: list[torch.Tensor] = []
-        self.unprepared.append(lambda: matrices.extend(self._factors_of(lora_a, lora_b, scaling).matrices))
+
+        def prepare() -> None:
+            matrices.extend(self._factors_of(lora_a, lora_b, scaling).matrices)
+            if (prepare_packed := getattr(base.forward, "prepare_adapter", None)) is not None:
+                prepare_packed(*matrices)
+
+        self.unprepared.append(prepare)
 
         def short_way(x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             if kwargs and kwargs.keys() - {"alora_offsets"}:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .bfloat16_products import LowRank, WidenedWeight, bfloat16_product
+from .bfloat16_kernel import KERNEL_VERSION, bfloat16_kernel
+from .bfloat16_products import LowRank, WidenedWeight
 
 PACKABLE = (torch.bfloat16, torch.float32)
 
@@ -30,8 +31,8 @@ def why_no_packed_products(dtype: torch.dtype) -> str | None:
     lacking = f"this CPU, or this build of PyTorch, has no oneDNN products of {dtype}"
     if dtype != torch.bfloat16:
         return lacking
-    product = bfloat16_product()
-    return f"{lacking}, and {product}" if isinstance(product, str) else None
+    kernel = bfloat16_kernel()
+    return f"{lacking}, and {kernel}" if isinstance(kernel, str) else None
 
 
 def check_packable(model: nn.Module, exact: str | None = None) -> None:
@@ -69,6 +70,28 @@ class PackedWeights:
             known = table.get(id(linear.weight))
             if known is None or not known.is_of(linear.weight):
                 table[id(linear.weight)] = Packed(linear.weight, table)
+
+    def options_of_compiler(self) -> dict[str, Any]:
+        """Options of torch's compiler under which compiled layers call products of ours without any Python between;
+        none where products are oneDNN's, or this torch has no such option."""
+        config = torch._inductor.config
+        has_option = hasattr(getattr(config, "aot_inductor", None), "custom_ops_to_c_shims")
+        ours = [linear for linear, way in self.ways if hasattr(way, "adapted")]
+        if not ours or not has_option:
+            return {}
+        table = packed_product().table
+        for linear in ours:
+            table[id(linear.weight)].copy.make_known(linear.weight)
+        tensor, optional = "AtenTensorHandle", "AtenTensorHandle*"
+        takes = {
+            packed_product(): [tensor, tensor, optional],
+            adapted_packed_product(): [tensor, tensor, optional, tensor, tensor, "int64_t"],
+        }
+        declared = {
+            operator.default: [f"AOTITorchError aoti_torch_cpu_{operator.__name__}({', '.join(types)}, {optional})"]
+            for operator, types in takes.items()
+        }
+        return {"cpp_wrapper": True, "aot_inductor.custom_ops_to_c_shims": declared}
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -153,7 +176,7 @@ def packed_way(linear: nn.Linear) -> Any:
     no longer, so that it is plain decoding's to the bit. (Under autocast x may have another dtype than the weight.)
 
     Where the products are ours it has an attribute `adapted`: the product of a layer and its low-rank adapter, matrices
-    [D, r] and [r, E], which acts on the last rows of x [B, Q, D] alone.
+    [D, r] and [r, E], which acts on the last rows of x [B, Q, D] alone; and `prepare_adapter`, to be called before.
     """
     product, adapted_product = packed_product(), adapted_packed_product()
 
@@ -161,14 +184,21 @@ def packed_way(linear: nn.Linear) -> Any:
         is_single = x.dtype == torch.float32 and x.numel() == x.shape[-1]
         if is_single or x.dtype != linear.weight.dtype:
             return nn.functional.linear(x, linear.weight, linear.bias)
-        return product(x, linear.weight, linear.bias)
+        return product(x.contiguous(), linear.weight, linear.bias)
 
     def adapted(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, num_masks: int) -> torch.Tensor:
-        return adapted_product(x, linear.weight, linear.bias, down, up, num_masks)
+        return adapted_product(x.contiguous(), linear.weight, linear.bias, down, up, num_masks)
 
+    forward.is_packed = True  # type: ignore[attr-defined]
     if not has_onednn_products(linear.weight.dtype):
-        forward.adapted = adapted  # type: ignore[attr-defined]
+        forward.adapted, forward.prepare_adapter = adapted, prepare_adapter  # type: ignore[attr-defined]
     return forward
+
+
+def has_own_forward(layer: nn.Module) -> bool:
+    """Whether a layer's forward is another than its class's, and not that of its packed weight."""
+    own = layer.__dict__.get("forward")
+    return own is not None and not getattr(own, "is_packed", False)
 
 
 def packed_product() -> Any:
@@ -187,21 +217,29 @@ def packed_product() -> Any:
 
 def adapted_packed_product() -> Any:
     """The operator x [B, Q, D], weight [E, D], bias [E], adapter [D, r] and [r, E], num_masks -> [B, Q, E], and its
-    attribute `table`: packed adapters by the `id` of their first matrix, made at their first use."""
+    attribute `table`: packed adapters by the `id` of their first matrix."""
     weights = packed_product().table
 
     def adapted_times(table, x, weight, bias, down, up, num_masks):  # type: ignore[no-untyped-def]
-        known = table.get(id(down))
-        if known is None or known.matrix() is not down:
-            known = table[id(down)] = PackedAdapter(down, up, table)
-        return weights[id(weight)].copy.adapted_times(x, bias, known.copy, num_masks)
+        return weights[id(weight)].copy.adapted_times(x, bias, table[id(down)].copy, num_masks)
 
     takes = "Tensor x, Tensor weight, Tensor? bias, Tensor down, Tensor up, int num_masks"
     return operator("adapted_packed_product", takes, adapted_times)
 
 
+def prepare_adapter(down: torch.Tensor, up: torch.Tensor) -> None:
+    """Packs an adapter's matrices [D, r] and [r, E], unless they are."""
+    table = adapted_packed_product().table
+    known = table.get(id(down))
+    if known is None or known.matrix() is not down:
+        known = table[id(down)] = PackedAdapter(down, up, table)
+    known.copy.make_known(down)
+
+
 def operator(name: str, takes: str, times: Callable[..., torch.Tensor]) -> Any:
-    """The operator of a name, made of `times`, which gets its table first, where there is none yet."""
+    """The operator of a name, made of `times`, which gets its table first, where there is none yet. Another version of
+    our products has others."""
+    name = f"{name}_{KERNEL_VERSION}"
     if not hasattr(torch.ops.wavedraft, name):
         table: dict[int, Any] = {}
 

@@ -175,14 +175,21 @@ class CompiledLayers:
 
     Every shape of a step has a function of its own, code and all, so that what torch knows of one (guards, its limit of
     recompilations) says nothing of another.
+
+    Args:
+        of_inductor: options of torch's own compiler besides those of `config`.
     """
 
-    def __init__(self, model: nn.Module, config: CompileConfig):
+    def __init__(self, model: nn.Module, config: CompileConfig, of_inductor: dict[str, Any]):
         self.model = model
         self.layers = decoder_layers(model)
         self.options = {name: value for name, value in config.to_dict().items() if value is not None}
         if (mode := self.options.get("mode")) in LAYER_MODES:
             self.options["mode"] = LAYER_MODES[mode]
+        if of_inductor and self.options.get("backend", "inductor") == "inductor":
+            # torch takes a mode or options, and a mode is a set of options.
+            of_mode = torch._inductor.list_mode_options(self.options.pop("mode", None) or "default")
+            self.options["options"] = of_mode | of_inductor | self.options.get("options", {})
         self.checked: set[tuple[int, ...]] = set()  # shapes that this decode has run
 
     def compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:

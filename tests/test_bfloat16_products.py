@@ -1,5 +1,7 @@
 """Our products of bfloat16: PyTorch's bits where its sums run in the same order, a slow twin's numbers everywhere."""
 
+import ctypes
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -8,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from wavedraft.generation.bfloat16_products import LowRank, WidenedWeight, bfloat16_product
+from wavedraft.generation.bfloat16_kernel import bfloat16_kernel, build_kernel
+from wavedraft.generation.bfloat16_products import LowRank, WidenedWeight
 from wavedraft.generation.packed_weights import has_onednn_products
 
-pytestmark = pytest.mark.skipif(isinstance(bfloat16_product(), str), reason=str(bfloat16_product()))
+pytestmark = pytest.mark.skipif(isinstance(bfloat16_kernel(), str), reason=str(bfloat16_kernel()))
 SHAPES = [(64, 48), (576, 192), (192, 37), (1536, 576), (72, 10), (8, 5)]  # D, E
 
 
@@ -92,7 +95,7 @@ def test_what_is_not_a_number_stays_so():
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is loaded")
 def test_threads_are_pytorchs_own():
     """A second OpenMP library would bring threads of its own, which wait for each other in turn."""
-    torch.ones(2).sum(), bfloat16_product()
+    torch.ones(2).sum(), bfloat16_kernel()
     loaded = set(re.findall(r"\S*lib[gi]?omp\S*\.so\S*", Path("/proc/self/maps").read_text()))
     assert len(loaded) == 1, loaded
 
@@ -106,11 +109,24 @@ def test_threads_are_pytorchs_own():
 )
 def test_without_a_compiler_it_is_said_what_was_tried(compiler, message, monkeypatch):
     monkeypatch.setenv("CXX", compiler)
-    said = bfloat16_product.__wrapped__()
+    said = build_kernel()
     assert isinstance(said, str) and message in said
 
 
 def test_without_any_compiler_it_is_said_which_were_looked_for(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "none of c++, g++, clang++ is on the PATH" in bfloat16_product.__wrapped__()
+    assert "none of c++, g++, clang++ is on the PATH" in build_kernel()
+
+
+def test_a_second_copy_of_this_code_builds_nothing(monkeypatch):
+    spec = importlib.util.spec_from_file_location("another_copy", bfloat16_kernel.__wrapped__.__code__.co_filename)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    assert not isinstance(bfloat16_kernel(), str)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    addresses = [
+        [ctypes.cast(function, ctypes.c_void_p).value for function in kernel]
+        for kernel in (bfloat16_kernel(), copy.bfloat16_kernel())
+    ]
+    assert addresses[0] == addresses[1]

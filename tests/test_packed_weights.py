@@ -6,7 +6,9 @@ import sys
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
+from transformers import CompileConfig
 
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft.generation import packed_weights
@@ -17,6 +19,7 @@ from wavedraft.generation.packed_weights import (
     packed_product,
     why_no_packed_products,
 )
+from wavedraft.training import gated_adapter_config
 
 
 @pytest.fixture(params=["float32", "bfloat16", "bfloat16, ours"])
@@ -35,6 +38,18 @@ def dtype(request, monkeypatch):
 def model_in(dtype, **changes):
     """A random model whose best two tokens are far apart."""
     return tiny_tidar(draft_length=4, initializer_range=0.6, **changes).to(dtype)
+
+
+def adapted_model_in(dtype, rank):
+    """The same with a gated adapter of random numbers."""
+    model = model_in(dtype)
+    adapter = gated_adapter_config(model, rank=rank)
+    adapted = get_peft_model(model, adapter, autocast_adapter_dtype=False).eval().requires_grad_(False)
+    torch.manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return model
 
 
 def logits_of(model, ids):
@@ -134,8 +149,6 @@ def test_a_second_copy_of_this_code_shares_the_operator(dtype):
 
 
 def test_compiled_layers_read_packed_weights_too(dtype):
-    from transformers import CompileConfig
-
     config = CompileConfig(backend="aot_eager", mode="default", dynamic=False, fullgraph=True)
     model = model_in(dtype)
     keywords = {"input_ids": random_prompts(1, 7), "max_new_tokens": 12, "do_sample": False, "num_branches": 1}
@@ -145,20 +158,41 @@ def test_compiled_layers_read_packed_weights_too(dtype):
     assert model.generate(**keywords, **static).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_compiled_layers_call_products_of_ours_without_python(rank, dtype, monkeypatch):
+    if packed_weights.has_onednn_products(dtype):
+        pytest.skip("products of this kind are oneDNN's")
+    model = adapted_model_in(dtype, rank) if rank else model_in(dtype, attention_bias=True)
+    config = CompileConfig(mode="default", dynamic=False)
+    keywords = {"max_new_tokens": 12, "do_sample": False, "num_branches": 1, "return_dict_in_generate": True}
+    keywords |= {"packed_weights": True, "cache_implementation": "static", "compile_config": config}
+    called, times = [], packed_weights.WidenedWeight._times
+    monkeypatch.setattr(
+        packed_weights.WidenedWeight, "_times", lambda own, *others: (called.append(own), times(own, *others))[1]
+    )
+
+    def decode(prompt_ids):
+        """What comes out, and how many of the layers' products Python has called."""
+        called.clear()
+        output = model.generate(prompt_ids, **keywords)
+        head = packed_product().table[id(model.lm_head.weight)].copy
+        return output, len([own for own in called if own is not head])
+
+    for batch_size in (1, 2):
+        prompt_ids = random_prompts(batch_size, 7)
+        with monkeypatch.context() as patched:
+            patched.setattr(PackedWeights, "options_of_compiler", lambda self: {})
+            expected, num_called = decode(prompt_ids)
+        assert num_called == 2 * 7 * (expected.num_forwards + 1)
+        output, num_called = decode(prompt_ids)
+        assert num_called == 2 * 7  # of the prompt, which no compiled layer reads
+        assert output.sequences.tolist() == expected.sequences.tolist()
+        assert output.num_forwards == expected.num_forwards > 2
+
+
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_a_gated_adapter_is_read_with_the_weight_where_products_are_ours(is_compiled, dtype, monkeypatch):
-    from peft import get_peft_model
-    from transformers import CompileConfig
-
-    from wavedraft.training import gated_adapter_config
-
-    model = model_in(dtype)
-    adapter = gated_adapter_config(model, rank=4)
-    peft_model = get_peft_model(model, adapter, autocast_adapter_dtype=False).eval().requires_grad_(False)
-    torch.manual_seed(1)
-    for name, parameter in peft_model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.3)
+    model = adapted_model_in(dtype, rank=4)
     keywords = {"input_ids": random_prompts(2, 7), "max_new_tokens": 12, "do_sample": False, "num_branches": 1}
     keywords |= {"return_dict_in_generate": True}
     if is_compiled:
@@ -173,7 +207,7 @@ def test_a_gated_adapter_is_read_with_the_weight_where_products_are_ours(is_comp
     assert abs(output.num_forwards - expected.num_forwards) <= 2  # the drafts are the adapter's, but for rounding
     is_ours = not packed_weights.has_onednn_products(dtype)
     assert len(made) == (2 * 7 if is_ours else 0)
-    del expected, output, model, peft_model
+    del expected, output, model
     gc.collect()
     assert not adapted_packed_product().table
 

@@ -1,0 +1,283 @@
+"""The C++ of our products of bfloat16, built by the machine's compiler and called by Python and by compiled layers."""
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
+
+# Eight outputs fill a vector of float32 numbers; a word of a packed weight holds two outputs of one channel. The 64
+# sums of an output are added up as in a tournament: part 0 and part 32, part 16 and part 48, then these two, and so on.
+# B sequences of Q rows, D channels in, E out; M rows that an adapter acts on.
+SOURCE = r"""
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <unordered_map>
+
+namespace at { int get_num_threads(); }  // PyTorch's
+static const int64_t products_a_thread = 1 << 16;  // fewer multiplications are not worth waking a thread for
+
+typedef float numbers __attribute__((vector_size(32)));
+typedef uint32_t words __attribute__((vector_size(32), aligned(4), may_alias));
+
+static float widened(uint16_t half) {
+    const uint32_t word = uint32_t(half) << 16;
+    float number;
+    memcpy(&number, &word, sizeof number);
+    return number;
+}
+
+static uint16_t rounded(float number) {  // to the nearest, ties to even
+    uint32_t word;
+    memcpy(&word, &number, sizeof word);
+    return number != number ? 0x7fc0 : (word + 0x7fff + (word >> 16 & 1)) >> 16;
+}
+
+// R rows of x against 16 outputs, in PARTS sums of `turns` channels each
+template <int R, int PARTS>
+static void sum(const float *x, const words *weight, int64_t turns, float *found) {
+    numbers waiting[7][R][2];
+    int round;
+    for (int part = 0; part < PARTS; part++) {
+        numbers sums[R][2] = {};
+        for (int64_t d = part * turns; d < (part + 1) * turns; d++) {
+            const numbers low = (numbers)(weight[d] << 16), high = (numbers)(weight[d] & 0xffff0000);
+#pragma GCC unroll 5
+            for (int r = 0; r < R; r++) {
+                sums[r][0] += low * x[r * PARTS * turns + d];
+                sums[r][1] += high * x[r * PARTS * turns + d];
+            }
+        }
+        for (round = 0; part >> round & 1; round++)
+#pragma GCC unroll 5
+            for (int r = 0; r < R; r++) {
+                sums[r][0] += waiting[round][r][0];
+                sums[r][1] += waiting[round][r][1];
+            }
+        memcpy(waiting[round], sums, sizeof sums);
+    }
+    memcpy(found, waiting[round], sizeof waiting[round]);
+}
+
+template <int PARTS>
+static void sum(int num_rows, const float *x, const words *weight, int64_t turns, float *found) {
+    switch (num_rows) {
+        case 1: return sum<1, PARTS>(x, weight, turns, found);
+        case 2: return sum<2, PARTS>(x, weight, turns, found);
+        case 3: return sum<3, PARTS>(x, weight, turns, found);
+        case 4: return sum<4, PARTS>(x, weight, turns, found);
+        default: return sum<5, PARTS>(x, weight, turns, found);
+    }
+}
+
+// R rows, in groups of 5 at most and as alike as can be: for each its first row and their number
+template <typename Then>
+static void in_groups(int64_t R, Then then) {
+    const int64_t num_groups = (R + 4) / 5;
+    for (int64_t group = 0; group < num_groups; group++) {
+        const int64_t from = R * group / num_groups, to = R * (group + 1) / num_groups;
+        then(from, int(to - from));
+    }
+}
+
+// y [B, Q, E] = x [B, Q, D] weight^T + bias [E], where there is one; and where there is an adapter, of `rank` channels,
+// the last M of each Q rows get x down^T up^T besides
+extern "C" void bfloat16_product(
+    const uint16_t *x, const words *weight, const uint16_t *bias, uint16_t *y,
+    int64_t B, int64_t Q, int64_t D, int64_t E,
+    const words *down, const words *up, int64_t M, int64_t rank
+) {
+    const int64_t turns = (D + 63) / 64, num_blocks = (E + 15) / 16;
+    const int64_t num_useful = B * Q * 64 * turns * 16 * num_blocks / products_a_thread;
+    const int num_threads = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), num_useful));
+    float *ordered = static_cast<float *>(malloc((B * Q * 64 * turns + B * M * rank) * sizeof(float)));
+    float *between = ordered + B * Q * 64 * turns;
+#pragma omp parallel num_threads(num_threads) if (num_threads > 1)
+    {
+        float found[5][16];
+#pragma omp for
+        for (int64_t row_part = 0; row_part < B * Q * 64; row_part++) {
+            const int part = row_part % 64;
+            int first = 0;
+            for (int bit = 0; bit < 6; bit++) first |= (part >> bit & 1) << (5 - bit);
+            for (int64_t turn = 0, d = first; turn < turns; turn++, d += 64)
+                ordered[row_part * turns + turn] = d < D ? widened(x[row_part / 64 * D + d]) : 0;
+        }
+#pragma omp for
+        for (int64_t block = -rank / 16; block < num_blocks; block++) {
+            if (block < 0) {
+                const int64_t e = (block + rank / 16) * 16;
+                for (int64_t b = 0; b < B; b++)
+                    in_groups(M, [&](int64_t m, int num_rows) {
+                        const float *rows = ordered + (b * Q + Q - M + m) * 64 * turns;
+                        sum<64>(num_rows, rows, down + e / 16 * 64 * turns, turns, found[0]);
+                        for (int r = 0; r < num_rows; r++)
+                            memcpy(between + (b * M + m + r) * rank + e, found[r], sizeof found[r]);
+                    });
+                continue;
+            }
+            const int64_t e = block * 16, last = E - e < 16 ? E - e : 16;
+            in_groups(B * Q, [&](int64_t row, int num_rows) {
+                sum<64>(num_rows, ordered + row * 64 * turns, weight + block * 64 * turns, turns, found[0]);
+                for (int r = 0; r < num_rows; r++)
+                    for (int lane = 0; lane < last; lane++) {
+                        const float number = found[r][lane];
+                        y[(row + r) * E + e + lane] = rounded(bias ? number + widened(bias[e + lane]) : number);
+                    }
+            });
+        }
+        if (rank) {
+#pragma omp for
+            for (int64_t block = 0; block < num_blocks; block++) {
+                const int64_t e = block * 16, last = E - e < 16 ? E - e : 16;
+                for (int64_t b = 0; b < B; b++)
+                    in_groups(M, [&](int64_t m, int num_rows) {
+                        sum<1>(num_rows, between + (b * M + m) * rank, up + block * rank, rank, found[0]);
+                        for (int r = 0; r < num_rows; r++)
+                            for (int lane = 0; lane < last; lane++) {
+                                uint16_t &number = y[(b * Q + Q - M + m + r) * E + e + lane];
+                                number = rounded(widened(number) + found[r][lane]);
+                            }
+                    });
+            }
+        }
+    }
+    free(ordered);
+}
+
+// How compiled layers call it, with no Python between: by the names that torch's compiler gives to operators, and with
+// tensors in the form of PyTorch's C interface. What is packed of a tensor is known by where its numbers begin.
+typedef void *Tensor;
+extern "C" int aoti_torch_get_data_ptr(Tensor, void **);
+extern "C" int aoti_torch_get_dim(Tensor, int64_t *);
+extern "C" int aoti_torch_get_sizes(Tensor, int64_t **);
+extern "C" int aoti_torch_get_strides(Tensor, int64_t **);
+extern "C" int aoti_torch_empty_strided(
+    int64_t num_axes, const int64_t *sizes, const int64_t *strides, int32_t, int32_t, int32_t, Tensor *);
+extern "C" int32_t aoti_torch_dtype_bfloat16();
+extern "C" int32_t aoti_torch_device_type_cpu();
+
+struct Packed { const words *weight, *up; int64_t num_outputs; };  // of an adapter: down, up and the rank
+static std::unordered_map<const void *, Packed> known;
+static std::mutex of_known;
+
+static void *numbers_of(Tensor tensor) {
+    void *at = nullptr;
+    if (tensor) aoti_torch_get_data_ptr(tensor, &at);
+    return at;
+}
+
+static Packed packed_of(Tensor tensor) {
+    if (!tensor) return {};
+    const std::lock_guard<std::mutex> guard(of_known);
+    const auto found = known.find(numbers_of(tensor));
+    return found == known.end() ? Packed{} : found->second;
+}
+
+static int times(Tensor x, Tensor weight, Tensor *bias, Tensor down, int64_t num_masks, Tensor *result) {
+    const Packed packed = packed_of(weight), adapter = packed_of(down);
+    int64_t num_axes, *sizes, *strides, sizes_of_result[8], strides_of_result[8], step = 1, step_of_result = 1;
+    aoti_torch_get_dim(x, &num_axes);
+    aoti_torch_get_sizes(x, &sizes);
+    aoti_torch_get_strides(x, &strides);
+    if (!packed.weight || (down && !adapter.weight) || num_axes > 8) return 1;
+    for (int64_t axis = num_axes - 1; axis >= 0; axis--) {
+        if (sizes[axis] > 1 && strides[axis] != step) return 1;
+        sizes_of_result[axis] = axis == num_axes - 1 ? packed.num_outputs : sizes[axis];
+        strides_of_result[axis] = step_of_result;
+        step *= sizes[axis], step_of_result *= sizes_of_result[axis];
+    }
+    if (aoti_torch_empty_strided(num_axes, sizes_of_result, strides_of_result, aoti_torch_dtype_bfloat16(),
+                                 aoti_torch_device_type_cpu(), 0, result)) return 1;
+    const int64_t D = sizes[num_axes - 1], Q = down ? sizes[1] : step / D;
+    bfloat16_product(
+        static_cast<uint16_t *>(numbers_of(x)), packed.weight,
+        static_cast<uint16_t *>(numbers_of(bias ? *bias : nullptr)), static_cast<uint16_t *>(numbers_of(*result)),
+        step / D / Q, Q, D, packed.num_outputs, adapter.weight, adapter.up, num_masks, adapter.num_outputs
+    );
+    return 0;
+}
+
+extern "C" void remember_packed(const void *tensor, const words *weight, const words *up, int64_t num_outputs) {
+    const std::lock_guard<std::mutex> guard(of_known);
+    known[tensor] = {weight, up, num_outputs};
+}
+
+extern "C" int aoti_torch_cpu_packed_product(Tensor x, Tensor weight, Tensor *bias, Tensor *result) {
+    return times(x, weight, bias, nullptr, 0, result);
+}
+
+extern "C" int aoti_torch_cpu_adapted_packed_product(
+    Tensor x, Tensor weight, Tensor *bias, Tensor down, Tensor up, int64_t num_masks, Tensor *result
+) {
+    return times(x, weight, bias, down, num_masks, result);
+}
+"""
+
+# Names that no other version of this code has: a process may hold the package's and a checkpoint's.
+KERNEL_VERSION = hashlib.sha256(SOURCE.encode()).hexdigest()[:8]
+KERNEL_NAMES = (
+    "bfloat16_product",
+    "remember_packed",
+    "aoti_torch_cpu_packed_product",
+    "aoti_torch_cpu_adapted_packed_product",
+)
+
+
+class Kernel(NamedTuple):
+    """What is called of the C++: its functions of these names."""
+
+    bfloat16_product: Any
+    remember_packed: Any
+
+
+@cache
+def bfloat16_kernel() -> Kernel | str:
+    """The compiled functions, or why there are none: built once in a process, by whichever copy of this code asks."""
+    if sys.platform == "win32" or sys.byteorder != "little":
+        return "ours are for little-endian machines that do not run Windows"
+    in_process = ctypes.CDLL(None)
+    if not hasattr(in_process, f"bfloat16_product_{KERNEL_VERSION}") and (why := build_kernel()):
+        return why
+    found = Kernel(*(getattr(in_process, f"{name}_{KERNEL_VERSION}") for name in Kernel._fields))
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    found.bfloat16_product.argtypes = [address] * 4 + [number] * 4 + [address] * 2 + [number] * 2
+    found.remember_packed.argtypes = [address] * 3 + [number]
+    for function in found:
+        function.restype = None
+    return found
+
+
+def build_kernel() -> str | None:
+    """Builds the functions and makes them known to the whole process; or says why that failed. The compiler is the one
+    that the environment variable `CXX` names, or the first there is of c++, g++ and clang++."""
+    compiler = shlex.split(os.environ.get("CXX", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
+    if not compiler:
+        return f"ours need a C++ compiler, but none of {', '.join(COMPILERS)} is on the PATH; CXX can name another"
+    names = [f"-D{name}={name}_{KERNEL_VERSION}" for name in KERNEL_NAMES]
+    torchs = ["-L", str(Path(torch.__file__).with_name("lib")), "-ltorch_cpu"]
+    with tempfile.TemporaryDirectory(prefix="wavedraft-") as folder:
+        source, library = Path(folder, "product.cpp"), Path(folder, "product.so")
+        source.write_text(SOURCE)
+        command = [*compiler, *FLAGS, *names, str(source), "-o", str(library), *torchs]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", None) or str(error)).strip()
+            return f"building ours failed: `{shlex.join(command)}` said {said!r}"
+    return None
