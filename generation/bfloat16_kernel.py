@@ -168,10 +168,17 @@ extern "C" int aoti_torch_get_sizes(Tensor, int64_t **);
 extern "C" int aoti_torch_get_strides(Tensor, int64_t **);
 extern "C" int aoti_torch_empty_strided(
     int64_t num_axes, const int64_t *sizes, const int64_t *strides, int32_t, int32_t, int32_t, Tensor *);
+extern "C" int aoti_torch_cpu__linear_pointwise(  // oneDNN's
+    Tensor x, Tensor weight, Tensor *bias, const char *then, const double **, int64_t, const char **, Tensor *result
+) __attribute__((weak));
 extern "C" int32_t aoti_torch_dtype_bfloat16();
 extern "C" int32_t aoti_torch_device_type_cpu();
 
-struct Packed { const words *weight, *up; int64_t num_outputs; };  // of an adapter: down, up and the rank
+struct Packed {
+    const words *weight, *up;  // of an adapter: down and up
+    int64_t num_outputs;       // of an adapter: the rank
+    Tensor of_onednn;          // a weight in the order of oneDNN, in place of all this
+};
 static std::unordered_map<const void *, Packed> known;
 static std::mutex of_known;
 
@@ -190,6 +197,9 @@ static Packed packed_of(Tensor tensor) {
 
 static int times(Tensor x, Tensor weight, Tensor *bias, Tensor down, int64_t num_masks, Tensor *result) {
     const Packed packed = packed_of(weight), adapter = packed_of(down);
+    const char *algorithm = "";
+    if (packed.of_onednn && aoti_torch_cpu__linear_pointwise)
+        return aoti_torch_cpu__linear_pointwise(x, packed.of_onednn, bias, "none", nullptr, 0, &algorithm, result);
     int64_t num_axes, *sizes, *strides, sizes_of_result[8], strides_of_result[8], step = 1, step_of_result = 1;
     aoti_torch_get_dim(x, &num_axes);
     aoti_torch_get_sizes(x, &sizes);
@@ -212,9 +222,11 @@ static int times(Tensor x, Tensor weight, Tensor *bias, Tensor down, int64_t num
     return 0;
 }
 
-extern "C" void remember_packed(const void *tensor, const words *weight, const words *up, int64_t num_outputs) {
+extern "C" void remember_packed(
+    const void *tensor, const words *weight, const words *up, int64_t num_outputs, Tensor of_onednn
+) {
     const std::lock_guard<std::mutex> guard(of_known);
-    known[tensor] = {weight, up, num_outputs};
+    known[tensor] = {weight, up, num_outputs, of_onednn};
 }
 
 extern "C" int aoti_torch_cpu_packed_product(Tensor x, Tensor weight, Tensor *bias, Tensor *result) {
@@ -256,7 +268,7 @@ def bfloat16_kernel() -> Kernel | str:
     found = Kernel(*(getattr(in_process, f"{name}_{KERNEL_VERSION}") for name in Kernel._fields))
     address, number = ctypes.c_void_p, ctypes.c_int64
     found.bfloat16_product.argtypes = [address] * 4 + [number] * 4 + [address] * 2 + [number] * 2
-    found.remember_packed.argtypes = [address] * 3 + [number]
+    found.remember_packed.argtypes = [address] * 3 + [number, address]
     for function in found:
         function.restype = None
     return found

@@ -43,7 +43,7 @@ class LowRank:
 
     def make_known(self, down: torch.Tensor) -> None:
         """Tells compiled layers that these are the copies of an adapter, by its first matrix."""
-        known_kernel().remember_packed(down.data_ptr(), *self.addresses, self.rank)
+        known_kernel().remember_packed(down.data_ptr(), *self.addresses, self.rank, None)
 
 
 class WidenedWeight:
@@ -57,7 +57,7 @@ class WidenedWeight:
 
     def make_known(self, weight: torch.Tensor) -> None:
         """Tells compiled layers that this is the copy of a weight."""
-        known_kernel().remember_packed(weight.data_ptr(), self.address, None, self.num_outputs)
+        known_kernel().remember_packed(weight.data_ptr(), self.address, None, self.num_outputs, None)
 
     def times(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [..., D] -> [..., E]; a row's result does not depend on the others."""

@@ -3,6 +3,7 @@
 A stock `nn.Linear` puts its weight in the order of the kernel at every product; here it is done once for all of them.
 """
 
+import ctypes
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from .bfloat16_kernel import KERNEL_VERSION, bfloat16_kernel
-from .bfloat16_products import LowRank, WidenedWeight
+from .bfloat16_products import LowRank, WidenedWeight, known_kernel
 
 PACKABLE = (torch.bfloat16, torch.float32)
 
@@ -72,16 +73,13 @@ class PackedWeights:
                 table[id(linear.weight)] = Packed(linear.weight, table)
 
     def options_of_compiler(self) -> dict[str, Any]:
-        """Options of torch's compiler under which compiled layers call products of ours without any Python between;
-        none where products are oneDNN's, or this torch has no such option."""
-        config = torch._inductor.config
-        has_option = hasattr(getattr(config, "aot_inductor", None), "custom_ops_to_c_shims")
-        ours = [linear for linear, way in self.ways if hasattr(way, "adapted")]
-        if not ours or not has_option:
+        """Options of torch's compiler under which compiled layers call the products without any Python between; none
+        where this torch has no such option, or the machine no C++ compiler."""
+        has_option = hasattr(getattr(torch._inductor.config, "aot_inductor", None), "custom_ops_to_c_shims")
+        if not has_option or isinstance(bfloat16_kernel(), str):
             return {}
-        table = packed_product().table
-        for linear in ours:
-            table[id(linear.weight)].copy.make_known(linear.weight)
+        for linear, _ in self.ways:
+            packed_product().table[id(linear.weight)].copy.make_known(linear.weight)
         tensor, optional = "AtenTensorHandle", "AtenTensorHandle*"
         takes = {
             packed_product(): [tensor, tensor, optional],
@@ -137,10 +135,23 @@ class ReorderedWeight:
 
     def __init__(self, weight: torch.Tensor):
         self.reordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.handle: Any = None
 
     def times(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [..., D] -> [..., E]"""
         return torch.ops.mkldnn._linear_pointwise.default(x, self.reordered, bias, "none", [], "")
+
+    def make_known(self, weight: torch.Tensor) -> None:
+        """Tells compiled layers that this is the copy of a weight."""
+        if self.handle is None:
+            self.handle = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(self.reordered)
+            weakref.finalize(self, torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr, self.handle)
+        handle = address_in_capsule(self.handle, None)
+        known_kernel().remember_packed(weight.data_ptr(), None, None, 0, handle)
+
+
+address_in_capsule = ctypes.pythonapi.PyCapsule_GetPointer
+address_in_capsule.restype, address_in_capsule.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
 def fingerprint_of(weight: torch.Tensor) -> tuple[Any, ...]:

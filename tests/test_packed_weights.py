@@ -14,6 +14,8 @@ from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft.generation import packed_weights
 from wavedraft.generation.packed_weights import (
     PackedWeights,
+    ReorderedWeight,
+    WidenedWeight,
     adapted_packed_product,
     has_onednn_products,
     packed_product,
@@ -159,17 +161,15 @@ def test_compiled_layers_read_packed_weights_too(dtype):
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_compiled_layers_call_products_of_ours_without_python(rank, dtype, monkeypatch):
-    if packed_weights.has_onednn_products(dtype):
-        pytest.skip("products of this kind are oneDNN's")
+def test_compiled_layers_call_the_products_without_python(rank, dtype, monkeypatch):
     model = adapted_model_in(dtype, rank) if rank else model_in(dtype, attention_bias=True)
     config = CompileConfig(mode="default", dynamic=False)
     keywords = {"max_new_tokens": 12, "do_sample": False, "num_branches": 1, "return_dict_in_generate": True}
     keywords |= {"packed_weights": True, "cache_implementation": "static", "compile_config": config}
-    called, times = [], packed_weights.WidenedWeight._times
-    monkeypatch.setattr(
-        packed_weights.WidenedWeight, "_times", lambda own, *others: (called.append(own), times(own, *others))[1]
-    )
+    has_onednn = packed_weights.has_onednn_products(dtype)
+    kind, name = (ReorderedWeight, "times") if has_onednn else (WidenedWeight, "_times")
+    called, times = [], getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda own, *others: (called.append(own), times(own, *others))[1])
 
     def decode(prompt_ids):
         """What comes out, and how many of the layers' products Python has called."""
