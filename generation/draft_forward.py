@@ -3,7 +3,7 @@
 A unfinished rows, P prompt tokens, K drafted tokens, M branches, N clean queries, D channels, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +13,23 @@ from torch import nn
 from transformers import CompileConfig
 from transformers.cache_utils import DynamicCache
 
+from .bfloat16_attention import attend_in_bfloat16, bfloat16_attention
 from .cache_name import CACHE
+from .cpp_operators import options_of_compiler
 from .device_of_model import device_of
 from .draft_cache import DraftCache, stack_rows
 from .draft_head import DraftChain, draft_head_of
-from .grouped_attention import grouped_attention, has_attention_interface, mask_over_prompt, masks_of_groups
+from .grouped_attention import (
+    attend_grouped,
+    attend_in_step,
+    grouped_attention,
+    has_attention_interface,
+    mask_over_prompt,
+    masks_of_groups,
+)
 from .logits_of_states import lm_head_logits
 from .mask_gate import MaskGate
-from .packed_weights import PackedWeights
+from .packed_weights import PackedWeights, adapted_packed_product, packed_product
 from .static_decode import CompiledLayers, StaticDraftCache, is_recorded
 from .step_graph import StepGraphs
 from .structured_mask import (
@@ -108,7 +117,10 @@ class DraftForward:
         self.packed_weights = PackedWeights(model) if has_packed_weights else None
         num_layers, device = num_cache_layers(model), device_of(model)
         self.is_static = num_slots is not None
-        of_inductor = self.packed_weights.options_of_compiler() if self.packed_weights and compile_config else {}
+        of_inductor = {}
+        if self.packed_weights is not None and compile_config is not None:
+            self.packed_weights.make_known()
+            of_inductor = options_of_compiler(packed_product(), adapted_packed_product(), bfloat16_attention())
         self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config, of_inductor)
         self.graphs: StepGraphs | None = None
         if is_recorded(model, compile_config):
@@ -464,7 +476,7 @@ class DraftForward:
             self.packed_weights.used() if self.packed_weights else nullcontext(),
             self.gate.open(num_masks) if self.gate else nullcontext(),
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
-            grouped_attention(self.model, self._has_masks_of_groups(cache)) if is_grouped else nullcontext(),
+            grouped_attention(self.model, self._attend(cache, is_step)) if is_grouped else nullcontext(),
             compiled.running(cache, shape) if compiled else nullcontext(),
             states_kept as last_states,
         ):
@@ -490,6 +502,13 @@ class DraftForward:
     def _has_masks_of_groups(self, cache: DraftCache) -> bool:
         """Whether a forward over this cache is a step that is recorded, whose masks are made for all layers at once."""
         return self.graphs is not None and self.is_grouped and isinstance(cache, StaticDraftCache) and cache.is_step
+
+    def _attend(self, cache: DraftCache, is_step: bool) -> Callable[..., Any]:
+        """What attends in a forward over this cache whose queries and keys are grouped."""
+        if self._has_masks_of_groups(cache):
+            return attend_in_step
+        is_ours = is_step and self.compiled_layers and self.packed_weights and self.packed_weights.are_ours
+        return attend_in_bfloat16 if is_ours else attend_grouped
 
     def _structured_mask(
         self, cache: DraftCache, num_clean: int, branch_lengths: torch.Tensor, is_real_slot: torch.Tensor | None

@@ -4,7 +4,7 @@ no mask at all.
 A sequences, Q queries, S slots, H heads, G of them to a key head, D channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,6 @@ from transformers.masking_utils import sdpa_mask
 
 from .structured_mask import draft_mask_function, real_slot_function
 
-GROUPED, IN_STEP = "wavedraft_grouped", "wavedraft_in_step"
 TILE, FEW_TILES = 64, 96  # queries of a tile; up to so many tiles products are no slower on an H200
 LEFT_TO_SDPA = ("position_bias", "cache", "softcap")  # left to transformers' sdpa, whatever it does with them
 
@@ -138,10 +137,10 @@ def has_attention_interface(model: Any) -> bool:
 
 
 @contextmanager
-def grouped_attention(model: Any, has_masks_of_groups: bool = False) -> Iterator[None]:
+def grouped_attention(model: Any, attend: Callable[..., Any] = attend_grouped) -> Iterator[None]:
     """Makes one forward, whose masks are made already, attend this way: by `attend_in_step` where they are of
     `masks_of_groups`."""
-    name, attend = (IN_STEP, attend_in_step) if has_masks_of_groups else (GROUPED, attend_grouped)
+    name = f"wavedraft_{attend.__name__}"
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, sdpa_mask)  # for another thread's forward in the meantime
     model.config._attn_implementation = name

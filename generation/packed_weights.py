@@ -5,16 +5,16 @@ A stock `nn.Linear` puts its weight in the order of the kernel at every product;
 
 import ctypes
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from .bfloat16_kernel import KERNEL_VERSION, bfloat16_kernel
+from .bfloat16_kernel import bfloat16_kernel
 from .bfloat16_products import LowRank, WidenedWeight, known_kernel
+from .cpp_operators import operator
 
 PACKABLE = (torch.bfloat16, torch.float32)
 
@@ -72,24 +72,16 @@ class PackedWeights:
             if known is None or not known.is_of(linear.weight):
                 table[id(linear.weight)] = Packed(linear.weight, table)
 
-    def options_of_compiler(self) -> dict[str, Any]:
-        """Options of torch's compiler under which compiled layers call the products without any Python between; none
-        where this torch has no such option, or the machine no C++ compiler."""
-        has_option = hasattr(getattr(torch._inductor.config, "aot_inductor", None), "custom_ops_to_c_shims")
-        if not has_option or isinstance(bfloat16_kernel(), str):
-            return {}
+    def make_known(self) -> None:
+        """Tells compiled layers which copies are whose."""
+        table = packed_product().table
         for linear, _ in self.ways:
-            packed_product().table[id(linear.weight)].copy.make_known(linear.weight)
-        tensor, optional = "AtenTensorHandle", "AtenTensorHandle*"
-        takes = {
-            packed_product(): [tensor, tensor, optional],
-            adapted_packed_product(): [tensor, tensor, optional, tensor, tensor, "int64_t"],
-        }
-        declared = {
-            operator.default: [f"AOTITorchError aoti_torch_cpu_{operator.__name__}({', '.join(types)}, {optional})"]
-            for operator, types in takes.items()
-        }
-        return {"cpp_wrapper": True, "aot_inductor.custom_ops_to_c_shims": declared}
+            table[id(linear.weight)].copy.make_known(linear.weight)
+
+    @property
+    def are_ours(self) -> bool:
+        """Whether their products are ours, not oneDNN's."""
+        return any(hasattr(way, "adapted") for _, way in self.ways)
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -212,30 +204,29 @@ def has_own_forward(layer: nn.Module) -> bool:
     return own is not None and not getattr(own, "is_packed", False)
 
 
-def packed_product() -> Any:
-    """The operator x [..., D], weight [E, D], bias [E] -> [..., E], and its attribute `table`: packed copies by a
-    weight's `id`.
+def shape_of_product(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
 
-    There is one in a process, which compiled layers call by its name, whichever copy of this code (the package's, a
-    checkpoint's) has defined it.
-    """
+
+def packed_product() -> Any:
+    """The operator x [..., D], weight [E, D], bias [E] -> [..., E]; in its table are packed copies by weights' `id`."""
 
     def times(table: dict[int, Packed], x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         return table[id(weight)].copy.times(x, bias)
 
-    return operator("packed_product", "Tensor x, Tensor weight, Tensor? bias", times)
+    return operator("packed_product", "Tensor x, Tensor weight, Tensor? bias", times, shape_of_product)
 
 
 def adapted_packed_product() -> Any:
-    """The operator x [B, Q, D], weight [E, D], bias [E], adapter [D, r] and [r, E], num_masks -> [B, Q, E], and its
-    attribute `table`: packed adapters by the `id` of their first matrix."""
+    """The operator x [B, Q, D], weight [E, D], bias [E], adapter [D, r] and [r, E], num_masks -> [B, Q, E]; in its
+    table are packed adapters by the `id` of their first matrix."""
     weights = packed_product().table
 
     def adapted_times(table, x, weight, bias, down, up, num_masks):  # type: ignore[no-untyped-def]
         return weights[id(weight)].copy.adapted_times(x, bias, table[id(down)].copy, num_masks)
 
     takes = "Tensor x, Tensor weight, Tensor? bias, Tensor down, Tensor up, int num_masks"
-    return operator("adapted_packed_product", takes, adapted_times)
+    return operator("adapted_packed_product", takes, adapted_times, shape_of_product)
 
 
 def prepare_adapter(down: torch.Tensor, up: torch.Tensor) -> None:
@@ -245,22 +236,3 @@ def prepare_adapter(down: torch.Tensor, up: torch.Tensor) -> None:
     if known is None or known.matrix() is not down:
         known = table[id(down)] = PackedAdapter(down, up, table)
     known.copy.make_known(down)
-
-
-def operator(name: str, takes: str, times: Callable[..., torch.Tensor]) -> Any:
-    """The operator of a name, made of `times`, which gets its table first, where there is none yet. Another version of
-    our products has others."""
-    name = f"{name}_{KERNEL_VERSION}"
-    if not hasattr(torch.ops.wavedraft, name):
-        table: dict[int, Any] = {}
-
-        def shape_only(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
-            return x.new_empty(*x.shape[:-1], len(weight))
-
-        library = torch.library.Library("wavedraft", "FRAGMENT")
-        library.define(f"{name}({takes}) -> Tensor")
-        library.impl(name, partial(times, table), "CPU")
-        library.impl(name, shape_only, "Meta")
-        found = getattr(torch.ops.wavedraft, name)
-        found.library, found.table = library, table
-    return getattr(torch.ops.wavedraft, name)

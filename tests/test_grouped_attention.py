@@ -86,13 +86,13 @@ def test_a_forward_with_masks_is_grouped_and_leaves_the_model_as_it_was(family, 
         query_lengths.append(query.shape[2])
         return attend_grouped(module, query, *args, **kwargs)
 
-    monkeypatch.setattr(grouped_attention, "attend_grouped", seen)
+    monkeypatch.setattr(draft_forward, "attend_grouped", seen)
     plain = model.generate(ids, max_new_tokens=6, draft_length=0)
     assert not query_lengths  # there is nothing to group without masks
     assert torch.equal(model.generate(ids, max_new_tokens=6), plain)
     assert query_lengths[:2] == [7 + 4] * 2 and model.config._attn_implementation == "sdpa"
 
-    monkeypatch.setattr(grouped_attention, "attend_grouped", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(draft_forward, "attend_grouped", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.generate(ids, max_new_tokens=6)
     assert model.config._attn_implementation == "sdpa"

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CompileConfig
 
 from tiny_tidar import random_prompts, tiny_tidar
-from wavedraft.generation import packed_weights
+from wavedraft.generation import draft_forward, packed_weights
 from wavedraft.generation.packed_weights import (
     PackedWeights,
     ReorderedWeight,
@@ -162,7 +162,7 @@ def test_compiled_layers_read_packed_weights_too(dtype):
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_compiled_layers_call_the_products_without_python(rank, dtype, monkeypatch):
-    model = adapted_model_in(dtype, rank) if rank else model_in(dtype, attention_bias=True)
+    model = adapted_model_in(dtype, rank) if rank else model_in(dtype, attention_bias=True, head_dim=64)
     config = CompileConfig(mode="default", dynamic=False)
     keywords = {"max_new_tokens": 12, "do_sample": False, "num_branches": 1, "return_dict_in_generate": True}
     keywords |= {"packed_weights": True, "cache_implementation": "static", "compile_config": config}
@@ -181,7 +181,7 @@ def test_compiled_layers_call_the_products_without_python(rank, dtype, monkeypat
     for batch_size in (1, 2):
         prompt_ids = random_prompts(batch_size, 7)
         with monkeypatch.context() as patched:
-            patched.setattr(PackedWeights, "options_of_compiler", lambda self: {})
+            patched.setattr(draft_forward, "options_of_compiler", lambda *operators: {})
             expected, num_called = decode(prompt_ids)
         assert num_called == 2 * 7 * (expected.num_forwards + 1)
         output, num_called = decode(prompt_ids)

@@ -1,0 +1,128 @@
+"""Our attention of bfloat16: a slow twin's numbers, a query's bits whatever stands beside it, else sdpa."""
+
+import pytest
+import torch
+
+from wavedraft.generation.bfloat16_attention import attend_in_bfloat16, bfloat16_attention, can_attend
+from wavedraft.generation.bfloat16_kernel import bfloat16_kernel
+from wavedraft.generation.cpp_operators import options_of_compiler
+from wavedraft.generation.grouped_attention import attend_grouped
+
+pytestmark = pytest.mark.skipif(isinstance(bfloat16_kernel(), str), reason=str(bfloat16_kernel()))
+
+
+class Attention(torch.nn.Module):
+    def __init__(self, num_key_value_groups):
+        super().__init__()
+        self.num_key_value_groups, self.is_causal = num_key_value_groups, True
+
+
+@pytest.fixture(params=[1, 2], ids="{} threads".format, autouse=True)
+def _threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_states(batch_size, num_heads, num_key_heads, num_queries, num_slots, num_channels=64):
+    """Queries as a layer hands them over, keys and values of a cache with room behind them, and who sees whom."""
+    torch.manual_seed(num_slots + num_queries)
+    query = torch.randn(batch_size, num_queries, num_heads, num_channels).bfloat16().transpose(1, 2)
+    key, value = torch.randn(2, batch_size, num_key_heads, num_slots + 5, num_channels).bfloat16()[..., :num_slots, :]
+    mask = torch.rand(batch_size, 1, num_queries, num_slots) < 0.7
+    mask[..., 0] = True
+    mask[..., num_slots * 2 // 3 :] = False
+    return query, key, value, mask
+
+
+def attended_slowly(query, key, value, mask, scale):
+    """[A, Q, H, D] in float64, query by query and slot by slot; zeros where nothing is seen."""
+    num_groups = query.shape[1] // key.shape[1]
+    found = torch.zeros(query.transpose(1, 2).shape, dtype=torch.float64)
+    for row in range(query.shape[0]):
+        for head in range(query.shape[1]):
+            for place in range(query.shape[2]):
+                slots = [slot for slot in range(key.shape[2]) if mask[row, 0, place, slot]]
+                if not slots:
+                    continue
+                keys, values = (states[row, head // num_groups, slots].double() for states in (key, value))
+                weights = (scale * keys @ query[row, head, place].double()).softmax(dim=0)
+                found[row, place, head] = weights @ values
+    return found
+
+
+SHAPES = [(1, 9, 3, 1, 40), (2, 4, 4, 3, 16), (1, 6, 1, 7, 133), (3, 2, 2, 2, 5)]  # A, H, G, Q, S
+
+
+@pytest.mark.parametrize("num_channels", [64, 128])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_numbers_are_those_of_an_exact_attention(shape, num_channels):
+    states = random_states(*shape, num_channels)
+    expected = attended_slowly(*states, 0.3)
+    found = bfloat16_attention()(*states, 0.3)
+    assert found.shape == expected.shape and found.is_contiguous() and found.dtype == torch.bfloat16
+    assert ((found.double() - expected).abs() <= expected.abs() * 2**-8 + 2e-6).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_query_has_the_same_bits_beside_any_others_and_in_any_cache(shape):
+    query, key, value, mask = random_states(*shape)
+    together = bfloat16_attention()(query, key, value, mask, 0.125)
+    num_seen = int(mask.nonzero()[:, 3].max()) + 1
+    key[:, :, num_seen:], value[:, :, num_seen:] = 3e38, -3e38  # what nobody sees may be anything finite
+    for row in range(shape[0]):
+        for place in range(shape[3]):
+            one, only = slice(row, row + 1), slice(place, place + 1)
+            alone = query[one, :, only], key[one, :, :num_seen], value[one, :, :num_seen], mask[one, :, only, :num_seen]
+            assert torch.equal(bfloat16_attention()(*alone, 0.125), together[one, only]), (row, place)
+    assert torch.equal(bfloat16_attention()(query, key, value, mask, 0.125), together)
+
+
+def test_a_query_that_sees_nothing_and_one_that_is_not_a_number():
+    query, key, value, mask = random_states(1, 4, 2, 3, 20)
+    mask[:, :, 1] = False
+    expected = bfloat16_attention()(query, key, value, mask, 0.125)
+    assert not expected[:, 1].any() and expected[:, [0, 2]].abs().min() > 0
+    query[:, :, 2, 5] = torch.nan
+    found = bfloat16_attention()(query, key, value, mask, 0.125)
+    assert found[:, 2].isnan().all() and torch.equal(found[:, :2], expected[:, :2])
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 3, 1, 40), (2, 4, 2, 3, 70)])
+def test_it_stands_for_grouped_sdpa_and_compiles_without_python(shape):
+    states = random_states(*shape)
+    attention = Attention(shape[1] // shape[2])
+    expected, _ = attend_grouped(attention, *states, scaling=0.2)
+    found, weights = attend_in_bfloat16(attention, *states, scaling=0.2)
+    assert weights is None and found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=2**-6, atol=2**-8)
+
+    def attend(query, key, value, mask):
+        return attend_in_bfloat16(attention, query + 1, key, value, mask)[0] * 2
+
+    options = options_of_compiler(bfloat16_attention())
+    if not options:
+        pytest.skip("this torch calls operators through Python")
+    query, *others = states
+    expected, _ = attend_in_bfloat16(attention, query + 1, *others)
+    assert torch.equal(torch.compile(attend, options=options, dynamic=False)(*states), expected * 2)
+
+
+@pytest.mark.parametrize("case", ["float32", "a mask to add", "no mask", "48 channels", "a mask of other rows"])
+def test_what_it_is_not_written_for_is_left_to_sdpa(case):
+    query, key, value, mask = random_states(2, 4, 2, 3, 20, 48 if case == "48 channels" else 64)
+    mask[:, :, :, 0] = True
+    if case == "float32":
+        query, key, value = query.float(), key.float(), value.float()
+    elif case == "a mask to add":
+        mask = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(~mask, -torch.inf)
+    elif case == "no mask":
+        mask = None
+    elif case == "a mask of other rows":
+        mask = mask[:1]
+    assert mask is None or not can_attend(query, key, value, mask)
+    expected, _ = attend_grouped(Attention(2), query, key, value, mask)
+    assert torch.equal(attend_in_bfloat16(Attention(2), query, key, value, mask)[0], expected)
+    with pytest.raises(ValueError, match="softcap"):
+        attend_in_bfloat16(Attention(2), query, key, value, mask, softcap=30.0)
