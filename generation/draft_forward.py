@@ -26,6 +26,7 @@ from .grouped_attention import (
     has_attention_interface,
     mask_over_prompt,
     masks_of_groups,
+    masks_of_step,
 )
 from .logits_of_states import lm_head_logits
 from .mask_gate import MaskGate
@@ -141,7 +142,8 @@ class DraftForward:
         self.last_position = text_config.max_position_embeddings - 1 if has_position_table else None
         self.num_forwards = self.num_prefill_forwards = self.num_tie_forwards = 0
         self.is_tie_safe = is_tie_safe
-        self.has_window = any(attention_windows(model.config).values())
+        self.windows = attention_windows(model.config)
+        self.has_window = any(self.windows.values())
         self.is_token_by_token = is_tie_safe and has_attention_interface(model)
         self.is_grouped = not is_tie_safe and has_attention_interface(model)
         self.rounding = rounding_of(model, has_packed_weights) if is_tie_safe else None
@@ -514,13 +516,16 @@ class DraftForward:
         self, cache: DraftCache, num_clean: int, branch_lengths: torch.Tensor, is_real_slot: torch.Tensor | None
     ) -> Any:
         config, draft_length, num_slots = self.model.config, self.draft_length, cache.num_slots
-        if self._has_masks_of_groups(cache):
-            windows, text_config = attention_windows(config), config.get_text_config()
-            num_groups = text_config.num_attention_heads // (text_config.num_key_value_heads or 1)
-            about = num_clean, draft_length, num_slots, tuple(windows.values()), num_groups, self.model.dtype
-            make = self.compiled_layers.compiled(masks_of_groups, (*branch_lengths.shape, *about))
+        if self.compiled_layers and self.is_grouped and isinstance(cache, StaticDraftCache) and cache.is_step:
+            about: tuple[Any, ...] = num_clean, draft_length, num_slots, tuple(self.windows.values())
+            make_masks: Callable[..., Any] = masks_of_step
+            if self._has_masks_of_groups(cache):
+                text_config = config.get_text_config()
+                num_groups = text_config.num_attention_heads // (text_config.num_key_value_heads or 1)
+                make_masks, about = masks_of_groups, (*about, num_groups, self.model.dtype)
+            make = self.compiled_layers.compiled(make_masks, (*branch_lengths.shape, *about))
             masks = make(branch_lengths, cache.lengths, is_real_slot, *about)
-            return dict(zip(windows, masks, strict=True)) if len(masks) > 1 else masks[0]
+            return dict(zip(self.windows, masks, strict=True)) if len(masks) > 1 else masks[0]
         conditions = [] if is_real_slot is None else [real_slot_function(is_real_slot, cache.lengths)]
         return structured_attention_mask(
             config,

@@ -84,7 +84,7 @@ def float_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.bmm(left.to(dtype), right.to(dtype))
 
 
-def masks_of_groups(
+def masks_of_step(
     branch_lengths: torch.Tensor,
     cached_lengths: torch.Tensor,
     is_real_slot: torch.Tensor | None,
@@ -92,11 +92,8 @@ def masks_of_groups(
     draft_length: int,
     num_slots: int,
     windows: tuple[int | None, ...],
-    num_groups: int,
-    dtype: torch.dtype,
 ) -> tuple[torch.Tensor, ...]:
-    """The structured mask for each window, as attention adds it to the scores of the G query heads that share a key
-    head, [A, 1, G*Q, S]: made once a forward, and of constant shape; every layer would make it for itself.
+    """The structured mask for each window, [A, 1, Q, S], true where a query sees a slot: of constant shape.
 
     Args:
         branch_lengths: [A, M].
@@ -113,8 +110,29 @@ def masks_of_groups(
         is_seen = function(row, None, *place)
         if is_real_slot is not None:
             is_seen = is_seen & real_slot_function(is_real_slot, cached_lengths)(row, None, *place)
-        added = torch.zeros(is_seen.shape, dtype=dtype, device=device).masked_fill(~is_seen, -torch.inf)
-        masks.append(added[:, None].expand(-1, num_groups, -1, -1).flatten(1, 2).unsqueeze(1))
+        masks.append(is_seen[:, None])
+    return tuple(masks)
+
+
+def masks_of_groups(
+    branch_lengths: torch.Tensor,
+    cached_lengths: torch.Tensor,
+    is_real_slot: torch.Tensor | None,
+    num_clean: int,
+    draft_length: int,
+    num_slots: int,
+    windows: tuple[int | None, ...],
+    num_groups: int,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    """`masks_of_step` as attention adds them to the scores of the G query heads that share a key head,
+    [A, 1, G*Q, S]: made once a forward; every layer would make them for itself."""
+    masks = []
+    for is_seen in masks_of_step(
+        branch_lengths, cached_lengths, is_real_slot, num_clean, draft_length, num_slots, windows
+    ):
+        added = torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill(~is_seen, -torch.inf)
+        masks.append(added.expand(-1, num_groups, -1, -1).flatten(1, 2).unsqueeze(1))
     return tuple(masks)
 
 

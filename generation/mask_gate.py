@@ -65,7 +65,9 @@ class MaskGate:
         if self.short_ways is None and not torch.is_grad_enabled():
             self.unprepared = []
             self.short_ways = [
-                ShortWay(module, module.__dict__, way, *place, module._modules["base_layer"])
+                ShortWay(
+                    module, module.__dict__, way, *place, None if has_hooks(module) else module._modules["base_layer"]
+                )
                 for module, place in self.adapted.items()
                 if (way := self._short_way(module))
             ]
@@ -73,8 +75,8 @@ class MaskGate:
         while num_masks and self.unprepared:
             self.unprepared.pop()()
         # Hundreds of layers, at every forward: nothing is looked up that is known.
-        for module, attributes, way, siblings, name, base in short_ways:
-            if num_masks or module._forward_hooks or module._forward_pre_hooks:
+        for _, attributes, way, siblings, name, base in short_ways:
+            if num_masks or base is None:
                 attributes["forward"] = way
             else:
                 siblings[name] = base
@@ -82,9 +84,11 @@ class MaskGate:
             yield
         finally:
             self.num_masks = 0
-            for module, attributes, _, siblings, name, _ in short_ways:
-                siblings[name] = module
-                attributes.pop("forward", None)
+            for module, attributes, _, siblings, name, base in short_ways:
+                if num_masks or base is None:
+                    attributes.pop("forward", None)
+                else:
+                    siblings[name] = module
 
     def _short_way(self, module: Any) -> Callable[..., torch.Tensor] | None:
         """The module's forward with nothing but the base layer and the adapter; None where PEFT has more to do."""
@@ -115,12 +119,12 @@ class MaskGate:
         def short_way(x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             if kwargs and kwargs.keys() - {"alora_offsets"}:
                 return type(module).forward(module, x, **kwargs)
-            has_hooks = base._forward_hooks or base._forward_pre_hooks
-            adapted = getattr(base.forward, "adapted", None) if self.num_masks and not has_hooks else None
+            is_hooked = has_hooks(base)
+            adapted = getattr(base.forward, "adapted", None) if self.num_masks and not is_hooked else None
             if adapted is not None and x.dtype == base.weight.dtype:  # a packed weight, with products of ours
                 return adapted(x, *matrices, self.num_masks)
             # Without hooks, a call that would only look for them is left out.
-            result = base(x) if has_hooks else base.forward(x)
+            result = base(x) if is_hooked else base.forward(x)
             if self.num_masks:
                 down, up = matrices
                 masks = x[:, -self.num_masks :].reshape(-1, x.shape[-1]).to(down.dtype)
@@ -171,16 +175,20 @@ class MaskGate:
         return getattr(self.__dict__["variant"], name)
 
 
+def has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 class ShortWay(NamedTuple):
     """An adapted layer, its attributes, its short forward, the modules it stands among and its name there, and the
-    layer it adapts."""
+    layer it adapts, which may stand in its place; None where hooks wait for it."""
 
     module: Any
     attributes: dict[str, Any]
     forward: Callable[..., torch.Tensor]
     siblings: dict[str, Any]
     name: str
-    base: nn.Module
+    base: nn.Module | None
 
 
 class Factors:

@@ -66,6 +66,7 @@ class PackedWeights:
     def pack(self, layers: list[nn.Linear]) -> None:
         """Makes the copies that are missing, or of weights that have changed."""
         self.ways = [(linear, packed_way(linear)) for linear in layers]
+        self.attributes = [(linear.__dict__, way) for linear, way in self.ways]  # hundreds, at every forward
         table = packed_product().table
         for linear, _ in self.ways:
             known = table.get(id(linear.weight))
@@ -86,13 +87,13 @@ class PackedWeights:
     @contextmanager
     def used(self) -> Iterator[None]:
         """While this is open, the layers read the packed copies."""
-        for linear, way in self.ways:
-            linear.__dict__["forward"] = way
+        for attributes, way in self.attributes:
+            attributes["forward"] = way
         try:
             yield
         finally:
-            for linear, _ in self.ways:
-                linear.__dict__.pop("forward", None)
+            for attributes, _ in self.attributes:
+                attributes.pop("forward", None)
 
 
 def reading_packed(model: nn.Module, is_wanted: bool) -> AbstractContextManager[None]:

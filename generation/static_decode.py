@@ -190,10 +190,23 @@ class CompiledLayers:
             # torch takes a mode or options, and a mode is a set of options.
             of_mode = torch._inductor.list_mode_options(self.options.pop("mode", None) or "default")
             self.options["options"] = of_mode | of_inductor | self.options.get("options", {})
-        self.checked: set[tuple[int, ...]] = set()  # shapes that this decode has run
+        self.checked: dict[Any, Callable[..., Any]] = {}  # what this decode has run, as it may run from then on
 
     def compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
-        """The function as it is compiled for one shape of step, when it is first called."""
+        """The function as it is compiled for one shape of step, when it is first called. One that this decode has
+        called before is not asked again whether all is as it was."""
+        if (checked := self.checked.get((function, shape))) is not None:
+            return checked
+        found = self._compiled(function, shape)
+
+        def first(*args: Any) -> Any:
+            result = found(*args)
+            self.checked[function, shape] = unguarded(found)
+            return result
+
+        return first
+
+    def _compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
         key = function.__name__, shape, tuple(sorted((name, str(value)) for name, value in self.options.items()))
         known = _compiled.setdefault(self.model, {})
         if key not in known:
@@ -213,9 +226,8 @@ class CompiledLayers:
         torch asks of each layer whether all is as it was when it was compiled; a decode asks once, and then only what
         tells one kind of layer from another, or where there is but one kind, nothing.
         """
-        run = self.compiled(run_layer, shape)
-        if shape in self.checked:
-            run = unguarded(run)
+        is_checked = (run_layer, shape) in self.checked
+        run = self.checked[run_layer, shape] if is_checked else self._compiled(run_layer, shape)
 
         def forward_of(slots: Any, layer: nn.Module) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -227,9 +239,10 @@ class CompiledLayers:
         for slots, layer in zip(cache.layers, self.layers, strict=True):
             layer.__dict__["forward"] = forward_of(slots, layer)
         try:
-            with torch.compiler.set_stance(skip_guard_eval_unsafe=shape in self.checked):
+            with torch.compiler.set_stance(skip_guard_eval_unsafe=is_checked):
                 yield
-            self.checked.add(shape)
+            if not is_checked:
+                self.checked[run_layer, shape] = unguarded(run)
         finally:
             for layer in self.layers:
                 del layer.__dict__["forward"]

@@ -79,7 +79,7 @@ def test_layers_are_compiled_once_and_not_again_as_texts_grow():
     for max_new_tokens in (24, 5, 17):
         found = model.generate(**ragged(), max_new_tokens=max_new_tokens, do_sample=False, **COMPILED)
         assert found.tolist() == expected[:, : 7 + max_new_tokens].tolist()
-        assert counters["stats"]["unique_graphs"] == 1
+        assert counters["stats"]["unique_graphs"] == 2  # the layers', and the mask's
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
 
 
@@ -97,7 +97,8 @@ def test_guards_are_looked_at_once_a_decode_where_all_layers_are_of_one_kind(is_
     expected = model.generate(**ragged(), max_new_tokens=24, do_sample=False)
     for _ in range(2):
         assert model.generate(**keywords).tolist() == expected.tolist()
-    assert len(found) > 4 and {run is direct for run, direct in found} == {not is_of_one_kind}
+    of_layers = [run is direct for run, direct in found if run.__name__.startswith("run_layer")]
+    assert of_layers == [not is_of_one_kind] * 2  # one a decode
     with torch.no_grad():  # what has changed since is seen: the first step of a decode looks
         model.set_attn_implementation("eager")
         assert model.generate(**keywords).tolist() == expected.tolist()
@@ -131,7 +132,7 @@ def test_an_adapter_drafts_compiled_as_it_drafts_uncompiled():
         found = peft_model.generate(**keywords, **COMPILED)
         assert found.sequences.tolist() == expected.sequences.tolist()
         assert found.num_forwards == expected.num_forwards
-        assert counters["stats"]["unique_graphs"] == 1
+        assert counters["stats"]["unique_graphs"] == 2
 
 
 def test_an_adapter_whose_first_masks_come_in_a_compiled_step():
