@@ -7,13 +7,16 @@ model's, in turns, medians:
 
 * engine: masks built, drafts chosen and verified, tokens sampled, the text, the cache's bookkeeping, all of
   the decode outside the network, and, inside it, keys and values stored and the gate of the adapter.
-* products: linear layers (the lm_head too) and attention. adapter: its products at the mask tokens.
+* draft head: choosing candidates, and each token of a draft behind the one before it.
+* products: linear layers (the lm_head too; ours in bfloat16 with the adapter's) and attention. adapter: its products at
+  the mask tokens.
 * rest: what is left of the network: norms, rotations, activations, residuals and the calls that bring them about.
 
 The network of a compiled step cannot be looked into: products, adapter and rest are one figure there.
 """
 
 import argparse
+import functools
 import json
 import time
 from contextlib import contextmanager
@@ -31,6 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation import draft_cache, mask_gate, packed_weights
 from wavedraft.generation.draft_forward import DraftForward
+from wavedraft.generation.draft_head import DraftChain
 from wavedraft.training.dialogue import read_jsonl
 from wavedraft.training.finetune import chat_prompt_ids
 
@@ -44,9 +48,10 @@ MODES = {
     "auto": {"num_branches": "auto"},
 }
 MODES |= {f"{name} packed": keywords | PACKED for name, keywords in MODES.items()}
+MODES["auto compiled packed"] = MODES["auto packed"] | {"draft_length": 4} | COMPILED
 MODES["K=4 B=1 compiled"] = MODES["K=4 B=1"] | COMPILED
 MODES["K=4 B=1 compiled packed"] = MODES["K=4 B=1 packed"] | COMPILED
-SHARES = ("engine", "products", "adapter", "rest")
+SHARES = ("engine", "draft head", "products", "adapter", "rest")
 
 
 @contextmanager
@@ -54,6 +59,7 @@ def timers(model: Any, stopwatch: Stopwatch, is_compiled: bool):
     """Timers around the functions of a decode; inside compiled layers there are none."""
     decoder, head = type(model.model), model.lm_head
     places = [(decoder, "forward", "decoder"), (DraftForward, "_structured_mask", "mask")]
+    places += [(DraftForward, "draft_chain", "draft head"), (DraftChain, "logits_behind", "draft head")]
     if not is_compiled:
         places += [
             (draft_cache.DraftCacheLayer, "update", "cache"),
@@ -64,6 +70,13 @@ def timers(model: Any, stopwatch: Stopwatch, is_compiled: bool):
     for place, name, called in places:
         setattr(place, name, stopwatch.timed(called, getattr(place, name)))
     stock, packed = nn.Linear.forward, packed_weights.packed_way
+
+    def timed_way(way: Any) -> Any:
+        timed = functools.wraps(way)(stopwatch.timed("products", way))
+        if hasattr(way, "adapted"):
+            timed.adapted = stopwatch.timed("products", way.adapted)
+        return timed
+
     of_layers = stopwatch.timed("products", stock)
     starts: list[float] = []
     hooks = [
@@ -72,9 +85,7 @@ def timers(model: Any, stopwatch: Stopwatch, is_compiled: bool):
     ]
     if not is_compiled:
         nn.Linear.forward = lambda self, x: stock(self, x) if self is head else of_layers(self, x)
-        packed_weights.packed_way = lambda linear: (
-            packed(linear) if linear is head else stopwatch.timed("products", packed(linear))
-        )
+        packed_weights.packed_way = lambda linear: packed(linear) if linear is head else timed_way(packed(linear))
     try:
         yield
     finally:
@@ -100,7 +111,9 @@ def step_of(model: Any, ids: torch.Tensor, keywords: dict[str, Any], num_new: in
     seconds = {name: whole[name] - first.get(name, 0.0) for name in whole}
     network = seconds["decoder"] + seconds["head"] - seconds.get("cache", 0.0)
     products = seconds.get("products", 0.0) + seconds["head"]
-    parts = {"engine": seconds["all"] - network, "products": products, "adapter": seconds.get("adapter", 0.0)}
+    head = seconds.get("draft head", 0.0)
+    parts = {"engine": seconds["all"] - network - head, "draft head": head, "products": products}
+    parts["adapter"] = seconds.get("adapter", 0.0)
     parts["rest"] = network - parts["products"] - parts["adapter"]
     shares = {name: part / seconds["all"] for name, part in parts.items()}
     return {"ms": 1e3 * seconds["all"] / (num_whole - num_first), **shares}
@@ -155,7 +168,8 @@ def steps(arguments: Any, model: Any, ids: torch.Tensor) -> tuple[Any, Table]:
         results[mode] = {name: median(one[name] for one in own) for name in own[0]}
         is_compiled = "compiled" in mode
         shares = [f"{results[mode][name]:.1%}" for name in SHARES]
-        cells = [shares[0], *((f"network {1 - results[mode]['engine']:.1%}", "", "") if is_compiled else shares[1:])]
+        network = 1 - results[mode]["engine"] - results[mode]["draft head"]
+        cells = [*shares[:2], *((f"network {network:.1%}", "", "") if is_compiled else shares[2:])]
         table.add_row(mode, f"{results[mode]['ms']:.1f}", *cells)
     return results, table
 

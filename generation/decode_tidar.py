@@ -20,6 +20,7 @@ from .draft_head import find_draft_head
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
 from .outputs import Record, TiDARGenerateOutput
 from .pace_tidar import PLAIN, Plan, pace_of
+from .packed_weights import PackedWeights, reading_packed
 from .static_decode import compile_config_of, num_slots_for
 from .steps import Steps
 from .transcript import Scores, Transcript, pad_token_of
@@ -36,6 +37,7 @@ def decode_tidar(
     generation_config: GenerationConfig,
     *,
     options: TiDAROptions,
+    packed_weights: PackedWeights | None = None,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     past_key_values: Any = None,
@@ -50,6 +52,7 @@ def decode_tidar(
         model: a stock causal language model, or one of ours.
         input_ids: [B, P] prompts, left-padded.
         options: K, seeds and the mask token, checked.
+        packed_weights: what `reading_packed` gives, which is open meanwhile.
         attention_mask: [B, P], 0 for padding.
         position_ids: [B, uncached part of P].
         past_key_values: the cache of an earlier turn, a prefix of `input_ids`; a user's own is brought up to date.
@@ -77,7 +80,7 @@ def decode_tidar(
         is_tie_safe=options.exact == "tie-safe",
         num_slots=num_slots_for(transcript.max_length, options.num_queries) if options.is_static else None,
         compile_config=compile_config_of(model, generation_config) if options.is_static else None,
-        has_packed_weights=options.packed_weights,
+        packed_weights=packed_weights,
         has_draft_head=options.draft_head is not False,
     )
     choice: Sampled | Greedy
@@ -157,6 +160,7 @@ def handed_back(given: Any, cache: DynamicCache) -> Any:
     return given
 
 
+@in_turn
 def tidar(
     model: nn.Module,
     input_ids: torch.Tensor,
@@ -214,14 +218,16 @@ def tidar(
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
     if streamer is not None:
         streamer.put(input_ids.cpu())
-    return decode_tidar(
-        model,
-        input_ids,
-        logits_processor,
-        stopping_criteria,
-        generation_config,
-        options=options,
-        streamer=streamer,
-        past_key_values=model_kwargs.get(CACHE),
-        **used,
-    )
+    with reading_packed(model, options.packed_weights) as packed:
+        return decode_tidar(
+            model,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            options=options,
+            packed_weights=packed,
+            streamer=streamer,
+            past_key_values=model_kwargs.get(CACHE),
+            **used,
+        )

@@ -86,7 +86,7 @@ class DraftForward:
             `read_alone` may be asked.
         num_slots: slots of a cache that never grows, so that every step has one shape; None for one that does.
         compile_config: how the layers of such a step are compiled; None where they are not.
-        has_packed_weights: whether linear layers read packed copies of their weights.
+        packed_weights: the packed copies that linear layers read meanwhile; None where they read their weights.
         has_draft_head: whether the model's draft head, if it has one, is used.
 
     Attributes:
@@ -105,7 +105,7 @@ class DraftForward:
         is_tie_safe: bool = False,
         num_slots: int | None = None,
         compile_config: CompileConfig | None = None,
-        has_packed_weights: bool = False,
+        packed_weights: PackedWeights | None = None,
         has_draft_head: bool = True,
     ):
         self.model = model
@@ -115,13 +115,14 @@ class DraftForward:
         self.draft_length = draft_length
         self.mask_embedding_id = mask_embedding_id
         self.gate = MaskGate.of(model)
-        self.packed_weights = PackedWeights(model) if has_packed_weights else None
+        self.packed_weights = packed_weights
         num_layers, device = num_cache_layers(model), device_of(model)
         self.is_static = num_slots is not None
         of_inductor = {}
-        if self.packed_weights is not None and compile_config is not None:
-            self.packed_weights.make_known()
+        if packed_weights is not None and compile_config is not None:
             of_inductor = options_of_compiler(packed_product(), adapted_packed_product(), bfloat16_attention())
+            if of_inductor:
+                packed_weights.make_known()
         self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config, of_inductor)
         self.graphs: StepGraphs | None = None
         if is_recorded(model, compile_config):
@@ -136,6 +137,7 @@ class DraftForward:
         self.row_lengths = [self.cache.max_length] * batch_size
         self.is_real_slot = None if attention_mask is None else attention_mask.to(device).bool()
         text_config = model.config.get_text_config()
+        self.vocab_size = text_config.vocab_size
         has_position_table = getattr(text_config, "rope_parameters", None) is None
         has_position_table = getattr(model, "has_position_table", has_position_table)
         # A mask may stand behind the last row of a learned position table; its prediction is never used there.
@@ -146,7 +148,7 @@ class DraftForward:
         self.has_window = any(self.windows.values())
         self.is_token_by_token = is_tie_safe and has_attention_interface(model)
         self.is_grouped = not is_tie_safe and has_attention_interface(model)
-        self.rounding = rounding_of(model, has_packed_weights) if is_tie_safe else None
+        self.rounding = rounding_of(model, packed_weights is not None) if is_tie_safe else None
         if self.is_real_slot is not None and self.is_real_slot.all():
             self.is_real_slot = None  # as plain decoding has it
         self.is_real_in_prompt = self.is_real_slot
@@ -272,8 +274,7 @@ class DraftForward:
         """
         device, num_slots = self.mask_states.device, self.draft_length - 1 if has_draft else 0
         if not (num_slots and self.num_blocks):
-            vocab_size = self.model.config.get_text_config().vocab_size
-            return self.mask_states.new_zeros(len(first_mask), num_slots, vocab_size).to(first_mask.device)
+            return self.mask_states.new_zeros(len(first_mask), num_slots, self.vocab_size).to(first_mask.device)
         slots = first_mask.to(device)[:, None] + torch.arange(num_slots, device=device)
         rows = torch.arange(len(first_mask), device=device)[:, None]
         if self.mask_logits is not None:  # of masks 2..K of each block
@@ -470,12 +471,12 @@ class DraftForward:
             masks = torch.arange(num_masks, device=clean_ids.device).view(num_blocks, -1)[:, 1:]
             read_places = torch.cat([read_places, num_clean + masks.flatten()])
         shape = num_rows, num_clean, num_masks, cache.num_slots
-        is_grouped = self.is_grouped and has_structured_mask
+        compiled = self.compiled_layers if is_step else None
+        is_direct = compiled is not None and compiled.is_direct(shape)  # how the layers attend is compiled
+        is_grouped = self.is_grouped and has_structured_mask and not is_direct
         states_kept: AbstractContextManager[list[torch.Tensor]]
         states_kept = self._keep_last_states() if num_masks else nullcontext([])
-        compiled = self.compiled_layers if is_step else None
         with (
-            self.packed_weights.used() if self.packed_weights else nullcontext(),
             self.gate.open(num_masks) if self.gate else nullcontext(),
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
             grouped_attention(self.model, self._attend(cache, is_step)) if is_grouped else nullcontext(),

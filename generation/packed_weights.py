@@ -66,7 +66,6 @@ class PackedWeights:
     def pack(self, layers: list[nn.Linear]) -> None:
         """Makes the copies that are missing, or of weights that have changed."""
         self.ways = [(linear, packed_way(linear)) for linear in layers]
-        self.attributes = [(linear.__dict__, way) for linear, way in self.ways]  # hundreds, at every forward
         table = packed_product().table
         for linear, _ in self.ways:
             known = table.get(id(linear.weight))
@@ -85,18 +84,18 @@ class PackedWeights:
         return any(hasattr(way, "adapted") for _, way in self.ways)
 
     @contextmanager
-    def used(self) -> Iterator[None]:
+    def used(self) -> Iterator["PackedWeights"]:
         """While this is open, the layers read the packed copies."""
-        for attributes, way in self.attributes:
-            attributes["forward"] = way
+        for linear, way in self.ways:
+            linear.__dict__["forward"] = way
         try:
-            yield
+            yield self
         finally:
-            for attributes, _ in self.attributes:
-                attributes.pop("forward", None)
+            for linear, _ in self.ways:
+                linear.__dict__.pop("forward", None)
 
 
-def reading_packed(model: nn.Module, is_wanted: bool) -> AbstractContextManager[None]:
+def reading_packed(model: nn.Module, is_wanted: bool) -> AbstractContextManager[PackedWeights | None]:
     """While this is open, the model's linear layers read packed copies of their weights, where that is wanted."""
     return PackedWeights(model).used() if is_wanted else nullcontext()
 

@@ -4,7 +4,7 @@ B rows of the batch, A of them unfinished, H key heads, C slots, Q queries, D ch
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -98,13 +98,27 @@ class StaticDraftCache(DraftCache):
 class SlotsOfLayer:
     """One layer's keys and values, and where this step writes: all that a compiled layer may know of the cache."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor):
-        self.keys, self.values, self.rows, self.slots = keys, values, rows, slots
+    keys: torch.Tensor
+    values: torch.Tensor
+    rows: torch.Tensor
+    slots: torch.Tensor
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
         self.keys[self.rows, :, self.slots] = key_states.transpose(1, 2)
         self.values[self.rows, :, self.slots] = value_states.transpose(1, 2)
         return self.keys, self.values
+
+
+def forward_in_step(run: Callable[..., Any], layer: nn.Module, cache: DraftCache, slots: Any) -> Callable[..., Any]:
+    """A layer's forward by `run`, which gets no more of the cache than the layer's own `slots`."""
+    own = SlotsOfLayer()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        own.keys, own.values = slots.keys, slots.values
+        own.rows, own.slots = cache.write_index(slots.keys.device)
+        return run(layer, *args, **{name: own if value is cache else value for name, value in kwargs.items()})
+
+    return forward
 
 
 def run_layer(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -166,6 +180,7 @@ def unguarded(compiled: Callable[..., Any]) -> Callable[..., Any]:
         return compiled
     direct = FunctionType(entries[0].code, function.__globals__)
     direct.__kwdefaults__ = function.__kwdefaults__
+    direct.is_unguarded = True  # type: ignore[attr-defined]
     return direct
 
 
@@ -191,6 +206,7 @@ class CompiledLayers:
             of_mode = torch._inductor.list_mode_options(self.options.pop("mode", None) or "default")
             self.options["options"] = of_mode | of_inductor | self.options.get("options", {})
         self.checked: dict[Any, Callable[..., Any]] = {}  # what this decode has run, as it may run from then on
+        self.forwards: dict[Any, list[tuple[dict[str, Any], Callable[..., Any]]]] = {}
 
     def compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
         """The function as it is compiled for one shape of step, when it is first called. One that this decode has
@@ -219,6 +235,10 @@ class CompiledLayers:
             known[key] = torch.compile(FunctionType(code, function.__globals__), **self.options)
         return known[key]
 
+    def is_direct(self, shape: tuple[int, ...]) -> bool:
+        """Whether a forward of this shape runs nothing of the layers but what torch has compiled of them."""
+        return hasattr(self.checked.get((run_layer, shape)), "is_unguarded")
+
     @contextmanager
     def running(self, cache: DraftCache, shape: tuple[int, ...]) -> Iterator[None]:
         """While this is open, a forward of this shape runs through the compiled layers.
@@ -228,21 +248,19 @@ class CompiledLayers:
         """
         is_checked = (run_layer, shape) in self.checked
         run = self.checked[run_layer, shape] if is_checked else self._compiled(run_layer, shape)
-
-        def forward_of(slots: Any, layer: nn.Module) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                own = SlotsOfLayer(slots.keys, slots.values, *cache.write_index(slots.keys.device))
-                return run(layer, *args, **{name: own if value is cache else value for name, value in kwargs.items()})
-
-            return forward
-
-        for slots, layer in zip(cache.layers, self.layers, strict=True):
-            layer.__dict__["forward"] = forward_of(slots, layer)
+        if (forwards := self.forwards.get((run, cache))) is None:
+            layers = zip(cache.layers, self.layers, strict=True)
+            forwards = [(layer.__dict__, forward_in_step(run, layer, cache, slots)) for slots, layer in layers]
+            self.forwards[run, cache] = forwards
+        for attributes, forward in forwards:
+            attributes["forward"] = forward
         try:
-            with torch.compiler.set_stance(skip_guard_eval_unsafe=is_checked):
+            with (
+                nullcontext() if self.is_direct(shape) else torch.compiler.set_stance(skip_guard_eval_unsafe=is_checked)
+            ):
                 yield
             if not is_checked:
                 self.checked[run_layer, shape] = unguarded(run)
         finally:
-            for layer in self.layers:
-                del layer.__dict__["forward"]
+            for attributes, _ in forwards:
+                del attributes["forward"]

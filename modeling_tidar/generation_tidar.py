@@ -86,18 +86,20 @@ class TiDARGenerationMixin(Stock):
                     streamer=streamer,
                     **model_kwargs,
                 )
-        return decode_tidar(
-            self,
-            input_ids,
-            logits_processor,
-            stopping_criteria,
-            generation_config,
-            options=options,
-            streamer=streamer,
-            attention_mask=model_kwargs.get("attention_mask"),
-            position_ids=model_kwargs.get("position_ids"),
-            past_key_values=model_kwargs.get(CACHE),
-        )
+        with reading_packed(self, options.packed_weights) as packed:
+            return decode_tidar(
+                self,
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                options=options,
+                packed_weights=packed,
+                streamer=streamer,
+                attention_mask=model_kwargs.get("attention_mask"),
+                position_ids=model_kwargs.get("position_ids"),
+                past_key_values=model_kwargs.get(CACHE),
+            )
 
     @in_turn
     def _beam_search(

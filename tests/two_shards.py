@@ -67,6 +67,7 @@ def main() -> None:
                 num_sharded += 1
         assert num_sharded == len(gradients) > 0
     check_generate(rank, mesh)
+    distributed.barrier()  # a rank that goes while another waits may end it too
     distributed.destroy_process_group()
 
 
