@@ -1,9 +1,11 @@
 """Our models inside other people's code: pipelines, offloading, training loops, and a process that only imports us."""
 
+import importlib
 import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -19,9 +21,11 @@ from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM
 from wavedraft.generation import tidar
 from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.device_of_model import devices_of
+from wavedraft.generation.packed_weights import why_no_packed_products
 from wavedraft.modeling_recurrent import RecurrentCache, generation_recurrent
 from wavedraft.modeling_tidar import generation_tidar
 
+decode_module = importlib.import_module("wavedraft.generation.decode_tidar")
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
 TEXTS = ["abc", "hijklm", "ba"]
 
@@ -79,6 +83,29 @@ def test_threads_that_share_a_model_get_their_texts(folder, way):
             assert [one.result().tolist() for one in found] == expected * 3
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_threads_do_not_change_the_weights_that_another_reads(folder, monkeypatch):
+    if why := why_no_packed_products(torch.float32):
+        pytest.skip(why)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    reading, opened, most_opened = decode_module.reading_packed, [], []
+
+    @contextmanager
+    def watched(*args):
+        opened.append(True)
+        most_opened.append(len(opened))
+        with reading(*args) as packed:
+            yield packed
+        opened.pop()
+
+    monkeypatch.setattr(decode_module, "reading_packed", watched)
+    keywords = {"custom_generate": tidar, "packed_weights": True, **GREEDY}
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(model.generate, random_prompts(1, 5, seed=seed), **keywords) for seed in range(4)]
+        assert all(call.result().shape[1] > 5 for call in calls)
+    assert most_opened == [1] * 4
+    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 def test_a_pipeline_loads_the_code_that_came_with_the_checkpoint(folder, stock):
