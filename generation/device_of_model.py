@@ -7,6 +7,12 @@ import torch
 from torch import distributed, nn
 
 
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The decoder below the lm_head: one object, whichever class a model is seen through. `custom_generate` sees a
+    stock model through a new view at every call, so that what is kept of a model is kept by its decoder."""
+    return getattr(model, model.base_model_prefix)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where a model computes; weights that accelerate keeps elsewhere between forwards seem to be nowhere."""
     if model.device.type != "meta":

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from .device_of_model import decoder_of
 from .draft_forward import DraftForward
 
 MEASURING_SECONDS = 1.0  # or five rounds, whichever takes longer
@@ -271,7 +272,10 @@ def pace_of(forward: DraftForward, draft_length: int, max_new_tokens: int) -> Pa
     about = model.dtype, model.device, model.config._attn_implementation, forward.is_tie_safe, is_static, is_compiled
     also = forward.packed_weights is not None, forward.draft_head is not None
     key = *about, *also, len(forward.rows), draft_length
-    known, plans = _costs.setdefault(model, {}), plans_up_to(draft_length, model.device.type != "cpu", is_static)
+    known, plans = (
+        _costs.setdefault(decoder_of(model), {}),
+        plans_up_to(draft_length, model.device.type != "cpu", is_static),
+    )
     if key not in known:
         known[key] = Costs.measured(shapes_of(plans, is_static), forward.rehearse)
     return Pace(known[key], plans, is_static, num_rows=len(forward.rows), max_new_tokens=max_new_tokens)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
+from .device_of_model import decoder_of
 from .draft_cache import DraftCache
 from .step_graph import reason_not_to_record
 
@@ -156,7 +157,7 @@ def is_recorded(model: nn.Module, config: CompileConfig | None) -> bool:
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder's stack of layers, one for each of `config.num_hidden_layers`."""
-    decoder = getattr(model, model.base_model_prefix)
+    decoder = decoder_of(model)
     num_layers = model.config.get_text_config().num_hidden_layers
     stacks = (m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers)
     if (stack := next(stacks, None)) is None:
@@ -224,7 +225,7 @@ class CompiledLayers:
 
     def _compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
         key = function.__name__, shape, tuple(sorted((name, str(value)) for name, value in self.options.items()))
-        known = _compiled.setdefault(self.model, {})
+        known = _compiled.setdefault(decoder_of(self.model), {})
         if key not in known:
             logger.warning_once(
                 "The decoder's layers are compiled at the first step of each shape, which takes seconds to a minute. "

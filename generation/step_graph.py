@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from .device_of_model import decoder_of
+
 PLAIN_TYPES = (bool, int, float, str, type(None), torch.dtype)
 OF_EVERY_MODULE = nn.Module().__dict__.keys()
 OF_ADAPTED = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling", "lora_variant")  # of PEFT's layers
@@ -67,9 +69,10 @@ class StepGraphs:
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         modes = torch.is_inference_mode_enabled(), autocast, torch.get_float32_matmul_precision()
         about = *about, modes, what_runs(model)
-        if (kept := _kept.get(model)) is None or kept.about != about:
-            _kept.pop(model, None)
-            kept = _kept[model] = cls(about)
+        decoder = decoder_of(model)
+        if (kept := _kept.get(decoder)) is None or kept.about != about:
+            _kept.pop(decoder, None)
+            kept = _kept[decoder] = cls(about)
         return kept
 
     def run(self, shape: Any, step: Step, inputs: tuple[torch.Tensor, ...], held: Any) -> tuple[torch.Tensor, ...]:
@@ -111,7 +114,7 @@ def what_runs(model: nn.Module) -> list[Any]:
     while to_visit:
         module = to_visit.pop()
         attributes, children = module.__dict__, module._modules
-        seen += id(module), module.training
+        seen += id(attributes), module.training
         for name in "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks":
             if values := attributes[name]:
                 seen += [(key, _state_of(value)) for key, value in values.items()]

@@ -19,6 +19,8 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from .device_of_model import decoder_of
+
 TOKEN_BY_TOKEN = "wavedraft_token_by_token"
 NUM_BELIEVED = 8  # tokens read alone that were bit for bit what the wide forward gave, before it is believed
 
@@ -100,7 +102,7 @@ def rounding_of(model: nn.Module, has_packed_weights: bool = False) -> Rounding:
     hardly any shape is independent, and token by token they would cost more than plain decoding does. Products of ours,
     which alone read packed weights here, give a token the same bits beside any others."""
     key = model.dtype, model.device, model.config._attn_implementation, has_packed_weights
-    known = _roundings.setdefault(model, {})
+    known = _roundings.setdefault(decoder_of(model), {})
     if key not in known:
         known[key] = Rounding()
         if model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16) and not has_packed_weights:

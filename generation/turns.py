@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from .device_of_model import decoder_of
+
 _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _guard = threading.Lock()
 
@@ -19,7 +21,7 @@ def in_turn(decode: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(decode)
     def waiting(model: Any, *args: Any, **kwargs: Any) -> Any:
         with _guard:
-            turn = _turns.setdefault(getattr(model, model.base_model_prefix), threading.RLock())
+            turn = _turns.setdefault(decoder_of(model), threading.RLock())
         with turn:
             return decode(model, *args, **kwargs)
 

@@ -6,13 +6,15 @@ import sys
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import CompileConfig, StaticCache
+from transformers import AutoModelForCausalLM, CompileConfig, StaticCache
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft.generation import options_tidar, static_decode
 from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.pace_tidar import PLAIN, Costs, Pace, Plan
 from wavedraft.generation.static_decode import num_slots_for
+from wavedraft.generation.step_graph import what_runs
+from wavedraft.modeling_tidar.generation_tidar import drafting_view, generate
 
 DECODER = sys.modules["wavedraft.generation.decode_tidar"]  # the package names its function so
 
@@ -205,3 +207,23 @@ def test_a_compile_config_without_a_static_cache_is_left_aside_and_said(monkeypa
     text = model.generate(ids, max_new_tokens=3, do_sample=False, compile_config=config)
     assert "`compile_config` is left aside" in said[0]
     assert text[0].tolist() == plain_greedy_loop(model, ids[0], num_new=3).tolist()
+
+
+def test_what_is_known_of_a_model_outlives_the_view_that_custom_generate_takes_of_it(monkeypatch):
+    """Compiled layers, costs of forwards, and graphs; nothing of it is the view's."""
+    ours = tiny_tidar(draft_length=4)
+    stock = AutoModelForCausalLM.from_config(ours.config).eval()
+    stock.load_state_dict(ours.state_dict())
+    torch._dynamo.reset()
+    counters.clear()
+    measured, measure = [], Costs.measured
+    monkeypatch.setattr(Costs, "measured", lambda *about: (measured.append(about), measure(*about))[1])
+    expected = ours.generate(**ragged(), max_new_tokens=12, do_sample=False).tolist()
+    num_graphs = []
+    for num_branches in (1, 1, "auto", "auto"):
+        keywords = ragged() | {"max_new_tokens": 12, "do_sample": False, "num_branches": num_branches, **COMPILED}
+        # As by `custom_generate="path"`.
+        assert generate(keywords.pop("input_ids"), model=stock, **keywords).tolist() == expected
+        num_graphs.append(counters["stats"]["unique_graphs"])
+    assert num_graphs[:2] == [2, 2] and len(measured) == 1
+    assert what_runs(drafting_view(stock)) == what_runs(drafting_view(stock)) == what_runs(stock)
