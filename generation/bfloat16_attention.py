@@ -34,11 +34,11 @@ def can_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask
     """Whether the C++ is written for such tensors."""
     of_cache = key.shape[0], key.shape[2]
     is_masked = mask.dtype == torch.bool and mask.shape == (of_cache[0], 1, query.shape[2], of_cache[1])
-    is_halves = all(tensor.dtype == torch.bfloat16 for tensor in (query, key, value))
+    is_bfloat16 = all(tensor.dtype == torch.bfloat16 for tensor in (query, key, value))
     is_read_in_order = all(tensor.stride(-1) == 1 for tensor in (query, key, value, mask))
     return (
         is_masked
-        and is_halves
+        and is_bfloat16
         and is_read_in_order
         and query.shape[-1] == value.shape[-1]
         and not (query.shape[-1] % CHANNELS)
