@@ -1,7 +1,10 @@
-"""Attention of compiled steps in bfloat16 on a CPU that has no products of it, by the C++ of `bfloat16_kernel`.
+"""Attention of steps in bfloat16 on a CPU that has no products of it, by the C++ of `bfloat16_source`.
 
-What is cached is read once for all the queries and heads that share it, and not at all where no query sees it: a step
-of constant shape has slots that no text has reached yet.
+A query has the bits that PyTorch's own attention (of a CPU with AVX2) gives it alone over all slots up to the last it
+sees, which is how plain decoding reads a token, whatever stands beside it here. What is cached is read once for all the
+queries and heads that share it, and not at all where no query sees it: a step of constant shape has slots that no text
+has reached yet. (Not the same bits: where plain decoding reads several heads as so many queries, as transformers does
+in padded batches since 5.23, or hands over a window of slots.)
 
 A sequences, Q queries, S slots, H heads, G key heads, D channels.
 """
@@ -15,13 +18,13 @@ from .bfloat16_products import known_kernel
 from .cpp_operators import operator
 from .grouped_attention import LEFT_TO_SDPA, attend_grouped
 
-CHANNELS = 64  # D is a multiple of them
+CHANNELS = 16  # D is a multiple of them
 
 
 def attend_in_bfloat16(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """`attend_grouped` [A, Q, H, D], and zeros for a query that sees nothing; sums and weights are in float32."""
+    """`attend_grouped` [A, Q, H, D], and zeros for a query that sees nothing."""
     has_more = kwargs.get("dropout") or any(kwargs.get(name) is not None for name in LEFT_TO_SDPA)
     tensors = query, key, value, attention_mask
     if has_more or not isinstance(attention_mask, torch.Tensor) or not can_attend(*tensors):

@@ -19,6 +19,7 @@ from .cpp_operators import options_of_compiler
 from .device_of_model import device_of
 from .draft_cache import DraftCache, stack_rows
 from .draft_head import DraftChain, draft_head_of
+from .eager_bits import mean_of_channels, options_of_eager_bits
 from .grouped_attention import (
     attend_grouped,
     attend_in_step,
@@ -120,9 +121,12 @@ class DraftForward:
         self.is_static = num_slots is not None
         of_inductor = {}
         if packed_weights is not None and compile_config is not None:
-            of_inductor = options_of_compiler(packed_product(), adapted_packed_product(), bfloat16_attention())
+            called = packed_product(), adapted_packed_product(), bfloat16_attention(), mean_of_channels()
+            of_inductor = options_of_compiler(*called)
             if of_inductor:
                 packed_weights.make_known()
+            if packed_weights.are_ours:
+                of_inductor |= options_of_eager_bits()
         self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config, of_inductor)
         self.graphs: StepGraphs | None = None
         if is_recorded(model, compile_config):
@@ -146,11 +150,15 @@ class DraftForward:
         self.is_tie_safe = is_tie_safe
         self.windows = attention_windows(model.config)
         self.has_window = any(self.windows.values())
-        self.is_token_by_token = is_tie_safe and has_attention_interface(model)
-        self.is_grouped = not is_tie_safe and has_attention_interface(model)
-        self.rounding = rounding_of(model, packed_weights is not None) if is_tie_safe else None
         if self.is_real_slot is not None and self.is_real_slot.all():
             self.is_real_slot = None  # as plain decoding has it
+        has_interface = has_attention_interface(model)
+        is_like_sdpa = self.is_real_slot is None and not self.has_window  # else plain decoding may call it otherwise
+        self.has_own_attention = has_interface and packed_weights is not None and packed_weights.are_ours
+        self.has_own_attention &= is_like_sdpa or not is_tie_safe
+        self.is_token_by_token = has_interface and is_tie_safe and not self.has_own_attention
+        self.is_grouped = has_interface and not self.is_token_by_token
+        self.rounding = rounding_of(model, packed_weights is not None) if is_tie_safe else None
         self.is_real_in_prompt = self.is_real_slot
         self.next_positions: torch.Tensor  # [A, 1] of the next clean token
         self.branch_lengths: torch.Tensor  # [A, M] of the last forward
@@ -455,7 +463,8 @@ class DraftForward:
             num_new = cache.num_slots - is_real_slot.shape[1]
             is_real_slot = nn.functional.pad(is_real_slot, (0, num_new), value=True)
         is_unmasked = is_prefill and is_real_slot is None and not any(lengths) and not self.has_window
-        has_structured_mask = bool(num_masks or is_step or len(set(lengths)) > 1)
+        is_own = self.has_own_attention and not is_prefill
+        has_structured_mask = bool(num_masks or is_step or len(set(lengths)) > 1 or (is_own and num_clean > 1))
         if num_masks and is_unmasked and self.is_grouped and not is_recurrent_depth(self.model):
             attention_mask = mask_over_prompt(num_masks, num_clean + num_masks, clean_ids.device)
         elif has_structured_mask:
@@ -479,7 +488,7 @@ class DraftForward:
         with (
             self.gate.open(num_masks) if self.gate else nullcontext(),
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
-            grouped_attention(self.model, self._attend(cache, is_step)) if is_grouped else nullcontext(),
+            grouped_attention(self.model, self._attend(cache, is_own)) if is_grouped else nullcontext(),
             compiled.running(cache, shape) if compiled else nullcontext(),
             states_kept as last_states,
         ):
@@ -506,12 +515,11 @@ class DraftForward:
         """Whether a forward over this cache is a step that is recorded, whose masks are made for all layers at once."""
         return self.graphs is not None and self.is_grouped and isinstance(cache, StaticDraftCache) and cache.is_step
 
-    def _attend(self, cache: DraftCache, is_step: bool) -> Callable[..., Any]:
+    def _attend(self, cache: DraftCache, is_own: bool) -> Callable[..., Any]:
         """What attends in a forward over this cache whose queries and keys are grouped."""
         if self._has_masks_of_groups(cache):
             return attend_in_step
-        is_ours = is_step and self.compiled_layers and self.packed_weights and self.packed_weights.are_ours
-        return attend_in_bfloat16 if is_ours else attend_grouped
+        return attend_in_bfloat16 if is_own else attend_grouped
 
     def _structured_mask(
         self, cache: DraftCache, num_clean: int, branch_lengths: torch.Tensor, is_real_slot: torch.Tensor | None
