@@ -10,9 +10,11 @@ A sequences, Q queries, S slots, H heads, G key heads, D channels.
 """
 
 import ctypes
+from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from .bfloat16_products import known_kernel
 from .cpp_operators import operator
@@ -46,6 +48,20 @@ def can_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask
         and query.shape[-1] == value.shape[-1]
         and not (query.shape[-1] % CHANNELS)
     )
+
+
+@cache
+def has_bits_of_sdpa() -> bool:
+    """Whether PyTorch's attention sums up as ours does, on this CPU: tried once, on random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    for num_slots in (3, 45, 530):
+        query = torch.randn(1, 8, 1, 64, generator=generator).bfloat16()
+        key, value = torch.randn(2, 1, 8, num_slots, 64, generator=generator).bfloat16()
+        mask = torch.ones(1, 1, 1, num_slots, dtype=torch.bool)
+        expected = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        if not torch.equal(bfloat16_attention()(query, key, value, mask, 64**-0.5), expected):
+            return False
+    return True
 
 
 def bfloat16_attention() -> Any:

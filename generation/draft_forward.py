@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CompileConfig
 from transformers.cache_utils import DynamicCache
 
-from .bfloat16_attention import attend_in_bfloat16, bfloat16_attention
+from .bfloat16_attention import attend_in_bfloat16, bfloat16_attention, has_bits_of_sdpa
 from .cache_name import CACHE
 from .cpp_operators import options_of_compiler
 from .device_of_model import device_of
@@ -153,9 +153,9 @@ class DraftForward:
         if self.is_real_slot is not None and self.is_real_slot.all():
             self.is_real_slot = None  # as plain decoding has it
         has_interface = has_attention_interface(model)
-        is_like_sdpa = self.is_real_slot is None and not self.has_window  # else plain decoding may call it otherwise
         self.has_own_attention = has_interface and packed_weights is not None and packed_weights.are_ours
-        self.has_own_attention &= is_like_sdpa or not is_tie_safe
+        if self.has_own_attention and is_tie_safe:  # where plain decoding calls sdpa so that it has the bits of ours
+            self.has_own_attention = self.is_real_slot is None and not self.has_window and has_bits_of_sdpa()
         self.is_token_by_token = has_interface and is_tie_safe and not self.has_own_attention
         self.is_grouped = has_interface and not self.is_token_by_token
         self.rounding = rounding_of(model, packed_weights is not None) if is_tie_safe else None

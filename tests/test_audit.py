@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_generate_contract import letter_tokenizer
 
+import wavedraft.audit as audit_of_texts
 from recurrent_golden import random_model
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft.audit import audit, read_prompts
@@ -142,6 +143,27 @@ def test_tie_safe_decoding_and_fewer_branches_can_be_audited(run, folders):
     assert code == 2 and "always" in err
     code, _, err = run(folders / "recurrent", *common, "--exact", "tie-safe")
     assert code == 2 and "--exact is TiDAR's" in err
+
+
+def test_packed_weights_and_compiled_steps_can_be_audited(run, folders, monkeypatch):
+    seen, generate = [], audit_of_texts._generate
+
+    def spy(model, ids, options):
+        seen.append(options)
+        return generate(model, ids, options)
+
+    monkeypatch.setattr(audit_of_texts, "_generate", spy)
+    common = ("--prompts", folders / "prompts.txt", "--max-new-tokens", 8, "--dtype", "float32")
+    code, out, _ = run(folders / "tidar", *common, "--packed-weights", "--compiled", "--num-branches", 1)
+    assert code == 0 and "parallel decoding: 3 of 3 texts identical" in out
+    wide = [options for options in seen if options.get("packed_weights")]
+    assert len(wide) == 3 and all(options["cache_implementation"] == "static" for options in wide)
+    code, _, err = run(folders / "tidar", *common[:-1], "float16", "--packed-weights")
+    assert code == 2 and "`packed_weights` must be False" in err
+    code, _, err = run(folders / "tidar", *common, "--compiled", "--exact", "tie-safe")
+    assert code == 2 and "steps of several shapes" in err
+    code, _, err = run(folders / "recurrent", *common, "--packed-weights")
+    assert code == 2 and "--packed-weights is TiDAR's" in err
 
 
 def test_what_tie_safe_costs_is_counted_beside_decoding_without_it():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from wavedraft.generation.bfloat16_attention import attend_in_bfloat16, bfloat16_attention, can_attend
+from wavedraft.generation.bfloat16_attention import attend_in_bfloat16, bfloat16_attention, can_attend, has_bits_of_sdpa
 from wavedraft.generation.bfloat16_kernel import bfloat16_kernel
 from wavedraft.generation.cpp_operators import options_of_compiler
 from wavedraft.generation.grouped_attention import attend_grouped
@@ -96,6 +96,14 @@ def test_a_query_has_the_bits_of_sdpa_for_it_alone(num_slots, num_channels):
         for states, axis in ((key, 2), (value, 2), (mask, 3))
     )
     assert torch.equal(bfloat16_attention()(query, key, value, mask, 0.3), expected)
+
+
+@of_avx2
+def test_it_is_found_out_whether_sdpa_has_these_bits(monkeypatch):
+    assert has_bits_of_sdpa()
+    sdpa = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", lambda q, k, v: sdpa(q, k.flip(2), v.flip(2)))
+    assert not has_bits_of_sdpa.__wrapped__()
 
 
 @of_avx2

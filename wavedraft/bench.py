@@ -19,6 +19,7 @@ from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from .cli_keywords import compiled_keywords
 from .generation.cache_name import CACHE
 from .generation.draft_forward import DraftForward
 from .generation.packed_weights import reading_packed
@@ -213,10 +214,7 @@ def contenders_of(
     if "auto" in settings.num_branches:
         found.append(Contender("auto", model, {"num_branches": "auto"}))
     if settings.has_compiled:
-        compiled = {
-            "cache_implementation": "static",
-            "compile_config": CompileConfig(dynamic=False),
-        }
+        compiled = compiled_keywords()
         is_on_gpu = model.device.type == "cuda"
         ours = [contender for contender in found if contender.keywords.get("draft_length")]
         if "auto" in settings.num_branches and (shortest := min(settings.draft_lengths)) > 1:

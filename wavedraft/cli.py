@@ -33,7 +33,15 @@ from .bench_report import report as bench_report
 from .bench_report import save as save_bench
 from .bench_report import tables as bench_tables
 from .chat import Chat
-from .cli_keywords import OF_TIDAR, drafting_keywords, read_list, recurrent_keywords, refuse, seed_plain_decoding
+from .cli_keywords import (
+    OF_TIDAR,
+    compiled_keywords,
+    drafting_keywords,
+    read_list,
+    recurrent_keywords,
+    refuse,
+    seed_plain_decoding,
+)
 from .conversion import convert as convert_checkpoint
 from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
@@ -348,6 +356,10 @@ def audit(
     draft_length: Annotated[int | None, typer.Option(min=1, help="Tokens drafted at a time (TiDAR).")] = None,
     num_branches: NumBranches = None,
     exact: Exact = None,
+    packed_weights: PackedWeights = False,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Parallel decoding with a static cache and compiled steps.")
+    ] = False,
     policy: Annotated[
         str | None, typer.Option(help="What is audited of a recurrent-depth model; by default exact.")
     ] = None,
@@ -366,7 +378,7 @@ def audit(
         if value not in known:
             raise ValueError(f"--{name} must be one of {', '.join(known)}, but is {value!r}.")
     texts = read_prompts(prompts, num_prompts)
-    drafting = drafting_keywords(num_branches, exact)
+    drafting = drafting_keywords(num_branches, exact, packed_weights)
     with quiet_transformers():
         device = device_for(device)
         check_adapter(adapter, model)
@@ -375,10 +387,13 @@ def audit(
         else:
             refuse({"policy": policy}, f"is for recurrent-depth models, but {model} is none.")
         parallel = {"policy": policy or "exact"} if has_depth else {"draft_length": draft_length, **drafting}
+        parallel |= compiled_keywords() if compiled else {}
         check_keywords(model, {"do_sample": False, **parallel})
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
         loaded = load(model, dtype, device, adapter)
+        if packed_weights:
+            check_packable(loaded, exact)
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task("Decoding", total=len(texts))
             found = audit_texts(

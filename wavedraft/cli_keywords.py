@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import CompileConfig
 
 from .before_loading import stored_generation_config
 from .modeling_recurrent import PRESETS
@@ -14,6 +15,11 @@ def drafting_keywords(num_branches: str | None, exact: str | None, packed_weight
     branches = int(num_branches) if num_branches is not None and num_branches.isdecimal() else num_branches
     given = {"num_branches": branches, "exact": exact, "packed_weights": packed_weights or None}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def compiled_keywords() -> dict[str, Any]:
+    """Those that make the steps of drafts constant in shape, and compiled."""
+    return {"cache_implementation": "static", "compile_config": CompileConfig(dynamic=False)}
 
 
 def read_list(text: str, option: str, number: Callable[[str], Any], words: tuple[str, ...] = ()) -> tuple[Any, ...]:
