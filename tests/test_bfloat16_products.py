@@ -120,7 +120,9 @@ def test_without_any_compiler_it_is_said_which_were_looked_for(monkeypatch, tmp_
 
 
 def test_a_second_copy_of_this_code_builds_nothing(monkeypatch):
-    spec = importlib.util.spec_from_file_location("another_copy", bfloat16_kernel.__wrapped__.__code__.co_filename)
+    spec = importlib.util.spec_from_file_location(
+        "wavedraft.generation.another_copy", bfloat16_kernel.__wrapped__.__code__.co_filename
+    )
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
     assert not isinstance(bfloat16_kernel(), str)
