@@ -152,6 +152,9 @@ extern "C" void bfloat16_product(
 typedef int32_t places __attribute__((vector_size(32)));
 typedef uint16_t halves __attribute__((vector_size(32)));
 typedef int8_t flags __attribute__((vector_size(8)));
+#ifndef __has_builtin  // GCC before 10
+#define __has_builtin(name) 0
+#endif
 #if __has_builtin(__builtin_shufflevector)
 #define PICK(of, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
