@@ -4,13 +4,14 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import CompileConfig
+from transformers import CompileConfig, DynamicCache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tiny_stock import FAMILIES
 from tiny_tidar import SHAPE, random_prompts
 from wavedraft.generation import draft_forward, packed_weights
 from wavedraft.generation.bfloat16_kernel import bfloat16_kernel
+from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.cpp_operators import options_of_compiler
 from wavedraft.generation.eager_bits import mean_of_channels, options_of_eager_bits
 from wavedraft.modeling_tidar import TiDARForCausalLM
@@ -68,9 +69,9 @@ def half(family, **changes):
     return model.to(torch.bfloat16)
 
 
-def decoded(model, seed, **keywords):
+def decoded(model, seed, batch_size=1, **keywords):
     about = {"max_new_tokens": 30, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-    return model.generate(random_prompts(1, 11 + seed, seed), **about, **keywords)
+    return model.generate(random_prompts(batch_size, 11 + seed, seed), **about, **keywords)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,31 @@ def test_drafts_leave_every_logit_as_plain_decoding_has_it(family, ways, monkeyp
         num_equal_by_sdpa += all(map(torch.equal, by_sdpa.logits, plain.logits))
     assert num_equal_by_sdpa < 3, "wide forwards round as narrow ones by themselves, so nothing was tested"
     assert num_forwards < num_tokens, "nothing drafted was accepted"
+
+
+@pytest.mark.parametrize("ways", [{}, COMPILED], ids=["uncompiled", "compiled"])
+def test_so_it_is_in_a_batch_of_prompts_of_one_length(ways, monkeypatch):
+    monkeypatch.setattr(packed_weights, "has_onednn_products", lambda dtype: dtype == torch.float32)
+    model = half("llama")
+    for seed in range(3):
+        plain = decoded(model, seed, 3, draft_length=0)
+        output = decoded(model, seed, 3, num_branches=1, packed_weights=True, **ways)
+        assert all(map(torch.equal, output.logits, plain.logits))
+
+
+@pytest.mark.parametrize("num_blocks", [0, 1])
+def test_so_it_is_in_a_step_with_and_without_masks(num_blocks, monkeypatch):
+    monkeypatch.setattr(packed_weights, "has_onednn_products", lambda dtype: dtype == torch.float32)
+    model, cache = half("llama"), DynamicCache()
+    prompt_ids, draft_ids = random_prompts(1, 21), random_prompts(1, 4, seed=5)
+    with torch.no_grad():
+        model(prompt_ids, **{CACHE: cache})
+        alone = [model(draft_ids[:, i : i + 1], **{CACHE: cache}).logits[0, 0] for i in range(4)]
+        with packed_weights.reading_packed(model, True) as packed:
+            forward = draft_forward.DraftForward(model, 4, mask_embedding_id=3, batch_size=1, packed_weights=packed)
+            forward.prefill(prompt_ids, None, has_draft=False)
+            branch_lengths = torch.ones(1, num_blocks, dtype=torch.long)
+            assert torch.equal(forward.verify_and_draft(draft_ids, branch_lengths)[0], torch.stack(alone))
 
 
 def test_so_it_is_where_torch_calls_operators_through_python(monkeypatch):

@@ -387,6 +387,8 @@ def audit(
         else:
             refuse({"policy": policy}, f"is for recurrent-depth models, but {model} is none.")
         parallel = {"policy": policy or "exact"} if has_depth else {"draft_length": draft_length, **drafting}
+        if compiled and exact:
+            raise ValueError("--exact runs steps of several shapes, and --compiled has one. Leave either out.")
         parallel |= compiled_keywords() if compiled else {}
         check_keywords(model, {"do_sample": False, **parallel})
         tokenizer = AutoTokenizer.from_pretrained(model)
