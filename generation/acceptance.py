@@ -122,7 +122,7 @@ def likely_lengths(confidence: torch.Tensor, num_drafted: torch.Tensor, num_bran
     if not num_branches:
         return num_drafted.new_empty(len(num_drafted), 0)
     place = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)
-    stands = torch.where(place < num_drafted[:, None], confidence, 0)
+    stands = confidence.masked_fill(place >= num_drafted[:, None], 0)
     reached = nn.functional.pad(stands.cumprod(dim=1), (1, 0), value=1.0)  # [B, K]
     stops = reached * (1 - nn.functional.pad(stands, (0, 1)))
     return 1 + stops.topk(num_branches).indices.sort().values

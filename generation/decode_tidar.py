@@ -11,12 +11,12 @@ from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, StaticCache
 
-from .acceptance import likely_lengths
 from .cache_name import CACHE
 from .choice import Greedy, Sampled, TieSafeGreedy
 from .device_of_model import device_of, is_shared_by_ranks
 from .draft_forward import DraftForward
 from .draft_head import find_draft_head
+from .draft_step import DraftStep
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
 from .outputs import Record, TiDARGenerateOutput
 from .pace_tidar import PLAIN, Plan, pace_of
@@ -97,43 +97,31 @@ def decode_tidar(
     # as much behind a prompt as behind the first token, which is then there sooner: only the paper's own form has them.
     reads_plainly = options.exact == "tie-safe" or (device_of(model).type == "cpu" and not has_every_branch)
     target_logits = forward.prefill(input_ids, position_ids, has_draft=not reads_plainly)
-    decided_ids, num_decided = choice.first(target_logits)
-    first_mask, num_masks = forward.drafts_behind(num_decided)
-    counts, masks = transcript.extend(decided_ids, num_decided, num_masks, (target_logits, choice.target_scores))
+    step = DraftStep(forward, choice, target_logits, keeps_logits=steps is not None)
+    counts, masks = transcript.extend(step.decided_ids, step.num_decided, step.num_masks, step.chosen_by)
     plan = Plan(draft_length, int(options.num_branches) if not is_auto else draft_length)
     max_new_tokens = transcript.max_length - transcript.prompt_length
-    pace = pace_of(forward, draft_length, max_new_tokens) if is_auto else None
+    pace = pace_of(forward, draft_length, max_new_tokens, step.rehearse) if is_auto else None
     while places := transcript.drop_ended():
         # 2. Finished rows leave the forward.
-        if len(places) < len(decided_ids):
-            forward.keep_rows(places)
-            choice.keep_rows(places)
-            decided_ids, num_decided = decided_ids[places], num_decided[places]
-            first_mask, num_masks = first_mask[places], num_masks[places]
+        if len(places) < len(step.num_decided):
+            step.keep_rows(places)
         # 3. The draft: the last decided token, then what the masks predict that stand at the right positions.
         began = time.perf_counter()
         plan = plan if pace is None else pace.choose()
         drafted = [0 if plan == PLAIN else masks[place] for place in places]
         has_draft = any(drafted) or (options.is_static and plan != PLAIN)  # a static step has room for one, used or not
-        draft_logits = forward.draft_logits(first_mask, has_draft)
-        chain = forward.draft_chain(first_mask, draft_logits)
-        draft_ids = choice.draft(decided_ids, num_decided, draft_logits, chain)
-        num_drafted = forward.num_with_position(1 + num_masks.clamp(max=draft_ids.shape[1] - 1))
+        draft_ids, confidence = step.draft(has_draft)
         if any(drafted):
             transcript.show_draft(draft_ids[:, : 1 + max(drafted)])
         # 4. One forward verifies it, and drafts behind each token that is likely to be the last accepted.
         num_clean = draft_ids.shape[1]
         num_blocks = min(plan.num_branches, num_clean) if has_draft else int(plan != PLAIN)
-        branch_lengths = None
-        if num_blocks < num_clean:
-            branch_lengths = likely_lengths(choice.confidence, num_drafted, num_blocks)
         forward.draft_length = plan.draft_length or forward.draft_length
-        target_logits = forward.verify_and_draft(draft_ids, branch_lengths)
-        decided_ids, num_decided = choice.verify(draft_ids, target_logits, num_drafted)
-        first_mask, num_masks = forward.drafts_behind(num_decided)
+        step.run(draft_ids, confidence, num_blocks)
         # 5. Accepted tokens join the text and stay in the cache; the rest is overwritten.
-        counts, masks = transcript.extend(decided_ids, num_decided, num_masks, (target_logits, choice.target_scores))
-        forward.accept(num_decided, counts)
+        counts, masks = transcript.extend(step.decided_ids, step.num_decided, step.num_masks, step.chosen_by)
+        forward.accept(step.num_decided, counts)
         if pace is not None:
             lengths = [num_clean if num == num_clean - 1 else 1 for num in drafted]  # a late block's are worth less
             shape = (num_clean, num_blocks, plan.draft_length if num_blocks else 0)

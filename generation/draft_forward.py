@@ -129,6 +129,7 @@ class DraftForward:
                 of_inductor |= options_of_eager_bits()
         self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config, of_inductor)
         self.graphs: StepGraphs | None = None
+        self.is_within_graph = False  # whether what is called now is recorded, or will be
         if is_recorded(model, compile_config):
             options = self.compiled_layers.options
             self.graphs = StepGraphs.of(model, batch_size, num_slots, options, mask_embedding_id)
@@ -182,7 +183,7 @@ class DraftForward:
         if position_ids is None:
             position_ids = torch.arange(prompt_ids.shape[1], device=device).expand(len(prompt_ids), -1)
         positions = position_ids[:, -num_clean:].to(device)
-        self._check_positions(positions[:, -1])
+        self.check_positions(positions[:, -1])
         branch_lengths = torch.full((len(prompt_ids), int(has_draft)), num_clean, device=device)
         target_logits = self._forward(
             prompt_ids[:, -num_clean:], positions, branch_lengths, num_read=1, is_prefill=True
@@ -206,7 +207,8 @@ class DraftForward:
         if branch_lengths is None:
             every = torch.arange(1, num_clean + 1, device=self.next_positions.device)
             branch_lengths = every.expand(len(draft_ids), -1)
-        self._check_positions(self.next_positions)
+        if not self.is_within_graph:
+            self.check_positions(self.next_positions)
         positions = self.next_positions + torch.arange(num_clean, device=self.next_positions.device)
         target_logits = self._forward(draft_ids, positions, branch_lengths, num_read=num_clean)
         self.num_forwards += 1
@@ -358,7 +360,7 @@ class DraftForward:
         room = self.last_position + 1 - self.next_positions[:, 0]
         return torch.minimum(num_drafted, room.clamp(min=1).to(num_drafted.device))
 
-    def _check_positions(self, positions: torch.Tensor) -> None:
+    def check_positions(self, positions: torch.Tensor) -> None:
         """A token that is decided must have a row in a learned position table; what is drafted behind it need not."""
         if self.last_position is not None and positions.max() > self.last_position:
             raise ValueError(
@@ -392,39 +394,60 @@ class DraftForward:
             alone: place and cached length of the one row that is read, at a length it had before; None reads all.
         """
         device_of_ids, clean_ids = clean_ids.device, clean_ids.to(self.cache.lengths.device)
-        branches_of_unfinished = branch_lengths
-        if self.is_static and not is_prefill:
-            given = tuple(map(self.cache.spread, (clean_ids, clean_positions, branch_lengths)))
-            logits, states = map(self.cache.gather, self._step(given, num_read))
+        if not self.is_within_graph:
+            self.note_call(clean_ids.shape[1] + branch_lengths.shape[1] * self.draft_length)
+        if self.is_static and not is_prefill and not self.is_within_graph:
+
+            def run(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                ids, positions, lengths = given
+                return self._network(ids, positions, lengths, num_read)
+
+            given = clean_ids, clean_positions, branch_lengths
+            if self.graphs is None:  # what was compiled for one layout in memory is given no other
+                found = run(*(self.cache.spread(tensor).contiguous() for tensor in given))
+                logits, states = map(self.cache.gather, found)
+            else:
+                logits, states = self.by_graph(run, given, num_read)
         else:
             logits, states = self._network(clean_ids, clean_positions, branch_lengths, num_read, alone, is_prefill)
         if alone is None:
-            self.branch_lengths = branches_of_unfinished
+            self.branch_lengths = branch_lengths
             self.mask_states = states
             self.mask_logits = logits[:, num_read:] if logits.shape[1] > num_read else None
         return logits[:, :num_read].to(device_of_ids)
 
-    def _step(self, given: tuple[torch.Tensor, ...], num_read: int) -> tuple[torch.Tensor, ...]:
-        """`_network` of a step of constant shape (`given`: clean ids, their positions, branch lengths): where steps are
-        recorded, by its graph."""
-        if self.graphs is None:
-            ids, positions, branch_lengths = given
-            return self._network(ids, positions, branch_lengths, num_read)
-        lengths, is_real_slot = self.cache.lengths, self.is_real_slot
+    def note_call(self, num_queries: int) -> None:
+        """Called before each call of the network that reads so many tokens of a row: whoever counts puts itself here,
+        since a CUDA graph calls no hooks."""
 
-        def step(
-            ids: torch.Tensor, positions: torch.Tensor, branch_lengths: torch.Tensor, *others: torch.Tensor
-        ) -> tuple[torch.Tensor, ...]:
-            self.cache.lengths, *padding = others
+    def by_graph(
+        self, run: Callable[..., tuple[torch.Tensor, ...]], given: tuple[torch.Tensor, ...], about: Any
+    ) -> tuple[torch.Tensor, ...]:
+        """What `run` makes of tensors [A, ...] by one call of the network, where steps are recorded: by a CUDA graph.
+        It leaves nothing in this object but what the network writes to the cache.
+
+        Args:
+            run: to tensors [A, ...]. It is called with all B rows, as a step of constant shape is, and seldom.
+            about: what else it hangs on.
+        """
+        num_given = len(given)
+        padding = () if self.is_real_slot is None else (self.is_real_slot,)
+        inputs = *map(self.cache.spread, (*given, self.next_positions)), self.cache.lengths, *padding
+
+        def step(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            kept, lengths = dict(self.__dict__), self.cache.lengths
+            self.next_positions, self.cache.lengths, *padding = inputs[num_given:]
             self.is_real_slot = padding[0] if padding else None
+            self.is_within_graph = True
             try:
-                return self._network(ids, positions, branch_lengths, num_read)
+                return run(*inputs[:num_given])
             finally:
-                self.cache.lengths, self.is_real_slot = lengths, is_real_slot
+                self.__dict__.update(kept)
+                self.cache.lengths = lengths
 
-        inputs = (*given, lengths) if is_real_slot is None else (*given, lengths, is_real_slot)
-        shape = *(tuple(tensor.shape) for tensor in inputs), self.draft_length, num_read
-        return self.graphs.run(shape, step, inputs, self.gate.short_ways if self.gate else None)
+        shape = *(tuple(tensor.shape) for tensor in inputs), self.draft_length, about
+        held = self.gate.short_ways if self.gate else None
+        return tuple(map(self.cache.gather, self.graphs.run(shape, step, inputs, held)))
 
     def _network(
         self,
@@ -530,7 +553,8 @@ class DraftForward:
             make_masks: Callable[..., Any] = masks_of_step
             if self._has_masks_of_groups(cache):
                 text_config = config.get_text_config()
-                num_groups = text_config.num_attention_heads // (text_config.num_key_value_heads or 1)
+                num_heads = text_config.num_attention_heads
+                num_groups = num_heads // (getattr(text_config, "num_key_value_heads", None) or num_heads)
                 make_masks, about = masks_of_groups, (*about, num_groups, self.model.dtype)
             make = self.compiled_layers.compiled(make_masks, (*branch_lengths.shape, *about))
             masks = make(branch_lengths, cache.lengths, is_real_slot, *about)

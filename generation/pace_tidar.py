@@ -264,7 +264,9 @@ def shapes_of(plans: list[Plan], is_static: bool = False) -> list[tuple[int, int
 _costs: WeakKeyDictionary[nn.Module, dict[Any, Costs]] = WeakKeyDictionary()
 
 
-def pace_of(forward: DraftForward, draft_length: int, max_new_tokens: int) -> Pace:
+def pace_of(
+    forward: DraftForward, draft_length: int, max_new_tokens: int, rehearse: Callable[[int, int, int], None]
+) -> Pace:
     """The pace of one call. Its costs are those of the model on one device, in one dtype and for so many rows; measured
     the first time, over the prompt that `forward` has just read."""
     model = forward.model
@@ -277,5 +279,5 @@ def pace_of(forward: DraftForward, draft_length: int, max_new_tokens: int) -> Pa
         plans_up_to(draft_length, model.device.type != "cpu", is_static),
     )
     if key not in known:
-        known[key] = Costs.measured(shapes_of(plans, is_static), forward.rehearse)
+        known[key] = Costs.measured(shapes_of(plans, is_static), rehearse)
     return Pace(known[key], plans, is_static, num_rows=len(forward.rows), max_new_tokens=max_new_tokens)

@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from test_draft_head import with_random_head
 from test_modeling_tidar import gated
 from test_static_decode import ragged
 from torch._dynamo.utils import counters
@@ -48,6 +49,27 @@ def test_every_way_of_a_step_writes_plain_decodings_text(family, num_branches):
     for how in WAYS:
         assert model.generate(**keywords, num_branches=num_branches, **how).tolist() == expected, how
     assert num_graphs(model) == (0 if DEVICE == "cpu" else 3 if num_branches == "auto" else 1)
+
+
+@pytest.mark.parametrize("num_branches", [None, 1, 3])
+def test_a_head_writes_one_draft_however_steps_run(num_branches):
+    model = with_random_head(tiny_tidar("qwen3", draft_length=4), size=0.3).to(DEVICE)
+    keywords = on_device(ragged()) | {"max_new_tokens": 40, "eos_token_id": [25, 36, 44], "do_sample": False}
+    keywords |= {"return_dict_in_generate": True, "num_branches": num_branches}
+    expected = model.generate(**keywords)
+    for how in WAYS:
+        found = model.generate(**keywords, **how)
+        assert found.sequences.tolist() == expected.sequences.tolist(), how
+        assert found.accepted_lengths.tolist() == expected.accepted_lengths.tolist(), how
+
+
+@pytest.mark.parametrize("wish", [{"repetition_penalty": 1.3}, {"output_scores": True}])
+def test_where_more_than_the_logits_is_asked_for_the_text_is_the_same(wish):
+    model = tiny_tidar("qwen3", draft_length=4).to(DEVICE)
+    keywords = on_device(ragged()) | {"max_new_tokens": 24, "do_sample": False, "return_dict_in_generate": True} | wish
+    expected = model.generate(**keywords, draft_length=0).sequences.tolist()
+    for how in WAYS:
+        assert model.generate(**keywords, **how).sequences.tolist() == expected, how
 
 
 @pytest.mark.parametrize("num_branches", [None, 2])

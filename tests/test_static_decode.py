@@ -151,11 +151,14 @@ def test_an_adapter_whose_first_masks_come_in_a_compiled_step():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_code_made_by_the_compiler_writes_the_same_text():
+@pytest.mark.parametrize("num_branches", [None, 1])
+def test_code_made_by_the_compiler_writes_the_same_text(num_branches):
+    """While all rows are written, and when some have ended."""
     from test_modeling_tidar import gated
 
     peft_model = gated(tiny_tidar(draft_length=4))
-    keywords = ragged() | {"max_new_tokens": 16, "do_sample": False, "num_branches": 1}
+    keywords = ragged() | {"max_new_tokens": 24, "do_sample": False, "num_branches": num_branches}
+    keywords["eos_token_id"] = int(peft_model.generate(**keywords)[1, 14])
     expected = peft_model.generate(**keywords)
     assert peft_model.generate(**keywords, **INDUCTOR).tolist() == expected.tolist()
 

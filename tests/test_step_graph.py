@@ -5,16 +5,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_draft_head import with_random_head
 from test_modeling_tidar import gated
 from test_static_decode import ragged
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import CompileConfig
+from transformers import CompileConfig, GPT2Config
 
 from tiny_tidar import random_prompts, tiny_tidar
+from wavedraft import TiDARForCausalLM
+from wavedraft.generation.pace_tidar import PLAIN, Costs, Pace, Plan
 from wavedraft.generation.static_decode import is_recorded
 from wavedraft.generation.step_graph import StepGraph, StepGraphs, buffers_like, reason_not_to_record, what_runs
 
+DECODER = sys.modules["wavedraft.generation.decode_tidar"]  # the package names its function so
 FORWARD = sys.modules["wavedraft.generation.draft_forward"]
 STATIC_DECODE = sys.modules["wavedraft.generation.static_decode"]
 COMPILED = {
@@ -84,7 +88,56 @@ def test_recorded_steps_write_the_same_text(recorded, family, num_branches):
         expected = model.generate(**keywords, **how)
         for _ in range(2):
             assert model.generate(**keywords, **how, **COMPILED).tolist() == expected.tolist()
-    assert recorded.num_recorded == 1 and recorded.num_replays > 12
+    # Greedily from draft to draft; sampled, the forward alone.
+    assert recorded.num_recorded == 2 and recorded.num_replays > 12
+
+
+@pytest.mark.parametrize("num_branches", [None, 2, "auto"])
+def test_a_recorded_step_writes_the_draft_a_head_would_write(recorded, num_branches):
+    model = with_random_head(tiny_tidar("qwen3", draft_length=4), size=0.3)
+    keywords = ragged() | {"max_new_tokens": 24, "eos_token_id": [25, 36, 44], "do_sample": False}
+    keywords |= {"num_branches": num_branches, "return_dict_in_generate": True}
+    expected = model.generate(**keywords)
+    for _ in range(3):
+        found = model.generate(**keywords, **COMPILED)
+        assert found.sequences.tolist() == expected.sequences.tolist()
+        if num_branches != "auto":  # which goes by the clock
+            assert found.accepted_lengths.tolist() == expected.accepted_lengths.tolist()
+            assert found.num_forwards == expected.num_forwards
+    without = model.generate(**keywords, **COMPILED, draft_head=False)  # another step, of the same model
+    assert without.sequences.tolist() == expected.sequences.tolist()
+    if num_branches != "auto":
+        assert without.accepted_lengths.tolist() != expected.accepted_lengths.tolist()
+        assert recorded.num_recorded == 2
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [{"repetition_penalty": 1.3}, {"output_scores": True}, {"output_logits": True, "do_sample": True, "seed": 1}],
+)
+def test_where_more_than_the_logits_is_asked_for_the_forward_alone_is_recorded(recorded, wish):
+    model = tiny_tidar("qwen3", draft_length=4)
+    keywords = ragged() | {"max_new_tokens": 16, "eos_token_id": [25], "return_dict_in_generate": True} | wish
+    expected = model.generate(**keywords)
+    for _ in range(2):
+        found = model.generate(**keywords, **COMPILED)
+        assert found.sequences.tolist() == expected.sequences.tolist()
+        for name in ("scores", "logits"):
+            for ours, theirs in zip(getattr(found, name) or (), getattr(expected, name) or (), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert recorded.num_recorded == 1
+
+
+def test_a_recorded_step_stops_where_the_position_table_ends(recorded):
+    config = GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=32, initializer_range=0.2)
+    config.tidar_config = {"draft_length": 4, "mask_token_id": 61, "mask_embedding_id": 3}
+    torch.manual_seed(0)
+    model = TiDARForCausalLM.from_config(config).eval()
+    prompt, keywords = random_prompts(1, 6), {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    expected = model.generate(prompt, max_new_tokens=26, **keywords)
+    assert model.generate(prompt, max_new_tokens=26, **keywords, **COMPILED).tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="at most 32 tokens"):
+        model.generate(prompt, max_new_tokens=40, **keywords, **COMPILED)
 
 
 def test_a_later_text_begins_with_the_steps_of_an_earlier_one(recorded):
@@ -104,6 +157,25 @@ def test_plans_that_change_are_recorded_once_each(recorded):
     for _ in range(3):
         assert model.generate(**keywords, num_branches="auto", **COMPILED).tolist() == expected.tolist()
     assert recorded.num_recorded == 3  # plain, and drafts behind one and behind two numbers of accepted tokens
+
+
+def test_plans_that_change_all_the_time_leave_the_text_alone(recorded, monkeypatch):
+    """A draft that a step has written may be cut for the next, or filled up."""
+    model = with_random_head(tiny_tidar("gemma2", draft_length=4), size=0.3)
+    plans = [Plan(4, 2), PLAIN, PLAIN, Plan(4, 1), PLAIN, Plan(4, 1), Plan(4, 4), Plan(4, 2)]
+    generator = torch.Generator().manual_seed(0)
+
+    class Restless(Pace):
+        def choose(self):
+            return plans[int(torch.randint(len(plans), (), generator=generator))]
+
+    costs = Costs({(1, 0, 0): 1.0})
+    monkeypatch.setattr(DECODER, "pace_of", lambda *_: Restless(costs, plans, is_static=True, num_rows=3))
+    keywords = ragged() | {"max_new_tokens": 24, "do_sample": False, "eos_token_id": [25, 36, 44]}
+    expected = model.generate(**keywords)
+    for _ in range(4):
+        assert model.generate(**keywords, num_branches="auto", **COMPILED).tolist() == expected.tolist()
+    assert recorded.num_recorded == 4
 
 
 def test_steps_are_recorded_anew_where_the_model_has_changed(recorded):
