@@ -142,6 +142,14 @@ def test_packed_weights_are_for_all_of_ours_and_for_nothing_of_theirs():
         assert other.keywords.get("packed_weights", False) is is_ours
 
 
+def test_only_the_named_lines_are_measured_beside_plain_decoding():
+    model, stock = tiny_tidar(draft_length=4), object()
+    some = Settings(num_branches=(1, "auto"), draft_lengths=(4,), has_compiled=True, only=("auto", "K=4 B=1 compiled"))
+    assert [contender.name for contender in contenders_of(model, stock, some)] == ["AR", "auto", "K=4 B=1 compiled"]
+    with pytest.raises(ValueError, match=r"no 'K=4 B=3' among what these options measure: AR, AR compiled, lookup"):
+        contenders_of(model, stock, replace(some, only=("auto", "K=4 B=3")))
+
+
 def test_what_transformers_refuses_is_said_and_the_rest_is_measured():
     assistant = tiny_tidar("llama", seed=3)
     settings = Settings(batch_sizes=(1, 2), **SMALL)

@@ -49,6 +49,7 @@ class Settings:
         has_compiled: measure plain decoding and drafts with a static cache and torch.compile too; "auto" is compiled
             with the shortest of `draft_lengths`, which it keeps to.
         has_packed_weights: our own contenders read packed weights (`packed_weights` of `generate`).
+        only: names of the contenders that are measured beside plain decoding; where empty, all.
     """
 
     batch_sizes: tuple[int, ...] = (1, 4)
@@ -62,6 +63,7 @@ class Settings:
     num_lookup_tokens: int = 10
     has_compiled: bool = False
     has_packed_weights: bool = False
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # A text of one token has no decode to time.
@@ -196,7 +198,11 @@ def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
 def contenders_of(
     model: PreTrainedModel, stock: PreTrainedModel, settings: Settings, assistant: PreTrainedModel | None = None
 ) -> list[Contender]:
-    """Plain decoding of the stock model first, then transformers' own ways to be faster, then ours."""
+    """Plain decoding of the stock model first, then transformers' own ways to be faster, then ours.
+
+    Raises:
+        ValueError: `settings.only` names one that is not among them.
+    """
     found = [Contender(AR, stock)]
     if settings.has_compiled:
         compile_config = CompileConfig()
@@ -232,7 +238,10 @@ def contenders_of(
         ]
     if settings.has_packed_weights:
         found = [contender if contender.model is stock else contender.packed() for contender in found]
-    return list({contender.name: contender for contender in found}.values())
+    by_name = {contender.name: contender for contender in found}
+    if unknown := [name for name in settings.only if name not in by_name]:
+        raise ValueError(f"There is no {unknown[0]!r} among what these options measure: {', '.join(by_name)}.")
+    return [one for name, one in by_name.items() if name == AR or name in settings.only or not settings.only]
 
 
 @torch.no_grad()

@@ -455,6 +455,9 @@ def bench(
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Plain decoding and drafts with a static cache and torch.compile, too.")
     ] = False,
+    only: Annotated[
+        str | None, typer.Option(help="Lines of the table to measure beside AR, as 'AR compiled,auto'; by default all.")
+    ] = None,
     packed_weights: PackedWeights = False,
     dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")] = "auto",
     device: Annotated[str | None, typer.Option(help="By default cuda where there is one, else cpu.")] = None,
@@ -478,6 +481,7 @@ def bench(
         num_lookup_tokens=num_lookup_tokens,
         has_compiled=compiled,
         has_packed_weights=packed_weights,
+        only=tuple(map(str.strip, only.split(","))) if only else (),
     )
     texts = read_kinds(prompts) if prompts is not None else PROMPTS
     with quiet_transformers():
