@@ -10,25 +10,15 @@ from test_sampling_tidar import NUM_DRAWS, SMALL_VOCABULARY, chi_square_bound, d
 from test_training_tidar import checkpoint, tokenizer  # noqa: F401
 from transformers import AutoModelForCausalLM
 
-from tiny_tidar import FAMILIES, VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
+from tiny_tidar import FAMILIES, VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar, with_random_head
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation import draft_head, tidar
-from wavedraft.generation.draft_head import HEAD_FILE, DraftChain, draft_head_of, new_draft_head
+from wavedraft.generation.draft_head import HEAD_FILE, DraftChain, draft_head_of
 from wavedraft.generation.logits_of_states import lm_head_logits
 from wavedraft.modeling_tidar import DraftObjective
 from wavedraft.modeling_tidar.losses_tidar import cross_entropy
 from wavedraft.training import finetune
 from without_wavedraft import run_alone
-
-
-def with_random_head(model, rank=8, seed=0, size=1.0):
-    """The model with a head that changes every draft."""
-    torch.manual_seed(seed)
-    head = new_draft_head(model, rank)
-    with torch.no_grad():
-        head.output_weight.normal_(std=size)
-    head.requires_grad_(False)
-    return model
 
 
 def losses_of(run):

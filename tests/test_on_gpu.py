@@ -7,13 +7,12 @@ import os
 
 import pytest
 import torch
-from test_draft_head import with_random_head
 from test_modeling_tidar import gated
 from test_static_decode import ragged
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
-from tiny_tidar import random_prompts, tiny_tidar
+from tiny_tidar import random_prompts, tiny_tidar, with_random_head
 from wavedraft.generation import step_graph
 
 DEVICE = os.environ.get("WAVEDRAFT_TEST_DEVICE", "cuda")

@@ -5,14 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_draft_head import with_random_head
 from test_modeling_tidar import gated
 from test_static_decode import ragged
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CompileConfig, GPT2Config
 
-from tiny_tidar import random_prompts, tiny_tidar
+from tiny_tidar import random_prompts, tiny_tidar, with_random_head
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation.pace_tidar import PLAIN, Costs, Pace, Plan
 from wavedraft.generation.static_decode import is_recorded

@@ -4,6 +4,7 @@ import torch
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from wavedraft.generation.draft_forward import DraftForward
+from wavedraft.generation.draft_head import new_draft_head
 from wavedraft.modeling_tidar import TiDARForCausalLM
 
 VOCAB_SIZE = 61
@@ -41,6 +42,16 @@ def tiny_tidar(family: str = "llama", draft_length: int = 4, seed: int = 0, **ch
         "mask_embedding_id": 3,
     }
     return TiDARForCausalLM.from_config(config).eval()
+
+
+def with_random_head(model, rank=8, seed=0, size=1.0):
+    """The model with a head that changes every draft."""
+    torch.manual_seed(seed)
+    head = new_draft_head(model, rank)
+    with torch.no_grad():
+        head.output_weight.normal_(std=size)
+    head.requires_grad_(False)
+    return model
 
 
 def random_prompts(batch_size: int, length: int, seed: int = 0) -> torch.Tensor:
