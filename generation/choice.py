@@ -72,6 +72,12 @@ class Greedy:
         """Writes the next draft [A, N]: the last decided token, then the masks' predictions [A, N - 1, V], each mended
         for the token before it where there is a chain."""
         draft_ids = last_decided(decided_ids, num_decided)
+        likeliest = None
+        if chain and not self.scores.processors:
+            likeliest = chain.likeliest_behind(draft_ids, self.scores.excluded_id)
+        if likeliest is not None:
+            ids, self.confidence = likeliest
+            return torch.cat([draft_ids, ids], dim=1)
         confidences = [draft_logits.new_empty(len(draft_ids), 0, dtype=torch.float32)]
         num_slots = draft_logits.shape[1]
         step = 1 if chain or self.scores.depend_on_prefix else max(num_slots, 1)  # slots whose prefix is known

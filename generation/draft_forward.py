@@ -246,7 +246,8 @@ class DraftForward:
         if num_blocks > 1 or (num_blocks and self.draft_head is not None):
             first_mask = torch.zeros_like(positions[:, 0])
             draft_logits = self.draft_logits(first_mask)
-            if (chain := self.draft_chain(first_mask, draft_logits)) is not None:
+            chain = self.draft_chain(first_mask, draft_logits)
+            if chain is not None and chain.likeliest_behind(first_mask[:, None]) is None:
                 for slot in range(draft_logits.shape[1]):
                     chain.logits_behind(slot, first_mask[:, None])
         self.draft_length, self.branch_lengths, self.mask_states, self.mask_logits = kept

@@ -23,7 +23,7 @@ from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
 from .device_of_model import device_of
-from .logits_of_states import candidate_logits, lm_head_logits
+from .logits_of_states import candidate_logits, has_rows_to_read, lm_head_logits
 
 logger = logging.get_logger(__name__)
 
@@ -84,15 +84,56 @@ class DraftChain:
     def logits_behind(self, slot: int, previous_ids: torch.Tensor) -> torch.Tensor:
         """Logits of one slot's mask behind the tokens [A, 1] that now stand before it, [A, 1, V]: its candidates are
         scored anew."""
-        embedding = self.model.get_input_embeddings()
-        previous = embedding(previous_ids[:, 0].to(device_of(self.model))).to(self.states.device)
-        states = self.head.mend(self.states[:, slot], self.read[:, slot], previous)
+        states = self._states_behind(slot, previous_ids)
         candidates = self.candidates[:, slot]
         mended = candidate_logits(self.model, states, candidates)
         if mended is None:
             return lm_head_logits(self.model, states)[:, None].to(self.logits.device)
         logits = self.logits[:, slot]
         return logits.scatter(1, candidates.to(logits.device), mended.to(logits))[:, None]
+
+    def likeliest_behind(
+        self, previous_ids: torch.Tensor, excluded_id: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The whole draft behind the tokens [A, 1], greedily: what the likeliest tokens of `logits_behind` are, slot by
+        slot, but the vocabulary is gone through once for all slots. What its candidates leave has the logits its mask
+        gave it, so that the best of it and its sum are known beforehand.
+
+        Args:
+            excluded_id: an id that must not be drafted.
+
+        Returns:
+            ids and the probability each has in its slot, [A, N]; None where single logits cannot be read.
+        """
+        if not has_rows_to_read(self.model, self.states.device):
+            return None
+        candidates = self.candidates.to(self.logits.device)
+        left = self.logits.scatter(2, candidates, -torch.inf)
+        if excluded_id is not None:
+            left[..., excluded_id] = -torch.inf
+        left_best, left_ids = left.max(dim=-1, keepdim=True)
+        highest = self.logits.gather(2, candidates).amax(dim=-1, keepdim=True)
+        left_sum = (left - highest).exp().sum(dim=-1, dtype=torch.float32)  # [A, N]
+        ids_of = torch.cat([left_ids, candidates], dim=2)
+        ids, confidences = [previous_ids], []
+        for slot in range(ids_of.shape[1]):
+            mended = candidate_logits(self.model, self._states_behind(slot, ids[-1]), self.candidates[:, slot])
+            assert mended is not None
+            mended = mended.to(left)
+            if excluded_id is not None:
+                mended = mended.masked_fill(candidates[:, slot] == excluded_id, -torch.inf)
+            best, place = torch.cat([left_best[:, slot], mended], dim=1).max(dim=1, keepdim=True)
+            ids.append(ids_of[:, slot].gather(1, place))
+            best = best.float()
+            of_left = left_sum[:, slot, None] * (highest[:, slot].float() - best).exp()
+            confidences.append(1 / ((mended.float() - best).exp().sum(dim=1, keepdim=True) + of_left))
+        return torch.cat(ids[1:], dim=1), torch.cat(confidences, dim=1)
+
+    def _states_behind(self, slot: int, previous_ids: torch.Tensor) -> torch.Tensor:
+        """One slot's states, mended for the tokens [A, 1] before it, [A, D]."""
+        embedding = self.model.get_input_embeddings()
+        previous = embedding(previous_ids[:, 0].to(device_of(self.model))).to(self.states.device)
+        return self.head.mend(self.states[:, slot], self.read[:, slot], previous)
 
 
 def draft_head_of(model: nn.Module) -> DraftHead | None:

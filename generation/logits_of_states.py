@@ -16,12 +16,19 @@ def lm_head_logits(model: nn.Module, hidden_states: torch.Tensor) -> torch.Tenso
 def candidate_logits(model: nn.Module, states: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor | None:
     """The same of `candidates` [A, C] only, for states [A, D]: [A, C]. None where the lm_head is no plain layer whose
     rows can be read (quantized, adapted or offloaded)."""
-    lm_head = model.get_output_embeddings()
-    weight = getattr(lm_head, "weight", None)
-    if type(lm_head) is not nn.Linear or weight.device != states.device or not weight.is_floating_point():
+    if not has_rows_to_read(model, states.device):
         return None
+    lm_head = model.get_output_embeddings()
+    weight = lm_head.weight
     logits = (weight[candidates] @ states.to(weight.dtype)[..., None])[..., 0]
     return finished_logits(model, logits if lm_head.bias is None else logits + lm_head.bias[candidates])
+
+
+def has_rows_to_read(model: nn.Module, device: torch.device) -> bool:
+    """Whether the lm_head is a plain layer on this device, a row of whose weight is a token's."""
+    lm_head = model.get_output_embeddings()
+    weight = getattr(lm_head, "weight", None)
+    return type(lm_head) is nn.Linear and weight.device == device and weight.is_floating_point()
 
 
 def finished_logits(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ from torch import nn
 
 from .packed_weights import has_own_forward
 
+MOST_SUMMED = 1 << 21  # multiplications that a compiled step does one by one on an accelerator, not as a product
+
 
 class MaskGate:
     """Takes the place of PEFT's aLoRA arithmetic in every adapted layer of one model.
@@ -229,6 +231,7 @@ def adapted_layers(model: nn.Module) -> dict[nn.Module, tuple[dict[str, Any], st
 
 def product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """[n, D] times [D, E]. A compiled sum of a few rows runs beside the work around it, where a product would wait."""
-    if torch.compiler.is_compiling() and x.device.type == "cpu" and len(x) <= 16:
+    is_small = len(x) <= 16 if x.device.type == "cpu" else len(x) * matrix.numel() <= MOST_SUMMED
+    if torch.compiler.is_compiling() and is_small:
         return (x[:, None] * matrix.t()).sum(dim=-1)
     return torch.mm(x, matrix)
