@@ -132,7 +132,8 @@ class DraftForward:
         self.is_within_graph = False  # whether what is called now is recorded, or will be
         if is_recorded(model, compile_config):
             options = self.compiled_layers.options
-            self.graphs = StepGraphs.of(model, batch_size, num_slots, options, mask_embedding_id)
+            self.graphs = StepGraphs.of(model, num_slots, batch_size, options, mask_embedding_id)
+            num_slots = self.graphs.capacity
         if num_slots is None:
             self.cache = DraftCache(batch_size, num_layers, device)
         else:

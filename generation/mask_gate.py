@@ -10,7 +10,7 @@ from torch import nn
 
 from .packed_weights import has_own_forward
 
-MOST_SUMMED = 1 << 21  # multiplications that a compiled step does one by one on an accelerator, not as a product
+MOST_SUMMED = 1 << 20  # multiplications that a compiled step does one by one on an accelerator, not as a product
 
 
 class MaskGate:

@@ -47,6 +47,7 @@ class StepGraphs:
     """The graphs of one model for batches of one size and caches of one capacity, and the memory they read and write.
 
     Attributes:
+        capacity: slots of their cache.
         about: what they were recorded of; where that has changed they are recorded anew.
         layers: keys and values [B, H, C, D] of each layer.
         has_run: shapes of steps that have run once, which is when layers are compiled and libraries are loaded.
@@ -54,25 +55,26 @@ class StepGraphs:
 
     record = StepGraph
 
-    def __init__(self, about: Any):
+    def __init__(self, about: Any, capacity: int = 0):
         self.about = about
+        self.capacity = capacity
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self.has_run: set[Any] = set()
         self.graphs: dict[Any, StepGraph] = {}
 
     @classmethod
-    def of(cls, model: nn.Module, *about: Any) -> "StepGraphs":
-        """Those kept with the model, if they are still of what it is. One set is kept, as transformers keeps one static
-        cache."""
+    def of(cls, model: nn.Module, num_slots: int, *about: Any) -> "StepGraphs":
+        """Those kept with the model, if they are still of what it is and their cache has slots enough. One set is kept,
+        as transformers keeps one static cache."""
         kind = model.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         modes = torch.is_inference_mode_enabled(), autocast, torch.get_float32_matmul_precision()
         about = *about, modes, what_runs(model)
         decoder = decoder_of(model)
-        if (kept := _kept.get(decoder)) is None or kept.about != about:
+        if (kept := _kept.get(decoder)) is None or kept.about != about or kept.capacity < num_slots:
             _kept.pop(decoder, None)
-            kept = _kept[decoder] = cls(about)
+            kept = _kept[decoder] = cls(about, num_slots)
         return kept
 
     def run(self, shape: Any, step: Step, inputs: tuple[torch.Tensor, ...], held: Any) -> tuple[torch.Tensor, ...]:

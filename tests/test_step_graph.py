@@ -149,6 +149,17 @@ def test_a_later_text_begins_with_the_steps_of_an_earlier_one(recorded):
     assert recorded.num_recorded == 1
 
 
+def test_a_cache_of_more_slots_than_a_text_needs_serves_it_too(recorded):
+    model = tiny_tidar(draft_length=4, max_position_embeddings=1024)
+    seen = []
+    for length in (6, 400, 6, 300, 9):
+        prompt = random_prompts(1, length)
+        expected = model.generate(prompt, max_new_tokens=20, do_sample=False)
+        assert model.generate(prompt, max_new_tokens=20, do_sample=False, **COMPILED).tolist() == expected.tolist()
+        seen.append(recorded.num_recorded)
+    assert seen == [1, 2, 2, 2, 2]
+
+
 def test_plans_that_change_are_recorded_once_each(recorded):
     model = tiny_tidar("qwen3", draft_length=4)
     keywords = ragged() | {"max_new_tokens": 24, "do_sample": False}
