@@ -94,8 +94,10 @@ def decode_tidar(
     record = Record(batch_size, draft_length, generation_config)
 
     # 1. Prefill: the prompt decides the first token, and one block of masks drafts what follows it. On a CPU masks cost
-    # as much behind a prompt as behind the first token, which is then there sooner: only the paper's own form has them.
-    reads_plainly = options.exact == "tie-safe" or (device_of(model).type == "cpu" and not has_every_branch)
+    # as much behind a prompt as behind the first token, which is then there sooner, and a recorded step costs less than
+    # masks in a forward that is not recorded: only the paper's own form has them.
+    is_step_cheap = device_of(model).type == "cpu" or forward.graphs is not None
+    reads_plainly = options.exact == "tie-safe" or (is_step_cheap and not has_every_branch)
     target_logits = forward.prefill(input_ids, position_ids, has_draft=not reads_plainly)
     step = DraftStep(forward, choice, target_logits, keeps_logits=steps is not None)
     counts, masks = transcript.extend(step.decided_ids, step.num_decided, step.num_masks, step.chosen_by)

@@ -280,4 +280,11 @@ def pace_of(
     )
     if key not in known:
         known[key] = Costs.measured(shapes_of(plans, is_static), rehearse)
-    return Pace(known[key], plans, is_static, num_rows=len(forward.rows), max_new_tokens=max_new_tokens)
+    return Pace(
+        known[key],
+        plans,
+        is_static,
+        num_rows=len(forward.rows),
+        max_new_tokens=max_new_tokens,
+        has_draft=bool(forward.num_blocks),  # behind the prompt, as on accelerators
+    )

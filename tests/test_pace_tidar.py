@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
+from wavedraft.generation.draft_forward import DraftForward
 from wavedraft.generation.pace_tidar import (
     PLAIN,
     RETRY_FORWARDS,
     Costs,
     Pace,
     Plan,
+    pace_of,
     plans_up_to,
     shapes_of,
 )
@@ -37,6 +39,13 @@ def test_where_width_is_free_long_drafts_with_all_branches_are_best():
 def test_where_width_costs_fewer_branches_and_tokens_are_drafted():
     assert pace(1.0, 0.02, 0.8).choose().num_branches <= 2
     assert pace(1.0, 0.05, 0.5).choose().draft_length < 8
+
+
+@pytest.mark.parametrize("has_draft", [False, True])
+def test_a_draft_behind_the_prompt_need_not_be_written_first(has_draft):
+    forward = DraftForward(tiny_tidar(draft_length=4), 4, 3, 1)
+    forward.prefill(random_prompts(1, 6), None, has_draft)
+    assert pace_of(forward, 4, 64, forward.rehearse).has_draft is has_draft
 
 
 def test_where_nothing_pays_decoding_is_plain():
