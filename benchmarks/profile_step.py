@@ -59,7 +59,7 @@ def timers(model: Any, stopwatch: Stopwatch, is_compiled: bool):
     """Timers around the functions of a decode; inside compiled layers there are none."""
     decoder, head = type(model.model), model.lm_head
     places = [(decoder, "forward", "decoder"), (DraftForward, "_structured_mask", "mask")]
-    places += [(DraftForward, "draft_chain", "draft head"), (DraftChain, "logits_behind", "draft head")]
+    places += [(DraftForward, "draft_chain", "draft head"), (DraftChain, "likeliest_behind", "draft head")]
     if not is_compiled:
         places += [
             (draft_cache.DraftCacheLayer, "update", "cache"),

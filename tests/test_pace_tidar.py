@@ -215,7 +215,7 @@ def test_the_pace_of_a_batch_is_told_what_its_slowest_unfinished_row_has(monkeyp
             super().see(accepted, shape, seconds, progress)
 
     monkeypatch.setattr(
-        DECODER, "pace_of", lambda forward, length, num_new: Told(pace(1.0, 0.0, 0.9, 4).costs, plans_up_to(4, True))
+        DECODER, "pace_of", lambda forward, length, *_: Told(pace(1.0, 0.0, 0.9, 4).costs, plans_up_to(4, True))
     )
     model.generate(random_prompts(3, 7), max_new_tokens=20, do_sample=False, num_branches="auto")
     assert seen[0][1] == seen[0][0] and seen[-1][1] == 19
@@ -314,7 +314,7 @@ def test_acceptance_that_changes_is_noticed():
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_greedy_text_is_the_plain_loops_whatever_the_pace(costs, batch_size, monkeypatch):
     model = tiny_tidar("mistral", draft_length=8)
-    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, num_new: pace(*costs, 0.5, length))
+    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, *_: pace(*costs, 0.5, length))
     prompts = random_prompts(batch_size, 7)
     found = model.generate(prompts, max_new_tokens=40, do_sample=False, num_branches="auto", repetition_penalty=1.0)
     assert found.tolist() == [plain_greedy_loop(model, row, num_new=40).tolist() for row in prompts]
@@ -330,7 +330,7 @@ def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
             return plans[int(torch.randint(len(plans), (), generator=generator))]
 
     restless = Restless(Costs({(1, 0, 0): 1.0}), plans, num_rows=3)
-    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, num_new: restless)
+    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, *_: restless)
     prompts = random_prompts(3, 9)
     attention_mask = torch.ones_like(prompts)
     attention_mask[1, :4] = 0
@@ -365,7 +365,7 @@ def test_perfect_drafts_are_used_where_they_pay(monkeypatch):
     prompts = random_prompts(1, 5)
     text = plain_greedy_loop(model, prompts[0], num_new=60)
     script_drafts(monkeypatch, text, is_right=True, sureness=20.0)
-    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, num_new: pace(1.0, 0.01, 0.9))
+    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, *_: pace(1.0, 0.01, 0.9))
     hook = CountedForwards(model)
     output = model.generate(
         prompts, max_new_tokens=1 + 1 + 5 * 8, do_sample=False, num_branches="auto", return_dict_in_generate=True
