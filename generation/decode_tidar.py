@@ -130,6 +130,8 @@ def decode_tidar(
             seconds = time.perf_counter() - began
             pace.see(list(zip(lengths, counts, strict=True)), shape, seconds, transcript.fewest_new_tokens - 1)
         record.add_forward(transcript.active, counts)
+    if pace is not None:
+        pace.end()
 
     if streamer is not None:
         streamer.end()

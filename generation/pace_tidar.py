@@ -26,6 +26,9 @@ MOST_FAILURES = 3  # drafting that goes on not paying is tried half as often eac
 # What drafts may have cost a text, in plain forwards: so much of the longest text it may become at once, up to a limit,
 # and so much with each token; so 3% of that text at most. A forward that could take it beyond is not run.
 AT_ONCE, MOST_AT_ONCE, WITH_EACH_TOKEN = 0.02, 2.0, 0.01
+# What drafts have saved earlier texts of a model, in plain forwards, up to so much, pays for tries in later ones. Each
+# may lose so much of it besides.
+MOST_CREDIT, CREDIT_OF_A_TEXT = 20.0, 2.0
 # A text of its own begins with a try where drafts of the usual worth promise so much of plain decoding's rate.
 FIRST_TRY, STATIC_FIRST_TRY = 0.9, 0.8
 # Texts differ more in what drafts are worth than one text does in itself: each begins with the usual chance of
@@ -60,11 +63,14 @@ class Costs:
             are tried must not make plain decoding look cheap.
         plain_slowness: the same of plain forwards alone, None until one was seen: what drafts cost a text is told by
             it, so that a shape whose `seconds` are too few is not taken for a slow machine.
+        credit: plain forwards that drafts have saved the texts before, up to `MOST_CREDIT`. The first text is lent what
+            one may lose: finding out what the drafts of a model are worth is part of measuring it.
     """
 
     seconds: dict[tuple[int, int, int], float]
     slowness: float = 1.0
     plain_slowness: float | None = 1.0
+    credit: float = 0.0
 
     @classmethod
     def measured(cls, shapes: list[tuple[int, int, int]], run: Callable[[int, int, int], None]) -> "Costs":
@@ -79,7 +85,8 @@ class Costs:
                 begin = time.perf_counter()
                 run(*shape)
                 rounds[shape].append(time.perf_counter() - begin)
-        return cls({shape: min(taken) for shape, taken in rounds.items()}, plain_slowness=None).smoothed()
+        seconds = {shape: min(taken) for shape, taken in rounds.items()}
+        return cls(seconds, plain_slowness=None, credit=CREDIT_OF_A_TEXT).smoothed()
 
     def smoothed(self) -> "Costs":
         """Halfway to the best straight line in the number of queries (and a step up where masks are among them): of
@@ -186,8 +193,14 @@ class Pace:
 
     @property
     def allowance(self) -> float:
-        """Plain forwards the text may be behind plain decoding by now."""
-        return min(AT_ONCE * self.max_new_tokens, MOST_AT_ONCE) + WITH_EACH_TOKEN * self.progress
+        """Plain forwards the text may be behind plain decoding by now. Short texts could seldom afford a try of their
+        own; what drafts have saved those before them pays for it."""
+        of_its_own = min(AT_ONCE * self.max_new_tokens, MOST_AT_ONCE) + WITH_EACH_TOKEN * self.progress
+        return of_its_own + min(self.costs.credit, CREDIT_OF_A_TEXT)
+
+    def end(self) -> None:
+        """Adds what drafts have saved this text, or cost it, to what the next may lose."""
+        self.costs.credit = min(max(self.costs.credit + self.progress - self.spent, 0.0), MOST_CREDIT)
 
     def is_affordable(self, plan: Plan) -> bool:
         """Whether the text may lose the forward that verifies, and the one that drafts before it if there is no draft,

@@ -199,6 +199,42 @@ def test_a_short_text_is_allowed_no_more_than_three_percent_either():
         assert has_tried == (num_new > 10) and of.spent <= 1.03 * num_new
 
 
+def played_text(costs, chance, seed, num_new=48):
+    """Time and tokens of a text over a static cache whose drafts stand by chance, and whether it drafted."""
+    of = Pace(costs, plans_up_to(4, is_wide=False, is_static=True), is_static=True, max_new_tokens=num_new)
+    draws = torch.rand(num_new, 4, generator=torch.Generator().manual_seed(seed)).tolist()
+    has_draft, taken = False, 0.0
+    while of.progress < num_new:
+        plan, count, draw = of.choose(), 1, draws.pop()
+        shape = plan.draft_length or 1, plan.num_branches, plan.draft_length
+        is_read = has_draft and plan != PLAIN
+        while is_read and count < 4 and draw[count] < chance:
+            count += 1
+        has_draft = plan != PLAIN
+        of.see([(4 if is_read else 1, count)], shape, costs.seconds[shape])
+        taken += costs.seconds[shape]
+    of.end()
+    return taken, of.progress, taken != of.progress
+
+
+def test_what_drafts_saved_earlier_texts_pays_for_tries_in_later_ones():
+    plans = plans_up_to(4, is_wide=False, is_static=True)
+    seconds = {(n, m, k): 1.0 + 0.11 * (n + m * k - 1) for n, m, k in shapes_of(plans, is_static=True)}
+
+    def texts(credit, chances):
+        costs = Costs(dict(seconds), credit=credit)
+        return [played_text(costs, chance, seed) for seed, chance in enumerate(chances)]
+
+    assert not any(has_drafted for *_, has_drafted in texts(0.0, [1.0] * 3))  # none can afford a try by itself
+    good = texts(2.0, [1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0])
+    assert all(has_drafted for *_, has_drafted in good)
+    assert all(taken < 0.75 * num for (taken, num, _), i in zip(good, range(7), strict=True) if i in (0, 1, 3, 6))
+    assert all(taken <= 1.03 * num + 2.0 for taken, num, _ in good)
+    bad = texts(2.0, [0.0] * 6)
+    assert sum(taken for taken, *_ in bad) <= sum(1.03 * num for _, num, _ in bad) + 2.0
+    assert not any(has_drafted for *_, has_drafted in bad[2:])
+
+
 def test_a_batch_does_not_begin_with_a_try_that_only_nearly_pays():
     plans = plans_up_to(8, is_wide=False)
     seconds = {(n, m, k): 1.0 + 0.15 * (n + m * k - 1) for n, m, k in shapes_of(plans)}
