@@ -28,9 +28,10 @@ class TiDAROptions:
             one still predict, if they do, and reads one token otherwise. By
             default K, all of them. "auto" chooses K (up to `draft_length`) and B anew for each forward, by what
             forwards cost on this machine, measured once, and what drafts were worth so far; it decodes plainly where
-            drafts do not pay, finds that out at the price of 3% of a text of `max_new_tokens` at most, and on a CPU
-            reads the prompt plainly: masks behind a short one cost more there than they save. Over a static cache it
-            keeps to K, and chooses B.
+            drafts do not pay, finds that out at the price of 3% of a text of `max_new_tokens` at most, besides two
+            forwards of what drafts have saved earlier texts, and on a CPU and in recorded steps on a GPU reads the
+            prompt plainly: masks behind a short one cost more there than they save. Over a static cache it keeps to K,
+            and chooses B.
         seed: for sampling: one integer for each row, so that a row's text does not depend on the batch it is in;
             a single integer s gives row b the seed s + b. By default the device's global generator draws.
         exact: "tie-safe" for greedy decoding in half precision, where a wide forward and a forward of one token round

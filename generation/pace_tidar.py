@@ -24,7 +24,7 @@ ALIKE = 0.95  # of plans that promise nearly the most, the one of the fewest que
 RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
 MOST_FAILURES = 3  # drafting that goes on not paying is tried half as often each time, so many times
 # What drafts may have cost a text, in plain forwards: so much of the longest text it may become at once, up to a limit,
-# and so much with each token; so 3% of that text at most. A forward that could take it beyond is not run.
+# and so much with each token; so 3% of that text at most of its own. A forward that could take it beyond is not run.
 AT_ONCE, MOST_AT_ONCE, WITH_EACH_TOKEN = 0.02, 2.0, 0.01
 # What drafts have saved earlier texts of a model, in plain forwards, up to so much, pays for tries in later ones. Each
 # may lose so much of it besides.
