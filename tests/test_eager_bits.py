@@ -112,6 +112,8 @@ def test_so_it_is_in_a_batch_of_prompts_of_one_length(ways, monkeypatch):
 def test_so_it_is_in_a_step_with_and_without_masks(num_blocks, monkeypatch):
     monkeypatch.setattr(packed_weights, "has_onednn_products", lambda dtype: dtype == torch.float32)
     model, cache = half("llama"), DynamicCache()
+    attend, num_calls = draft_forward.attend_in_bfloat16, []
+    monkeypatch.setattr(draft_forward, "attend_in_bfloat16", lambda *a, **k: num_calls.append(1) or attend(*a, **k))
     prompt_ids, draft_ids = random_prompts(1, 21), random_prompts(1, 4, seed=5)
     with torch.no_grad():
         model(prompt_ids, **{CACHE: cache})
@@ -121,6 +123,7 @@ def test_so_it_is_in_a_step_with_and_without_masks(num_blocks, monkeypatch):
             forward.prefill(prompt_ids, None, has_draft=False)
             branch_lengths = torch.ones(1, num_blocks, dtype=torch.long)
             assert torch.equal(forward.verify_and_draft(draft_ids, branch_lengths)[0], torch.stack(alone))
+    assert len(num_calls) == model.config.num_hidden_layers  # so small a model may have the same bits by sdpa
 
 
 def test_so_it_is_where_torch_calls_operators_through_python(monkeypatch):
