@@ -181,8 +181,8 @@ def test_auto_keeps_to_one_draft_length_and_leaves_the_text_alone():
     assert set(hook.num_queries) - {7} <= {1, 4 * 2, 4 * 3}
 
 
-def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
-    model = tiny_tidar("gemma2", draft_length=4)
+def restless_plans(monkeypatch):
+    """From now on `auto` goes by chance."""
     plans = [Plan(4, 2), PLAIN, PLAIN, Plan(4, 1), PLAIN, Plan(4, 1), Plan(4, 4), Plan(4, 2)]
     generator = torch.Generator().manual_seed(0)
 
@@ -192,6 +192,11 @@ def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
 
     costs = Costs({(1, 0, 0): 1.0})
     monkeypatch.setattr(DECODER, "pace_of", lambda *_: Restless(costs, plans, is_static=True, num_rows=3))
+
+
+def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
+    model = tiny_tidar("gemma2", draft_length=4)
+    restless_plans(monkeypatch)
     keywords = ragged() | {"max_new_tokens": 24, "do_sample": False, "eos_token_id": [25, 36, 44]}
     expected = model.generate(**keywords)
     for _ in range(3):

@@ -6,18 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_modeling_tidar import gated
-from test_static_decode import ragged
+from test_static_decode import ragged, restless_plans
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CompileConfig, GPT2Config
 
 from tiny_tidar import random_prompts, tiny_tidar, with_random_head
 from wavedraft import TiDARForCausalLM
-from wavedraft.generation.pace_tidar import PLAIN, Costs, Pace, Plan
 from wavedraft.generation.static_decode import is_recorded
 from wavedraft.generation.step_graph import StepGraph, StepGraphs, buffers_like, reason_not_to_record, what_runs
 
-DECODER = sys.modules["wavedraft.generation.decode_tidar"]  # the package names its function so
 FORWARD = sys.modules["wavedraft.generation.draft_forward"]
 STATIC_DECODE = sys.modules["wavedraft.generation.static_decode"]
 COMPILED = {
@@ -92,15 +90,20 @@ def test_recorded_steps_write_the_same_text(recorded, family, num_branches):
 
 
 @pytest.mark.parametrize("num_branches", [None, 2, "auto"])
-def test_a_recorded_step_writes_the_draft_a_head_would_write(recorded, num_branches):
+def test_a_recorded_step_writes_the_draft_a_head_would_write(recorded, num_branches, monkeypatch):
+    calls = []
+    monkeypatch.setattr(FORWARD.DraftForward, "note_call", lambda self, num_queries: calls.append(num_queries))
     model = with_random_head(tiny_tidar("qwen3", draft_length=4), size=0.3)
     keywords = ragged() | {"max_new_tokens": 24, "eos_token_id": [25, 36, 44], "do_sample": False}
     keywords |= {"num_branches": num_branches, "return_dict_in_generate": True}
     expected = model.generate(**keywords)
     for _ in range(3):
+        calls.clear()
         found = model.generate(**keywords, **COMPILED)
         assert found.sequences.tolist() == expected.sequences.tolist()
         if num_branches != "auto":  # which goes by the clock
+            num_prefill = len(calls) - found.num_forwards  # the prompt; and the last tokens of rows that ended before
+            assert 1 <= num_prefill <= 2 and calls.count(4 * (1 + (num_branches or 4))) == found.num_forwards
             assert found.accepted_lengths.tolist() == expected.accepted_lengths.tolist()
             assert found.num_forwards == expected.num_forwards
     without = model.generate(**keywords, **COMPILED, draft_head=False)  # another step, of the same model
@@ -172,15 +175,7 @@ def test_plans_that_change_are_recorded_once_each(recorded):
 def test_plans_that_change_all_the_time_leave_the_text_alone(recorded, monkeypatch):
     """A draft that a step has written may be cut for the next, or filled up."""
     model = with_random_head(tiny_tidar("gemma2", draft_length=4), size=0.3)
-    plans = [Plan(4, 2), PLAIN, PLAIN, Plan(4, 1), PLAIN, Plan(4, 1), Plan(4, 4), Plan(4, 2)]
-    generator = torch.Generator().manual_seed(0)
-
-    class Restless(Pace):
-        def choose(self):
-            return plans[int(torch.randint(len(plans), (), generator=generator))]
-
-    costs = Costs({(1, 0, 0): 1.0})
-    monkeypatch.setattr(DECODER, "pace_of", lambda *_: Restless(costs, plans, is_static=True, num_rows=3))
+    restless_plans(monkeypatch)
     keywords = ragged() | {"max_new_tokens": 24, "do_sample": False, "eos_token_id": [25, 36, 44]}
     expected = model.generate(**keywords)
     for _ in range(4):

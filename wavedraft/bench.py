@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CompileConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from .before_loading import check_folder
 from .cli_keywords import compiled_keywords
 from .generation.cache_name import CACHE
 from .generation.draft_forward import DraftForward
@@ -193,6 +194,14 @@ def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
     stock = copy.deepcopy(model, shared)
     stock.__class__ = model.stock_class
     return stock
+
+
+def load_assistant(assistant: str, dtype: torch.dtype | str, tokenizer: Any) -> PreTrainedModel:
+    """A smaller stock model, which must speak the same tokens."""
+    check_folder(assistant)
+    if AutoTokenizer.from_pretrained(assistant).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"--assistant must have the model's own vocabulary, but that of {assistant} is another one.")
+    return AutoModelForCausalLM.from_pretrained(assistant, dtype=dtype).eval()
 
 
 def contenders_of(

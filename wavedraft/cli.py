@@ -18,13 +18,12 @@ from .audit import audit as audit_texts
 from .audit import read_prompts
 from .before_loading import (
     check_adapter,
-    check_folder,
     check_keywords,
     device_for,
     is_recurrent,
     taught_draft_length,
 )
-from .bench import Settings, contenders_of, num_runs, without_adapter
+from .bench import Settings, contenders_of, load_assistant, num_runs, without_adapter
 from .bench import bench as run_bench
 from .bench_prompts import PROMPTS, read_kinds
 from .bench_report import has_matplotlib
@@ -492,7 +491,7 @@ def bench(
         }
         settings.check_against(AutoConfig.from_pretrained(model), encoded)
         filler = tokenizer("\n".join(text for of_kind in texts.values() for text in of_kind), return_tensors="pt")
-        helper = None if assistant is None else load_assistant(assistant, dtype, tokenizer)
+        helper = None if assistant is None else load_assistant(assistant, DTYPES[dtype], tokenizer)
         device = device_for(device)
         loaded = load(model, dtype, device, adapter=None)
         left_out = None
@@ -520,14 +519,6 @@ def bench(
         print(*save_bench(figures, output), sep="\n")
         if not has_matplotlib():
             print("no picture: matplotlib is not installed (pip install 'wavedraft[plot]')")
-
-
-def load_assistant(assistant: str, dtype: str, tokenizer: Any) -> Any:
-    """A smaller stock model, which must speak the same tokens."""
-    check_folder(assistant)
-    if AutoTokenizer.from_pretrained(assistant).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"--assistant must have the model's own vocabulary, but that of {assistant} is another one.")
-    return AutoModelForCausalLM.from_pretrained(assistant, dtype=DTYPES[dtype]).eval()
 
 
 @app.command()
@@ -573,7 +564,6 @@ def regenerate(
     device: Annotated[str | None, typer.Option(help="By default cuda where there is one, else cpu.")] = None,
 ) -> None:
     """Let a model answer prompts itself: what it wrote is what its drafts learn best from."""
-    from transformers import AutoModelForCausalLM
 
     from .training import regenerate as answer
     from .training.dialogue import read_jsonl
