@@ -13,13 +13,10 @@ from torch import nn
 from transformers import CompileConfig
 from transformers.cache_utils import DynamicCache
 
-from .bfloat16_attention import attend_in_bfloat16, bfloat16_attention, has_bits_of_sdpa
 from .cache_name import CACHE
-from .cpp_operators import options_of_compiler
 from .device_of_model import device_of
 from .draft_cache import DraftCache, stack_rows
 from .draft_head import DraftChain, draft_head_of
-from .eager_bits import mean_of_channels, options_of_eager_bits
 from .grouped_attention import (
     attend_grouped,
     attend_in_step,
@@ -31,7 +28,7 @@ from .grouped_attention import (
 )
 from .logits_of_states import lm_head_logits
 from .mask_gate import MaskGate
-from .packed_weights import PackedWeights, adapted_packed_product, packed_product
+from .packed_weights import PackedWeights
 from .static_decode import CompiledLayers, StaticDraftCache, is_recorded
 from .step_graph import StepGraphs
 from .structured_mask import (
@@ -119,15 +116,7 @@ class DraftForward:
         self.packed_weights = packed_weights
         num_layers, device = num_cache_layers(model), device_of(model)
         self.is_static = num_slots is not None
-        of_inductor = {}
-        if packed_weights is not None and compile_config is not None:
-            called = packed_product(), adapted_packed_product(), bfloat16_attention(), mean_of_channels()
-            of_inductor = options_of_compiler(*called)
-            if of_inductor:
-                packed_weights.make_known()
-            if packed_weights.are_ours:
-                of_inductor |= options_of_eager_bits()
-        self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config, of_inductor)
+        self.compiled_layers = None if compile_config is None else CompiledLayers(model, compile_config)
         self.graphs: StepGraphs | None = None
         self.is_within_graph = False  # whether what is called now is recorded, or will be
         if is_recorded(model, compile_config):
@@ -155,12 +144,9 @@ class DraftForward:
         if self.is_real_slot is not None and self.is_real_slot.all():
             self.is_real_slot = None  # as plain decoding has it
         has_interface = has_attention_interface(model)
-        self.has_own_attention = has_interface and packed_weights is not None and packed_weights.are_ours
-        if self.has_own_attention and is_tie_safe:  # where plain decoding calls sdpa so that it has the bits of ours
-            self.has_own_attention = self.is_real_slot is None and not self.has_window and has_bits_of_sdpa()
-        self.is_token_by_token = has_interface and is_tie_safe and not self.has_own_attention
+        self.is_token_by_token = has_interface and is_tie_safe
         self.is_grouped = has_interface and not self.is_token_by_token
-        self.rounding = rounding_of(model, packed_weights is not None) if is_tie_safe else None
+        self.rounding = rounding_of(model) if is_tie_safe else None
         self.is_real_in_prompt = self.is_real_slot
         self.next_positions: torch.Tensor  # [A, 1] of the next clean token
         self.branch_lengths: torch.Tensor  # [A, M] of the last forward
@@ -488,8 +474,7 @@ class DraftForward:
             num_new = cache.num_slots - is_real_slot.shape[1]
             is_real_slot = nn.functional.pad(is_real_slot, (0, num_new), value=True)
         is_unmasked = is_prefill and is_real_slot is None and not any(lengths) and not self.has_window
-        is_own = self.has_own_attention and not is_prefill
-        has_structured_mask = bool(num_masks or is_step or len(set(lengths)) > 1 or (is_own and num_clean > 1))
+        has_structured_mask = bool(num_masks or is_step or len(set(lengths)) > 1)
         if num_masks and is_unmasked and self.is_grouped and not is_recurrent_depth(self.model):
             attention_mask = mask_over_prompt(num_masks, num_clean + num_masks, clean_ids.device)
         elif has_structured_mask:
@@ -506,14 +491,13 @@ class DraftForward:
             read_places = torch.cat([read_places, num_clean + masks.flatten()])
         shape = num_rows, num_clean, num_masks, cache.num_slots
         compiled = self.compiled_layers if is_step else None
-        is_direct = compiled is not None and compiled.is_direct(shape)  # how the layers attend is compiled
-        is_grouped = self.is_grouped and has_structured_mask and not is_direct
+        is_grouped = self.is_grouped and has_structured_mask
         states_kept: AbstractContextManager[list[torch.Tensor]]
         states_kept = self._keep_last_states() if num_masks else nullcontext([])
         with (
             self.gate.open(num_masks) if self.gate else nullcontext(),
             clean_tokens_alone(self.model, spans, self.rounding) if is_token_by_token else nullcontext(),
-            grouped_attention(self.model, self._attend(cache, is_own)) if is_grouped else nullcontext(),
+            grouped_attention(self.model, self._attend(cache)) if is_grouped else nullcontext(),
             compiled.running(cache, shape) if compiled else nullcontext(),
             states_kept as last_states,
         ):
@@ -540,11 +524,9 @@ class DraftForward:
         """Whether a forward over this cache is a step that is recorded, whose masks are made for all layers at once."""
         return self.graphs is not None and self.is_grouped and isinstance(cache, StaticDraftCache) and cache.is_step
 
-    def _attend(self, cache: DraftCache, is_own: bool) -> Callable[..., Any]:
+    def _attend(self, cache: DraftCache) -> Callable[..., Any]:
         """What attends in a forward over this cache whose queries and keys are grouped."""
-        if self._has_masks_of_groups(cache):
-            return attend_in_step
-        return attend_in_bfloat16 if is_own else attend_grouped
+        return attend_in_step if self._has_masks_of_groups(cache) else attend_grouped
 
     def _structured_mask(
         self, cache: DraftCache, num_clean: int, branch_lengths: torch.Tensor, is_real_slot: torch.Tensor | None

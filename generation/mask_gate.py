@@ -31,7 +31,6 @@ class MaskGate:
         self.adapted: dict[nn.Module, tuple[dict[str, Any], str]] = {}
         self.factors: WeakKeyDictionary[nn.Module, Factors] = WeakKeyDictionary()
         self.short_ways: list[ShortWay] | None = None
-        self.unprepared: list[Callable[[], None]] = []  # what the short ways need before masks come by
 
     @classmethod
     def of(cls, model: nn.Module) -> "MaskGate | None":
@@ -65,7 +64,6 @@ class MaskGate:
         if torch.is_grad_enabled():  # it may be about to be taught
             self.factors.clear()
         if self.short_ways is None and not torch.is_grad_enabled():
-            self.unprepared = []
             self.short_ways = [
                 ShortWay(
                     module, module.__dict__, way, *place, None if has_hooks(module) else module._modules["base_layer"]
@@ -74,8 +72,6 @@ class MaskGate:
                 if (way := self._short_way(module))
             ]
         short_ways = [] if torch.is_grad_enabled() else self.short_ways or []
-        while num_masks and self.unprepared:
-            self.unprepared.pop()()
         # Hundreds of layers, at every forward: nothing is looked up that is known.
         for _, attributes, way, siblings, name, base in short_ways:
             if num_masks or base is None:
@@ -109,24 +105,13 @@ class MaskGate:
         if module.lora_variant.get(name) is not self or not is_one_dtype or has_dropout or has_bias:
             return None
         scaling = module.scaling[name]
-        matrices: list[torch.Tensor] = []
-
-        def prepare() -> None:
-            matrices.extend(self._factors_of(lora_a, lora_b, scaling).matrices)
-            if (prepare_packed := getattr(base.forward, "prepare_adapter", None)) is not None:
-                prepare_packed(*matrices)
-
-        self.unprepared.append(prepare)
+        matrices = self._factors_of(lora_a, lora_b, scaling).matrices
 
         def short_way(x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             if kwargs and kwargs.keys() - {"alora_offsets"}:
                 return type(module).forward(module, x, **kwargs)
-            is_hooked = has_hooks(base)
-            adapted = getattr(base.forward, "adapted", None) if self.num_masks and not is_hooked else None
-            if adapted is not None and x.dtype == base.weight.dtype:  # a packed weight, with products of ours
-                return adapted(x, *matrices, self.num_masks)
             # Without hooks, a call that would only look for them is left out.
-            result = base(x) if is_hooked else base.forward(x)
+            result = base(x) if has_hooks(base) else base.forward(x)
             if self.num_masks:
                 down, up = matrices
                 masks = x[:, -self.num_masks :].reshape(-1, x.shape[-1]).to(down.dtype)

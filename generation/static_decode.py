@@ -4,7 +4,7 @@ B rows of the batch, A of them unfinished, H key heads, C slots, Q queries, D ch
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -168,44 +168,20 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return stack
 
 
-def unguarded(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """What a compiled function runs when its guards hold, itself, where torch has compiled it once and as a whole: on a
-    CPU the way there takes as long as a small product. Elsewhere, and where a torch to come no longer tells, the
-    compiled function, which does the same more slowly."""
-    entries_of = getattr(torch._dynamo.eval_frame, "_debug_get_cache_entry_list", None)
-    function = getattr(compiled, "__wrapped__", None)
-    if entries_of is None or function is None:
-        return compiled
-    entries = entries_of(function.__code__)
-    if len(entries) != 1 or any(name.startswith("__resume_at") for name in entries[0].code.co_names):
-        return compiled
-    direct = FunctionType(entries[0].code, function.__globals__)
-    direct.__kwdefaults__ = function.__kwdefaults__
-    direct.is_unguarded = True  # type: ignore[attr-defined]
-    return direct
-
-
 class CompiledLayers:
     """The decoder's layers, each run by one function that is compiled once for all layers of a kind: their weights are
     its arguments.
 
     Every shape of a step has a function of its own, code and all, so that what torch knows of one (guards, its limit of
     recompilations) says nothing of another.
-
-    Args:
-        of_inductor: options of torch's own compiler besides those of `config`.
     """
 
-    def __init__(self, model: nn.Module, config: CompileConfig, of_inductor: dict[str, Any]):
+    def __init__(self, model: nn.Module, config: CompileConfig):
         self.model = model
         self.layers = decoder_layers(model)
         self.options = {name: value for name, value in config.to_dict().items() if value is not None}
         if (mode := self.options.get("mode")) in LAYER_MODES:
             self.options["mode"] = LAYER_MODES[mode]
-        if of_inductor and self.options.get("backend", "inductor") == "inductor":
-            # torch takes a mode or options, and a mode is a set of options.
-            of_mode = torch._inductor.list_mode_options(self.options.pop("mode", None) or "default")
-            self.options["options"] = of_mode | of_inductor | self.options.get("options", {})
         self.checked: dict[Any, Callable[..., Any]] = {}  # what this decode has run, as it may run from then on
         self.forwards: dict[Any, list[tuple[dict[str, Any], Callable[..., Any]]]] = {}
 
@@ -218,7 +194,7 @@ class CompiledLayers:
 
         def first(*args: Any) -> Any:
             result = found(*args)
-            self.checked[function, shape] = unguarded(found)
+            self.checked[function, shape] = found
             return result
 
         return first
@@ -236,10 +212,6 @@ class CompiledLayers:
             known[key] = torch.compile(FunctionType(code, function.__globals__), **self.options)
         return known[key]
 
-    def is_direct(self, shape: tuple[int, ...]) -> bool:
-        """Whether a forward of this shape runs nothing of the layers but what torch has compiled of them."""
-        return hasattr(self.checked.get((run_layer, shape)), "is_unguarded")
-
     @contextmanager
     def running(self, cache: DraftCache, shape: tuple[int, ...]) -> Iterator[None]:
         """While this is open, a forward of this shape runs through the compiled layers.
@@ -256,12 +228,9 @@ class CompiledLayers:
         for attributes, forward in forwards:
             attributes["forward"] = forward
         try:
-            with (
-                nullcontext() if self.is_direct(shape) else torch.compiler.set_stance(skip_guard_eval_unsafe=is_checked)
-            ):
+            with torch.compiler.set_stance(skip_guard_eval_unsafe=is_checked):
                 yield
-            if not is_checked:
-                self.checked[run_layer, shape] = unguarded(run)
+            self.checked[run_layer, shape] = run
         finally:
             for attributes, _ in forwards:
                 del attributes["forward"]

@@ -97,15 +97,14 @@ class Rounding:
 _roundings: WeakKeyDictionary[nn.Module, dict[Any, Rounding]] = WeakKeyDictionary()
 
 
-def rounding_of(model: nn.Module, has_packed_weights: bool = False) -> Rounding:
+def rounding_of(model: nn.Module) -> Rounding:
     """Tries each shape of linear layer on random tokens the first time; on a CPU in half precision only: elsewhere
-    hardly any shape is independent, and token by token they would cost more than plain decoding does. Products of ours,
-    which alone read packed weights here, give a token the same bits beside any others."""
-    key = model.dtype, model.device, model.config._attn_implementation, has_packed_weights
+    hardly any shape is independent, and token by token they would cost more than plain decoding does."""
+    key = model.dtype, model.device, model.config._attn_implementation
     known = _roundings.setdefault(decoder_of(model), {})
     if key not in known:
         known[key] = Rounding()
-        if model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16) and not has_packed_weights:
+        if model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16):
             layers = {layer.weight.shape: layer for layer in linear_layers(model)}
             known[key].dependent = {shape for shape, layer in layers.items() if depends_on_width(layer)}
     return known[key]

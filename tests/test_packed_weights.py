@@ -11,30 +11,22 @@ from torch import nn
 from transformers import CompileConfig
 
 from tiny_tidar import random_prompts, tiny_tidar
-from wavedraft.generation import draft_forward, packed_weights
+from wavedraft.generation import packed_weights
 from wavedraft.generation.packed_weights import (
     PackedWeights,
-    ReorderedWeight,
-    WidenedWeight,
-    adapted_packed_product,
-    has_onednn_products,
     packed_product,
     why_no_packed_products,
 )
 from wavedraft.training import gated_adapter_config
 
 
-@pytest.fixture(params=["float32", "bfloat16", "bfloat16, ours"])
-def dtype(request, monkeypatch):
-    """Each kind of packed products, in turn: oneDNN's, and ours where a CPU has none of bfloat16."""
-    name, _, ours = request.param.partition(", ")
-    if ours:
-        monkeypatch.setattr(packed_weights, "has_onednn_products", lambda dtype: dtype == torch.float32)
-    elif not has_onednn_products(getattr(torch, name)):
-        pytest.skip("this CPU has no oneDNN products of bfloat16")
-    if why := why_no_packed_products(getattr(torch, name)):
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request):
+    """Each dtype that oneDNN has products of here."""
+    dtype = getattr(torch, request.param)
+    if why := why_no_packed_products(dtype):
         pytest.skip(why)
-    return getattr(torch, name)
+    return dtype
 
 
 def model_in(dtype, **changes):
@@ -158,58 +150,6 @@ def test_compiled_layers_read_packed_weights_too(dtype):
     static = {"cache_implementation": "static", "compile_config": config}
     assert model.generate(**keywords, **static, packed_weights=True).tolist() == expected.tolist()
     assert model.generate(**keywords, **static).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("rank", [0, 4])
-def test_compiled_layers_call_the_products_without_python(rank, dtype, monkeypatch):
-    model = adapted_model_in(dtype, rank) if rank else model_in(dtype, attention_bias=True, head_dim=64)
-    config = CompileConfig(mode="default", dynamic=False)
-    keywords = {"max_new_tokens": 12, "do_sample": False, "num_branches": 1, "return_dict_in_generate": True}
-    keywords |= {"packed_weights": True, "cache_implementation": "static", "compile_config": config}
-    has_onednn = packed_weights.has_onednn_products(dtype)
-    kind, name = (ReorderedWeight, "times") if has_onednn else (WidenedWeight, "_times")
-    called, times = [], getattr(kind, name)
-    monkeypatch.setattr(kind, name, lambda own, *others: (called.append(own), times(own, *others))[1])
-
-    def decode(prompt_ids):
-        """What comes out, and how many of the layers' products Python has called."""
-        called.clear()
-        output = model.generate(prompt_ids, **keywords)
-        head = packed_product().table[id(model.lm_head.weight)].copy
-        return output, len([own for own in called if own is not head])
-
-    for batch_size in (1, 2):
-        prompt_ids = random_prompts(batch_size, 7)
-        with monkeypatch.context() as patched:
-            patched.setattr(draft_forward, "options_of_compiler", lambda *operators: {})
-            expected, num_called = decode(prompt_ids)
-        assert num_called == 2 * 7 * (expected.num_forwards + 1)
-        output, num_called = decode(prompt_ids)
-        assert num_called == 2 * 7  # of the prompt, which no compiled layer reads
-        assert output.sequences.tolist() == expected.sequences.tolist()
-        assert output.num_forwards == expected.num_forwards > 2
-
-
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_a_gated_adapter_is_read_with_the_weight_where_products_are_ours(is_compiled, dtype, monkeypatch):
-    model = adapted_model_in(dtype, rank=4)
-    keywords = {"input_ids": random_prompts(2, 7), "max_new_tokens": 12, "do_sample": False, "num_branches": 1}
-    keywords |= {"return_dict_in_generate": True}
-    if is_compiled:
-        config = CompileConfig(backend="aot_eager", mode="default", dynamic=False, fullgraph=True)
-        keywords |= {"cache_implementation": "static", "compile_config": config}
-    expected = model.generate(**keywords)
-    gc.collect()
-    made, pack = [], packed_weights.LowRank
-    monkeypatch.setattr(packed_weights, "LowRank", lambda *matrices: (made.append(1), pack(*matrices))[1])
-    output = model.generate(**keywords, packed_weights=True)
-    assert output.sequences.tolist() == expected.sequences.tolist()
-    assert abs(output.num_forwards - expected.num_forwards) <= 2  # the drafts are the adapter's, but for rounding
-    is_ours = not packed_weights.has_onednn_products(dtype)
-    assert len(made) == (2 * 7 if is_ours else 0)
-    del expected, output, model
-    gc.collect()
-    assert not adapted_packed_product().table
 
 
 @pytest.mark.parametrize(

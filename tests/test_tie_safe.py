@@ -5,7 +5,6 @@ import torch
 from transformers import DynamicCache
 
 from tiny_tidar import CountedForwards, random_prompts, tiny_tidar
-from wavedraft.generation import draft_forward, packed_weights
 from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.draft_forward import DraftForward
 from wavedraft.generation.token_by_token import NUM_BELIEVED, rounding_of
@@ -38,39 +37,6 @@ def test_the_text_is_plain_decodings_where_wide_forwards_write_another(family):
         num_same_wide += texts(model, prompts) == plain
         assert texts(model, prompts, exact="tie-safe") == plain
     assert num_same_wide < 4, "no near-tie among them, so nothing was tested"
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("padding", [0, 5])
-def test_packed_weights_with_products_of_ours_keep_the_text_of_plain_decoding(batch_size, padding, monkeypatch):
-    """Without `exact` too, if nothing is padded and PyTorch sums up as ours do: `test_eager_bits.py`."""
-    monkeypatch.setattr(packed_weights, "has_onednn_products", lambda dtype: dtype == torch.float32)
-    if why := packed_weights.why_no_packed_products(torch.bfloat16):
-        pytest.skip(why)
-    model = half()
-    for seed in range(4):
-        prompts = random_prompts(batch_size, 11 + seed, seed)
-        attention_mask = torch.ones_like(prompts)
-        attention_mask[-1, :padding] = 0
-        keywords = {"attention_mask": attention_mask, "packed_weights": True}
-        plain = texts(model, prompts, draft_length=0, **keywords)
-        assert texts(model, prompts, exact="tie-safe", **keywords) == plain
-
-
-@pytest.mark.parametrize("case", ["alone", "padded", "a window", "another sdpa"])
-def test_our_attention_is_used_where_it_has_the_bits_of_plain_decodings(case, monkeypatch):
-    monkeypatch.setattr(packed_weights, "has_onednn_products", lambda dtype: dtype == torch.float32)
-    if why := packed_weights.why_no_packed_products(torch.bfloat16):
-        pytest.skip(why)
-    monkeypatch.setattr(draft_forward, "has_bits_of_sdpa", lambda: case != "another sdpa")
-    model = half("mistral" if case == "a window" else "llama")
-    attention_mask = torch.ones(1, 4)
-    attention_mask[0, 0] = case != "padded"
-    with packed_weights.reading_packed(model, True) as packed:
-        about = {"attention_mask": attention_mask, "packed_weights": packed}
-        exact, usual = (DraftForward(model, 8, 3, 1, **about, is_tie_safe=is_safe) for is_safe in (True, False))
-    assert usual.has_own_attention and usual.is_grouped
-    assert exact.has_own_attention == exact.is_grouped == (case == "alone") == (not exact.is_token_by_token)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
