@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from wavedraft.generation.grouped_attention import attend_grouped
+from wavedraft.generation.execution.attention_forms import attend_grouped
 
 SHAPES = [(9, 256), (9, 2048), (20, 512), (20, 2048), (72, 512)]
 

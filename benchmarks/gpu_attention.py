@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from wavedraft.generation import grouped_attention
+from wavedraft.generation.execution import attention_forms
 
 
 def graph_of(call):
@@ -69,8 +69,8 @@ def main() -> None:
         block = create_block_mask(may_see, 1, 1, num_queries, num_slots, device="cuda")
         forms = {
             "repeated": lambda q, k, v, m=is_seen: sdpa_attention_forward(attention, q, k, v, m)[0],
-            "grouped": lambda q, k, v, m=wide: grouped_attention.attend_in_step(attention, q, k, v, m)[0],
-            "products": lambda q, k, v, m=wide: grouped_attention.attend_in_step(attention, q, k, v, m)[0],
+            "grouped": lambda q, k, v, m=wide: attention_forms.attend_in_step(attention, q, k, v, m)[0],
+            "products": lambda q, k, v, m=wide: attention_forms.attend_in_step(attention, q, k, v, m)[0],
             "flex": lambda q, k, v, m=block: flex_attention(q, k, v, block_mask=m, enable_gqa=True).transpose(1, 2),
         }
         exact = nn.functional.scaled_dot_product_attention(
@@ -81,7 +81,7 @@ def main() -> None:
         ).transpose(1, 2)
         said = []
         for name in args.forms:
-            grouped_attention.FEW_TILES = 10**9 if name == "products" else 0
+            attention_forms.FEW_TILES = 10**9 if name == "products" else 0
             form = torch.compile(forms[name], dynamic=False)
 
             def layers(form=form, query=query, key=key, value=value):

@@ -32,9 +32,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig
 
 from wavedraft import TiDARForCausalLM
-from wavedraft.generation import draft_cache, mask_gate, packed_weights
-from wavedraft.generation.draft_forward import DraftForward
-from wavedraft.generation.draft_head import DraftChain
+from wavedraft.generation.drafting import draft_cache
+from wavedraft.generation.drafting.draft_forward import DraftForward
+from wavedraft.generation.drafting.draft_head import DraftChain
+from wavedraft.generation.execution import mask_gate, packed_weights
 from wavedraft.training.dialogue import read_jsonl
 from wavedraft.training.finetune import chat_prompt_ids
 

@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from ..generation.model_card import CARD, is_ours_to_write, write_card
-from ..generation.options_tidar import TiDAROptions
+from ..generation.drafting.options_tidar import TiDAROptions
+from ..hub.model_card import CARD, is_ours_to_write, write_card
 from ..modeling_tidar.configuration_tidar import TiDARConfig
 from ..modeling_tidar.modeling_tidar import tidar_class
 from .mask_token import mask_embedding_id

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..generation.draft_forward import DraftForward, last_module
+from ..generation.drafting.draft_forward import DraftForward, last_module
 from ..generation.logits_of_states import lm_head_logits
 from ..modeling_tidar.modeling_tidar import tidar_class
 from .quiet import quiet_transformers

@@ -10,14 +10,14 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from ..generation.hub_repository import (
+from ..hub.hub_repository import (
     LICENCE_FILES,
     TOKENIZER_FILES,
     WEIGHT_FILES,
     matching_files,
     publish,
 )
-from ..generation.model_card import is_hub_id, metadata_of, write_card
+from ..hub.model_card import is_hub_id, metadata_of, write_card
 from ..modeling_recurrent import OuroForCausalLM, RecurrentDepthForCausalLM
 from ..modeling_tidar import TiDARConfig
 from ..modeling_tidar.modeling_tidar import stock_class_of, tidar_class, write_adapter_code

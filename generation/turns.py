@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .device_of_model import decoder_of
+from .stock_model import decoder_of
 
 _turns: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _guard = threading.Lock()

@@ -2,8 +2,8 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ..generation.options_recurrent import EVERY_RECURRENCE, LATEST_ONLY, PRESETS
-from ..generation.outputs_recurrent import RecurrentGenerateOutput
+from ..generation.recurrent.options_recurrent import EVERY_RECURRENCE, LATEST_ONLY, PRESETS
+from ..generation.recurrent.outputs_recurrent import RecurrentGenerateOutput
 from .cache_recurrent import RecurrentCache, Window
 from .configuration_ouro import OuroConfig
 from .configuration_recurrent import RecurrentDepthConfig

@@ -15,15 +15,15 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import logging
 
 from ..generation.cache_name import CACHE
-from ..generation.decode_recurrent import decode_diffusion_forcing
-from ..generation.decode_recurrent_exact import decode_exact
-from ..generation.decode_recurrent_rivals import decode_adaptive, decode_self_speculative
-from ..generation.device_of_model import device_of, devices_of, is_hooked
-from ..generation.options_recurrent import RecurrentOptions
-from ..generation.outputs_recurrent import Costs, RecurrentGenerateOutput
-from ..generation.reference_wavefront import ReferenceChoice, decode_reference
-from ..generation.session_recurrent import Session
+from ..generation.recurrent.decode_adaptive import decode_adaptive, decode_self_speculative
+from ..generation.recurrent.decode_diffusion_forcing import decode_diffusion_forcing
+from ..generation.recurrent.decode_exact import decode_exact
+from ..generation.recurrent.decode_published import ReferenceChoice, decode_reference
+from ..generation.recurrent.options_recurrent import RecurrentOptions
+from ..generation.recurrent.outputs_recurrent import Costs, RecurrentGenerateOutput
+from ..generation.recurrent.session_recurrent import Session
 from ..generation.steps import Steps
+from ..generation.stock_model import device_of, devices_of, is_hooked
 from ..generation.transcript import Transcript, pad_token_of
 from .cache_recurrent import RecurrentCache
 from .static_recurrent import CompileOptions, StaticParts, StaticRecurrentCache

@@ -22,10 +22,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from ..generation.cache_name import CACHE, one_cache
-from ..generation.device_of_model import device_of
-from ..generation.draws_recurrent import state_hashes
-from ..generation.hub_repository import HubRepository
-from ..generation.travelling_code import write_travelling_code
+from ..generation.recurrent.draws_recurrent import state_hashes
+from ..generation.stock_model import device_of
+from ..hub.hub_repository import HubRepository
+from ..hub.travelling_code import write_travelling_code
 from .cache_recurrent import Packing, RecurrentCache, Window
 from .depth_recurrent import DepthSampler
 from .generation_recurrent import RecurrentGenerationMixin

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..generation.draws_recurrent import CUT, normal_at
+from ..generation.recurrent.draws_recurrent import CUT, normal_at
 from .cache_recurrent import Window
 from .checkpoint_recurrent import block_form_of, check_is_served, config_fields, weight_names
 from .configuration_ouro import OuroConfig

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..generation.device_of_model import device_of
+from ..generation.stock_model import device_of
 from .cache_recurrent import RecurrentCache, Window
 
 COLUMNS = 128  # a cache has a multiple of them, so that texts of most lengths share their shapes

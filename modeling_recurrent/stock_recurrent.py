@@ -20,8 +20,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
 from ..generation.cache_name import CACHE, one_cache
-from ..generation.draws_recurrent import state_hashes
-from ..generation.mask_gate import MaskGate, adapted_layers
+from ..generation.execution.mask_gate import MaskGate, adapted_layers
+from ..generation.recurrent.draws_recurrent import state_hashes
 from .cache_recurrent import Window
 from .looped_recurrent import RecurrentDepthLM, positions_of
 

@@ -14,11 +14,11 @@ from transformers import (
 from transformers.utils import logging
 
 from ..generation.cache_name import CACHE
-from ..generation.decode_tidar import decode_tidar
-from ..generation.draft_head import find_draft_head
-from ..generation.mask_gate import MaskGate
-from ..generation.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
-from ..generation.packed_weights import check_packable, reading_packed
+from ..generation.drafting.decode_tidar import decode_tidar
+from ..generation.drafting.draft_head import find_draft_head
+from ..generation.drafting.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
+from ..generation.execution.mask_gate import MaskGate
+from ..generation.execution.packed_weights import check_packable, reading_packed
 from ..generation.turns import in_turn
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..generation.structured_mask import (
+from ..generation.drafting.structured_mask import (
     draft_mask_function,
     same_document_function,
     structured_attention_mask,

@@ -28,14 +28,14 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.utils import ModelOutput, logging
 
 from ..generation.cache_name import CACHE
-from ..generation.draft_forward import is_recurrent_depth
-from ..generation.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
-from ..generation.hub_repository import HubRepository, origin_folder
+from ..generation.drafting.draft_forward import is_recurrent_depth
+from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
+from ..generation.drafting.structured_mask import attention_windows
+from ..generation.execution.mask_gate import MaskGate
 from ..generation.logits_of_states import lm_head_logits
-from ..generation.mask_gate import MaskGate
-from ..generation.model_card import write_card
-from ..generation.structured_mask import attention_windows
-from ..generation.travelling_code import write_custom_generate, write_travelling_code
+from ..hub.hub_repository import HubRepository, origin_folder
+from ..hub.model_card import write_card
+from ..hub.travelling_code import write_custom_generate, write_travelling_code
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
 from .losses_tidar import DRAFT_LOSSES, IGNORED, cross_entropy

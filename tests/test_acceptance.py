@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wavedraft.generation.acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
-from wavedraft.generation.choice import decided_run
+from wavedraft.generation.drafting.choice import decided_run
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCrit
 from transformers.generation.streamers import BaseStreamer
 
 from recurrent_golden import random_model
-from wavedraft.generation.decode_recurrent import freeze
-from wavedraft.generation.options_recurrent import RecurrentOptions
-from wavedraft.generation.wavefront import Wavefront
+from wavedraft.generation.recurrent.decode_diffusion_forcing import freeze
+from wavedraft.generation.recurrent.options_recurrent import RecurrentOptions
+from wavedraft.generation.recurrent.wavefront import Wavefront
 
 WAVEFRONT_POLICIES = ["adaptive", "self-speculative", "diffusion-forcing", "exact"]
 EXACT_POLICIES = ["self-speculative", "exact"]
@@ -387,7 +387,7 @@ def test_the_picture_colours_what_became_of_each_token():
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     from picture_recurrent import CHANGED, FROZEN, GUESSED, KEPT, NOT_BEGUN, what_became
 
-    from wavedraft.generation.outputs_recurrent import WavefrontStep
+    from wavedraft.generation.recurrent.outputs_recurrent import WavefrontStep
 
     steps = [WavefrontStep(7, [1], [2], 0), WavefrontStep(7, [1, 2], [2, 3], 1), WavefrontStep(8, [2, 3], [4, 5], 0)]
     assert what_became(steps, 4).tolist() == [

@@ -5,8 +5,8 @@ import torch
 
 from tiny_tidar import FAMILIES, CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.draft_cache import stack_rows
-from wavedraft.generation.draft_forward import DraftForward
+from wavedraft.generation.drafting.draft_cache import stack_rows
+from wavedraft.generation.drafting.draft_forward import DraftForward
 
 
 @pytest.mark.parametrize("draft_length", [1, 2, 4, 8, 16])

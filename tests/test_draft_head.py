@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from tiny_tidar import FAMILIES, VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar, with_random_head
 from wavedraft import TiDARForCausalLM
-from wavedraft.generation import draft_head, tidar
-from wavedraft.generation.draft_head import HEAD_FILE, DraftChain, draft_head_of
+from wavedraft.generation import tidar
+from wavedraft.generation.drafting import draft_head
+from wavedraft.generation.drafting.draft_head import HEAD_FILE, DraftChain, draft_head_of
 from wavedraft.generation.logits_of_states import lm_head_logits
 from wavedraft.modeling_tidar import DraftObjective
 from wavedraft.modeling_tidar.losses_tidar import cross_entropy

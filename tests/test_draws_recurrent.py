@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recurrent_golden import random_model
-from wavedraft.generation.draws_recurrent import (
+from wavedraft.generation.recurrent.draws_recurrent import (
     CHOICE,
     STATE,
     Draws,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wavedraft.generation.freezing import (
+from wavedraft.generation.recurrent.freezing import (
     count_frozen,
     fixed_recurrences,
     is_resting,

@@ -28,8 +28,9 @@ from transformers import (
 from tiny_stock import tiny_config
 from tiny_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft import TiDARForCausalLM
-from wavedraft.generation import RowStreamer, options_tidar, tidar
+from wavedraft.generation import RowStreamer, tidar
 from wavedraft.generation.cache_name import CACHE
+from wavedraft.generation.drafting import options_tidar
 from wavedraft.generation.transcript import Scores, Transcript
 
 LETTERS = "-" + string.ascii_letters + "01234567"

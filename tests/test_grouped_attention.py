@@ -3,9 +3,10 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tiny_tidar import random_prompts, tiny_tidar
-from wavedraft.generation import draft_forward, grouped_attention
-from wavedraft.generation.grouped_attention import attend_grouped, attend_in_step, mask_over_prompt, masks_of_groups
-from wavedraft.generation.structured_mask import draft_mask_function
+from wavedraft.generation.drafting import draft_forward
+from wavedraft.generation.drafting.structured_mask import draft_mask_function, masks_of_groups
+from wavedraft.generation.execution import attention_forms
+from wavedraft.generation.execution.attention_forms import attend_grouped, attend_in_step, mask_over_prompt
 
 
 class Attention(torch.nn.Module):
@@ -124,7 +125,7 @@ def test_masks_of_groups_are_the_structured_mask_written_out(windows, is_padded)
 @pytest.mark.parametrize("few_tiles", [0, 128])
 @pytest.mark.parametrize(("num_heads", "num_key_heads"), [(6, 6), (6, 2), (4, 1)])
 def test_a_step_attends_as_sdpa_does_under_a_mask_made_for_all_groups(num_heads, num_key_heads, few_tiles, monkeypatch):
-    monkeypatch.setattr(grouped_attention, "FEW_TILES", few_tiles)
+    monkeypatch.setattr(attention_forms, "FEW_TILES", few_tiles)
     query = torch.randn(2, num_heads, 7, 8).double()
     key, value = torch.randn(2, 2, num_key_heads, 16, 8).double()
     lengths, branches = torch.tensor([5, 7]), torch.tensor([[1, 3], [2, 2]])

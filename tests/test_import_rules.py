@@ -5,16 +5,23 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("modeling_tidar", "modeling_recurrent", "generation", "conversion", "training", "wavedraft")
+PACKAGES = ("modeling_tidar", "modeling_recurrent", "generation", "hub", "conversion", "training", "wavedraft")
+DECODING = {"generation", "generation.drafting", "generation.recurrent", "generation.execution"}
+MODELING = {"modeling_tidar", "modeling_recurrent"}
+# Who may import whom, besides itself. `generation` holds the files that its three parts share.
 MAY_IMPORT = {
-    "generation": {"generation"},
-    "modeling_tidar": {"modeling_tidar", "generation"},
-    "modeling_recurrent": {"modeling_recurrent", "generation"},
-    "conversion": {"conversion", "modeling_tidar", "modeling_recurrent", "generation"},
-    "training": {"training", "modeling_tidar", "modeling_recurrent", "generation"},
-    "wavedraft": set(PACKAGES),
+    "generation": set(),
+    "generation.execution": {"generation"},
+    "generation.drafting": {"generation", "generation.execution"},
+    "generation.recurrent": {"generation", "generation.execution"},
+    "hub": DECODING,
+    "modeling_tidar": DECODING | {"hub"},
+    "modeling_recurrent": DECODING | {"hub"},
+    "conversion": DECODING | MODELING | {"hub"},
+    "training": DECODING | MODELING | {"hub"},
+    "wavedraft": DECODING | MODELING | {"hub", "conversion", "training"},
 }
-TRAVELS = ("modeling_tidar", "modeling_recurrent", "generation")
+TRAVELS = ("modeling_tidar", "modeling_recurrent", "generation", "hub")
 TRAVELLING_DEPENDENCIES = {"torch", "transformers", "huggingface_hub", "safetensors"}
 
 
@@ -29,22 +36,42 @@ def imports(package: str) -> list[tuple[str, ast.Import | ast.ImportFrom]]:
     ]
 
 
-def imported_package(package: str, node: ast.Import | ast.ImportFrom) -> str | None:
-    """The package of ours that an import reaches, or None for others' code."""
-    if isinstance(node, ast.ImportFrom) and node.level:
-        parts = (node.module or "").split(".")
-        if node.level == 1:  # the front door's siblings are the packages
-            return parts[0] if package == "wavedraft" and parts[0] in PACKAGES else package
-        return parts[0]
-    return None
+def imported_file(path: Path, node: ast.Import | ast.ImportFrom) -> Path | None:
+    """The file of ours that an import reaches, or None for others' code."""
+    if not isinstance(node, ast.ImportFrom) or not node.level:
+        return None
+    folder = path.parents[node.level - 1]
+    parts = (node.module or "").split(".") if node.module else []
+    if parts and not folder.joinpath(parts[0]).exists() and not folder.joinpath(parts[0] + ".py").exists():
+        folder = ROOT  # the packages stand side by side in the repository, and below the front door when installed
+    found = folder.joinpath(*parts)
+    return found / "__init__.py" if found.is_dir() else found.with_suffix(".py")
 
 
-def test_packages_import_only_whom_they_may():
+def room_of(path: Path) -> str:
+    """The package that a file belongs to, with the part of `generation` it stands in."""
+    parts = path.relative_to(ROOT).parts[:-1]
+    return ".".join(parts[:2]) if parts[0] == "generation" else parts[0]
+
+
+def files() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported_files(path: Path) -> set[Path]:
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    found = {imported_file(path, node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)}
+    assert all(one is None or one.is_file() for one in found), f"{path} imports what is not there"
+    return found - {None}
+
+
+def test_rooms_import_only_whom_they_may():
     broken = [
-        f"{place} imports {reached}"
-        for package in PACKAGES
-        for place, node in imports(package)
-        if (reached := imported_package(package, node)) and reached not in MAY_IMPORT[package]
+        f"{path.relative_to(ROOT)} imports {reached.relative_to(ROOT)}"
+        for path in files()
+        if path != ROOT / "generation" / "__init__.py"  # the names that `wavedraft.generation` shows
+        for reached in imported_files(path)
+        if room_of(reached) not in MAY_IMPORT[room_of(path)] | {room_of(path)}
     ]
     assert not broken
 

@@ -20,12 +20,12 @@ from tiny_tidar import VOCAB_SIZE, random_prompts, tiny_tidar
 from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM
 from wavedraft.generation import tidar
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.device_of_model import devices_of
-from wavedraft.generation.packed_weights import why_no_packed_products
+from wavedraft.generation.execution.packed_weights import why_no_packed_products
+from wavedraft.generation.stock_model import devices_of
 from wavedraft.modeling_recurrent import RecurrentCache, generation_recurrent
 from wavedraft.modeling_tidar import generation_tidar
 
-decode_module = importlib.import_module("wavedraft.generation.decode_tidar")
+decode_module = importlib.import_module("wavedraft.generation.drafting.decode_tidar")
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
 TEXTS = ["abc", "hijklm", "ba"]
 

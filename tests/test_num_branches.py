@@ -9,7 +9,7 @@ from test_sampling_tidar import SMALL_VOCABULARY, chi_square_bound, draw, exact_
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.acceptance import draft_confidence, likely_lengths
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.draft_forward import DraftForward
+from wavedraft.generation.drafting.draft_forward import DraftForward
 from wavedraft.generation.logits_of_states import lm_head_logits
 
 

@@ -13,8 +13,8 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from tiny_tidar import random_prompts, tiny_tidar, with_random_head
-from wavedraft.generation import step_graph
-from wavedraft.generation.device_of_model import decoder_of
+from wavedraft.generation.execution import step_graph
+from wavedraft.generation.stock_model import decoder_of
 
 DEVICE = os.environ.get("WAVEDRAFT_TEST_DEVICE", "cuda")
 pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
-from wavedraft.generation.draft_forward import DraftForward
-from wavedraft.generation.pace_tidar import (
+from wavedraft.generation.drafting.draft_forward import DraftForward
+from wavedraft.generation.drafting.draft_planner import (
     PLAIN,
     RETRY_FORWARDS,
     Costs,
@@ -18,7 +18,7 @@ from wavedraft.generation.pace_tidar import (
     shapes_of,
 )
 
-DECODER = sys.modules["wavedraft.generation.decode_tidar"]  # the package names its function so
+DECODER = sys.modules["wavedraft.generation.drafting.decode_tidar"]  # the package names its function so
 
 
 def pace(first, each_query, chance, draft_length=8):

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import CompileConfig
 
 from tiny_tidar import random_prompts, tiny_tidar
-from wavedraft.generation import packed_weights
-from wavedraft.generation.packed_weights import (
+from wavedraft.generation.execution import packed_weights
+from wavedraft.generation.execution.packed_weights import (
     PackedWeights,
     packed_product,
     why_no_packed_products,

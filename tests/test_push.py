@@ -16,7 +16,7 @@ from hub_server import TOKEN, HubServer
 from tiny_stock import save_tiny_stock
 from wavedraft import TiDARForCausalLM, convert, push
 from wavedraft.cli import main
-from wavedraft.generation.model_card import is_replaceable, metadata_of
+from wavedraft.hub.model_card import is_replaceable, metadata_of
 from wavedraft.training import gated_adapter_config
 from without_wavedraft import run_alone
 

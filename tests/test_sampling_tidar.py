@@ -88,7 +88,7 @@ def test_joint_distribution_of_three_tokens_is_plain_samplings(sampling, draft_l
 
 def test_the_test_would_notice_a_sampler_that_trusts_its_drafts():
     """The same statistic, with drafts accepted blindly: far above its bound."""
-    from wavedraft.generation import choice
+    from wavedraft.generation.drafting import choice
 
     model = tiny_tidar(draft_length=3, vocab_size=SMALL_VOCABULARY, initializer_range=0.12)
     prompt_ids = random_prompts(1, 4) % (SMALL_VOCABULARY - 1) + 1

@@ -9,14 +9,14 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, CompileConfig, StaticCache
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
-from wavedraft.generation import options_tidar
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.pace_tidar import PLAIN, Costs, Pace, Plan
-from wavedraft.generation.static_decode import num_slots_for
-from wavedraft.generation.step_graph import what_runs
+from wavedraft.generation.drafting import options_tidar
+from wavedraft.generation.drafting.draft_planner import PLAIN, Costs, Pace, Plan
+from wavedraft.generation.drafting.static_draft_cache import num_slots_for
+from wavedraft.generation.execution.step_graph import what_runs
 from wavedraft.modeling_tidar.generation_tidar import drafting_view, generate
 
-DECODER = sys.modules["wavedraft.generation.decode_tidar"]  # the package names its function so
+DECODER = sys.modules["wavedraft.generation.drafting.decode_tidar"]  # the package names its function so
 
 STATIC = {"cache_implementation": "static"}
 COMPILED = STATIC | {"compile_config": CompileConfig(backend="eager", mode="default", dynamic=False, fullgraph=True)}

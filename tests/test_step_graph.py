@@ -13,11 +13,17 @@ from transformers import CompileConfig, GPT2Config
 
 from tiny_tidar import random_prompts, tiny_tidar, with_random_head
 from wavedraft import TiDARForCausalLM
-from wavedraft.generation.static_decode import is_recorded
-from wavedraft.generation.step_graph import StepGraph, StepGraphs, buffers_like, reason_not_to_record, what_runs
+from wavedraft.generation.execution.compiled_layers import is_recorded
+from wavedraft.generation.execution.step_graph import (
+    StepGraph,
+    StepGraphs,
+    buffers_like,
+    reason_not_to_record,
+    what_runs,
+)
 
-FORWARD = sys.modules["wavedraft.generation.draft_forward"]
-STATIC_DECODE = sys.modules["wavedraft.generation.static_decode"]
+FORWARD = sys.modules["wavedraft.generation.drafting.draft_forward"]
+STATIC_DECODE = sys.modules["wavedraft.generation.execution.compiled_layers"]
 COMPILED = {
     "cache_implementation": "static",
     "compile_config": CompileConfig(backend="eager", dynamic=False),  # under `Kernels` nothing is compiled

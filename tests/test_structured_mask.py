@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tiny_tidar import tiny_tidar
-from wavedraft.generation.structured_mask import (
+from wavedraft.generation.drafting.structured_mask import (
     attention_windows,
     draft_mask_function,
     draft_positions,

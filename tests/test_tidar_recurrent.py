@@ -14,7 +14,7 @@ from recurrent_golden import random_model
 from tiny_tidar import CountedForwards, plain_greedy_loop, script_drafts
 from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM, convert, to_ar
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.draft_forward import DraftForward
+from wavedraft.generation.drafting.draft_forward import DraftForward
 from wavedraft.modeling_recurrent import RecurrentDepthConfig
 from wavedraft.modeling_tidar import DraftObjective
 from wavedraft.training import finetune, gated_adapter_config, measure_drafting

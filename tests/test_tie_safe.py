@@ -6,8 +6,8 @@ from transformers import DynamicCache
 
 from tiny_tidar import CountedForwards, random_prompts, tiny_tidar
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.draft_forward import DraftForward
-from wavedraft.generation.token_by_token import NUM_BELIEVED, rounding_of
+from wavedraft.generation.drafting.draft_forward import DraftForward
+from wavedraft.generation.execution.token_by_token import NUM_BELIEVED, rounding_of
 
 
 def half(family="llama", implementation="sdpa"):

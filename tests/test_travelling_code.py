@@ -18,7 +18,7 @@ from tiny_stock import save_tiny_stock
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft import TiDARForCausalLM, convert
 from wavedraft.generation import tidar as tidar_decode
-from wavedraft.generation.travelling_code import flat_sources, one_file
+from wavedraft.hub.travelling_code import flat_sources, one_file
 from wavedraft.training import gated_adapter_config
 from without_wavedraft import run_alone
 
@@ -252,7 +252,7 @@ print(json.dumps([told, model.generate(ids, max_new_tokens=10)[0].tolist(), exac
 def test_another_installed_version_does_not_touch_a_trusted_checkpoint(tmp_path):
     site = tmp_path / "site" / "wavedraft"
     site.mkdir(parents=True)
-    for part in ("wavedraft", "modeling_tidar", "modeling_recurrent", "generation", "conversion", "training"):
+    for part in ("wavedraft", "modeling_tidar", "modeling_recurrent", "generation", "hub", "conversion", "training"):
         module = importlib.import_module("wavedraft" if part == "wavedraft" else f"wavedraft.{part}")
         for path in Path(module.__file__).parent.glob("*.py"):
             name = path.name if part == "wavedraft" else f"{part}/{path.name}"

@@ -3,8 +3,8 @@
 import torch
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
-from wavedraft.generation.draft_forward import DraftForward
-from wavedraft.generation.draft_head import new_draft_head
+from wavedraft.generation.drafting.draft_forward import DraftForward
+from wavedraft.generation.drafting.draft_head import new_draft_head
 from wavedraft.modeling_tidar import TiDARForCausalLM
 
 VOCAB_SIZE = 61

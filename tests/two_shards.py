@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from recurrent_golden import random_model
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft.generation import tidar
-from wavedraft.generation.draft_head import new_draft_head
+from wavedraft.generation.drafting.draft_head import new_draft_head
 from wavedraft.modeling_tidar import DraftObjective
 from wavedraft.modeling_tidar.generation_tidar import generate
 from wavedraft.training import gated_adapter_config

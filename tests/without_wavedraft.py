@@ -13,7 +13,7 @@ BLOCKED = """
 
     class Blocked:
         def find_spec(self, name, path=None, target=None):
-            if name.split(".")[0] in ("wavedraft", "modeling_tidar", "modeling_recurrent", "generation", "conversion"):
+            if name.split(".")[0] in ("wavedraft", "modeling_tidar", "modeling_recurrent", "generation", "hub", "conversion"):
                 raise ImportError(f"{name} is blocked in this test")
 
     sys.meta_path.insert(0, Blocked())

@@ -21,9 +21,9 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available, logging
 
-from ..generation.draft_head import HEAD_FILE, draft_head_of, new_draft_head
-from ..generation.hub_repository import card_kind_of
-from ..generation.model_card import write_card
+from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, new_draft_head
+from ..hub.hub_repository import card_kind_of
+from ..hub.model_card import write_card
 from ..modeling_recurrent import LORA_CORE_AND_ADAPTER, RecurrentDepthForCausalLM
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from ..modeling_tidar import DraftObjective, TiDARForCausalLM

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from ..generation.draft_head import HEAD_FILE, draft_head_of
+from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of
 from ..modeling_recurrent import sample_depth
 from ..modeling_tidar import DraftObjective
 

@@ -22,8 +22,8 @@ from transformers.generation.streamers import BaseStreamer
 from .before_loading import check_folder
 from .cli_keywords import compiled_keywords
 from .generation.cache_name import CACHE
-from .generation.draft_forward import DraftForward
-from .generation.packed_weights import reading_packed
+from .generation.drafting.draft_forward import DraftForward
+from .generation.execution.packed_weights import reading_packed
 
 AR = "AR"
 OWN_LENGTH = "own"

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .device_of_model import decoder_of
+from ..stock_model import decoder_of
 from .draft_forward import DraftForward
 
 MEASURING_SECONDS = 1.0  # or five rounds, whichever takes longer

@@ -1,7 +1,4 @@
-"""Decode steps of one shape: a cache that never grows, and decoder layers compiled for the step.
-
-B rows of the batch, A of them unfinished, H key heads, C slots, Q queries, D channels a head.
-"""
+"""Decoder layers compiled for decode steps of one shape."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,86 +11,10 @@ from torch import nn
 from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
-from .device_of_model import decoder_of
-from .draft_cache import DraftCache
+from ..stock_model import decoder_of
 from .step_graph import reason_not_to_record
 
 logger = logging.get_logger(__name__)
-FEWEST_SLOTS = 256
-
-
-def num_slots_for(text_length: int, num_queries: int) -> int:
-    """Slots that a text of this length and the queries of its last step need, rounded up to a power of two: texts of
-    about one length share a shape."""
-    return max(FEWEST_SLOTS, 1 << (text_length + num_queries - 1).bit_length())
-
-
-class StaticDraftCache(DraftCache):
-    """A cache of C slots for every row, finished or not. Prefill sees what is cached, a step all C slots.
-
-    Attributes:
-        places: [B] of each row among the unfinished ones; 0 for a finished row, whose step nobody reads.
-        unfinished: [A] the rows still being written.
-    """
-
-    def __init__(self, batch_size: int, num_layers: int, device: torch.device, capacity: int):
-        super().__init__(batch_size, num_layers, device)
-        self.capacity = capacity
-        self.unfinished = self.places = torch.arange(batch_size, device=device)
-        self.is_step = False
-
-    def begin_forward(self, num_queries: int) -> None:
-        super().begin_forward(num_queries)
-        if self.is_step:
-            self.num_slots, self.first_slot = self.capacity, None
-
-    def reserve_all(self, kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
-        """Gives every layer its C slots, no more and no less: from here on a step has one shape, and one place in
-        memory.
-
-        Args:
-            kept: the slots [B, H, C, D] of an earlier decode, which this one writes too; its own are put here where
-                there are none.
-        """
-        for number, layer in enumerate(self.layers):
-            if kept and number < len(kept):
-                slots = kept[number]
-            else:
-                slots = tuple(
-                    old.new_zeros(*old.shape[:2], self.capacity, old.shape[3]) for old in (layer.keys, layer.values)
-                )
-                for new in slots:
-                    torch._dynamo.mark_static_address(new)
-                if kept is not None:
-                    kept.append(slots)
-            for new, old in zip(slots, (layer.keys, layer.values), strict=True):
-                new[:, :, : self.max_length] = old[:, :, : self.max_length]
-            layer.keys, layer.values = slots
-        self.is_step = True
-
-    def spread(self, of_unfinished: torch.Tensor) -> torch.Tensor:
-        return of_unfinished if self.is_whole else of_unfinished[self.places]
-
-    def gather(self, of_rows: torch.Tensor) -> torch.Tensor:
-        return of_rows if self.is_whole else of_rows[self.unfinished]
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every row is still being written."""
-        return len(self.unfinished) == len(self.lengths)
-
-    def accept(self, num_accepted: torch.Tensor, row_lengths: list[int]) -> None:
-        self.lengths = self.lengths.index_add(0, self.unfinished, num_accepted)
-        self.min_length, self.max_length = min(row_lengths), max(row_lengths)
-
-    def keep_rows(self, rows: list[int], row_lengths: list[int]) -> None:
-        self.min_length, self.max_length = min(row_lengths), max(row_lengths)
-        self.unfinished = self.unfinished[rows]
-        self.places = torch.zeros_like(self.lengths)
-        self.places[self.unfinished] = torch.arange(len(rows), device=self.lengths.device)
-
-    def row(self, place: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return super().row(int(self.unfinished[place]), length)
 
 
 class SlotsOfLayer:
@@ -110,7 +31,7 @@ class SlotsOfLayer:
         return self.keys, self.values
 
 
-def forward_in_step(run: Callable[..., Any], layer: nn.Module, cache: DraftCache, slots: Any) -> Callable[..., Any]:
+def forward_in_step(run: Callable[..., Any], layer: nn.Module, cache: Any, slots: Any) -> Callable[..., Any]:
     """A layer's forward by `run`, which gets no more of the cache than the layer's own `slots`."""
     own = SlotsOfLayer()
 
@@ -213,7 +134,7 @@ class CompiledLayers:
         return known[key]
 
     @contextmanager
-    def running(self, cache: DraftCache, shape: tuple[int, ...]) -> Iterator[None]:
+    def running(self, cache: Any, shape: tuple[int, ...]) -> Iterator[None]:
         """While this is open, a forward of this shape runs through the compiled layers.
 
         torch asks of each layer whether all is as it was when it was compiled; a decode asks once, and then only what

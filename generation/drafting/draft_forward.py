@@ -13,32 +13,33 @@ from torch import nn
 from transformers import CompileConfig
 from transformers.cache_utils import DynamicCache
 
-from .cache_name import CACHE
-from .device_of_model import device_of
-from .draft_cache import DraftCache, stack_rows
-from .draft_head import DraftChain, draft_head_of
-from .grouped_attention import (
+from ..cache_name import CACHE
+from ..execution.attention_forms import (
     attend_grouped,
     attend_in_step,
     grouped_attention,
     has_attention_interface,
     mask_over_prompt,
-    masks_of_groups,
-    masks_of_step,
 )
-from .logits_of_states import lm_head_logits
-from .mask_gate import MaskGate
-from .packed_weights import PackedWeights
-from .static_decode import CompiledLayers, StaticDraftCache, is_recorded
-from .step_graph import StepGraphs
+from ..execution.compiled_layers import CompiledLayers, is_recorded
+from ..execution.mask_gate import MaskGate
+from ..execution.packed_weights import PackedWeights
+from ..execution.step_graph import StepGraphs
+from ..execution.token_by_token import Spans, clean_tokens_alone, rounding_of
+from ..logits_of_states import lm_head_logits
+from ..stock_model import device_of
+from .draft_cache import DraftCache, stack_rows
+from .draft_head import DraftChain, draft_head_of
+from .static_draft_cache import StaticDraftCache
 from .structured_mask import (
     attention_windows,
     draft_mask_function,
     draft_positions,
+    masks_of_groups,
+    masks_of_step,
     real_slot_function,
     structured_attention_mask,
 )
-from .token_by_token import Spans, clean_tokens_alone, rounding_of
 
 MOST_READ_AT_ONCE = 256  # masks whose logits an accelerator reads before it is known whose draft they are
 

@@ -14,8 +14,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .structured_mask import draft_mask_function, real_slot_function
-
 TILE, FEW_TILES = 64, 96  # queries of a tile; up to so many tiles products are no slower on an H200
 LEFT_TO_SDPA = ("position_bias", "cache", "softcap")  # left to transformers' sdpa, whatever it does with them
 
@@ -82,58 +80,6 @@ def float_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return torch.bmm(left, right, out_dtype=torch.float32)
     dtype = torch.promote_types(left.dtype, torch.float32)
     return torch.bmm(left.to(dtype), right.to(dtype))
-
-
-def masks_of_step(
-    branch_lengths: torch.Tensor,
-    cached_lengths: torch.Tensor,
-    is_real_slot: torch.Tensor | None,
-    num_clean: int,
-    draft_length: int,
-    num_slots: int,
-    windows: tuple[int | None, ...],
-) -> tuple[torch.Tensor, ...]:
-    """The structured mask for each window, [A, 1, Q, S], true where a query sees a slot: of constant shape.
-
-    Args:
-        branch_lengths: [A, M].
-        cached_lengths: [A].
-        is_real_slot: [A, S], false for padding; None where there is none.
-    """
-    device, num_rows = branch_lengths.device, len(branch_lengths)
-    num_queries = num_clean + branch_lengths.shape[1] * draft_length
-    row = torch.arange(num_rows, device=device)[:, None, None]
-    place = torch.arange(num_queries, device=device)[:, None], torch.arange(num_slots, device=device)
-    masks = []
-    for window in windows:
-        function = draft_mask_function(num_clean, draft_length, branch_lengths, cached_lengths, window)
-        is_seen = function(row, None, *place)
-        if is_real_slot is not None:
-            is_seen = is_seen & real_slot_function(is_real_slot, cached_lengths)(row, None, *place)
-        masks.append(is_seen[:, None])
-    return tuple(masks)
-
-
-def masks_of_groups(
-    branch_lengths: torch.Tensor,
-    cached_lengths: torch.Tensor,
-    is_real_slot: torch.Tensor | None,
-    num_clean: int,
-    draft_length: int,
-    num_slots: int,
-    windows: tuple[int | None, ...],
-    num_groups: int,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, ...]:
-    """`masks_of_step` as attention adds them to the scores of the G query heads that share a key head,
-    [A, 1, G*Q, S]: made once a forward; every layer would make them for itself."""
-    masks = []
-    for is_seen in masks_of_step(
-        branch_lengths, cached_lengths, is_real_slot, num_clean, draft_length, num_slots, windows
-    ):
-        added = torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill(~is_seen, -torch.inf)
-        masks.append(added.expand(-1, num_groups, -1, -1).flatten(1, 2).unsqueeze(1))
-    return tuple(masks)
 
 
 def attend_over_prompt(

@@ -8,8 +8,8 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from .cache_name import CACHE
-from .transcript import Transcript
+from ..cache_name import CACHE
+from ..transcript import Transcript
 
 
 @dataclass

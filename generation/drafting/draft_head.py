@@ -22,8 +22,8 @@ from torch.nn import functional
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
-from .device_of_model import device_of
-from .logits_of_states import candidate_logits, has_rows_to_read, lm_head_logits
+from ..logits_of_states import candidate_logits, has_rows_to_read, lm_head_logits
+from ..stock_model import device_of
 
 logger = logging.get_logger(__name__)
 

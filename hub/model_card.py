@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .draft_head import HEAD_FILE
+from ..generation.drafting.draft_head import HEAD_FILE
 
 CARD = "README.md"
 CARRIED = ("base_model", "license", "license_name", "license_link", "language")  # from the card of what it was made of

@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from transformers import PreTrainedModel
 
-from .draft_head import HEAD_FILE
+from ..generation.drafting.draft_head import HEAD_FILE
 from .model_card import CARD, is_replaceable, write_card
 from .travelling_code import imported_first
 

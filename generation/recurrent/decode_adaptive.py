@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
+from ..acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
 from .draws_recurrent import ACCEPTANCE, DRAFT, REPLACEMENT
 from .freezing import latent_difference
 from .outputs_recurrent import RecurrentGenerateOutput

@@ -5,10 +5,10 @@ A unfinished rows, K the most tokens drafted at a time, N of them in the draft a
 
 import torch
 
-from .acceptance import accept_by_equality, accept_by_rejection, draft_confidence, residual_probs, sample
+from ..acceptance import accept_by_equality, accept_by_rejection, draft_confidence, residual_probs, sample
+from ..transcript import Scores
 from .draft_forward import DraftForward
 from .draft_head import DraftChain
-from .transcript import Scores
 
 
 def decided_run(draft_ids: torch.Tensor, num_accepted: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:

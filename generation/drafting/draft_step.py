@@ -6,7 +6,7 @@ A unfinished rows, N tokens of the draft at hand, K of a whole one.
 import torch
 from torch import nn
 
-from .acceptance import likely_lengths
+from ..acceptance import likely_lengths
 from .choice import Greedy, Sampled
 from .draft_forward import DraftForward
 

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from .cache_name import CACHE
+from ..cache_name import CACHE
 
 EVERY_RECURRENCE = "every-recurrence"
 LATEST_ONLY = "latest-only"

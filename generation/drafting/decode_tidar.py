@@ -11,20 +11,21 @@ from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, StaticCache
 
-from .cache_name import CACHE
+from ..cache_name import CACHE
+from ..execution.compiled_layers import compile_config_of
+from ..execution.packed_weights import PackedWeights, reading_packed
+from ..steps import Steps
+from ..stock_model import device_of, is_shared_by_ranks
+from ..transcript import Scores, Transcript, pad_token_of
+from ..turns import in_turn
 from .choice import Greedy, Sampled, TieSafeGreedy
-from .device_of_model import device_of, is_shared_by_ranks
 from .draft_forward import DraftForward
 from .draft_head import find_draft_head
+from .draft_planner import PLAIN, Plan, pace_of
 from .draft_step import DraftStep
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
-from .outputs import Record, TiDARGenerateOutput
-from .pace_tidar import PLAIN, Plan, pace_of
-from .packed_weights import PackedWeights, reading_packed
-from .static_decode import compile_config_of, num_slots_for
-from .steps import Steps
-from .transcript import Scores, Transcript, pad_token_of
-from .turns import in_turn
+from .outputs_tidar import Record, TiDARGenerateOutput
+from .static_draft_cache import num_slots_for
 
 
 @in_turn

@@ -9,12 +9,12 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
-from .cache_name import CACHE
+from ..cache_name import CACHE
+from ..transcript import Scores, Transcript
 from .draws_recurrent import STATE, Draws, state_hashes
 from .freezing import latent_difference
 from .options_recurrent import RecurrentOptions
 from .outputs_recurrent import Costs, RecurrentGenerateOutput
-from .transcript import Scores, Transcript
 
 # Processors that look at the scores alone, so that all positions may be given to them at once.
 PREFIX_FREE = (

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .acceptance import accept_by_rejection, residual_probs, sample
+from ..acceptance import accept_by_rejection, residual_probs, sample
 from .draws_recurrent import ACCEPTANCE, REPLACEMENT
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
 from .session_recurrent import Session

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .device_of_model import decoder_of
+from ..stock_model import decoder_of
 
 PLAIN_TYPES = (bool, int, float, str, type(None), torch.dtype)
 OF_EVERY_MODULE = nn.Module().__dict__.keys()

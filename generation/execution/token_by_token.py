@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from .device_of_model import decoder_of
+from ..stock_model import decoder_of
 
 TOKEN_BY_TOKEN = "wavedraft_token_by_token"
 NUM_BELIEVED = 8  # tokens read alone that were bit for bit what the wide forward gave, before it is believed

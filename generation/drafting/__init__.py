@@ -1,0 +1,1 @@
+"""TiDAR: drafts by masks, verified in the same forward."""

@@ -1,0 +1,1 @@
+"""How a forward is run. Nothing here changes a token."""

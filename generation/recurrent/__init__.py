@@ -1,0 +1,1 @@
+"""How recurrent-depth models decode: one file a policy."""

@@ -1,0 +1,1 @@
+"""What travels with a checkpoint, and how it is published."""
