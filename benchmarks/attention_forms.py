@@ -5,7 +5,7 @@ Of a GPU: gpu_attention.py.
     python benchmarks/attention_forms.py [--dtype bfloat16] [--heads 9 3 64]
 
 - repeated: transformers' sdpa with a mask; keys and values are copied for each query head of a group.
-- grouped: ours; the heads of a group are read as further queries (`generation/grouped_attention.py`).
+- grouped: ours; the heads of a group are read as further queries (`generation/execution/attention_forms.py`).
 - split: the prefix densely and the last Q slots under the mask, merged by the log-sum-exp of each.
 
 Each line: Q queries, S slots, microseconds of one layer (the least of --rounds, forms in turn).

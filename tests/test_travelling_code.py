@@ -259,7 +259,7 @@ def test_another_installed_version_does_not_touch_a_trusted_checkpoint(tmp_path)
             (site / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, site / name)
     (site / "__init__.py").write_text((site / "__init__.py").read_text() + '\n__version__ = "99.0"\n')
-    decode = site / "generation" / "decode_tidar.py"
+    decode = site / "generation" / "drafting" / "decode_tidar.py"
     later = '\n\ndef decode_tidar(*args, **kwargs):\n    raise RuntimeError("another version decodes")\n'
     decode.write_text(decode.read_text() + later)
     model, recurrent = tiny_tidar("llama", draft_length=3), tiny_model("llama")
