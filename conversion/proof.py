@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..generation.drafting.draft_forward import DraftForward, last_module
-from ..generation.logits_of_states import lm_head_logits
+from ..generation.drafting.draft_inputs import with_masks
+from ..generation.drafting.draft_network import DraftNetwork
+from ..generation.stock_model import last_module, lm_head_logits
 from ..modeling_tidar.modeling_tidar import tidar_class
 from .quiet import quiet_transformers
 
@@ -108,9 +109,16 @@ def prove(
 def _prove_drafting_forward(model: Any, ids: torch.Tensor, stock_logits: torch.Tensor, draft_length: int) -> None:
     """Clean tokens must not notice the masks that are read with them, in a prefill and in a decode step."""
     num_prompt = ids.shape[1] - draft_length
-    forward = DraftForward(model, draft_length, model.config.tidar_config["mask_embedding_id"], batch_size=1)
-    prefill_logits = forward.prefill(ids[:, :num_prompt], None)
-    logits = torch.cat([prefill_logits, forward.verify_and_draft(ids[:, num_prompt:])], dim=1).float()
+    network = DraftNetwork.of(model, 1, model.config.tidar_config["mask_embedding_id"])
+    with network.form.applied():
+        prefill_logits, _, next_positions = network.prefill(ids[:, :num_prompt], None, draft_length)
+        positions = next_positions + torch.arange(draft_length, device=next_positions.device)
+        every_branch = torch.arange(1, draft_length + 1, device=positions.device)[None]
+        cached = positions.new_tensor([num_prompt])
+        draft_ids = ids[:, num_prompt:]
+        step = with_masks(draft_ids, positions, every_branch, cached, draft_length, draft_length, network.masks)
+        step_logits, _ = network(step)
+    logits = torch.cat([prefill_logits, step_logits], dim=1).float()
     expected = stock_logits[:, num_prompt - 1 :].float()
     difference = (logits - expected).abs()
     if tolerance := DRAFT_TOLERANCE.get(model.dtype):

@@ -1,16 +1,61 @@
-"""Where a model computes, also where its weights are kept elsewhere between forwards, or shared among ranks."""
+"""What decoding must know of a stock model: its decoder and layers, where it computes, its logits, its positions.
+
+D channels, C candidates, V vocabulary.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import distributed, nn
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
+
+# -- its parts
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
     """The decoder below the lm_head: one object, whichever class a model is seen through. `custom_generate` sees a
-    stock model through a new view at every call, so that what is kept of a model is kept by its decoder."""
+    stock model through a new view at every call, so what is kept of a model is kept by its decoder."""
     return getattr(model, model.base_model_prefix)
+
+
+def last_module(model: nn.Module) -> nn.Module:
+    """The module whose output the lm_head reads."""
+    return getattr(model, "last_states", None) or decoder_of(model)
+
+
+def num_cache_layers(model: Any) -> int:
+    """Layers of keys and values: one a layer, unless the model says `num_cache_layers`."""
+    own = getattr(model, "num_cache_layers", None)
+    return model.config.get_text_config().num_hidden_layers if own is None else own
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder's stack of layers, one for each of `config.num_hidden_layers`.
+
+    Raises:
+        ValueError: the decoder holds no such list.
+    """
+    decoder = decoder_of(model)
+    num_layers = model.config.get_text_config().num_hidden_layers
+    stacks = (m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers)
+    if (stack := next(stacks, None)) is None:
+        raise ValueError(
+            f"`compile_config` compiles the decoder's layers, but {type(decoder).__name__} holds no list of its "
+            f"{num_layers} layers. Pass `disable_compile=True`."
+        )
+    return stack
+
+
+def last_position_of(model: Any) -> int | None:
+    """The last row of a learned position table; None where positions are rotary, and no table ends."""
+    config = model.config.get_text_config()
+    has_table = getattr(model, "has_position_table", getattr(config, "rope_parameters", None) is None)
+    return config.max_position_embeddings - 1 if has_table else None
+
+
+# -- where it computes
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -30,22 +75,59 @@ def is_hooked(model: nn.Module) -> bool:
     return next(_placing_hooks(model), None) is not None
 
 
-def is_shared_by_ranks(model: Any) -> bool:
-    """Whether a forward needs every rank, for the weights each holds a part of (FSDP, ZeRO-3): what `generate` decides
-    where `synced_gpus` is not given, and a model that `fully_shard` alone has sharded."""
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    return (
-        isinstance(model, FSDPModule)
-        or model._extract_generation_mode_kwargs(None, {}, None, None, None)["synced_gpus"]
-    )
-
-
 def _placing_hooks(model: nn.Module) -> Iterator[Any]:
     for module in model.modules():
         hook = getattr(module, "_hf_hook", None)
         for one in getattr(hook, "hooks", (hook,)):
             if getattr(one, "execution_device", None) is not None:
                 yield one
+
+
+def is_shared_by_ranks(model: Any) -> bool:
+    """Whether a forward needs every rank, since each holds a part of the weights (FSDP, ZeRO-3): what `generate`
+    decides where `synced_gpus` is not given, and a model that `fully_shard` alone has sharded."""
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule) or is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
+
+
+# -- its logits
+
+
+def lm_head_logits(model: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The model's logits [..., V] of its last hidden states [..., D]. What its config says is done to them is done: a
+    scale (Cohere), a divisor (Granite), a soft cap (Gemma 2). Conversion proves that this equals `forward`."""
+    return finished_logits(model, model.get_output_embeddings()(hidden_states))
+
+
+def candidate_logits(model: Any, states: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor | None:
+    """The same of `candidates` [A, C] only, for states [A, D]: [A, C]. None where the lm_head is no plain layer whose
+    rows can be read (quantized, adapted or offloaded)."""
+    if not has_rows_to_read(model, states.device):
+        return None
+    lm_head = model.get_output_embeddings()
+    weight = lm_head.weight
+    logits = (weight[candidates] @ states.to(weight.dtype)[..., None])[..., 0]
+    return finished_logits(model, logits if lm_head.bias is None else logits + lm_head.bias[candidates])
+
+
+def has_rows_to_read(model: Any, device: torch.device) -> bool:
+    """Whether the lm_head is a plain layer on this device, a row of whose weight is a token's."""
+    lm_head = model.get_output_embeddings()
+    weight = getattr(lm_head, "weight", None)
+    is_plain = type(lm_head) is nn.Linear or getattr(lm_head, "has_plain_weight", False)
+    return is_plain and weight.device == device and weight.is_floating_point()
+
+
+def finished_logits(model: Any, logits: torch.Tensor) -> torch.Tensor:
+    """What the model makes of the lm_head's output, [..., n] of any tokens."""
+    config = model.config.get_text_config()
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits

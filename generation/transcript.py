@@ -1,4 +1,4 @@
-"""The text as it is written: what is decided, where each row ends, and what the user is shown.
+"""The text as it is written: what is decided, where each row ends, what the user is shown and has asked for.
 
 B sequences, A rows still being written, L columns (prompt and new tokens), V vocabulary.
 """
@@ -6,36 +6,50 @@ B sequences, A rows still being written, L columns (prompt and new tokens), V vo
 from typing import Any
 
 import torch
-from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    GenerationConfig,
-    LogitNormalization,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    StoppingCriteriaList,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-from .steps import Steps
 
-# transformers' own processors that look at the scores of a position alone: one call serves all positions.
-PREFIX_FREE = (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    LogitNormalization,
-    MinPLogitsWarper,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+class TokenScores:
+    """The logits and processed scores by which each token was decided, for callers who ask for them.
+
+    They are kept row by row, since rows are decided at paces of their own.
+
+    Attributes:
+        has_logits, has_scores: which of them was asked for.
+        rows: for each row, a pair of [V] for each new token.
+    """
+
+    def __init__(self, batch_size: int, has_logits: bool = True, has_scores: bool = True):
+        self.has_logits, self.has_scores = has_logits, has_scores
+        self.rows: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(batch_size)]
+
+    @classmethod
+    def asked_for(cls, generation_config: Any, batch_size: int) -> "TokenScores | None":
+        """What `output_logits` and `output_scores` ask for; None where neither does."""
+        has_logits, has_scores = bool(generation_config.output_logits), bool(generation_config.output_scores)
+        if not generation_config.return_dict_in_generate or not (has_logits or has_scores):
+            return None
+        return cls(batch_size, has_logits, has_scores)
+
+    def add(self, row: int, logits: torch.Tensor, scores: torch.Tensor) -> None:
+        """Those, [n, V], of the next n tokens of a row."""
+        self.rows[row] += zip(logits.float().clone(), scores.float().clone(), strict=True)
+
+    def column(self, place: int, num_new_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and scores [B, V] of new column `place`, as transformers returns them; zeros where a row had ended."""
+        nothing = (torch.zeros_like(self.rows[0][0][0]),) * 2
+        pairs = [row[place] if place < num else nothing for row, num in zip(self.rows, num_new_tokens, strict=True)]
+        logits, scores = zip(*pairs, strict=True)
+        return torch.stack(logits), torch.stack(scores)
+
+    def columns(
+        self, num_new_tokens: list[int]
+    ) -> tuple[tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
+        """Those of every new column; None for what was not asked for."""
+        columns = [self.column(place, num_new_tokens) for place in range(max(num_new_tokens))]
+        logits, scores = zip(*columns, strict=True)
+        return logits if self.has_logits else None, scores if self.has_scores else None
 
 
 class Transcript:
@@ -45,7 +59,7 @@ class Transcript:
         ids: [B, L] the prompt and what is decided; behind a row's length stands what is not decided yet.
         lengths: columns in use in each row, a host list.
         active: the rows still being written, in order; every tensor of the decode has one row for each.
-        steps: logits and scores of each token, where a caller asked for them.
+        token_scores: logits and scores of each token, where a caller asked for them.
     """
 
     def __init__(
@@ -55,7 +69,7 @@ class Transcript:
         pad_token_id: int | None,
         draft_length: int,
         streamer: Any = None,
-        steps: Steps | None = None,
+        token_scores: TokenScores | None = None,
     ):
         batch_size, self.prompt_length = input_ids.shape
         self.max_length = min(c.max_length for c in stopping_criteria if type(c) is MaxLengthCriteria)
@@ -64,7 +78,7 @@ class Transcript:
         self.lengths = [self.prompt_length] * batch_size
         self.active = list(range(batch_size))
         self.pad_token_id = pad_token_id
-        self.steps = steps
+        self.token_scores = token_scores
         self.streamer = streamer
         self.num_streamed = [self.prompt_length] * batch_size
         if streamer is not None and batch_size > 1 and not hasattr(streamer, "put_row"):
@@ -99,16 +113,32 @@ class Transcript:
         self.is_stopped = [False] * batch_size  # by a criterion
         self.is_ended = [False] * batch_size
 
-    def write_undecided(self, undecided_ids: torch.Tensor, offset: int = 0) -> None:
-        """Puts [A, n] ids behind each active row's length, where logits processors look for their prefix."""
-        if len(self.active) == len(self.lengths) and len(set(self.lengths)) == 1:  # a slice is written quicker
-            start = self.lengths[0] + offset
-            self.ids[:, start : start + undecided_ids.shape[1]] = undecided_ids[:, : self.ids.shape[1] - start]
+    def write_undecided(self, undecided_ids: torch.Tensor, offset: int = 0, ahead: list[int] | None = None) -> None:
+        """Puts [A, n] ids after each active row's text, where logits processors look for their prefix.
+
+        Args:
+            offset: columns left out between the text and these ids.
+            ahead: for each active row, how many tokens of the row are decided but not yet part of the text.
+        """
+        starts = self.starts(offset, ahead)
+        if len(self.active) == len(self.lengths) and len(set(starts)) == 1:  # a slice is written quicker
+            place = starts[0]
+            self.ids[:, place : place + undecided_ids.shape[1]] = undecided_ids[:, : self.ids.shape[1] - place]
             return
-        start = torch.tensor([self.lengths[row] + offset for row in self.active], device=self.ids.device)
+        start = torch.tensor(starts, device=self.ids.device)
         columns = start[:, None] + torch.arange(undecided_ids.shape[1], device=self.ids.device)
         rows = torch.tensor(self.active, device=self.ids.device)[:, None]
         self.ids[rows, columns.clamp(max=self.ids.shape[1] - 1)] = undecided_ids
+
+    def starts(self, offset: int = 0, ahead: list[int] | None = None) -> list[int]:
+        """The column of each active row that `offset` more tokens lead to."""
+        ahead = ahead or [0] * len(self.active)
+        return [self.lengths[row] + more + offset for row, more in zip(self.active, ahead, strict=True)]
+
+    def ends_within(self, place: int, tokens: list[int]) -> bool:
+        """Whether an active row, by its place, ends with these tokens, as far as tokens and lengths tell."""
+        room = self.max_length - self.lengths[self.active[place]]
+        return len(tokens) >= room or not self.eos_token_ids.isdisjoint(tokens)
 
     def extend(
         self,
@@ -131,9 +161,9 @@ class Transcript:
         on_host = torch.cat([num_decided[:, None], also[:, None], decided_ids], dim=1).tolist()
         for row, (count, _, *tokens) in zip(self.active, on_host, strict=True):
             self._lengthen(row, tokens[:count])
-        if self.steps is not None and chosen_by is not None:
+        if self.token_scores is not None and chosen_by is not None:
             for place, (row, (count, *_)) in enumerate(zip(self.active, on_host, strict=True)):
-                self.steps.add(row, *(tensor[place, :count] for tensor in chosen_by))
+                self.token_scores.add(row, *(tensor[place, :count] for tensor in chosen_by))
         self._tell()
         return [count for count, *_ in on_host], [number for _, number, *_ in on_host]
 
@@ -176,9 +206,9 @@ class Transcript:
             shown = self.ids[:, :column].clone()
             for row, length in enumerate(self.lengths):
                 shown[row, length:] = self.pad_token_id if self.pad_token_id is not None else 0
-            if self.steps is not None and self.steps.has_scores:
+            if self.token_scores is not None and self.token_scores.has_scores:
                 place = column - 1 - self.prompt_length
-                self.shown_scores += (self.steps.column(place, self.num_new_tokens)[1],)
+                self.shown_scores += (self.token_scores.column(place, self.num_new_tokens)[1],)
             stops = self.criteria(shown, self.shown_scores or None).tolist()
             self.num_checked = column
             self.is_stopped = [before or now for before, now in zip(self.is_stopped, stops, strict=True)]
@@ -240,51 +270,3 @@ def pad_token_of(generation_config: GenerationConfig) -> int | None:
     """What rows are padded with in a call that transformers has prepared: where no pad token is named, an end token."""
     prepared = getattr(generation_config, "_pad_token_tensor", None)
     return generation_config.pad_token_id if prepared is None else int(prepared)
-
-
-class Scores:
-    """Runs the user's logits processors exactly as plain decoding would: on the prefix each position really has.
-
-    Args:
-        excluded_id: an id that must never be generated (the mask token, where it has a logit), or None.
-    """
-
-    def __init__(self, processors: LogitsProcessorList, transcript: Transcript, excluded_id: int | None):
-        self.processors = processors
-        self.transcript = transcript
-        self.excluded_id = excluded_id
-
-        self.depend_on_prefix = any(type(processor) not in PREFIX_FREE for processor in processors)
-
-    def __call__(self, logits: torch.Tensor, offset: int = 0) -> torch.Tensor:
-        """Processed logits, [A, n, V]; `logits[a, i]` follow the row's length plus `offset + i` tokens.
-
-        Processors see the whole batch, one call for each distinct prefix length, as their contract promises them.
-        """
-        if self.excluded_id is not None:
-            logits[..., self.excluded_id] = -torch.inf
-        if not self.processors or not logits.shape[1]:
-            return logits
-        if not self.depend_on_prefix:
-            flat = logits.flatten(end_dim=1).to(torch.float32, copy=True)
-            return self.processors(self.transcript.ids[:1].expand(len(flat), -1), flat).view(logits.shape)
-        ids, active = self.transcript.ids, self.transcript.active
-        first = [self.transcript.lengths[row] + offset for row in active]
-        num_positions = logits.shape[1]
-        scores = torch.empty_like(logits, dtype=torch.float32)
-        if len(active) == len(ids) and len(set(first)) == 1:  # rows in step: the batch as it is
-            for step in range(num_positions):
-                scores[:, step] = self.processors(
-                    ids[:, : first[0] + step], logits[:, step].to(torch.float32, copy=True)
-                )
-            return scores
-        for length in range(min(first), max(first) + num_positions):
-            places = [a for a, start in enumerate(first) if start <= length < start + num_positions]
-            if not places:
-                continue
-            steps = [length - first[a] for a in places]
-            rows = [active[a] for a in places]
-            batch = torch.zeros(len(ids), logits.shape[2], dtype=torch.float32, device=logits.device)
-            batch[rows] = logits[places, steps].float()
-            scores[places, steps] = self.processors(ids[:, :length], batch)[rows]
-        return scores

@@ -22,9 +22,8 @@ from ..generation.recurrent.decode_published import ReferenceChoice, decode_refe
 from ..generation.recurrent.options_recurrent import RecurrentOptions
 from ..generation.recurrent.outputs_recurrent import Costs, RecurrentGenerateOutput
 from ..generation.recurrent.session_recurrent import Session
-from ..generation.steps import Steps
 from ..generation.stock_model import device_of, devices_of, is_hooked
-from ..generation.transcript import Transcript, pad_token_of
+from ..generation.transcript import TokenScores, Transcript, pad_token_of
 from .cache_recurrent import RecurrentCache
 from .static_recurrent import CompileOptions, StaticParts, StaticRecurrentCache
 
@@ -182,7 +181,7 @@ class RecurrentGenerationMixin(Stock):
             pad_token_of(generation_config),
             options.max_wavefront + options.draft_length,
             None if is_published else streamer,
-            Steps.asked_for(generation_config, len(input_ids)),
+            TokenScores.asked_for(generation_config, len(input_ids)),
         )
         do_sample = generation_config.do_sample
         if is_published and transcript.criteria:

@@ -1,6 +1,5 @@
 """How `generate` reaches the TiDAR decode: a mixin for our own classes, a function for an unmodified stock model."""
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +16,9 @@ from ..generation.cache_name import CACHE
 from ..generation.drafting.decode_tidar import decode_tidar
 from ..generation.drafting.draft_head import find_draft_head
 from ..generation.drafting.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
-from ..generation.execution.mask_gate import MaskGate
-from ..generation.execution.packed_weights import check_packable, reading_packed
-from ..generation.turns import in_turn
+from ..generation.execution.model_form import in_plain_form
+from ..generation.execution.packed_linear import check_packable
+from ..generation.kept_with_model import one_thread_at_a_time
 
 if TYPE_CHECKING:
 
@@ -52,9 +51,10 @@ class TiDARGenerationMixin(Stock):
             check_packable(self, options.exact)
         find_draft_head(self, options.draft_head)
         say_what_is_idle(given, options, generation_config.do_sample)
+        generation_config.tidar_options = options
         return generation_config, model_kwargs
 
-    @in_turn
+    @one_thread_at_a_time
     def _sample(
         self,
         input_ids: torch.Tensor,
@@ -66,7 +66,7 @@ class TiDARGenerationMixin(Stock):
         **model_kwargs: Any,
     ) -> Any:
         """The decode `generate` runs for greedy search and sampling: drafting, unless it was turned off."""
-        options = TiDAROptions.of(generation_config, self.config, self.taught)
+        options = generation_config.tidar_options
         reason = reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs) if options.draft_length else ""
         if not options.draft_length or reason:
             if generation_config.do_sample:
@@ -74,9 +74,7 @@ class TiDARGenerationMixin(Stock):
             if reason:
                 kept = "probabilities are" if generation_config.do_sample else "text is"
                 logger.warning_once(f"Decoding without drafts: {reason}. The {kept} the same.")
-            gate = MaskGate.of(self)
-            closed = gate.open(0) if gate else nullcontext()  # an adapter that acts on no token costs nothing
-            with closed, reading_packed(self, options.packed_weights):
+            with in_plain_form(self, options.packed_weights):
                 return super()._sample(
                     input_ids,
                     self._without_mask_token(logits_processor, options, input_ids.device),
@@ -86,22 +84,20 @@ class TiDARGenerationMixin(Stock):
                     streamer=streamer,
                     **model_kwargs,
                 )
-        with reading_packed(self, options.packed_weights) as packed:
-            return decode_tidar(
-                self,
-                input_ids,
-                logits_processor,
-                stopping_criteria,
-                generation_config,
-                options=options,
-                packed_weights=packed,
-                streamer=streamer,
-                attention_mask=model_kwargs.get("attention_mask"),
-                position_ids=model_kwargs.get("position_ids"),
-                past_key_values=model_kwargs.get(CACHE),
-            )
+        return decode_tidar(
+            self,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            options=options,
+            streamer=streamer,
+            attention_mask=model_kwargs.get("attention_mask"),
+            position_ids=model_kwargs.get("position_ids"),
+            past_key_values=model_kwargs.get(CACHE),
+        )
 
-    @in_turn
+    @one_thread_at_a_time
     def _beam_search(
         self,
         input_ids: torch.Tensor,
@@ -111,11 +107,11 @@ class TiDARGenerationMixin(Stock):
         **kwargs: Any,
     ) -> Any:
         """transformers' own: a draft continues one text, and beams are several."""
-        options = TiDAROptions.of(generation_config, self.config, self.taught)
+        options = generation_config.tidar_options
         if options.draft_length:
             logger.warning_once("Searching with beams and without drafts: a draft continues one text, not several.")
         logits_processor = self._without_mask_token(logits_processor, options, input_ids.device)
-        with reading_packed(self, options.packed_weights):
+        with in_plain_form(self, options.packed_weights):
             return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:

@@ -28,11 +28,10 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.utils import ModelOutput, logging
 
 from ..generation.cache_name import CACHE
-from ..generation.drafting.draft_forward import is_recurrent_depth
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
 from ..generation.drafting.structured_mask import attention_windows
 from ..generation.execution.mask_gate import MaskGate
-from ..generation.logits_of_states import lm_head_logits
+from ..generation.stock_model import lm_head_logits
 from ..hub.hub_repository import HubRepository, origin_folder
 from ..hub.model_card import write_card
 from ..hub.travelling_code import write_custom_generate, write_travelling_code
@@ -328,7 +327,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         self, objective: DraftObjective, num_masks: int = 0, cache: DynamicCache | None = None, **inputs: Any
     ) -> torch.Tensor:
         """What the lm_head reads, [B, T, D]; the last `num_masks` of the tokens are masks."""
-        if not is_recurrent_depth(self):
+        if not hasattr(self, "num_cache_layers"):
             return self.base_model(**{CACHE: cache}, **inputs)[0]
         depth = objective.num_recurrences
         return self.decoder_states(num_recurrences=depth, num_masks=num_masks, cache=cache, **inputs)
@@ -390,7 +389,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         save_draft_head(self, folder)
         if not getattr(self, "_hf_peft_config_loaded", False):
             return super().write_repository(folder)
-        has_code = not is_recurrent_depth(self)
+        has_code = not hasattr(self, "num_cache_layers")
         write_adapter_code(folder, self.tidar_config, has_code)
         if has_code:
             write_card(folder, "adapter", folder.name, origin=origin_folder(self), loaded_from=self.name_or_path)

@@ -3,10 +3,10 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tiny_tidar import random_prompts, tiny_tidar
-from wavedraft.generation.drafting import draft_forward
+from wavedraft.generation.drafting import draft_network
 from wavedraft.generation.drafting.structured_mask import draft_mask_function, masks_of_groups
-from wavedraft.generation.execution import attention_forms
-from wavedraft.generation.execution.attention_forms import attend_grouped, attend_in_step, mask_over_prompt
+from wavedraft.generation.execution import attention_forms, model_form
+from wavedraft.generation.execution.attention_forms import attend, attend_grouped, attend_in_step, mask_over_prompt
 
 
 class Attention(torch.nn.Module):
@@ -57,7 +57,7 @@ def test_a_prompt_and_its_masks_attend_as_under_the_mask_written_out(num_tokens,
     attention = Attention(num_heads // num_key_heads)
     expected, _ = sdpa_attention_forward(attention, query, key, value, is_seen, scaling=0.3)
     short = mask_over_prompt(num_masks, num_queries, query.device)
-    found, weights = attend_grouped(attention, query, key, value, short, scaling=0.3)
+    found, weights = attend(attention, query, key, value, short, scaling=0.3)
     torch.testing.assert_close(found, expected)
     assert weights is None
 
@@ -73,7 +73,7 @@ def test_prefill_needs_no_mask_where_nothing_is_cached_padded_or_windowed(family
         asked.append(args)
         return mask_over_prompt(*args)
 
-    monkeypatch.setattr(draft_forward, "mask_over_prompt", seen)
+    monkeypatch.setattr(draft_network, "mask_over_prompt", seen)
     plain = model.generate(ids, attention_mask=mask, max_new_tokens=9, draft_length=0)
     assert torch.equal(model.generate(ids, attention_mask=mask, max_new_tokens=9), plain)
     assert len(asked) == (is_short and not is_padded)
@@ -85,15 +85,15 @@ def test_a_forward_with_masks_is_grouped_and_leaves_the_model_as_it_was(family, 
 
     def seen(module, query, *args, **kwargs):
         query_lengths.append(query.shape[2])
-        return attend_grouped(module, query, *args, **kwargs)
+        return attend(module, query, *args, **kwargs)
 
-    monkeypatch.setattr(draft_forward, "attend_grouped", seen)
+    monkeypatch.setattr(model_form, "attend", seen)
     plain = model.generate(ids, max_new_tokens=6, draft_length=0)
     assert not query_lengths  # there is nothing to group without masks
     assert torch.equal(model.generate(ids, max_new_tokens=6), plain)
     assert query_lengths[:2] == [7 + 4] * 2 and model.config._attn_implementation == "sdpa"
 
-    monkeypatch.setattr(draft_forward, "attend_grouped", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(model_form, "attend", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.generate(ids, max_new_tokens=6)
     assert model.config._attn_implementation == "sdpa"

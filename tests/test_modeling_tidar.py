@@ -246,23 +246,24 @@ def test_the_gate_gives_pefts_own_numbers():
 
 
 def test_a_closed_gate_leaves_the_model_as_it_found_it():
-    """Without masks the base layers stand where the adapter's do; behind it, and behind an error, these are back."""
-    from wavedraft.generation.execution.mask_gate import MaskGate
+    """In a decode, other layers stand where the adapter's do; after it, and after an error, these are back."""
+    from wavedraft.generation.execution.model_form import ModelForm, in_plain_form
 
     ids = random_prompts(2, 9)
-    model = gated(tiny_tidar())
-    layers, before = model.base_model.model.model, [*model.named_modules()]
-    gate = MaskGate.of(model)
-    with model.disable_adapter(), torch.no_grad():
+    peft_model = gated(tiny_tidar())
+    model = peft_model.base_model.model
+    layers, before = model.model, [*model.named_modules()]
+    with peft_model.disable_adapter(), torch.no_grad():
         expected = layers(ids).last_hidden_state
-    with torch.no_grad(), gate.open(0):
+    with torch.no_grad(), in_plain_form(model, is_packed=False):
         assert not any("lora" in name for name, _ in layers.named_modules())
         assert torch.equal(layers(ids).last_hidden_state, expected)
-    with pytest.raises(KeyboardInterrupt), torch.no_grad(), gate.open(0):
+    with pytest.raises(KeyboardInterrupt), torch.no_grad(), in_plain_form(model, is_packed=False):
         raise KeyboardInterrupt
     assert [*model.named_modules()] == before
     assert not any("forward" in module.__dict__ for _, module in before)
-    with torch.no_grad(), gate.open(3):
+    form = ModelForm(model)
+    with torch.no_grad(), form.applied(), form.forward(3, None, None):
         assert not torch.allclose(layers(ids).last_hidden_state, expected)
 
 
@@ -270,6 +271,7 @@ def test_a_closed_gate_leaves_the_model_as_it_found_it():
 @pytest.mark.parametrize("change", ["written to", "new tensor", "scaled", "double", "optimizer"])
 def test_the_gate_takes_an_adapter_as_it_is_now(change, is_frozen):
     from wavedraft.generation.execution.mask_gate import MaskGate
+    from wavedraft.generation.execution.model_form import ModelForm
 
     ids = random_prompts(2, 9)
     model = gated(tiny_tidar())
@@ -277,7 +279,11 @@ def test_the_gate_takes_an_adapter_as_it_is_now(change, is_frozen):
     layers = model.base_model.model.model
 
     def with_masks(is_through_peft: bool) -> torch.Tensor:
-        with torch.set_grad_enabled(is_through_peft), MaskGate.of(model).open(3):
+        if is_through_peft:
+            with MaskGate.of(model).open(3):
+                return layers(ids).last_hidden_state.detach()
+        form = ModelForm(model.base_model.model)
+        with torch.no_grad(), form.applied(), form.forward(3, None, None):
             return layers(ids).last_hidden_state.detach()
 
     if is_frozen:

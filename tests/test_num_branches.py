@@ -9,8 +9,9 @@ from test_sampling_tidar import SMALL_VOCABULARY, chi_square_bound, draw, exact_
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.acceptance import draft_confidence, likely_lengths
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.drafting.draft_forward import DraftForward
-from wavedraft.generation.logits_of_states import lm_head_logits
+from wavedraft.generation.drafting.draft_inputs import with_masks
+from wavedraft.generation.drafting.draft_network import DraftNetwork
+from wavedraft.generation.stock_model import lm_head_logits
 
 
 def test_likely_lengths_are_those_a_loop_finds():
@@ -64,23 +65,27 @@ def test_greedy_text_is_the_plain_loops(family, draft_length, num_branches):
 def test_a_late_block_drafts_with_the_masks_that_stand_where_the_next_tokens_do(num_branches):
     draft_length = 4
     model = tiny_tidar("llama", draft_length)
-    forward = DraftForward(model, draft_length, 3, batch_size=1)
-    forward.prefill(random_prompts(1, 5), None)
-    draft_ids = random_prompts(1, draft_length, seed=1)
+    network = DraftNetwork.of(model, 1, mask_embedding_id=3)
+    with torch.no_grad(), network.form.applied():
+        _, _, position = network.prefill(random_prompts(1, 5), None, draft_length)
+    draft_ids, positions = random_prompts(1, draft_length, seed=1), position + torch.arange(draft_length)
     for lengths in itertools.combinations(range(1, draft_length + 1), num_branches):
-        with torch.no_grad():
-            forward.verify_and_draft(draft_ids, torch.tensor([lengths]))
+        branches, cached = torch.tensor([lengths]), torch.tensor([5])
+        with torch.no_grad(), network.form.applied():
+            _, predictions = network(
+                with_masks(draft_ids, positions, branches, cached, draft_length, draft_length, network.masks)
+            )
         for num_accepted in range(1, draft_length + 1):
             block = max((i for i, length in enumerate(lengths) if length <= num_accepted), default=None)
             # Mask j = 1..K of a block behind `length` tokens predicts token `length` + j of what this forward began.
             wanted = range(num_accepted + 2, num_accepted + 1 + draft_length)
             places = [] if block is None else [target - lengths[block] for target in wanted]
             masks = [block * draft_length + j - 1 for j in places if j <= draft_length]
-            first_mask, num_masks = forward.drafts_behind(torch.tensor([num_accepted]))
-            assert num_masks.tolist() == [len(masks)]
             with torch.no_grad():
-                logits = forward.draft_logits(first_mask)
-                expected = lm_head_logits(model, forward.mask_states[:, masks])
+                slots = predictions.after(torch.tensor([num_accepted]))
+                expected = lm_head_logits(model, predictions.states[:, masks])
+            logits = slots.logits
+            assert slots.num_masks.tolist() == [len(masks)]
             assert logits.shape == (1, draft_length - 1, model.config.vocab_size)
             torch.testing.assert_close(logits[:, : len(masks)], expected)
 
@@ -89,15 +94,7 @@ def test_late_blocks_save_forwards(monkeypatch):
     """Unsure drafts, of which two tokens always stand: the block behind the first token is two tokens late."""
     model, prompt_ids = tiny_tidar("llama", 8), random_prompts(1, 7)
     text = plain_greedy_loop(model, prompt_ids[0], num_new=42)
-    script_drafts(monkeypatch, text, is_right=True)
-    right = DraftForward.draft_logits
-
-    def two_right(forward, *args):
-        logits = right(forward, *args)
-        logits[:, 2:] = logits[:, 2:].roll(1, dims=-1)
-        return logits
-
-    monkeypatch.setattr(DraftForward, "draft_logits", two_right)
+    script_drafts(monkeypatch, text, is_right=True, num_right=2)
     output = model.generate(prompt_ids, max_new_tokens=41, num_branches=1, return_dict_in_generate=True)
     assert output.sequences[0].tolist() == text[:48].tolist()
     assert output.accepted_lengths[0].tolist() == [1, 0, 13, 0, 0, 0, 0, 0]  # the first forward has no draft yet
@@ -222,14 +219,14 @@ def test_logits_of_all_masks_read_at_once_draft_what_those_read_later_do(num_bra
     keywords |= {"return_dict_in_generate": True}
     at_once = []
 
-    def reads_all(self, num_rows, num_blocks):
-        at_once.append(num_blocks)
-        return num_blocks > 0
+    def reads_all(self, num_rows, inputs):
+        at_once.append(inputs.num_blocks)
+        return inputs.num_blocks > 0
 
     for how in ({"do_sample": False}, {"do_sample": True, "seed": 3}):
         expected = model.generate(prompts, **keywords, **how)
         with monkeypatch.context() as patch:
-            patch.setattr(DraftForward, "_reads_all_masks", reads_all)
+            patch.setattr(DraftNetwork, "reads_all_masks", reads_all)
             found = model.generate(prompts, **keywords, **how)
         assert found.sequences.tolist() == expected.sequences.tolist()
         assert found.accepted_lengths.tolist() == expected.accepted_lengths.tolist()

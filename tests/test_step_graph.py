@@ -13,17 +13,18 @@ from transformers import CompileConfig, GPT2Config
 
 from tiny_tidar import random_prompts, tiny_tidar, with_random_head
 from wavedraft import TiDARForCausalLM
-from wavedraft.generation.execution.compiled_layers import is_recorded
+from wavedraft.generation.drafting.step_runner import StepRunner
+from wavedraft.generation.execution.compiled_layers import is_captured
 from wavedraft.generation.execution.step_graph import (
     StepGraph,
     StepGraphs,
     buffers_like,
     reason_not_to_record,
-    what_runs,
+    what_a_step_reads,
 )
 
-FORWARD = sys.modules["wavedraft.generation.drafting.draft_forward"]
-STATIC_DECODE = sys.modules["wavedraft.generation.execution.compiled_layers"]
+DECODER = sys.modules["wavedraft.generation.drafting.decode_tidar"]  # the package names its function so
+COMPILED_LAYERS = sys.modules["wavedraft.generation.execution.compiled_layers"]
 COMPILED = {
     "cache_implementation": "static",
     "compile_config": CompileConfig(backend="eager", dynamic=False),  # under `Kernels` nothing is compiled
@@ -75,7 +76,7 @@ class Recording(StepGraph):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    monkeypatch.setattr(FORWARD, "is_recorded", lambda model, config: config is not None)
+    monkeypatch.setattr(DECODER, "is_captured", lambda model, config: config is not None)
     monkeypatch.setattr(StepGraphs, "record", Recording)
     Recording.num_recorded = Recording.num_replays = 0
     torch._dynamo.reset()
@@ -98,7 +99,14 @@ def test_recorded_steps_write_the_same_text(recorded, family, num_branches):
 @pytest.mark.parametrize("num_branches", [None, 2, "auto"])
 def test_a_recorded_step_writes_the_draft_a_head_would_write(recorded, num_branches, monkeypatch):
     calls = []
-    monkeypatch.setattr(FORWARD.DraftForward, "note_call", lambda self, num_queries: calls.append(num_queries))
+    run_step = StepRunner.__call__
+
+    def counted(run, plan, state):
+        num_tokens = state.draft_ids.shape[1]
+        calls.append(num_tokens + plan.num_blocks(num_tokens) * plan.draft_length)
+        return run_step(run, plan, state)
+
+    monkeypatch.setattr(StepRunner, "__call__", counted)
     model = with_random_head(tiny_tidar("qwen3", draft_length=4), size=0.3)
     keywords = ragged() | {"max_new_tokens": 24, "eos_token_id": [25, 36, 44], "do_sample": False}
     keywords |= {"num_branches": num_branches, "return_dict_in_generate": True}
@@ -108,8 +116,8 @@ def test_a_recorded_step_writes_the_draft_a_head_would_write(recorded, num_branc
         found = model.generate(**keywords, **COMPILED)
         assert found.sequences.tolist() == expected.sequences.tolist()
         if num_branches != "auto":  # which goes by the clock
-            num_prefill = len(calls) - found.num_forwards  # the prompt; and the last tokens of rows that ended before
-            assert 1 <= num_prefill <= 2 and calls.count(4 * (1 + (num_branches or 4))) == found.num_forwards
+            assert 1 <= found.num_prefill_forwards <= 2  # the prompt, and last tokens of rows that ended before others
+            assert calls == [4 * (1 + (num_branches or 4))] * found.num_forwards
             assert found.accepted_lengths.tolist() == expected.accepted_lengths.tolist()
             assert found.num_forwards == expected.num_forwards
     without = model.generate(**keywords, **COMPILED, draft_head=False)  # another step, of the same model
@@ -123,7 +131,7 @@ def test_a_recorded_step_writes_the_draft_a_head_would_write(recorded, num_branc
     "wish",
     [{"repetition_penalty": 1.3}, {"output_scores": True}, {"output_logits": True, "do_sample": True, "seed": 1}],
 )
-def test_where_more_than_the_logits_is_asked_for_the_forward_alone_is_recorded(recorded, wish):
+def test_where_more_than_the_logits_is_asked_for_the_forward_alone_is_captured(recorded, wish):
     model = tiny_tidar("qwen3", draft_length=4)
     keywords = ragged() | {"max_new_tokens": 16, "eos_token_id": [25], "return_dict_in_generate": True} | wish
     expected = model.generate(**keywords)
@@ -229,10 +237,10 @@ def test_steps_are_recorded_anew_in_another_mode(recorded):
     assert recorded.num_recorded == 5
 
 
-def test_what_runs_sees_what_a_forward_hangs_on():
+def test_what_a_step_reads_sees_what_a_forward_hangs_on():
     model = gated(tiny_tidar(draft_length=4)).base_model.model
-    before = what_runs(model)
-    assert what_runs(model) == before
+    before = what_a_step_reads(model)
+    assert what_a_step_reads(model) == before
     attention = model.model.layers[0].self_attn
     layer = attention.q_proj
     changes = [
@@ -249,8 +257,8 @@ def test_what_runs_sees_what_a_forward_hangs_on():
     seen = []
     for change in changes:
         change()
-        seen.append(what_runs(model) != before)
-        before = what_runs(model)
+        seen.append(what_a_step_reads(model) != before)
+        before = what_a_step_reads(model)
     assert seen == [True, True, True, False, True, True, True, True, True]  # `.data` hides from everyone
 
 
@@ -266,18 +274,18 @@ def test_what_asks_for_values_on_the_way_is_not_recorded(family, changes, can_be
     model = tiny_tidar(family, draft_length=4, **changes)
     assert (reason_not_to_record(model) is None) is can_be
     if can_be:
-        assert not is_recorded(model, CompileConfig())  # on a CPU
+        assert not is_captured(model, CompileConfig())  # on a CPU
         model.model.layers[1].mlp.register_forward_pre_hook(lambda *args: None)
         assert "a hook waits for the forwards of model.layers.1.mlp" in reason_not_to_record(model)
 
 
 def test_what_is_not_recorded_on_a_gpu_is_told_with_the_reason(monkeypatch):
     told, on_gpu = [], SimpleNamespace(device=torch.device("cuda"))
-    monkeypatch.setattr(STATIC_DECODE.logger, "warning_once", told.append)
+    monkeypatch.setattr(COMPILED_LAYERS.logger, "warning_once", told.append)
     for reason in ("its experts run one after the other", None):
-        monkeypatch.setattr(STATIC_DECODE, "reason_not_to_record", lambda model, reason=reason: reason)
-        assert is_recorded(on_gpu, CompileConfig()) is (reason is None)
-        assert not is_recorded(on_gpu, CompileConfig(mode="default"))
+        monkeypatch.setattr(COMPILED_LAYERS, "reason_not_to_record", lambda model, reason=reason: reason)
+        assert is_captured(on_gpu, CompileConfig()) is (reason is None)
+        assert not is_captured(on_gpu, CompileConfig(mode="default"))
     assert len(told) == 1 and told[0].endswith("its experts run one after the other.")
 
 

@@ -6,7 +6,8 @@ from transformers import DynamicCache
 
 from tiny_tidar import CountedForwards, random_prompts, tiny_tidar
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.drafting.draft_forward import DraftForward
+from wavedraft.generation.drafting.draft_inputs import with_masks
+from wavedraft.generation.drafting.draft_network import DraftNetwork
 from wavedraft.generation.execution.token_by_token import NUM_BELIEVED, rounding_of
 
 
@@ -59,22 +60,31 @@ def test_processors_decide_what_a_tie_is():
         assert texts(model, prompts, exact="tie-safe", **keywords) == plain
 
 
+def logits_of_draft(network, prompt_ids, draft_ids):
+    """Logits after each token of a draft that is read with every block of masks."""
+    length = draft_ids.shape[1]
+    with network.form.applied():
+        _, _, next_positions = network.prefill(prompt_ids, None, length, has_draft=False)
+        every, cached = torch.arange(1, length + 1)[None], torch.tensor([prompt_ids.shape[1]])
+        positions = next_positions + torch.arange(length)
+        return network(with_masks(draft_ids, positions, every, cached, length, length, network.masks))[0][0]
+
+
 def test_clean_tokens_leave_bit_for_bit_what_plain_decoding_leaves():
     model = half()
     prompt_ids, draft_ids = random_prompts(1, 21), random_prompts(1, 8, seed=5)
-    forward = DraftForward(model, 8, mask_embedding_id=3, batch_size=1, is_tie_safe=True)
+    network = DraftNetwork.of(model, 1, mask_embedding_id=3, is_tie_safe=True)
+    usual = DraftNetwork.of(model, 1, mask_embedding_id=3)
     cache = DynamicCache()
     with torch.no_grad():
-        forward.prefill(prompt_ids, None, has_draft=False)
         model(prompt_ids, **{CACHE: cache}, logits_to_keep=1)
         expected = [model(draft_ids[:, i : i + 1], **{CACHE: cache}, logits_to_keep=1).logits[0, 0] for i in range(8)]
-        wide = forward.verify_and_draft(draft_ids, torch.arange(1, 9)[None])[0]
+        wide, wide_as_usual = (logits_of_draft(one, prompt_ids, draft_ids) for one in (network, usual))
         assert torch.equal(wide, torch.stack(expected))
-        for mine, theirs in zip(forward.cache.layers, cache.layers, strict=True):
+        for mine, theirs in zip(network.rows.cache.layers, cache.layers, strict=True):
             assert torch.equal(mine.keys[:, :, :29], theirs.keys)
             assert torch.equal(mine.values[:, :, :29], theirs.values)
-        forward.is_token_by_token = False
-        assert not torch.equal(forward.verify_and_draft(draft_ids, torch.arange(1, 9)[None])[0], wide)
+        assert not torch.equal(wide_as_usual, wide)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

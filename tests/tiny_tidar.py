@@ -3,7 +3,7 @@
 import torch
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
-from wavedraft.generation.drafting.draft_forward import DraftForward
+from wavedraft.generation.drafting.choice import Greedy, Sampled
 from wavedraft.generation.drafting.draft_head import new_draft_head
 from wavedraft.modeling_tidar import TiDARForCausalLM
 
@@ -82,16 +82,20 @@ class CountedForwards:
         self.num_queries.append((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).shape[1])
 
 
-def script_drafts(monkeypatch, text, is_right, sureness=1.0):
-    """Makes the masks of a batch of one predict `text` [P + N] perfectly, or never right."""
-    network = DraftForward.draft_logits
+def script_drafts(monkeypatch, text, is_right, sureness=1.0, num_right=None):
+    """Makes the masks of a batch of one predict `text` [P + N] perfectly (or `num_right` slots of it), or never."""
+    for choice in (Greedy, Sampled):
+        monkeypatch.setattr(choice, "draft", scripted(choice.draft, text, is_right, sureness, num_right))
 
-    def scripted(forward, first_mask, has_draft=True):
-        logits = torch.full_like(network(forward, first_mask, has_draft), -sureness)
-        first = forward.row_lengths[0] + 1  # behind the token just decided
+
+def scripted(draft, text, is_right, sureness, num_right):
+    def drafted(choice, decided, slots):
+        logits = torch.full_like(slots.logits, -sureness)
+        first = choice.scores.transcript.lengths[0] + int(decided.num_accepted[0])  # after the token just decided
         for slot in range(logits.shape[1]):
             right = int(text[min(first + slot, len(text) - 1)])
-            logits[0, slot, right if is_right else (right + 1) % VOCAB_SIZE] = sureness
-        return logits
+            stands = is_right and (num_right is None or slot < num_right)
+            logits[0, slot, right if stands else (right + 1) % VOCAB_SIZE] = sureness
+        return draft(choice, decided, slots._replace(logits=logits, chain=None))
 
-    monkeypatch.setattr(DraftForward, "draft_logits", scripted)
+    return drafted

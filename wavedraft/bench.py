@@ -22,8 +22,9 @@ from transformers.generation.streamers import BaseStreamer
 from .before_loading import check_folder
 from .cli_keywords import compiled_keywords
 from .generation.cache_name import CACHE
-from .generation.drafting.draft_forward import DraftForward
-from .generation.execution.packed_weights import reading_packed
+from .generation.drafting.draft_network import DraftNetwork
+from .generation.drafting.step_runner import StepRunner
+from .generation.execution.model_form import in_plain_form
 
 AR = "AR"
 OWN_LENGTH = "own"
@@ -280,7 +281,7 @@ def bench(
                 for batch in range(settings.num_batches)
             }
             first_ids, first_mask = next(iter(batches.values()))
-            with reading_packed(contenders[0].model, settings.has_packed_weights):
+            with in_plain_form(contenders[0].model, settings.has_packed_weights):
                 found.forward_seconds += time_forwards(contenders[0].model, first_ids, first_mask, settings.repeats)
             for temperature in settings.temperatures:
                 _bench_cell(found, contenders, batches, settings, (batch_size, length, temperature), on_run)
@@ -436,14 +437,23 @@ def counted(contender: Contender) -> Iterator[Counts]:
 
 @contextmanager
 def _counted_within(counts: Counts) -> Iterator[None]:
-    """Counts the calls of any network that drafts, where they are made: a CUDA graph calls no hooks."""
-    kept = DraftForward.note_call
-    noted = lambda self, num_queries: counts.num_queries.append(num_queries)  # noqa: E731
-    DraftForward.note_call = noted  # type: ignore[method-assign]
+    """Counts the steps of any network that drafts, and its prompts: a CUDA graph calls no hooks."""
+    run_step, prefill = StepRunner.__call__, DraftNetwork.prefill
+
+    def counted_step(self: StepRunner, plan: Any, state: Any) -> Any:
+        num_tokens = state.draft_ids.shape[1]
+        counts.num_queries.append(num_tokens + plan.num_blocks(num_tokens) * plan.draft_length)
+        return run_step(self, plan, state)
+
+    def counted_prefill(self: DraftNetwork, prompt_ids: torch.Tensor, *args: Any) -> Any:
+        counts.num_queries.append(prompt_ids.shape[1])
+        return prefill(self, prompt_ids, *args)
+
+    StepRunner.__call__, DraftNetwork.prefill = counted_step, counted_prefill  # type: ignore[method-assign]
     try:
         yield
     finally:
-        DraftForward.note_call = kept  # type: ignore[method-assign]
+        StepRunner.__call__, DraftNetwork.prefill = run_step, prefill  # type: ignore[method-assign]
 
 
 class FirstToken(BaseStreamer):

@@ -45,7 +45,7 @@ from .conversion import convert as convert_checkpoint
 from .conversion import push as push_folder
 from .conversion import to_ar as convert_back
 from .conversion.quiet import quiet_transformers
-from .generation.execution.packed_weights import PACKABLE, check_packable, why_no_packed_products
+from .generation.execution.packed_linear import PACKABLE, check_packable, why_no_packed_products
 from .modeling_recurrent import RecurrentDepthForCausalLM
 from .modeling_tidar import TiDARForCausalLM
 from .timed_runs import encode_prompt, identical, runs_table, timed_generate, timed_recurrent

@@ -3,12 +3,14 @@
 A unfinished rows, K the most tokens drafted at a time, N of them in the draft at hand, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 
 from ..acceptance import accept_by_equality, accept_by_rejection, draft_confidence, residual_probs, sample
-from ..transcript import Scores
-from .draft_forward import DraftForward
-from .draft_head import DraftChain
+from ..processed_scores import ProcessedScores
+from .draft_step import Decided, Draft, StepState
+from .mask_predictions import SlotPredictions
 
 
 def decided_run(draft_ids: torch.Tensor, num_accepted: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
@@ -21,8 +23,8 @@ def decided_run(draft_ids: torch.Tensor, num_accepted: torch.Tensor, next_ids: t
     return torch.where(place == num_accepted[:, None] - 1, next_ids[:, None], shifted_ids)
 
 
-def last_decided(decided_ids: torch.Tensor, num_decided: torch.Tensor) -> torch.Tensor:
-    return decided_ids.gather(1, num_decided[:, None] - 1)  # [A, 1]
+def last_decided(ids: torch.Tensor, num_decided: torch.Tensor) -> torch.Tensor:
+    return ids.gather(1, num_decided[:, None] - 1)  # [A, 1]
 
 
 def best_ids(scores: torch.Tensor) -> torch.Tensor:
@@ -30,71 +32,126 @@ def best_ids(scores: torch.Tensor) -> torch.Tensor:
     return scores.max(dim=-1).indices
 
 
-class Greedy:
-    """The most likely token; ids are compared, never probabilities.
+class Choice:
+    """What greedy decoding and sampling share: where processors look for their prefixes.
+
+    Processors that read prefixes are called on the host, so a step with them waits once more for the device, and is
+    not captured.
+
+    Args:
+        keeps_scores: whether a caller wants what each token was chosen by.
 
     Attributes:
-        target_scores: [A, n, V] processed logits of the autoregressive side that the last decision was made from.
-        confidence: [A, N - 1] probability the masks gave the draft tokens behind the first; where it is wanted.
+        is_pure: whether verifying and drafting are functions of tensors alone.
     """
 
-    def __init__(self, scores: Scores, wants_confidence: bool = False):
+    def __init__(self, scores: ProcessedScores, keeps_scores: bool = False):
         self.scores = scores
-        self.wants_confidence = wants_confidence
-
-    def first(self, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decides the first token from the prefill's logits [A, 1, V]: ids [A, 1] and their number [A]."""
-        self.target_scores = self.scores(target_logits)
-        ids = best_ids(self.target_scores)
-        return ids, torch.ones_like(ids[:, 0])
-
-    def verify(
-        self, draft_ids: torch.Tensor, target_logits: torch.Tensor, num_drafted: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decides 1 to N tokens from a draft [A, N], of which the first `num_drafted` [A] count, and the logits behind
-        each of its tokens [A, N, V]."""
-        if self.scores.depend_on_prefix:
-            self.scores.transcript.write_undecided(draft_ids[:, 1:])
-        self.target_scores = self.scores(target_logits)
-        target_ids = best_ids(self.target_scores)
-        if draft_ids.shape[1] == 1:  # nothing was drafted
-            return target_ids, torch.ones_like(num_drafted)
-        num_accepted = accept_by_equality(draft_ids, target_ids, num_drafted)
-        return decided_run(draft_ids, num_accepted, last_decided(target_ids, num_accepted)[:, 0]), num_accepted
-
-    def draft(
-        self,
-        decided_ids: torch.Tensor,
-        num_decided: torch.Tensor,
-        draft_logits: torch.Tensor,
-        chain: DraftChain | None = None,
-    ) -> torch.Tensor:
-        """Writes the next draft [A, N]: the last decided token, then the masks' predictions [A, N - 1, V], each mended
-        for the token before it where there is a chain."""
-        draft_ids = last_decided(decided_ids, num_decided)
-        likeliest = None
-        if chain and not self.scores.processors:
-            likeliest = chain.likeliest_behind(draft_ids, self.scores.excluded_id)
-        if likeliest is not None:
-            ids, self.confidence = likeliest
-            return torch.cat([draft_ids, ids], dim=1)
-        confidences = [draft_logits.new_empty(len(draft_ids), 0, dtype=torch.float32)]
-        num_slots = draft_logits.shape[1]
-        step = 1 if chain or self.scores.depend_on_prefix else max(num_slots, 1)  # slots whose prefix is known
-        for slot in range(0, num_slots, step):
-            logits = chain.logits_behind(slot, draft_ids[:, -1:]) if chain else draft_logits[:, slot : slot + step]
-            scores = self.scores(logits, offset=slot)
-            ids = best_ids(scores)
-            if self.scores.depend_on_prefix:
-                self.scores.transcript.write_undecided(ids, offset=slot)
-            if self.wants_confidence:
-                confidences.append(draft_confidence(ids, scores))
-            draft_ids = torch.cat([draft_ids, ids], dim=1)
-        self.confidence = torch.cat(confidences, dim=1)
-        return draft_ids
+        self.keeps_scores = keeps_scores
+        self.is_pure = False
 
     def keep_rows(self, places: list[int]) -> None:
-        pass
+        """Takes every other row out of the decode."""
+
+    def target_scores(self, draft_ids: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
+        """Processed scores after each token of a draft, [A, N, V]."""
+        if self.scores.depend_on_prefix:
+            self.scores.transcript.write_undecided(draft_ids[:, 1:])
+        return self.scores(target_logits)
+
+    def decided(self, ids: torch.Tensor, num: torch.Tensor, logits: torch.Tensor, scores: torch.Tensor) -> Decided:
+        return Decided(ids, num, (logits, scores) if self.keeps_scores else None)
+
+    def prefix_starts(self, decided: Decided) -> list[int] | None:
+        """The ids before the first slot of each row's next draft, -1 for a row that ends here; None where no processor
+        reads prefixes. What is decided is written where processors look for it."""
+        if not self.scores.depend_on_prefix:
+            return None
+        transcript = self.scores.transcript
+        transcript.write_undecided(decided.ids)
+        counts, ids = decided.num_accepted.tolist(), decided.ids.tolist()
+        ends = [transcript.ends_within(a, ids[a][:count]) for a, count in enumerate(counts)]
+        starts = transcript.starts(ahead=counts)
+        return [-1 if is_last else start for start, is_last in zip(starts, ends, strict=True)]
+
+    def slot_scores(
+        self, slots: SlotPredictions, slot: int, width: int, previous: torch.Tensor, starts: list[int] | None
+    ) -> torch.Tensor:
+        """Processed scores [A, width, V] of slots from `slot` on, after the tokens `previous` [A, 1] before them."""
+        logits = slots.chain.logits_behind(slot, previous) if slots.chain else slots.logits[:, slot : slot + width]
+        if starts is None:
+            return self.scores(logits)
+        return self.scores(logits, [start if start < 0 else start + slot for start in starts])
+
+    def write_slot(self, ids: torch.Tensor, slot: int, starts: list[int] | None) -> None:
+        """Puts drafted ids [A, 1] where processors look for the prefix of the next slot."""
+        if starts is None:
+            return
+        transcript = self.scores.transcript
+        lengths = transcript.starts()
+        ahead = [max(start - length, 0) for start, length in zip(starts, lengths, strict=True)]
+        transcript.write_undecided(ids, offset=slot, ahead=ahead)
+
+    def width_of_slots(self, slots: SlotPredictions) -> int:
+        """How many slots are scored at once: one, where a slot hangs on the token before it."""
+        return 1 if slots.chain or self.scores.depend_on_prefix else max(slots.logits.shape[1], 1)
+
+
+class Greedy(Choice):
+    """The most likely token; ids are compared, never probabilities.
+
+    Args:
+        wants_confidence: whether the drafter's probabilities are asked for, to choose branches by.
+    """
+
+    def __init__(self, scores: ProcessedScores, wants_confidence: bool = False, keeps_scores: bool = False):
+        super().__init__(scores, keeps_scores)
+        self.wants_confidence = wants_confidence
+        self.is_pure = not scores.processors and not keeps_scores
+
+    def first(self, target_logits: torch.Tensor) -> Decided:
+        """Decides the first token from the prefill's logits [A, 1, V]."""
+        scores = self.scores(target_logits)
+        ids = best_ids(scores)
+        return self.decided(ids, torch.ones_like(ids[:, 0]), target_logits, scores)
+
+    def verify(self, state: StepState, target_logits: torch.Tensor) -> Decided:
+        """Decides 1 to N tokens by the logits after each token of the draft, [A, N, V]."""
+        draft_ids = state.draft_ids
+        scores = self.target_scores(draft_ids, target_logits)
+        target_ids = best_ids(scores)
+        if draft_ids.shape[1] == 1:  # nothing was drafted
+            return self.decided(target_ids, torch.ones_like(state.num_drafted), target_logits, scores)
+        num_accepted = accept_by_equality(draft_ids, target_ids, state.num_drafted)
+        ids = decided_run(draft_ids, num_accepted, last_decided(target_ids, num_accepted)[:, 0])
+        return self.decided(ids, num_accepted, target_logits, scores)
+
+    def draft(self, decided: Decided, slots: SlotPredictions) -> Draft:
+        """Writes the next draft: the last decided token, then the masks' predictions."""
+        ids = last_decided(decided.ids, decided.num_accepted)
+        found = None
+        if slots.chain and not self.scores.processors:
+            found = slots.chain.likeliest_behind(ids, self.scores.excluded_id)
+        drafted, confidence = found or self._slot_by_slot(decided, slots, ids)
+        probs = confidence.new_empty(*confidence.shape, 0)
+        return Draft(torch.cat([ids, drafted], dim=1), confidence, 1 + slots.num_masks, probs)
+
+    def _slot_by_slot(
+        self, decided: Decided, slots: SlotPredictions, ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        num_slots, width = slots.logits.shape[1], self.width_of_slots(slots)
+        starts = self.prefix_starts(decided) if num_slots else None
+        drafted, confidences = [ids], [slots.logits.new_zeros(len(ids), 0, dtype=torch.float32)]
+        for slot in range(0, num_slots, width):
+            scores = self.slot_scores(slots, slot, width, drafted[-1], starts)
+            drafted.append(best_ids(scores))
+            self.write_slot(drafted[-1], slot, starts)
+            if self.wants_confidence:
+                confidences.append(draft_confidence(drafted[-1], scores))
+        confidence = torch.cat(confidences, dim=1)
+        if not self.wants_confidence:
+            confidence = slots.logits.new_zeros(len(ids), num_slots, dtype=torch.float32)
+        return torch.cat(drafted[1:], dim=1) if num_slots else ids[:, :0], confidence
 
 
 class TieSafeGreedy(Greedy):
@@ -103,35 +160,50 @@ class TieSafeGreedy(Greedy):
     bits, they are asked no more.
 
     Args:
-        forward: reads single tokens again.
+        network: reads single tokens again.
         tie_margin: the difference of the two best processed scores under which they are tied.
     """
 
-    def __init__(self, scores: Scores, forward: DraftForward, tie_margin: float, wants_confidence: bool = False):
-        super().__init__(scores, wants_confidence)
-        self.forward = forward
+    def __init__(
+        self,
+        scores: ProcessedScores,
+        network: Any,
+        tie_margin: float,
+        wants_confidence: bool = False,
+        keeps_scores: bool = False,
+    ):
+        super().__init__(scores, wants_confidence, keeps_scores)
+        self.network = network
         self.tie_margin = tie_margin
+        self.is_pure = False
 
-    def verify(
-        self, draft_ids: torch.Tensor, target_logits: torch.Tensor, num_drafted: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        decided_ids, num_accepted = super().verify(draft_ids, target_logits, num_drafted)
-        first, second = self.target_scores.float().topk(2).values.unbind(-1)
+    def verify(self, state: StepState, target_logits: torch.Tensor) -> Decided:
+        kept, self.keeps_scores = self.keeps_scores, True
+        try:
+            decided = self._verify_again(state, target_logits)
+        finally:
+            self.keeps_scores = kept
+        return decided if kept else decided._replace(chosen_by=None)
+
+    def _verify_again(self, state: StepState, target_logits: torch.Tensor) -> Decided:
+        decided = super().verify(state, target_logits)
+        assert decided.chosen_by is not None
+        first, second = decided.chosen_by[1].float().topk(2).values.unbind(-1)
         is_open = first - second < self.tie_margin  # [A, N]
-        rounding = self.forward.rounding
-        place = torch.arange(draft_ids.shape[1], device=draft_ids.device)
-        while not rounding.is_believed and (counts := is_open & (place < num_accepted[:, None])).any():
+        rounding = self.network.rounding
+        place = torch.arange(state.draft_ids.shape[1], device=state.draft_ids.device)
+        while not rounding.is_believed and (counts := is_open & (place < decided.num_accepted[:, None])).any():
             ties = counts & (counts.long().cumsum(dim=1) == 1)  # the first of each row: later ones hang on it
             for row, i in ties.nonzero().tolist():
-                alone = self.forward.read_alone(row, draft_ids[row, i].view(1, 1), i)[0, 0]
+                alone = self.network.read_alone(state, row, i)[0, 0]
                 rounding.compare(alone, target_logits[row, i])
                 target_logits[row, i] = alone
             is_open &= ~ties
-            decided_ids, num_accepted = super().verify(draft_ids, target_logits, num_drafted)
-        return decided_ids, num_accepted
+            decided = super().verify(state, target_logits)
+        return decided
 
 
-class Sampled:
+class Sampled(Choice):
     """A draw from the processed distribution: speculative sampling with the autoregressive side as the target and
     the masks as the drafter (arXiv 2211.17192). Every processor and warper acts on both sides.
 
@@ -139,15 +211,16 @@ class Sampled:
         seeds: one for each row, so that a row's draws do not depend on the batch it is in; None draws from the
             device's global generator.
         draft_length: K. A forward draws the same number whatever a row's draft is worth, for the same reason.
-
-    Attributes:
-        target_scores, confidence: as of `Greedy`.
     """
 
-    def __init__(self, scores: Scores, seeds: list[int] | None, draft_length: int):
-        self.scores = scores
+    def __init__(self, scores: ProcessedScores, seeds: list[int] | None, draft_length: int, keeps_scores: bool = False):
+        super().__init__(scores, keeps_scores)
         self.draft_length = draft_length
         self.generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def keep_rows(self, places: list[int]) -> None:
+        if self.generators is not None:
+            self.generators = [self.generators[place] for place in places]
 
     def _uniforms(self, like: torch.Tensor, num: int) -> torch.Tensor:
         """[A, num] draws from [0, 1)."""
@@ -155,50 +228,34 @@ class Sampled:
             return torch.rand(len(like), num, device=like.device)
         return torch.stack([torch.rand(num, generator=g) for g in self.generators]).to(like.device)
 
-    def first(self, target_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decides the first token from the prefill's logits [A, 1, V]: ids [A, 1] and their number [A]."""
-        self.target_scores = self.scores(target_logits)
-        ids = sample(self.target_scores.float().softmax(dim=-1), self._uniforms(target_logits, 1))
-        return ids, torch.ones_like(ids[:, 0])
+    def first(self, target_logits: torch.Tensor) -> Decided:
+        """Decides the first token from the prefill's logits [A, 1, V]."""
+        scores = self.scores(target_logits)
+        ids = sample(scores.float().softmax(dim=-1), self._uniforms(target_logits, 1))
+        return self.decided(ids, torch.ones_like(ids[:, 0]), target_logits, scores)
 
-    def verify(
-        self, draft_ids: torch.Tensor, target_logits: torch.Tensor, num_drafted: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decides 1 to N tokens from a draft [A, N], of which the first `num_drafted` [A] count, and the logits behind
-        each of its tokens [A, N, V]."""
-        if self.scores.depend_on_prefix:
-            self.scores.transcript.write_undecided(draft_ids[:, 1:])
-        self.target_scores = self.scores(target_logits)
-        target_probs = self.target_scores.float().softmax(dim=-1)
+    def verify(self, state: StepState, target_logits: torch.Tensor) -> Decided:
+        """Decides 1 to N tokens by the logits after each token of the draft, [A, N, V]."""
+        draft_ids, num_drafted = state.draft_ids, state.num_drafted
+        scores = self.target_scores(draft_ids, target_logits)
+        target_probs = scores.float().softmax(dim=-1)
         uniforms = self._uniforms(target_logits, self.draft_length)[:, : draft_ids.shape[1]]
-        num_accepted = accept_by_rejection(draft_ids, target_probs, self.draft_probs, uniforms[:, 1:], num_drafted)
-        residual = residual_probs(target_probs, self.draft_probs, num_accepted, num_drafted)
-        next_ids = sample(residual, uniforms[:, 0])
-        return decided_run(draft_ids, num_accepted, next_ids), num_accepted
+        num_accepted = accept_by_rejection(draft_ids, target_probs, state.draft_probs, uniforms[:, 1:], num_drafted)
+        residual = residual_probs(target_probs, state.draft_probs, num_accepted, num_drafted)
+        ids = decided_run(draft_ids, num_accepted, sample(residual, uniforms[:, 0]))
+        return self.decided(ids, num_accepted, target_logits, scores)
 
-    def draft(
-        self,
-        decided_ids: torch.Tensor,
-        num_decided: torch.Tensor,
-        draft_logits: torch.Tensor,
-        chain: DraftChain | None = None,
-    ) -> torch.Tensor:
-        """Draws the next draft [A, N]: the last decided token, then one draw from each mask's [A, N - 1, V], each
-        mended for the token before it where there is a chain."""
-        num_slots = draft_logits.shape[1]
-        uniforms = self._uniforms(draft_logits, self.draft_length - 1)[:, :num_slots]
-        draft_ids, probs = [last_decided(decided_ids, num_decided)], [draft_logits[:, :0].float()]
-        step = 1 if chain or self.scores.depend_on_prefix else max(num_slots, 1)  # slots whose prefix is known
-        for slot in range(0, num_slots, step):
-            logits = chain.logits_behind(slot, draft_ids[-1]) if chain else draft_logits[:, slot : slot + step]
-            probs.append(self.scores(logits, offset=slot).float().softmax(dim=-1))
-            draft_ids.append(sample(probs[-1], uniforms[:, slot : slot + step]))
-            if self.scores.depend_on_prefix:
-                self.scores.transcript.write_undecided(draft_ids[-1], offset=slot)
-        self.draft_probs = torch.cat(probs, dim=1)
-        self.confidence = self.draft_probs.gather(2, torch.cat(draft_ids, dim=1)[:, 1:, None]).squeeze(2)
-        return torch.cat(draft_ids, dim=1)
-
-    def keep_rows(self, places: list[int]) -> None:
-        if self.generators is not None:
-            self.generators = [self.generators[place] for place in places]
+    def draft(self, decided: Decided, slots: SlotPredictions) -> Draft:
+        """Draws the next draft: the last decided token, then one draw from each slot's distribution."""
+        num_slots, width = slots.logits.shape[1], self.width_of_slots(slots)
+        uniforms = self._uniforms(slots.logits, self.draft_length - 1)[:, :num_slots]
+        starts = self.prefix_starts(decided) if num_slots else None
+        ids = [last_decided(decided.ids, decided.num_accepted)]
+        probs = [slots.logits[:, :0].float()]
+        for slot in range(0, num_slots, width):
+            probs.append(self.slot_scores(slots, slot, width, ids[-1], starts).float().softmax(dim=-1))
+            ids.append(sample(probs[-1], uniforms[:, slot : slot + width]))
+            self.write_slot(ids[-1], slot, starts)
+        draft_ids, draft_probs = torch.cat(ids, dim=1), torch.cat(probs, dim=1)
+        confidence = draft_probs.gather(2, draft_ids[:, 1:, None]).squeeze(2)
+        return Draft(draft_ids, confidence, 1 + slots.num_masks, draft_probs)

@@ -30,7 +30,7 @@ class DraftCacheLayer(CacheLayerMixin):
             self.keys, self.values = key_states, value_states  # a prompt's, kept as they come
             return key_states, value_states
         self.reserve(self.cache.num_slots)
-        num_queries = key_states.shape[2]  # fewer than announced, where the masks behind are done already
+        num_queries = key_states.shape[2]  # fewer than announced, where the masks are done already
         if (first := self.cache.first_slot) is not None:
             self.keys[:, :, first : first + num_queries] = key_states
             self.values[:, :, first : first + num_queries] = value_states
@@ -66,11 +66,12 @@ class DraftCache(Cache):
     """A cache whose rows have lengths of their own.
 
     A forward of Q queries writes slots `lengths[b] .. lengths[b] + Q - 1` of row b. Accepting `a` tokens adds `a` to
-    the row's length; the keys of rejected tokens and of masks, behind it, are overwritten by the next forward.
+    the row's length. The keys of rejected tokens and of masks stand after it, and the next forward overwrites them.
 
     Attributes:
-        lengths: [B] slots in use, on the model's device.
+        lengths: [B] slots in use when the forward under way began, on the model's device.
         min_length, max_length: the shortest and the longest row's length, known to the host without a sync.
+        is_step: whether every forward has one shape, as over a static cache.
         num_slots: slots visible in the forward under way: `max_length` + Q.
         first_slot: where every row writes in the forward under way, if that is one slot: a slice is then written, in
             half the time an index takes. None where rows differ.
@@ -78,7 +79,9 @@ class DraftCache(Cache):
 
     def __init__(self, batch_size: int, num_layers: int, device: torch.device):
         super().__init__(layers=[DraftCacheLayer(self) for _ in range(num_layers)])
+        self.device = device
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.is_step = False
         self.max_length = self.min_length = 0
         self.num_slots = 0
         self.first_slot: int | None = None
@@ -86,7 +89,7 @@ class DraftCache(Cache):
     def take_over(self, cache: DynamicCache) -> None:
         """Begins with the keys and values of a conversation's earlier turns (copied: the original is untouched)."""
         length = int(cache.get_seq_length())
-        self.accept(torch.full_like(self.lengths, length), [length])
+        self.know_lengths([length])
         for layer, past in zip(self.layers, cache.layers, strict=False):
             layer.lazy_initialization(past.keys, past.values)
             layer.keys, layer.values = past.keys[:, :, :length].clone(), past.values[:, :, :length].clone()
@@ -99,15 +102,16 @@ class DraftCache(Cache):
 
     def view_of_row(self, place: int, length: int) -> "DraftCache":
         """The first `length` slots of one row as a cache of its own, over the same memory."""
-        view = DraftCache(1, len(self.layers), self.lengths.device)
-        view.accept(torch.full_like(view.lengths, length), [length])
+        view = DraftCache(1, len(self.layers), self.device)
+        view.know_lengths([length])
         for mine, layer in zip(view.layers, self.layers, strict=True):
             mine.lazy_initialization(layer.keys, layer.values)
             mine.keys, mine.values = layer.keys[place : place + 1], layer.values[place : place + 1]
         return view
 
-    def begin_forward(self, num_queries: int) -> None:
-        """Points each row's next `num_queries` writes at the slots behind its length."""
+    def begin_forward(self, lengths: torch.Tensor, num_queries: int) -> None:
+        """Points each row's next `num_queries` writes at the slots after its first `lengths` [B]."""
+        self.lengths = lengths
         self._index: tuple[torch.Tensor, torch.Tensor] | None = None
         self._num_queries = num_queries
         self.num_slots = self.max_length + num_queries
@@ -116,8 +120,8 @@ class DraftCache(Cache):
     def write_index(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows [B, 1] and slots [B, Q] that the forward under way writes."""
         if self._index is None:
-            slots = self.lengths[:, None] + torch.arange(self._num_queries, device=self.lengths.device)
-            self._index = torch.arange(len(self.lengths), device=self.lengths.device)[:, None], slots
+            slots = self.lengths[:, None] + torch.arange(self._num_queries, device=self.device)
+            self._index = torch.arange(len(self.lengths), device=self.device)[:, None], slots
         rows, slots = self._index
         return rows.to(device), slots.to(device)
 
@@ -129,16 +133,14 @@ class DraftCache(Cache):
         """What the unfinished rows get of a forward's results."""
         return of_rows
 
-    def accept(self, num_accepted: torch.Tensor, row_lengths: list[int]) -> None:
-        """Keeps the first `num_accepted` [B] of what was just written; `row_lengths` are the rows' new lengths."""
-        self.lengths = self.lengths + num_accepted
+    def know_lengths(self, row_lengths: list[int]) -> None:
+        """Tells the host's side how many slots of each row are in use."""
         self.min_length, self.max_length = min(row_lengths), max(row_lengths)
 
     def keep_rows(self, rows: list[int], row_lengths: list[int]) -> None:
         """Drops every row but these, whose lengths are `row_lengths`."""
-        self.min_length, self.max_length = min(row_lengths), max(row_lengths)
-        index = torch.tensor(rows, device=self.lengths.device)
-        self.lengths = self.lengths[index]
+        self.know_lengths(row_lengths)
+        index = torch.tensor(rows, device=self.device)
         for layer in self.layers:
             if layer.is_initialized:
                 layer.keys = layer.keys[index.to(layer.keys.device)]
@@ -146,7 +148,7 @@ class DraftCache(Cache):
 
 
 def stack_rows(rows: list[list[tuple[torch.Tensor, torch.Tensor]]], lengths: list[int]) -> DynamicCache:
-    """Rows of `DraftCache.row` as one stock cache, cut to `lengths` and zero behind them: column for column what
+    """Rows of `DraftCache.row` as one stock cache, cut to `lengths` and zero after them: column for column what
     `generate` returns."""
     cache = DynamicCache()
     for index, layer in enumerate(zip(*rows, strict=True)):

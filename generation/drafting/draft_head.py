@@ -22,8 +22,7 @@ from torch.nn import functional
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
-from ..logits_of_states import candidate_logits, has_rows_to_read, lm_head_logits
-from ..stock_model import device_of
+from ..stock_model import candidate_logits, device_of, has_rows_to_read, lm_head_logits
 
 logger = logging.get_logger(__name__)
 

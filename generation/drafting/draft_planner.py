@@ -1,116 +1,37 @@
-"""How much to draft next: what a forward costs on this machine against what drafts have been worth.
+"""How much to draft next: what a step takes on this machine against what drafts have been worth.
 
 A rows, K tokens drafted at a time, B branches.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
-from weakref import WeakKeyDictionary
 
-import torch
-from torch import nn
+from ..kept_with_model import kept_with
+from .draft_step import PLAIN, Plan, StepState
+from .options_tidar import TiDAROptions
+from .step_runner import StepRunner
+from .step_times import CREDIT_OF_A_TEXT, HELD_UP, MOST_CREDIT, NEWEST_OF_SHAPE, PLAIN_SHAPE, Shape, StepTimes
 
-from ..stock_model import decoder_of
-from .draft_forward import DraftForward
-
-MEASURING_SECONDS = 1.0  # or five rounds, whichever takes longer
 # Drafting must promise so much more than plain decoding, which is certain: promises lag behind texts. Steps that all
 # have one shape keep them better.
 MARGIN, STATIC_MARGIN = 1.2, 1.05
 ALIKE = 0.95  # of plans that promise nearly the most, the one of the fewest queries: its promise hangs less on drafts
 RETRY_FORWARDS = 48  # of one kind, plain or drafting, before the other is tried: a try costs about half a forward
 MOST_FAILURES = 3  # drafting that goes on not paying is tried half as often each time, so many times
-# What drafts may have cost a text, in plain forwards: so much of the longest text it may become at once, up to a limit,
-# and so much with each token; so 3% of that text at most of its own. A forward that could take it beyond is not run.
+# Loss budget of one text, in plain forwards: 2% of `max_new_tokens` (at most 2) up front, plus 1% of the tokens written
+# so far.
 AT_ONCE, MOST_AT_ONCE, WITH_EACH_TOKEN = 0.02, 2.0, 0.01
-# What drafts have saved earlier texts of a model, in plain forwards, up to so much, pays for tries in later ones. Each
-# may lose so much of it besides.
-MOST_CREDIT, CREDIT_OF_A_TEXT = 20.0, 2.0
 # A text of its own begins with a try where drafts of the usual worth promise so much of plain decoding's rate.
 FIRST_TRY, STATIC_FIRST_TRY = 0.9, 0.8
 # Texts differ more in what drafts are worth than one text does in itself: each begins with the usual chance of
 # acceptance, which soon counts for nothing beside its own.
 PRIOR_CHANCE, PRIOR_WEIGHT = 0.6, 2.0  # the latter in forwards
-NEWEST, NEWEST_OF_SHAPE = 0.2, 0.1  # weight of the last forward in how slow the machine is, and its shape beside others
-HELD_UP = 2.0  # a forward that took longer than so many of its kind was held up by something else
 FORGETTING = 0.97  # what a forward seen is worth one forward later
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A way to go on: drafts of K tokens behind each of B numbers of accepted tokens.
-
-    B = 0 verifies in one forward and drafts in the next. K = 0 is plain decoding: one token a forward.
-    """
-
-    draft_length: int
-    num_branches: int
-
-
-PLAIN = Plan(0, 0)
-PLAIN_SHAPE = (1, 0, 0)
-
-
 @dataclass
-class Costs:
-    """Seconds of a forward of N clean tokens and M blocks of K masks, by (N, M, K).
-
-    Attributes:
-        slowness: what forwards take now, to what `seconds` say. It is shared: a machine that slows down while drafts
-            are tried must not make plain decoding look cheap.
-        plain_slowness: the same of plain forwards alone, None until one was seen: what drafts cost a text is told by
-            it, so that a shape whose `seconds` are too few is not taken for a slow machine.
-        credit: plain forwards that drafts have saved the texts before, up to `MOST_CREDIT`. The first text is lent what
-            one may lose: finding out what the drafts of a model are worth is part of measuring it.
-    """
-
-    seconds: dict[tuple[int, int, int], float]
-    slowness: float = 1.0
-    plain_slowness: float | None = 1.0
-    credit: float = 0.0
-
-    @classmethod
-    def measured(cls, shapes: list[tuple[int, int, int]], run: Callable[[int, int, int], None]) -> "Costs":
-        """Runs all shapes in turn, again and again. The first round warms up; of the others the quickest counts: what
-        else a machine does only ever makes a forward slower."""
-        for shape in shapes:
-            run(*shape)
-        rounds: dict[tuple[int, int, int], list[float]] = {shape: [] for shape in shapes}
-        start = time.perf_counter()
-        while len(rounds[shapes[0]]) < 5 or time.perf_counter() - start < MEASURING_SECONDS:
-            for shape in shapes:
-                begin = time.perf_counter()
-                run(*shape)
-                rounds[shape].append(time.perf_counter() - begin)
-        seconds = {shape: min(taken) for shape, taken in rounds.items()}
-        return cls(seconds, plain_slowness=None, credit=CREDIT_OF_A_TEXT).smoothed()
-
-    def smoothed(self) -> "Costs":
-        """Halfway to the best straight line in the number of queries (and a step up where masks are among them): of
-        many plans the one whose few forwards happened to be quick must not win by that."""
-        about = torch.tensor([[1.0, float(m > 0), n + m * k] for n, m, k in self.seconds])
-        measured = torch.tensor(list(self.seconds.values()))[:, None]
-        line = (about @ torch.linalg.lstsq(about, measured, driver="gelsd").solution)[:, 0].tolist()
-        halfway = [(x * max(y, x / 2)) ** 0.5 for x, y in zip(self.seconds.values(), line, strict=True)]
-        return replace(self, seconds=dict(zip(self.seconds, halfway, strict=True)))
-
-    def see(self, shape: tuple[int, int, int], seconds: float) -> None:
-        """Takes in what a forward cost with all that is done around it; of a shape nobody measured it says nothing."""
-        if shape == PLAIN_SHAPE:
-            now = seconds / self.seconds[shape]
-            known = now if self.plain_slowness is None else self.plain_slowness
-            self.plain_slowness = known + NEWEST * (min(now, HELD_UP * known) - known)
-        if shape in self.seconds:
-            ratio = min(seconds / (self.seconds[shape] * self.slowness), HELD_UP)
-            self.seconds[shape] *= 1 + NEWEST_OF_SHAPE * (ratio - 1)
-            self.slowness *= 1 + NEWEST * (ratio - 1)
-
-
-@dataclass
-class Pace:
+class DraftPlanner:
     """Chooses the plan that promises the most tokens a second, from costs and from the running acceptance of one call's
     texts.
 
@@ -129,7 +50,7 @@ class Pace:
         late: tokens beyond the first that a forward was given by a block that came too early.
     """
 
-    costs: Costs
+    costs: StepTimes
     plans: list[Plan]
     is_static: bool = False
     reached: list[float] = field(default_factory=list)
@@ -143,6 +64,7 @@ class Pace:
     progress: int = 0
     has_draft: bool = False
     late: float = 0.0
+    began: float = 0.0
 
     def __post_init__(self) -> None:
         longest = max(plan.draft_length for plan in self.plans)
@@ -175,11 +97,11 @@ class Pace:
         """The highest rate that a plan promises, to plain decoding's."""
         return max(map(self.tokens_per_second, self.plans)) / self.tokens_per_second(PLAIN)
 
-    def forwards_of(self, shape: tuple[int, int, int]) -> float:
+    def forwards_of(self, shape: Shape) -> float:
         """What a forward of a known shape takes, in plain ones."""
         return self.costs.seconds[shape] / self.costs.seconds[PLAIN_SHAPE]
 
-    def forwards_taken(self, shape: tuple[int, int, int], seconds: float) -> float:
+    def forwards_taken(self, shape: Shape, seconds: float) -> float:
         """What a forward has taken, in plain ones: a plain one is one; any other what is known of its shape, or what
         it really took, where that is more and not much more."""
         if shape == PLAIN_SHAPE:
@@ -211,7 +133,26 @@ class Pace:
         return self.spent - self.progress + both + before - 2 <= self.allowance
 
     def choose(self) -> Plan:
-        """The plan of the next forward. The first of all is plain: what others cost is told by it."""
+        """The plan of the next step, whose time runs from here on."""
+        self.began = time.perf_counter()
+        return self.best_plan()
+
+    def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int], progress: int) -> None:
+        """Takes in what a step did.
+
+        Args:
+            num_drafted, counts: how many tokens of each row's draft counted, and how many stood.
+            num_tokens: N that were read.
+            progress: tokens that the row has which has the fewest.
+        """
+        # A draft cut short is of a block that came too early, and worth less.
+        lengths = [num_tokens if num == num_tokens else 1 for num in num_drafted]
+        num_blocks = plan.num_blocks(num_tokens)
+        shape = num_tokens, num_blocks, plan.draft_length if num_blocks else 0
+        self.see(list(zip(lengths, counts, strict=True)), shape, time.perf_counter() - self.began, progress)
+
+    def best_plan(self) -> Plan:
+        """The plan that promises the most. The first of all is plain: what others cost is told by it."""
         if self.costs.plain_slowness is None:
             return PLAIN
         rates = {plan: self.tokens_per_second(plan) for plan in self.plans if self.is_affordable(plan)}
@@ -226,9 +167,7 @@ class Pace:
             return best
         return PLAIN if self.num_plain < RETRY_FORWARDS << self.num_failed else best
 
-    def see(
-        self, accepted: list[tuple[int, int]], shape: tuple[int, int, int], seconds: float, progress: int | None = None
-    ) -> None:
+    def see(self, accepted: list[tuple[int, int]], shape: Shape, seconds: float, progress: int | None = None) -> None:
         """Takes in what a forward did: for each row the length of the draft it read, 1 where no block stood right
         behind its text, and how much of it stood; what it cost with all that is done around it; and the progress now,
         by default with what it gave the row it gave least."""
@@ -264,7 +203,7 @@ def plans_up_to(draft_length: int, is_wide: bool, is_static: bool = False) -> li
     return plans + [Plan(length, length) for length in lengths if is_wide and length > 2]
 
 
-def shapes_of(plans: list[Plan], is_static: bool = False) -> list[tuple[int, int, int]]:
+def shapes_of(plans: list[Plan], is_static: bool = False) -> list[Shape]:
     """The forwards these plans run: clean tokens, blocks, masks of a block."""
     shapes = [PLAIN_SHAPE]
     for plan in plans:
@@ -274,30 +213,42 @@ def shapes_of(plans: list[Plan], is_static: bool = False) -> list[tuple[int, int
     return list(dict.fromkeys(shapes))
 
 
-_costs: WeakKeyDictionary[nn.Module, dict[Any, Costs]] = WeakKeyDictionary()
+@dataclass
+class OnePlan:
+    """The plan that a call was given, for every step."""
+
+    plan: Plan
+
+    def choose(self) -> Plan:
+        return self.plan
+
+    def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int], progress: int) -> None:
+        """Nothing is learnt."""
+
+    def end(self) -> None:
+        """Nothing is kept."""
 
 
-def pace_of(
-    forward: DraftForward, draft_length: int, max_new_tokens: int, rehearse: Callable[[int, int, int], None]
-) -> Pace:
-    """The pace of one call. Its costs are those of the model on one device, in one dtype and for so many rows; measured
-    the first time, over the prompt that `forward` has just read."""
-    model = forward.model
-    is_static, is_compiled = forward.is_static, forward.compiled_layers is not None
-    about = model.dtype, model.device, model.config._attn_implementation, forward.is_tie_safe, is_static, is_compiled
-    also = forward.packed_weights is not None, forward.draft_head is not None
-    key = *about, *also, len(forward.rows), draft_length
-    known, plans = (
-        _costs.setdefault(decoder_of(model), {}),
-        plans_up_to(draft_length, model.device.type != "cpu", is_static),
-    )
-    if key not in known:
-        known[key] = Costs.measured(shapes_of(plans, is_static), rehearse)
-    return Pace(
-        known[key],
-        plans,
-        is_static,
-        num_rows=len(forward.rows),
-        max_new_tokens=max_new_tokens,
-        has_draft=bool(forward.num_blocks),  # behind the prompt, as on accelerators
-    )
+def planner_of(run: StepRunner, state: StepState, options: TiDAROptions, max_new_tokens: int) -> DraftPlanner | OnePlan:
+    """The planner of one call. The times of steps are those of the model on one device, in one dtype and for so many
+    rows; they are measured the first time, over the prompt that was just read.
+
+    Args:
+        state: after the prefill.
+    """
+    if options.num_branches != "auto":
+        return OnePlan(Plan(options.draft_length, int(options.num_branches)))
+    network, is_static = run.network, options.is_static
+    model, form = network.model, network.form
+    is_wide = network.rows.cache.device.type != "cpu"
+    plans = plans_up_to(options.draft_length, is_wide, is_static)
+    about = model.dtype, network.rows.cache.device, form.implementation, form.is_token_by_token, is_static
+    key = *about, form.compiled is not None, form.is_packed, network.head is not None, len(state.draft_ids)
+    known = kept_with(model).step_times
+    if (times := known.get((*key, options.draft_length))) is None:
+        shapes = shapes_of(plans, is_static)
+        times = StepTimes.measured(shapes, lambda shape: run.seconds_of(shape, state))
+        known[(*key, options.draft_length)] = times
+    has_draft = state.draft_ids.shape[1] > 1  # after the prompt, as on accelerators
+    num_rows = len(state.draft_ids)
+    return DraftPlanner(times, plans, is_static, num_rows=num_rows, max_new_tokens=max_new_tokens, has_draft=has_draft)

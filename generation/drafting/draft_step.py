@@ -1,126 +1,132 @@
-"""One step of a decode: a draft is read and verified, and behind what stands of it the next one is written.
+"""One step of a decode, a pure function of tensors: a draft is verified, and the next one is written.
 
-A unfinished rows, N tokens of the draft at hand, K of a whole one.
+Only the cache of keys and values is written besides. A step that is compiled, captured or timed is this same function.
+
+A rows, N tokens of the draft at hand, K of the next one, M blocks of masks, V vocabulary.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..acceptance import likely_lengths
-from .choice import Greedy, Sampled
-from .draft_forward import DraftForward
+from .draft_inputs import draft_inputs
+from .mask_predictions import SlotPredictions
 
 
-class DraftStep:
-    """The steps of one decode, and what lies between two of them.
+class Plan(NamedTuple):
+    """A way to go on: drafts of K tokens after each of B numbers of accepted tokens.
 
-    Args:
-        target_logits: behind the last prompt token, [A, 1, V].
-        keeps_logits: whether a caller wants what each token was decided by.
-
-    Attributes:
-        is_recorded: whether a step is one CUDA graph, from draft to draft. Where forwards are recorded, steps are too
-            if tokens are chosen by the model's logits alone; else what is done around the forward is called.
-        decided_ids, num_decided: [A, N] ids, of which so many [A] are decided by the last step.
-        num_masks: [A] how many masks predict what follows them.
-        first_mask: [A] the first of those; where steps are not recorded.
-        chosen_by: logits and processed scores [A, N, V] of the last step; where steps are not recorded.
+    B = 0 verifies in one forward and drafts in the next. K = 0 is plain decoding: one token a forward.
     """
 
-    def __init__(
-        self, forward: DraftForward, choice: Greedy | Sampled, target_logits: torch.Tensor, keeps_logits: bool
-    ):
-        self.forward = forward
-        self.choice = choice
-        self.is_recorded = (
-            forward.graphs is not None and type(choice) is Greedy and not choice.scores.processors and not keeps_logits
+    draft_length: int
+    num_branches: int
+
+    def num_blocks(self, num_read: int) -> int:
+        """M of a step that reads so many tokens."""
+        if num_read > 1:
+            return min(self.num_branches, num_read)
+        return int(self.draft_length > 0)
+
+
+PLAIN = Plan(0, 0)
+
+
+class StepState(NamedTuple):
+    """All that a step reads and writes besides the cache.
+
+    Attributes:
+        draft_ids: [A, N], the first is decided.
+        confidence: [A, N - 1] the drafter's probability of each token after the first; zeros where nobody asks.
+        num_drafted: [A] how many of a row's N count, 1 to N; the rest only fills it up.
+        next_positions: [A, 1] of the first.
+        cached_lengths: [A] slots in use in the cache.
+        draft_probs: [A, N - 1, V] what tokens 2..N were drawn from; [A, N - 1, 0] for greedy decoding.
+    """
+
+    draft_ids: torch.Tensor
+    confidence: torch.Tensor
+    num_drafted: torch.Tensor
+    next_positions: torch.Tensor
+    cached_lengths: torch.Tensor
+    draft_probs: torch.Tensor
+
+    def of_rows(self, places: list[int]) -> "StepState":
+        """The state of some of its rows."""
+        return StepState(*(tensor[places] for tensor in self))
+
+    def with_length(self, num_tokens: int) -> "StepState":
+        """A draft of N = `num_tokens`: less of it is read, or what is missing is filled up and does not count."""
+        missing = num_tokens - self.draft_ids.shape[1]
+        if not missing:
+            return self
+        return self._replace(
+            draft_ids=nn.functional.pad(self.draft_ids, (0, missing)),
+            confidence=nn.functional.pad(self.confidence, (0, missing)),
+            num_drafted=self.num_drafted.clamp(max=num_tokens),
+            draft_probs=nn.functional.pad(self.draft_probs, (0, 0, 0, missing)),
         )
-        self.decided_ids, self.num_decided = choice.first(target_logits)
-        self.first_mask, self.num_masks = forward.drafts_behind(self.num_decided)
-        self.chosen_by: tuple[torch.Tensor, torch.Tensor] | None = target_logits, choice.target_scores
-        self.written: tuple[torch.Tensor, torch.Tensor] | None = None  # what a recorded step has written
 
-    def keep_rows(self, places: list[int]) -> None:
-        """Takes every other row out of the steps to come."""
-        self.forward.keep_rows(places)
-        self.choice.keep_rows(places)
-        for name in ("decided_ids", "num_decided", "first_mask", "num_masks"):
-            setattr(self, name, getattr(self, name)[places])
-        if self.written is not None:
-            ids, confidence = self.written
-            self.written = ids[places], confidence[places]
+    def num_with_position(self, last_position: int | None) -> torch.Tensor:
+        """How many tokens of the draft count and have a row in a learned position table, [A]."""
+        if last_position is None:
+            return self.num_drafted
+        room = last_position + 1 - self.next_positions[:, 0]
+        return torch.minimum(self.num_drafted, room.clamp(min=1).to(self.num_drafted.device))
 
-    def draft(self, has_draft: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The draft that the next step reads.
+    def after(self, decided: "Decided", draft: "Draft") -> "StepState":
+        """The state after a step."""
+        num_accepted = decided.num_accepted.to(self.next_positions.device)
+        return StepState(
+            draft.ids,
+            draft.confidence,
+            draft.num_drafted,
+            self.next_positions + num_accepted[:, None],
+            self.cached_lengths + num_accepted,
+            draft.probs,
+        )
 
-        Returns:
-            ids [A, K], [A, 1] unless `has_draft`, the first of them decided; and the masks' confidence in the others,
-            where it is wanted.
-        """
-        if self.written is None:
-            return self._write(self.decided_ids, self.num_decided, self.first_mask, has_draft)
-        missing = (self.forward.draft_length if has_draft else 1) - self.written[0].shape[1]
-        ids, confidence = self.written
-        if missing:  # another kind of step than the last: less of the draft is read, or there is none
-            return nn.functional.pad(ids, (0, missing)), nn.functional.pad(confidence, (0, missing))
-        return ids, confidence
 
-    def run(self, draft_ids: torch.Tensor, confidence: torch.Tensor, num_blocks: int) -> None:
-        """Verifies a draft [A, N], and drafts behind each of the `num_blocks` likeliest numbers of accepted tokens."""
-        given = draft_ids, confidence, self.num_masks
-        if not self.is_recorded:
-            self.decided_ids, self.num_decided, self.first_mask, self.num_masks = self._read(*given, num_blocks)
-            return
-        forward = self.forward
-        forward.check_positions(forward.next_positions)
-        forward.note_call(draft_ids.shape[1] + num_blocks * forward.draft_length)
-        self.decided_ids, self.num_decided, self.num_masks, *written = self._by_graph(*given, num_blocks)
-        self.written, self.chosen_by = tuple(written), None
-        forward.num_forwards += 1
+class Decided(NamedTuple):
+    """What a step decides: draft tokens 2..a, then the model's own next token.
 
-    def rehearse(self, num_clean: int, num_blocks: int, mask_length: int) -> None:
-        """Runs a step of so many tokens and masks, and waits for it. Nothing of it is kept: its time is asked."""
-        if not self.is_recorded:
-            self.forward.rehearse(num_clean, num_blocks, mask_length)
-            return
-        draft_ids = torch.zeros_like(self.num_masks)[:, None].expand(-1, num_clean)
-        self._by_graph(draft_ids, draft_ids[:, 1:].float(), self.num_masks, num_blocks)
-        if draft_ids.device.type != "cpu":
-            torch.accelerator.synchronize(draft_ids.device)
+    Attributes:
+        ids: [A, N] decided tokens; anything after the first `num_accepted`.
+        num_accepted: [A], 1 to N: as many tokens of the draft stand, and as many are decided.
+        chosen_by: logits and processed scores [A, N, V], where a caller asked for them.
+    """
 
-    def _by_graph(
-        self, draft_ids: torch.Tensor, confidence: torch.Tensor, num_masks: torch.Tensor, num_blocks: int
-    ) -> tuple[torch.Tensor, ...]:
-        """What a step makes of a draft: `decided_ids`, `num_decided` and `num_masks`, and the next draft."""
+    ids: torch.Tensor
+    num_accepted: torch.Tensor
+    chosen_by: tuple[torch.Tensor, torch.Tensor] | None = None
 
-        def step(ids: torch.Tensor, confidence: torch.Tensor, num_masks: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            decided_ids, num_decided, first_mask, num_masks = self._read(ids, confidence, num_masks, num_blocks)
-            written = self._write(decided_ids, num_decided, first_mask, has_draft=num_blocks > 0)
-            return decided_ids, num_decided, num_masks, *written
 
-        assert isinstance(self.choice, Greedy)
-        about = self.choice.wants_confidence, self.choice.scores.excluded_id, self.forward.draft_head is not None
-        return self.forward.by_graph(step, (draft_ids, confidence, num_masks), (num_blocks, *about))
+class Draft(NamedTuple):
+    """A draft as `StepState` holds it."""
 
-    def _write(
-        self, decided_ids: torch.Tensor, num_decided: torch.Tensor, first_mask: torch.Tensor, has_draft: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The draft behind what is decided, by the masks from `first_mask` on."""
-        draft_logits = self.forward.draft_logits(first_mask, has_draft)
-        chain = self.forward.draft_chain(first_mask, draft_logits)
-        return self.choice.draft(decided_ids, num_decided, draft_logits, chain), self.choice.confidence
+    ids: torch.Tensor  # [A, K]
+    confidence: torch.Tensor  # [A, K - 1]
+    num_drafted: torch.Tensor  # [A]
+    probs: torch.Tensor  # [A, K - 1, V]
 
-    def _read(
-        self, draft_ids: torch.Tensor, confidence: torch.Tensor, num_masks: torch.Tensor, num_blocks: int
-    ) -> tuple[torch.Tensor, ...]:
-        """What is decided by verifying a draft of which as many tokens count as masks predicted, and how many tokens
-        that is; the first mask behind it, and how many there are."""
-        num_clean = draft_ids.shape[1]
-        num_drafted = self.forward.num_with_position(1 + num_masks.clamp(max=num_clean - 1))
-        branch_lengths = None
-        if num_blocks < num_clean:
-            branch_lengths = likely_lengths(confidence, num_drafted, num_blocks)
-        target_logits = self.forward.verify_and_draft(draft_ids, branch_lengths)
-        decided_ids, num_decided = self.choice.verify(draft_ids, target_logits, num_drafted)
-        self.chosen_by = target_logits, self.choice.target_scores
-        return decided_ids, num_decided, *self.forward.drafts_behind(num_decided)
+
+def step(network: Any, choice: Any, plan: Plan, state: StepState) -> tuple[StepState, Decided]:
+    """Verifies a draft, accepts what stands of it and drafts what follows, all in one forward (arXiv 2511.08923,
+    figure 3)."""
+    num_tokens = state.draft_ids.shape[1]
+    state = state._replace(num_drafted=state.num_with_position(network.masks.last_position))
+    branch_lengths = branches(state, plan.num_blocks(num_tokens))
+    target_logits, predictions = network(draft_inputs(state, branch_lengths, plan.draft_length, network.masks))
+    decided = choice.verify(state, target_logits)
+    slots: SlotPredictions = predictions.after(decided.num_accepted)
+    return state.after(decided, choice.draft(decided, slots)), decided
+
+
+def branches(state: StepState, num_blocks: int) -> torch.Tensor:
+    """The numbers of accepted tokens that the next drafts are written for, [A, M]: each, or the likeliest."""
+    num_rows, num_tokens = state.draft_ids.shape
+    if num_blocks == num_tokens:
+        return torch.arange(1, num_tokens + 1, device=state.next_positions.device).expand(num_rows, -1)
+    return likely_lengths(state.confidence, state.num_drafted, num_blocks)

@@ -166,6 +166,11 @@ class TiDAROptions:
         )
 
     @property
+    def has_every_branch(self) -> bool:
+        """Whether a step drafts after each number of accepted tokens: the paper's own form."""
+        return self.num_branches == self.draft_length
+
+    @property
     def num_queries(self) -> int:
         """Of the widest step: a draft, and a block of masks for each branch."""
         num_branches = self.draft_length if isinstance(self.num_branches, str) else self.num_branches

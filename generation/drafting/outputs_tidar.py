@@ -41,29 +41,33 @@ class Record:
 
     Attributes:
         accepted_lengths: [B, K] how often a forward of the row accepted 1, 2, ..., K tokens.
+        num_forwards: decode forwards so far, one a step.
     """
 
     def __init__(self, batch_size: int, draft_length: int, generation_config: GenerationConfig):
+        self.num_forwards = 0
         self.generation_config = generation_config
         self.accepted_lengths = torch.zeros(batch_size, draft_length, dtype=torch.long)
 
     def add_forward(self, rows: list[int], num_accepted: list[int]) -> None:
+        self.num_forwards += 1
         for row, count in zip(rows, num_accepted, strict=True):
             self.accepted_lengths[row, count - 1] += 1
 
-    def output(self, transcript: Transcript, forward: Any, cache: DynamicCache | None) -> Any:
+    def output(self, transcript: Transcript, network: Any, cache: DynamicCache | None) -> Any:
         """The ids [B, P + N], or all there is to tell of them."""
         if not self.generation_config.return_dict_in_generate:
             return transcript.sequences()
         num_new_tokens = transcript.num_new_tokens
-        logits, scores = transcript.steps.columns(num_new_tokens) if transcript.steps else (None, None)
+        kept = transcript.token_scores
+        logits, scores = kept.columns(num_new_tokens) if kept else (None, None)
         return TiDARGenerateOutput(
             sequences=transcript.sequences(),
             scores=scores,
             logits=logits,
-            num_forwards=forward.num_forwards,
-            num_prefill_forwards=forward.num_prefill_forwards,
-            num_tie_forwards=forward.num_tie_forwards,
+            num_forwards=self.num_forwards,
+            num_prefill_forwards=network.num_prefill_forwards,
+            num_tie_forwards=network.num_tie_forwards,
             tokens_per_forward=(torch.tensor(num_new_tokens) - 1) / self.accepted_lengths.sum(dim=1),
             accepted_lengths=self.accepted_lengths,
             **{CACHE: cache},

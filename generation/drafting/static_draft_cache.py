@@ -28,10 +28,9 @@ class StaticDraftCache(DraftCache):
         super().__init__(batch_size, num_layers, device)
         self.capacity = capacity
         self.unfinished = self.places = torch.arange(batch_size, device=device)
-        self.is_step = False
 
-    def begin_forward(self, num_queries: int) -> None:
-        super().begin_forward(num_queries)
+    def begin_forward(self, lengths: torch.Tensor, num_queries: int) -> None:
+        super().begin_forward(lengths, num_queries)
         if self.is_step:
             self.num_slots, self.first_slot = self.capacity, None
 
@@ -68,17 +67,13 @@ class StaticDraftCache(DraftCache):
     @property
     def is_whole(self) -> bool:
         """Whether every row is still being written."""
-        return len(self.unfinished) == len(self.lengths)
-
-    def accept(self, num_accepted: torch.Tensor, row_lengths: list[int]) -> None:
-        self.lengths = self.lengths.index_add(0, self.unfinished, num_accepted)
-        self.min_length, self.max_length = min(row_lengths), max(row_lengths)
+        return len(self.unfinished) == len(self.places)
 
     def keep_rows(self, rows: list[int], row_lengths: list[int]) -> None:
-        self.min_length, self.max_length = min(row_lengths), max(row_lengths)
+        self.know_lengths(row_lengths)
         self.unfinished = self.unfinished[rows]
-        self.places = torch.zeros_like(self.lengths)
-        self.places[self.unfinished] = torch.arange(len(rows), device=self.lengths.device)
+        self.places = torch.zeros_like(self.places)
+        self.places[self.unfinished] = torch.arange(len(rows), device=self.device)
 
     def row(self, place: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return super().row(int(self.unfinished[place]), length)

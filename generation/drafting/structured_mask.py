@@ -126,10 +126,12 @@ def structured_attention_mask(
     key_length: int,
     dtype: torch.dtype,
     device: torch.device,
+    implementation: str | None = None,
 ) -> Any:
-    """Writes a mask in the form that the config's attention implementation reads.
+    """Writes a mask in the form that an attention implementation reads.
 
     Args:
+        implementation: by default the config's.
         mask_function_of_window: makes the index function for a given sliding window.
         other_conditions: index functions that must hold as well (padding, documents).
 
@@ -137,7 +139,7 @@ def structured_attention_mask(
         What `forward(attention_mask=...)` takes: an additive tensor (eager), a boolean one (sdpa) or a BlockMask
         (flex_attention), [B, 1, Q, keys]; a dictionary of them where layers differ in their window.
     """
-    implementation = config._attn_implementation
+    implementation = implementation or config._attn_implementation
     if implementation not in ("eager", "sdpa", "flex_attention"):
         raise ValueError(
             f"Attention implementation {implementation!r} cannot express the structured mask of a draft. Load the "

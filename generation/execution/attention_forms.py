@@ -4,18 +4,30 @@ no mask at all.
 A sequences, Q queries, S slots, H heads, G of them to a key head, D channels.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 TILE, FEW_TILES = 64, 96  # queries of a tile; up to so many tiles products are no slower on an H200
 LEFT_TO_SDPA = ("position_bias", "cache", "softcap")  # left to transformers' sdpa, whatever it does with them
+
+
+def attend(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention of a model that drafts, [A, Q, H, D] -> [A, Q, H, D]: the form of the mask says how.
+
+    A mask of fewer rows than there are queries is `mask_over_prompt`; one that is added to scores is of
+    `masks_of_groups`; any other is the structured mask, or transformers' own.
+    """
+    if isinstance(attention_mask, torch.Tensor):
+        if attention_mask.shape[-2] < query.shape[2]:
+            return attend_over_prompt(module, query, key, value, attention_mask.shape[-2], **kwargs)
+        if attention_mask.is_floating_point():
+            return attend_in_step(module, query, key, value, attention_mask, **kwargs)
+    return attend_grouped(module, query, key, value, attention_mask, **kwargs)
 
 
 def attend_grouped(
@@ -26,11 +38,7 @@ def attend_grouped(
     transformers repeats every cached key and value G times where there is a mask: at 2048 slots a third of the time
     attention takes. (Dense attention to the prefix, merged with the masked corner by log-sum-exp, is slower than this
     on a CPU: `benchmarks/attention_forms.py`.)
-
-    A mask of fewer rows than there are queries is `mask_over_prompt`.
     """
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.shape[-2] < query.shape[2]:
-        return attend_over_prompt(module, query, key, value, attention_mask.shape[-2], **kwargs)
     num_groups = query.shape[1] // key.shape[1]
     has_more = kwargs.get("dropout") or any(kwargs.get(name) is not None for name in LEFT_TO_SDPA)
     is_masked = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
@@ -46,7 +54,7 @@ def attend_grouped(
 
 
 def mask_over_prompt(num_masks: int, num_queries: int, device: torch.device) -> torch.Tensor:
-    """Stands for the structured mask of P tokens and one block of masks behind them, nothing cached and nothing padded:
+    """Stands for the structured mask of P tokens and one block of masks after them, nothing cached and nothing padded:
     its last rows [1, 1, K, Q], which see all; the tokens' are causal."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, num_masks, num_queries)
 
@@ -98,17 +106,3 @@ def attend_over_prompt(
 def has_attention_interface(model: Any) -> bool:
     """Whether the model's attention is transformers' sdpa, reached through its attention interface."""
     return model.config._attn_implementation == "sdpa" and getattr(model, "_supports_attention_backend", False)
-
-
-@contextmanager
-def grouped_attention(model: Any, attend: Callable[..., Any] = attend_grouped) -> Iterator[None]:
-    """Makes one forward, whose masks are made already, attend this way: by `attend_in_step` where they are of
-    `masks_of_groups`."""
-    name = f"wavedraft_{attend.__name__}"
-    AttentionInterface.register(name, attend)
-    AttentionMaskInterface.register(name, sdpa_mask)  # for another thread's forward in the meantime
-    model.config._attn_implementation = name
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = "sdpa"

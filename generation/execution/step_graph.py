@@ -5,16 +5,14 @@ B rows, H key heads, C slots, D channels a head.
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from ..stock_model import decoder_of
+from ..kept_with_model import kept_with
 
-PLAIN_TYPES = (bool, int, float, str, type(None), torch.dtype)
-OF_EVERY_MODULE = nn.Module().__dict__.keys()
-OF_ADAPTED = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling", "lora_variant")  # of PEFT's layers
+PLAIN_TYPES = {bool, int, float, str, type(None), torch.dtype}
+OF_PEFT = {"_active_adapter", "merged_adapters", "scaling"}  # what an adapted layer keeps in lists and dictionaries
 Step = Callable[..., tuple[torch.Tensor, ...]]
 
 
@@ -50,6 +48,7 @@ class StepGraphs:
         capacity: slots of their cache.
         about: what they were recorded of; where that has changed they are recorded anew.
         layers: keys and values [B, H, C, D] of each layer.
+        is_real_slot: [B, C] where a padded batch says which slots count; written anew by each decode.
         has_run: shapes of steps that have run once, which is when layers are compiled and libraries are loaded.
     """
 
@@ -59,6 +58,7 @@ class StepGraphs:
         self.about = about
         self.capacity = capacity
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.is_real_slot: torch.Tensor | None = None
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self.has_run: set[Any] = set()
         self.graphs: dict[Any, StepGraph] = {}
@@ -70,12 +70,20 @@ class StepGraphs:
         kind = model.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         modes = torch.is_inference_mode_enabled(), autocast, torch.get_float32_matmul_precision()
-        about = *about, modes, what_runs(model)
-        decoder = decoder_of(model)
-        if (kept := _kept.get(decoder)) is None or kept.about != about or kept.capacity < num_slots:
-            _kept.pop(decoder, None)
-            kept = _kept[decoder] = cls(about, num_slots)
-        return kept
+        about = *about, modes, what_a_step_reads(model)
+        kept = kept_with(model)
+        if kept.graphs is None or kept.graphs.about != about or kept.graphs.capacity < num_slots:
+            kept.graphs = None  # its memory is free before that of the next is taken
+            kept.graphs = cls(about, num_slots)
+        return kept.graphs
+
+    def padding_of(self, is_real_slot: torch.Tensor) -> torch.Tensor:
+        """A decode's padding [B, P] where the graphs read it, [B, C]."""
+        if self.is_real_slot is None:
+            self.is_real_slot = is_real_slot.new_ones(len(is_real_slot), self.capacity)
+        self.is_real_slot.fill_(True)
+        self.is_real_slot[:, : is_real_slot.shape[1]] = is_real_slot
+        return self.is_real_slot
 
     def run(self, shape: Any, step: Step, inputs: tuple[torch.Tensor, ...], held: Any) -> tuple[torch.Tensor, ...]:
         """What `step` makes of `inputs`: by its graph, once it has run as it is.
@@ -105,43 +113,25 @@ def buffers_like(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
 
 
-_kept: WeakKeyDictionary[nn.Module, StepGraphs] = WeakKeyDictionary()
-
-
-def what_runs(model: nn.Module) -> list[Any]:
-    """What a forward of the model hangs on, so far as it can be seen in a few milliseconds: its modules, their plain
-    attributes and hooks, where their tensors are, and how often these were written to."""
+def what_a_step_reads(model: nn.Module) -> list[Any]:
+    """What must be equal for a graph of an earlier step to be valid: the modules with their plain attributes and hooks,
+    where their tensors are and how often these were written to, and which adapter acts."""
     seen: list[Any] = [getattr(model.config, "_attn_implementation", None)]
-    to_visit: list[Any] = [model]
-    while to_visit:
-        module = to_visit.pop()
-        attributes, children = module.__dict__, module._modules
-        seen += id(attributes), module.training
-        for name in "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks":
-            if values := attributes[name]:
-                seen += [(key, _state_of(value)) for key, value in values.items()]
-        # Of an adapted layer's many attributes few count; on the model itself stands what `generate` notes there.
-        is_adapted = bool(attributes.get("lora_variant"))
-        names = OF_ADAPTED if is_adapted else attributes.keys() - OF_EVERY_MODULE if module is not model else ()
-        for name in names:
-            value = attributes[name]
-            if isinstance(value, dict):
-                seen += [(name, key, _state_of(one)) for key, one in value.items()]
-            else:
-                seen += name, tuple(map(_state_of, value)) if isinstance(value, list | tuple) else _state_of(value)
-        if is_adapted:  # most of its modules are empty
-            children = {"base": children["base_layer"]} | {
-                (kind, key): child for kind in ("lora_A", "lora_B") for key, child in children[kind]._modules.items()
-            }
-        to_visit += [child for child in children.values() if child is not None]
-    return seen
+    for module in model.modules():
+        seen.append(id(module))
+        seen += map(_state_of, [*module._parameters.values(), *module._buffers.values()])
+        seen += [*module._forward_hooks, *module._forward_pre_hooks]
+        attributes = {} if module is model else vars(module)  # `generate` notes things on the model itself
+        seen += [(name, value) for name, value in attributes.items() if type(value) in PLAIN_TYPES]
+        seen += [(name, repr(attributes[name])) for name in OF_PEFT & attributes.keys()]
+    return [*seen, model.training]
 
 
 def _state_of(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         version = None if value.is_inference() else value._version
         return value.data_ptr(), version, value.shape, value.dtype
-    return value if isinstance(value, PLAIN_TYPES) else id(value)
+    return None
 
 
 def reason_not_to_record(model: nn.Module) -> str | None:
@@ -163,7 +153,7 @@ def reason_not_to_record(model: nn.Module) -> str | None:
         rope_type = module.__dict__.get("rope_type", "")
         rope_types = rope_type.values() if isinstance(rope_type, dict) else [rope_type]
         if any("dynamic" in str(one) or one == "longrope" for one in rope_types):
-            return f"its rotary embedding hangs on the length of the text ({rope_type})"
+            return f"its rotary embedding depends on the length of the text ({rope_type})"
         if module._forward_hooks or module._forward_pre_hooks:
             return f"a hook waits for the forwards of {name or 'the model'}, which a graph would leave out"
     return None

@@ -12,16 +12,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ..stock_model import decoder_of
+from ..kept_with_model import kept_with
 
-TOKEN_BY_TOKEN = "wavedraft_token_by_token"
 NUM_BELIEVED = 8  # tokens read alone that were bit for bit what the wide forward gave, before it is believed
 
 
@@ -39,7 +36,7 @@ class Spans:
     has_window: bool
 
 
-_spans: ContextVar[Spans | None] = ContextVar(TOKEN_BY_TOKEN, default=None)
+_spans: ContextVar[Spans | None] = ContextVar("spans", default=None)
 
 
 def attend_token_by_token(
@@ -47,7 +44,7 @@ def attend_token_by_token(
 ) -> tuple[torch.Tensor, None]:
     """transformers' sdpa, once for each clean token and once for all masks: [A, Q, H, D]."""
     spans = _spans.get()
-    if spans is None:  # another thread's forward
+    if spans is None:  # a prompt's forward, or another thread's
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     window = kwargs.get("sliding_window")
     if spans.has_window and "sliding_window" not in kwargs:
@@ -94,14 +91,11 @@ class Rounding:
         return (self.num_equal or 0) >= NUM_BELIEVED
 
 
-_roundings: WeakKeyDictionary[nn.Module, dict[Any, Rounding]] = WeakKeyDictionary()
-
-
-def rounding_of(model: nn.Module) -> Rounding:
+def rounding_of(model: Any) -> Rounding:
     """Tries each shape of linear layer on random tokens the first time; on a CPU in half precision only: elsewhere
     hardly any shape is independent, and token by token they would cost more than plain decoding does."""
     key = model.dtype, model.device, model.config._attn_implementation
-    known = _roundings.setdefault(decoder_of(model), {})
+    known = kept_with(model).roundings
     if key not in known:
         known[key] = Rounding()
         if model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16):
@@ -126,24 +120,30 @@ def depends_on_width(layer: nn.Linear) -> bool:
 
 
 @contextmanager
-def clean_tokens_alone(model: nn.Module, spans: Spans, rounding: Rounding) -> Iterator[None]:
-    """Makes one forward call its attention, and the linear layers that need it, token by token for clean tokens."""
+def products_token_by_token(model: nn.Module, rounding: Rounding) -> Iterator[None]:
+    """While this is open, the linear layers that need it compute each clean token of a forward by itself."""
 
     def correct(layer: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        for row in range(len(output)):
+        spans = _spans.get()
+        for row in range(0 if spans is None else len(output)):
             for i in range(spans.num_clean):
                 output[row, i : i + 1] = nn.functional.linear(args[0][row, i : i + 1], layer.weight, layer.bias)
         return output
 
     layers = [layer for layer in linear_layers(model) if layer.weight.shape in rounding.dependent]
     handles = [layer.register_forward_hook(correct) for layer in layers]
-    AttentionInterface.register(TOKEN_BY_TOKEN, attend_token_by_token)
-    token = _spans.set(spans)
-    model.config._attn_implementation = TOKEN_BY_TOKEN
     try:
         yield
     finally:
-        model.config._attn_implementation = "sdpa"
-        _spans.reset(token)
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def clean_tokens_alone(spans: Spans) -> Iterator[None]:
+    """Makes one forward of this thread treat its clean tokens one by one."""
+    token = _spans.set(spans)
+    try:
+        yield
+    finally:
+        _spans.reset(token)

@@ -121,7 +121,7 @@ def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[tor
     for step in range(session.options.draft_length):
         at = [start + step for start in starts]
         logits = recur(session, ids[:, -1:], at, session.options.draft_recurrences[0])
-        scores = session.scores(logits, offset=step)
+        scores = session.scores(logits, session.transcript.starts(step))
         if session.do_sample:
             probs.append(scores.softmax(dim=-1))
             drawn = sample(probs[-1][:, 0], session.draws.uniform(DRAFT, list(range(len(starts))), at))[:, None]

@@ -10,7 +10,8 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
 from ..cache_name import CACHE
-from ..transcript import Scores, Transcript
+from ..processed_scores import ProcessedScores
+from ..transcript import Transcript
 from .draws_recurrent import STATE, Draws, state_hashes
 from .freezing import latent_difference
 from .options_recurrent import RecurrentOptions
@@ -57,10 +58,10 @@ class Session:
         self.options = options
         self.transcript = transcript
         self.processors = processors
-        self.scores = Scores(processors, transcript, None)
+        self.scores = ProcessedScores(processors, transcript)
         self.is_prefix_free = all(isinstance(processor, PREFIX_FREE) for processor in processors)
         self.do_sample = do_sample
-        self.steps = transcript.steps
+        self.steps = transcript.token_scores
         self.device, self.dtype = input_ids.device, model.dtype  # asking a model takes its time
         self.num_columns = input_ids.shape[1]
         self.columns = token_columns(input_ids, attention_mask)

@@ -6,51 +6,53 @@ import pytest
 import torch
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
-from wavedraft.generation.drafting.draft_forward import DraftForward
-from wavedraft.generation.drafting.draft_planner import (
-    PLAIN,
-    RETRY_FORWARDS,
-    Costs,
-    Pace,
-    Plan,
-    pace_of,
-    plans_up_to,
-    shapes_of,
-)
+from wavedraft.generation.drafting.draft_network import DraftNetwork
+from wavedraft.generation.drafting.draft_planner import RETRY_FORWARDS, DraftPlanner, plans_up_to, shapes_of
+from wavedraft.generation.drafting.draft_step import PLAIN, Plan
+from wavedraft.generation.drafting.step_times import StepTimes
 
 DECODER = sys.modules["wavedraft.generation.drafting.decode_tidar"]  # the package names its function so
 
 
-def pace(first, each_query, chance, draft_length=8):
+def planner(first, each_query, chance, draft_length=8):
     """Costs that rise by `each_query` for every query behind the first, and drafts that stand by `chance`, midway."""
     plans = plans_up_to(draft_length, is_wide=True)
     seconds = {(n, m, k): first + each_query * (n + m * k - 1) for n, m, k in shapes_of(plans)}
-    pace = Pace(Costs(seconds), plans)
-    pace.num_plain = 0
+    planner = DraftPlanner(StepTimes(seconds), plans)
+    planner.num_plain = 0
     for i in range(1, draft_length):
-        pace.reached[i], pace.stood[i] = 1e6, 1e6 * chance
-    return pace
+        planner.reached[i], planner.stood[i] = 1e6, 1e6 * chance
+    return planner
 
 
 def test_where_width_is_free_long_drafts_with_all_branches_are_best():
-    assert pace(1.0, 0.0, 0.8).choose() == Plan(8, 8)
+    assert planner(1.0, 0.0, 0.8).choose() == Plan(8, 8)
 
 
 def test_where_width_costs_fewer_branches_and_tokens_are_drafted():
-    assert pace(1.0, 0.02, 0.8).choose().num_branches <= 2
-    assert pace(1.0, 0.05, 0.5).choose().draft_length < 8
+    assert planner(1.0, 0.02, 0.8).choose().num_branches <= 2
+    assert planner(1.0, 0.05, 0.5).choose().draft_length < 8
 
 
-@pytest.mark.parametrize("has_draft", [False, True])
-def test_a_draft_behind_the_prompt_need_not_be_written_first(has_draft):
-    forward = DraftForward(tiny_tidar(draft_length=4), 4, 3, 1)
-    forward.prefill(random_prompts(1, 6), None, has_draft)
-    assert pace_of(forward, 4, 64, forward.rehearse).has_draft is has_draft
+@pytest.mark.parametrize("reads_masks", [False, True])
+def test_a_draft_after_the_prompt_need_not_be_written_first(reads_masks, monkeypatch):
+    seen, planner_of = [], DECODER.planner_of
+    monkeypatch.setattr(
+        DECODER, "planner_of", lambda *args: (found := planner_of(*args), seen.append(found.has_draft))[0]
+    )
+    if reads_masks:  # as on an accelerator, where masks cost nothing beside a prompt
+        monkeypatch.setattr(DraftNetwork, "prefill", with_draft(DraftNetwork.prefill))
+    tiny_tidar(draft_length=4).generate(random_prompts(1, 6), max_new_tokens=4, do_sample=False, num_branches="auto")
+    assert seen == [reads_masks]
+
+
+def with_draft(prefill):
+    return lambda network, ids, positions, draft_length, has_draft: prefill(network, ids, positions, draft_length, True)
 
 
 def test_where_nothing_pays_decoding_is_plain():
-    assert pace(1.0, 1.0, 0.9).choose() == PLAIN
-    assert pace(1.0, 0.01, 0.0).choose() == PLAIN
+    assert planner(1.0, 1.0, 0.9).choose() == PLAIN
+    assert planner(1.0, 0.01, 0.0).choose() == PLAIN
 
 
 def simulated_rate(plan, chance, pace, num_forwards=40_000):
@@ -75,7 +77,7 @@ def simulated_rate(plan, chance, pace, num_forwards=40_000):
 @pytest.mark.parametrize("plan", [Plan(2, 0), Plan(4, 0), Plan(4, 1), Plan(8, 2), Plan(8, 8)])
 def test_the_promised_rate_is_the_rate_of_playing_it(plan):
     for chance in (0.3, 0.8):
-        of = pace(1.0, 0.02, chance)
+        of = planner(1.0, 0.02, chance)
         assert of.tokens_per_second(plan) == pytest.approx(simulated_rate(plan, chance, of), rel=0.02)
 
 
@@ -96,7 +98,7 @@ def played_forwards(of, count_of_draft, num_forwards):
 
 
 def test_drafting_is_tried_again_now_and_then_until_a_draft_was_read():
-    plans = played_forwards(pace(1.0, 0.1, 0.0), 1, 10 * RETRY_FORWARDS)
+    plans = played_forwards(planner(1.0, 0.1, 0.0), 1, 10 * RETRY_FORWARDS)
     tries = [i for i, plan in enumerate(plans) if plan != PLAIN]
     assert tries == [48, 49, 48 + 98, 48 + 99, 48 + 98 + 194, 48 + 98 + 195]  # each waits twice as long
 
@@ -111,7 +113,7 @@ def test_a_text_loses_no_more_than_its_allowance_whatever_its_drafts_are_worth(e
     draws = torch.rand(20, 400, 8, generator=torch.Generator().manual_seed(1))
     for chance, text in zip([0.0, *chances], [draws[0], *draws], strict=True):
         # Drafts that begin by always standing, so that the pace trusts them, and then stand by chance.
-        of, num_tokens, taken, has_draft = Pace(Costs(dict(seconds)), plans, is_static), 0, 0.0, False
+        of, num_tokens, taken, has_draft = DraftPlanner(StepTimes(dict(seconds)), plans, is_static), 0, 0.0, False
         for number, draw in enumerate(text.tolist()):
             plan, count = of.choose(), 1
             if plan == PLAIN:
@@ -149,7 +151,10 @@ def test_a_text_hardly_loses_more_where_clocks_are_noisy_and_drafts_were_measure
     taken = []
     for _ in range(40):
         measured = {shape: seen(cost * (estimate if shape != (1, 0, 0) else 1)) for shape, cost in true.items()}
-        of, has_draft = Pace(Costs(measured, plain_slowness=None), plans, is_static, max_new_tokens=96), False
+        of, has_draft = (
+            DraftPlanner(StepTimes(measured, plain_slowness=None), plans, is_static, max_new_tokens=96),
+            False,
+        )
         taken.append(0.0)
         for _ in range(96):
             plan = of.choose()
@@ -166,7 +171,7 @@ def test_a_text_hardly_loses_more_where_clocks_are_noisy_and_drafts_were_measure
 
 
 def test_the_first_forward_of_all_is_plain_for_others_are_measured_by_it():
-    of = pace(1.0, 0.02, 0.9)
+    of = planner(1.0, 0.02, 0.9)
     assert of.choose() != PLAIN
     of.costs.plain_slowness = None
     assert of.choose() == PLAIN
@@ -177,7 +182,7 @@ def test_the_first_forward_of_all_is_plain_for_others_are_measured_by_it():
 
 
 def test_a_batch_loses_no_more_by_its_slowest_row_however_well_the_others_do():
-    of = pace(1.0, 0.02, 0.9)
+    of = planner(1.0, 0.02, 0.9)
     taken, progress, num_plain = 0.0, 0, 0
     for _ in range(200):
         plan = of.choose()
@@ -194,14 +199,14 @@ def test_a_short_text_is_allowed_no_more_than_three_percent_either():
     plans = plans_up_to(8, is_wide=False)
     seconds = {(n, m, k): 1.0 + 0.15 * (n + m * k - 1) for n, m, k in shapes_of(plans)}  # a try costs 0.45 and more
     for num_new in (10, 40, 200):
-        of = Pace(Costs(dict(seconds)), plans, max_new_tokens=num_new)
+        of = DraftPlanner(StepTimes(dict(seconds)), plans, max_new_tokens=num_new)
         has_tried = any(plan != PLAIN for plan in played_forwards(of, 1, num_new))
         assert has_tried == (num_new > 10) and of.spent <= 1.03 * num_new
 
 
 def played_text(costs, chance, seed, num_new=48):
     """Time and tokens of a text over a static cache whose drafts stand by chance, and whether it drafted."""
-    of = Pace(costs, plans_up_to(4, is_wide=False, is_static=True), is_static=True, max_new_tokens=num_new)
+    of = DraftPlanner(costs, plans_up_to(4, is_wide=False, is_static=True), is_static=True, max_new_tokens=num_new)
     draws = torch.rand(num_new, 4, generator=torch.Generator().manual_seed(seed)).tolist()
     has_draft, taken = False, 0.0
     while of.progress < num_new:
@@ -222,7 +227,7 @@ def test_what_drafts_saved_earlier_texts_pays_for_tries_in_later_ones():
     seconds = {(n, m, k): 1.0 + 0.11 * (n + m * k - 1) for n, m, k in shapes_of(plans, is_static=True)}
 
     def texts(credit, chances):
-        costs = Costs(dict(seconds), credit=credit)
+        costs = StepTimes(dict(seconds), credit=credit)
         return [played_text(costs, chance, seed) for seed, chance in enumerate(chances)]
 
     assert not any(has_drafted for *_, has_drafted in texts(0.0, [1.0] * 3))  # none can afford a try by itself
@@ -238,20 +243,22 @@ def test_what_drafts_saved_earlier_texts_pays_for_tries_in_later_ones():
 def test_a_batch_does_not_begin_with_a_try_that_only_nearly_pays():
     plans = plans_up_to(8, is_wide=False)
     seconds = {(n, m, k): 1.0 + 0.15 * (n + m * k - 1) for n, m, k in shapes_of(plans)}
-    assert Pace(Costs(seconds), plans, num_rows=1).choose() != PLAIN
-    assert Pace(Costs(seconds), plans, num_rows=2).choose() == PLAIN
+    assert DraftPlanner(StepTimes(seconds), plans, num_rows=1).choose() != PLAIN
+    assert DraftPlanner(StepTimes(seconds), plans, num_rows=2).choose() == PLAIN
 
 
 def test_the_pace_of_a_batch_is_told_what_its_slowest_unfinished_row_has(monkeypatch):
     model, seen = tiny_tidar(draft_length=4), []
 
-    class Told(Pace):
+    class Told(DraftPlanner):
         def see(self, accepted, shape, seconds, progress=None):
             seen.append((min(count for _, count in accepted), progress))
             super().see(accepted, shape, seconds, progress)
 
     monkeypatch.setattr(
-        DECODER, "pace_of", lambda forward, length, *_: Told(pace(1.0, 0.0, 0.9, 4).costs, plans_up_to(4, True))
+        DECODER,
+        "planner_of",
+        lambda run, state, options, _: Told(planner(1.0, 0.0, 0.9, 4).costs, plans_up_to(4, True)),
     )
     model.generate(random_prompts(3, 7), max_new_tokens=20, do_sample=False, num_branches="auto")
     assert seen[0][1] == seen[0][0] and seen[-1][1] == 19
@@ -262,7 +269,7 @@ def test_a_text_begins_with_a_try_where_usual_drafts_nearly_pay():
     plans = plans_up_to(8, is_wide=False)
     for each_query, is_tried in ((0.15, True), (0.5, False)):
         seconds = {(n, m, k): 1.0 + each_query * (n + m * k - 1) for n, m, k in shapes_of(plans)}
-        of = Pace(Costs(seconds), plans)
+        of = DraftPlanner(StepTimes(seconds), plans)
         assert max(map(of.tokens_per_second, plans)) < 1.1 * of.tokens_per_second(PLAIN)
         begins = [plan != PLAIN for plan in played_forwards(of, 1, 8)]
         assert begins == [is_tried, is_tried, *[False] * 6]
@@ -270,16 +277,16 @@ def test_a_text_begins_with_a_try_where_usual_drafts_nearly_pay():
 
 def test_a_text_knows_nothing_of_those_before_it_but_what_forwards_cost():
     model, prompts, paces = tiny_tidar(draft_length=4), random_prompts(1, 7), []
-    before = DECODER.pace_of
+    before = DECODER.planner_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DECODER, "pace_of", lambda *args: paces.append(before(*args)) or paces[-1])
+        patch.setattr(DECODER, "planner_of", lambda *args: paces.append(before(*args)) or paces[-1])
         for _ in range(2):
             model.generate(prompts, max_new_tokens=20, do_sample=False, num_branches="auto")
     assert paces[0].costs is paces[1].costs and paces[0] is not paces[1]
 
 
 def test_plain_forwards_are_timed_again_now_and_then():
-    of = pace(1.0, 0.02, 0.9)
+    of = planner(1.0, 0.02, 0.9)
     of.costs.seconds[1, 0, 0] = 5.0  # as if another program had held it up
     plans = []
     for _ in range(80 * RETRY_FORWARDS):
@@ -294,7 +301,7 @@ def test_plain_forwards_are_timed_again_now_and_then():
 
 
 def test_a_machine_that_slows_down_while_drafting_does_not_make_plain_decoding_look_cheap():
-    of = pace(1.0, 0.02, 0.8)
+    of = planner(1.0, 0.02, 0.8)
     best = of.choose()
     shape = (best.draft_length, best.num_branches, best.draft_length if best.num_branches else 0)
     promised = of.tokens_per_second(best) / of.tokens_per_second(PLAIN)
@@ -308,7 +315,7 @@ def test_a_machine_that_slows_down_while_drafting_does_not_make_plain_decoding_l
 
 
 def test_a_forward_of_a_shape_nobody_measured_is_charged_what_it_took():
-    of = pace(1.0, 0.02, 0.8)
+    of = planner(1.0, 0.02, 0.8)
     of.see([(1, 1)], (1, 0, 0), 1.0)
     assert of.spent == pytest.approx(1.0)
     of.see([(4, 2)], (4, 1, 8), 1.5)
@@ -316,7 +323,7 @@ def test_a_forward_of_a_shape_nobody_measured_is_charged_what_it_took():
 
 
 def test_what_late_blocks_give_is_promised_where_there_are_blocks():
-    of = pace(1.0, 0.02, 0.5)
+    of = planner(1.0, 0.02, 0.5)
     before = {plan: of.tokens_per_second(plan) for plan in of.plans}
     for _ in range(100):
         of.see([(1, 3), (1, 1)], (4, 1, 4), of.costs.seconds[4, 1, 4])
@@ -329,14 +336,14 @@ def test_what_late_blocks_give_is_promised_where_there_are_blocks():
 def test_one_lucky_measurement_does_not_stand_out():
     plans = plans_up_to(8, is_wide=False)
     seconds = {(n, m, k): 1.0 + 0.05 * (n + m * k - 1) + 0.3 * (m > 0) for n, m, k in shapes_of(plans)}
-    straight = Costs(dict(seconds)).smoothed().seconds
+    straight = StepTimes(dict(seconds)).smoothed().seconds
     assert straight == pytest.approx(seconds, rel=1e-3)
-    lucky = Costs(seconds | {(8, 1, 8): seconds[8, 1, 8] * 0.5}).smoothed().seconds
+    lucky = StepTimes(seconds | {(8, 1, 8): seconds[8, 1, 8] * 0.5}).smoothed().seconds
     assert lucky[8, 1, 8] > 0.6 * seconds[8, 1, 8]
 
 
 def test_acceptance_that_changes_is_noticed():
-    of = pace(1.0, 0.02, 0.0)
+    of = planner(1.0, 0.02, 0.0)
     of.reached, of.stood = [200.0] * 8, [0.0] * 8
     assert of.choose() == PLAIN
     for _ in range(300):
@@ -350,7 +357,9 @@ def test_acceptance_that_changes_is_noticed():
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_greedy_text_is_the_plain_loops_whatever_the_pace(costs, batch_size, monkeypatch):
     model = tiny_tidar("mistral", draft_length=8)
-    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, *_: pace(*costs, 0.5, length))
+    monkeypatch.setattr(
+        DECODER, "planner_of", lambda run, state, options, _: planner(*costs, 0.5, options.draft_length)
+    )
     prompts = random_prompts(batch_size, 7)
     found = model.generate(prompts, max_new_tokens=40, do_sample=False, num_branches="auto", repetition_penalty=1.0)
     assert found.tolist() == [plain_greedy_loop(model, row, num_new=40).tolist() for row in prompts]
@@ -361,12 +370,12 @@ def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
     plans = [Plan(8, 2), PLAIN, Plan(4, 0), Plan(4, 1), Plan(2, 1), Plan(8, 8), Plan(8, 0), PLAIN, Plan(2, 2)]
     generator = torch.Generator().manual_seed(0)
 
-    class Restless(Pace):
+    class Restless(DraftPlanner):
         def choose(self):
             return plans[int(torch.randint(len(plans), (), generator=generator))]
 
-    restless = Restless(Costs({(1, 0, 0): 1.0}), plans, num_rows=3)
-    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, *_: restless)
+    restless = Restless(StepTimes({(1, 0, 0): 1.0}), plans, num_rows=3)
+    monkeypatch.setattr(DECODER, "planner_of", lambda run, state, options, _: restless)
     prompts = random_prompts(3, 9)
     attention_mask = torch.ones_like(prompts)
     attention_mask[1, :4] = 0
@@ -401,7 +410,7 @@ def test_perfect_drafts_are_used_where_they_pay(monkeypatch):
     prompts = random_prompts(1, 5)
     text = plain_greedy_loop(model, prompts[0], num_new=60)
     script_drafts(monkeypatch, text, is_right=True, sureness=20.0)
-    monkeypatch.setattr(DECODER, "pace_of", lambda forward, length, *_: pace(1.0, 0.01, 0.9))
+    monkeypatch.setattr(DECODER, "planner_of", lambda run, state, options, _: planner(1.0, 0.01, 0.9))
     hook = CountedForwards(model)
     output = model.generate(
         prompts, max_new_tokens=1 + 1 + 5 * 8, do_sample=False, num_branches="auto", return_dict_in_generate=True

@@ -1,0 +1,274 @@
+"""The one call of the network: it reads tokens and drafts what may follow each of them.
+
+A unfinished rows, P prompt tokens, N clean tokens, M blocks of K masks, Q = N + M*K queries, D channels, V vocabulary.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from ..cache_name import CACHE
+from ..execution.attention_forms import mask_over_prompt
+from ..execution.model_form import ModelForm
+from ..execution.token_by_token import Spans
+from ..stock_model import device_of, last_position_of, num_cache_layers
+from .draft_cache import DraftCache, stack_rows
+from .draft_head import DraftHead
+from .draft_inputs import DraftInputs, Masks, with_masks
+from .draft_rows import DraftRows
+from .draft_step import StepState
+from .mask_predictions import MaskPredictions
+from .structured_mask import (
+    attention_windows,
+    draft_mask_function,
+    masks_of_groups,
+    masks_of_step,
+    real_slot_function,
+    structured_attention_mask,
+)
+
+MOST_READ_AT_ONCE = 256  # masks whose logits an accelerator reads before it is known whose draft they are
+
+
+class DraftNetwork:
+    """A model as decode steps call it.
+
+    Args:
+        mask_embedding_id: the row of the embedding table that masks read.
+        head: the draft head, if one is used.
+        is_captured: whether steps become CUDA graphs, which want their masks made for all layers at once.
+
+    Attributes:
+        num_prefill_forwards, num_tie_forwards: calls of the network besides those of steps. Each step calls it once,
+            and the decode counts its steps: a captured step runs none of this code.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        rows: DraftRows,
+        form: ModelForm,
+        mask_embedding_id: int,
+        head: DraftHead | None = None,
+        is_captured: bool = False,
+    ):
+        self.model = model
+        self.rows = rows
+        self.form = form
+        self.head = head
+        self.masks = Masks(mask_embedding_id, last_position_of(model))
+        self.has_grouped_masks = is_captured and form.is_grouped
+        self.rounding = form.rounding
+        self.windows = attention_windows(model.config)
+        self.num_prefill_forwards = self.num_tie_forwards = 0
+        self.device_of_ids = rows.cache.device
+
+    @classmethod
+    def of(cls, model: Any, num_rows: int, mask_embedding_id: int, **form: Any) -> "DraftNetwork":
+        """A model that begins with nothing, over a cache that grows.
+
+        Args:
+            form: of `ModelForm`. Its `applied` must be open while the network is called.
+        """
+        cache = DraftCache(num_rows, num_cache_layers(model), device_of(model))
+        return cls(model, DraftRows(cache, num_rows, None), ModelForm(model, **form), mask_embedding_id)
+
+    # -- the forwards of a decode
+
+    def prefill(
+        self, prompt_ids: torch.Tensor, position_ids: torch.Tensor | None, draft_length: int, has_draft: bool = True
+    ) -> tuple[torch.Tensor, MaskPredictions, torch.Tensor]:
+        """Reads the uncached part of the prompts [A, P], and one block of masks after it.
+
+        Args:
+            position_ids: [A, at least the uncached part of P]; None counts the columns.
+            has_draft: false reads the prompts as plain decoding does, with no masks after them.
+
+        Returns:
+            logits after the last prompt token, [A, 1, V]; what the masks predict; the next token's position [A, 1].
+        """
+        self.device_of_ids = prompt_ids.device
+        cache = self.rows.cache
+        num_cached, num_rows = cache.max_length, len(prompt_ids)
+        num_clean = prompt_ids.shape[1] - num_cached
+        if position_ids is None:
+            position_ids = torch.arange(prompt_ids.shape[1], device=cache.device).expand(num_rows, -1)
+        positions = position_ids[:, -num_clean:].to(cache.device)
+        self.check_positions(positions[:, -1:])
+        branch_lengths = torch.full((num_rows, int(has_draft)), num_clean, device=cache.device)
+        cached_lengths = torch.full((num_rows,), num_cached, device=cache.device)
+        unread_ids = prompt_ids[:, -num_clean:]
+        inputs = with_masks(unread_ids, positions, branch_lengths, cached_lengths, draft_length, 1, self.masks)
+        logits, predictions = self.split(inputs, *self._read(inputs, self.rows, is_prefill=True))
+        self.num_prefill_forwards += 1
+        self.rows.advance([num_clean] * num_rows)
+        after_first = replace(predictions, branch_lengths=torch.ones_like(branch_lengths))  # the token decided here
+        return logits, after_first, positions[:, -1:] + 1
+
+    def __call__(self, inputs: DraftInputs) -> tuple[torch.Tensor, MaskPredictions]:
+        """A decode step's forward: logits after each clean token [A, N, V], and what the masks predict."""
+        return self.split(inputs, *self.read(inputs))
+
+    def read(self, inputs: DraftInputs) -> tuple[torch.Tensor, ...]:
+        """Logits and the masks' states of a step. Over a static cache, whose steps have one shape, all B rows of the
+        batch are read, in tensors of one layout: what is compiled for one is given no other."""
+        cache = self.rows.cache
+        if not cache.is_step:
+            return self._read(inputs, self.rows)
+        is_part = len(inputs.input_ids) != self.rows.batch_size
+        of_all = inputs.mapped(lambda given: (cache.spread(given) if is_part else given).contiguous())
+        found = self._read(of_all, self.rows)
+        return tuple(cache.gather(tensor) for tensor in found) if is_part else found
+
+    def read_alone(self, state: StepState, place: int, num_before: int) -> torch.Tensor:
+        """Reads one token of one row's draft once more, in the forward plain decoding would read it in, with
+        `num_before` tokens of that draft before it. What it leaves in the cache replaces what the draft left there.
+
+        Returns:
+            logits after it, [1, 1, V].
+        """
+        rows = self.rows.alone(place, self.rows.lengths[place] + num_before)
+        token_id = state.draft_ids[place, num_before].view(1, 1)
+        position = state.next_positions[place : place + 1] + num_before
+        cached_lengths = state.cached_lengths[place : place + 1] + num_before
+        inputs = with_masks(token_id, position, position.new_empty(1, 0), cached_lengths, 0, 1, self.masks)
+        logits, _ = self._read(inputs, rows)
+        self.num_tie_forwards += 1
+        return logits.to(self.device_of_ids)
+
+    def final_cache(self, state: StepState, text_lengths: list[int], last_ids: list[int]) -> DynamicCache:
+        """What is cached of texts of these lengths, each with its last token's id, as plain decoding leaves it: all but
+        the longest text's last token, which nobody has read, and zeros after shorter texts."""
+        self.rows.end_all(state)
+        ended = self.rows.ended
+        assert ended is not None
+        if lacking := self.rows.lacking_last(text_lengths):
+            rows, positions = self.rows.of_ended(lacking)
+            ids = torch.tensor([[last_ids[row]] for row in lacking], device=rows.cache.device)
+            lengths = torch.tensor(rows.lengths, device=ids.device)
+            self._read(with_masks(ids, positions, ids[:, :0], lengths, 0, 1, self.masks), rows)
+            self.num_prefill_forwards += 1
+            for place, row in enumerate(lacking):
+                ended[row].states = rows.cache.row(place, rows.lengths[place] + 1)
+        longest = max(text_lengths)
+        states = [ended[row].states for row in sorted(ended)]
+        return stack_rows(states, [min(length, longest - 1) for length in text_lengths])
+
+    def check_positions(self, next_positions: torch.Tensor) -> None:
+        """A token that is decided must have a row in a learned position table; what is drafted after it need not."""
+        last_position = self.masks.last_position
+        if last_position is not None and next_positions.max() > last_position:
+            raise ValueError(
+                f"The text may have at most {last_position + 1} tokens, prompt included (`config."
+                "max_position_embeddings`, the rows of this model's position table), and goes on. Shorten the prompt, "
+                "or lower `max_new_tokens`."
+            )
+
+    # -- the call
+
+    def _read(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool = False) -> tuple[torch.Tensor, ...]:
+        """The network's one call.
+
+        Returns:
+            logits of the clean tokens that are read and, where they come with the same pass of the lm_head, of each
+            block's masks but its first, [A, num_read + M * (K - 1), V]; the masks' states, [A, M * K, D].
+        """
+        cache = rows.cache
+        cache.begin_forward(inputs.cached_lengths, inputs.input_ids.shape[1])
+        attention_mask = self._attention_mask(inputs, rows, is_prefill)
+        spans = (
+            None if is_prefill else Spans(rows.lengths, inputs.num_clean, rows.padding(), any(self.windows.values()))
+        )
+        shape = len(inputs.input_ids), inputs.num_clean, inputs.num_masks, cache.num_slots
+        with self.form.forward(inputs.num_masks, spans, (cache, shape) if cache.is_step else None):
+            output = self.model(
+                input_ids=inputs.input_ids,
+                attention_mask=attention_mask,
+                position_ids=inputs.position_ids,
+                use_cache=True,
+                logits_to_keep=self._places_read(inputs),
+                return_dict=True,
+                **{CACHE: cache},
+            )
+        states = output.logits[:, :0] if not inputs.num_masks else self.form.last_states[:, inputs.num_clean :]
+        return output.logits, states
+
+    def split(
+        self, inputs: DraftInputs, logits: torch.Tensor, states: torch.Tensor
+    ) -> tuple[torch.Tensor, MaskPredictions]:
+        """Logits of the clean tokens that are read, on the device the ids came from, and what the masks predict."""
+        of_masks = logits[:, inputs.num_read :] if logits.shape[1] > inputs.num_read else None
+        predictions = MaskPredictions(
+            self.model, self.head, inputs.draft_length, inputs.branch_lengths, states, of_masks, self.device_of_ids
+        )
+        return logits[:, : inputs.num_read].to(self.device_of_ids), predictions
+
+    def _places_read(self, inputs: DraftInputs) -> Any:
+        """The queries whose logits are read: how many from the last backwards, or which."""
+        if not inputs.num_masks:
+            return inputs.num_read
+        device = inputs.input_ids.device
+        places = torch.arange(inputs.num_clean - inputs.num_read, inputs.num_clean, device=device)
+        if not self.reads_all_masks(len(inputs.input_ids), inputs):
+            return places
+        masks = torch.arange(inputs.num_masks, device=device).view(inputs.num_blocks, -1)[:, 1:]
+        return torch.cat([places, inputs.num_clean + masks.flatten()])
+
+    def reads_all_masks(self, num_rows: int, inputs: DraftInputs) -> bool:
+        """Whether the logits of every block's masks are read at once. Of one block they are. Of several, one is needed,
+        which only verification tells: a CPU reads it then. An accelerator reads the lm_head's weights once for as many
+        rows as it can take in meanwhile."""
+        num_masks = num_rows * inputs.num_blocks * (inputs.draft_length - 1)
+        is_cpu = self.rows.cache.device.type == "cpu"
+        return inputs.num_blocks == 1 or (not is_cpu and 0 < num_masks <= MOST_READ_AT_ONCE)
+
+    # -- who sees whom
+
+    def _attention_mask(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool) -> Any:
+        """What the model is handed: nothing or a row of padding as by plain decoding, or the structured mask."""
+        padding, num_masks = rows.padding(), inputs.num_masks
+        is_bare = padding is None and not any(rows.lengths) and not any(self.windows.values())
+        if is_prefill and is_bare and num_masks and self.form.is_grouped:
+            return mask_over_prompt(num_masks, inputs.input_ids.shape[1], inputs.input_ids.device)
+        if num_masks or rows.cache.is_step or len(set(rows.lengths)) > 1:
+            is_compiled = self.form.compiled is not None and self.form.is_grouped and rows.cache.is_step
+            make = self._compiled_mask if is_compiled else self._structured_mask
+            return make(inputs, rows, padding)
+        return None if padding is None else padding.long()
+
+    def _structured_mask(self, inputs: DraftInputs, rows: DraftRows, padding: torch.Tensor | None) -> Any:
+        num_clean, draft_length, lengths = inputs.num_clean, inputs.draft_length, inputs.cached_lengths
+        conditions = [] if padding is None else [real_slot_function(padding, lengths)]
+        return structured_attention_mask(
+            self.model.config,
+            lambda window: draft_mask_function(
+                num_clean, draft_length, inputs.branch_lengths, lengths, sliding_window=window
+            ),
+            *conditions,
+            batch_size=len(lengths),
+            query_length=inputs.input_ids.shape[1],
+            key_length=rows.cache.num_slots,
+            dtype=self.model.dtype,
+            device=lengths.device,
+            implementation=self.form.implementation,
+        )
+
+    def _compiled_mask(self, inputs: DraftInputs, rows: DraftRows, padding: torch.Tensor | None) -> Any:
+        """The same for a step of one shape, made by a compiled function."""
+        about: tuple[Any, ...] = (
+            inputs.num_clean,
+            inputs.draft_length,
+            rows.cache.num_slots,
+            tuple(self.windows.values()),
+        )
+        make_masks: Any = masks_of_step
+        if self.has_grouped_masks:
+            config = self.model.config.get_text_config()
+            num_heads = config.num_attention_heads
+            num_groups = num_heads // (getattr(config, "num_key_value_heads", None) or num_heads)
+            make_masks, about = masks_of_groups, (*about, num_groups, self.model.dtype)
+        make = self.form.compiled.compiled(make_masks, (*inputs.branch_lengths.shape, *about))
+        masks = make(inputs.branch_lengths, inputs.cached_lengths, padding, *about)
+        return dict(zip(self.windows, masks, strict=True)) if len(masks) > 1 else masks[0]

@@ -1,0 +1,102 @@
+"""Runs the steps of a decode: as they are, or where steps are captured, by CUDA graphs of the same functions.
+
+A unfinished rows of B.
+"""
+
+import time
+from typing import Any
+
+import torch
+
+from ..execution.step_graph import StepGraphs
+from ..processed_scores import ProcessedScores
+from .choice import Choice, Greedy
+from .draft_inputs import DraftInputs
+from .draft_network import DraftNetwork
+from .draft_step import Decided, Plan, StepState, step
+from .mask_predictions import MaskPredictions
+
+
+class StepRunner:
+    """
+    Args:
+        graphs: where steps are captured; None elsewhere. A step whose tokens are chosen on the host has its forward
+            captured alone.
+    """
+
+    def __init__(self, network: DraftNetwork, choice: Choice, graphs: StepGraphs | None = None):
+        self.network = network
+        self.choice = choice
+        self.graphs = graphs
+
+    def __call__(self, plan: Plan, state: StepState) -> tuple[StepState, Decided]:
+        """One step, by whichever way."""
+        self.network.check_positions(state.next_positions)
+        if self.graphs is None:
+            return step(self.network, self.choice, plan, state)
+        if not self.choice.is_pure:
+            return step(CapturedNetwork(self.network, self.graphs), self.choice, plan, state)
+        return self._captured(self.graphs, plan, state)
+
+    def _captured(self, graphs: StepGraphs, plan: Plan, state: StepState) -> tuple[StepState, Decided]:
+        cache, choice = self.network.rows.cache, self.choice
+        assert isinstance(choice, Greedy)
+
+        def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            after, decided = step(self.network, choice, plan, StepState(*tensors))
+            return *after, decided.ids, decided.num_accepted
+
+        inputs = tuple(cache.spread(tensor) for tensor in state)
+        about = plan, choice.wants_confidence, choice.scores.excluded_id, self.network.head is not None
+        found = graphs.run(shape_of(self.network, inputs, about), run, inputs, self.network.form)
+        *after, ids, num_accepted = (cache.gather(tensor) for tensor in found)
+        return StepState(*after), Decided(ids, num_accepted)
+
+    def seconds_of(self, shape: tuple[int, int, int], state: StepState) -> float:
+        """How long a step of N tokens and M blocks of K masks takes. It is run and thrown away: what it leaves in the
+        cache, the next step overwrites.
+
+        Args:
+            shape: N, M and K.
+        """
+        num_tokens, num_blocks, draft_length = shape
+        mine = self.choice
+        scores = ProcessedScores([], mine.scores.transcript, mine.scores.excluded_id)
+        wants_confidence = getattr(mine, "wants_confidence", True)
+        plain = mine if mine.is_pure else Greedy(scores, wants_confidence)
+        begin = time.perf_counter()
+        StepRunner(self.network, plain, self.graphs)(Plan(draft_length, num_blocks), scratch(state, num_tokens))
+        if (device := self.network.rows.cache.device).type != "cpu":
+            torch.accelerator.synchronize(device)
+        return time.perf_counter() - begin
+
+
+class CapturedNetwork:
+    """The network, whose step forwards run by graphs."""
+
+    def __init__(self, network: DraftNetwork, graphs: StepGraphs):
+        self.network, self.graphs = network, graphs
+        self.masks, self.rounding, self.read_alone = network.masks, network.rounding, network.read_alone
+
+    def __call__(self, inputs: DraftInputs) -> tuple[torch.Tensor, MaskPredictions]:
+        cache = self.network.rows.cache
+        tensors = tuple(cache.spread(x) for x in inputs if isinstance(x, torch.Tensor))
+
+        def run(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            left = iter(given)
+            return self.network.read(inputs.mapped(lambda _: next(left)))
+
+        about = "forward", inputs.num_clean, inputs.draft_length, inputs.num_read
+        found = self.graphs.run(shape_of(self.network, tensors, about), run, tensors, self.network.form)
+        return self.network.split(inputs, *(cache.gather(tensor) for tensor in found))
+
+
+def shape_of(network: DraftNetwork, tensors: tuple[torch.Tensor, ...], about: Any) -> Any:
+    """What tells one graph from another: shapes, whether the batch is padded, and what else a step hangs on."""
+    return tuple(tuple(tensor.shape) for tensor in tensors), network.rows.is_real_slot is not None, about
+
+
+def scratch(state: StepState, num_tokens: int) -> StepState:
+    """A state like this one that nobody needs, with a draft of so many tokens."""
+    new = StepState(*(tensor.clone() for tensor in state)).with_length(num_tokens)
+    return new._replace(num_drafted=torch.full_like(new.num_drafted, num_tokens))

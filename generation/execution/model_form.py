@@ -1,0 +1,187 @@
+"""How the model of one decode is run: chosen before the first forward, put in for the whole decode, put back after it.
+
+Nothing here changes a token. Q queries, S slots.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, CompileConfig
+from transformers.masking_utils import sdpa_mask
+
+from ..kept_with_model import kept_with
+from ..stock_model import last_module
+from .attention_forms import attend
+from .compiled_layers import CompiledLayers
+from .gated_linear import GatedLinear, factors_of, sole_adapter
+from .mask_gate import MaskGate, adapted_layers, gate_for_decode, peft_variant
+from .packed_linear import PackedLinear, check_packable, options_of_compiler, pack, packable_linears
+from .token_by_token import Spans, attend_token_by_token, clean_tokens_alone, products_token_by_token, rounding_of
+
+DRAFTING, TOKEN_BY_TOKEN = "wavedraft_drafting", "wavedraft_token_by_token"
+
+
+class ModelForm:
+    """The form in which a decode runs its model.
+
+    Args:
+        is_drafting: whether forwards hold masks. False for plain decoding, which an adapter and packed weights concern.
+        is_tie_safe: clean tokens are read beside others as they are alone, where the attention implementation is sdpa.
+        is_packed: linear layers read packed copies of their weights.
+        compile_config: how the layers of a step of one shape are compiled; None where they are not.
+
+    Attributes:
+        gate: which queries a gated adapter acts on; None without such an adapter.
+        implementation: the attention implementation that masks are made for.
+        is_grouped: whether attention is ours, which takes short and grouped masks.
+        rounding: how the model rounds, where it is asked to be tie-safe.
+        compiled: the layers as they are compiled, or None.
+        last_states: [A, Q, D] what the decoder handed to the lm_head in the last forward.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        is_drafting: bool = True,
+        is_tie_safe: bool = False,
+        is_packed: bool = False,
+        compile_config: CompileConfig | None = None,
+    ):
+        self.model = model
+        self.is_drafting, self.is_packed = is_drafting, is_packed
+        self.implementation = model.config._attn_implementation
+        has_interface = self.implementation == "sdpa" and getattr(model, "_supports_attention_backend", False)
+        self.is_token_by_token = has_interface and is_tie_safe and is_drafting
+        self.is_grouped = has_interface and is_drafting and not is_tie_safe
+        self.rounding = rounding_of(model) if is_tie_safe else None
+        self.gate: MaskGate | None = None
+        self.compiled: CompiledLayers | None = None
+        self.last_states: torch.Tensor | None = None
+        if is_packed:
+            check_packable(model)
+        if compile_config is not None:
+            self.compiled = CompiledLayers(model, compile_config, options_of_compiler() if is_packed else None)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """While this is open, the model is in this form. After it, the model is as it was before, whatever happened."""
+        with ExitStack() as stack:
+            adapted = self._own_adapted_layers()
+            sole = {layer: name for layer in adapted if (name := self._only_ours(layer))}
+            if self.is_packed:
+                self._put_in_packed_weights(stack)
+            if adapted:
+                self._put_in_gate(stack, adapted, sole)
+            if self.is_token_by_token:
+                stack.enter_context(products_token_by_token(self.model, self.rounding))
+                stack.enter_context(self._attending_by(TOKEN_BY_TOKEN, attend_token_by_token))
+            elif self.is_grouped:
+                stack.enter_context(self._attending_by(DRAFTING, attend))
+            if self.compiled is not None:
+                stack.enter_context(self.compiled.applied())
+            if self.is_drafting:
+                stack.enter_context(self._catching_last_states())
+            yield
+
+    @contextmanager
+    def forward(self, num_masks: int, spans: Spans | None, step: tuple[Any, tuple[int, ...]] | None) -> Iterator[None]:
+        """While this is open, one forward of this model is run.
+
+        Args:
+            num_masks: masks at the end of each row.
+            spans: what each clean token sees, where clean tokens are read as they are alone.
+            step: the cache and the shape of a step that runs compiled.
+        """
+        is_alone = self.is_token_by_token and spans is not None
+        is_compiled = self.compiled is not None and step is not None
+        with (
+            self.gate.open(num_masks) if self.gate else nullcontext(),
+            clean_tokens_alone(spans) if is_alone else nullcontext(),
+            self.compiled.step(*step) if is_compiled else nullcontext(),
+        ):
+            yield
+
+    # -- what is put in
+
+    def _own_adapted_layers(self) -> dict[Any, tuple[dict[str, Any], str]]:
+        """PEFT's layers with an aLoRA, each with its place."""
+        found = adapted_layers(self.model)
+        return {
+            layer: place
+            for layer, place in found.items()
+            if any(peft_variant(variant) is not None for variant in layer.lora_variant.values())
+        }
+
+    def _only_ours(self, layer: Any) -> str | None:
+        name = sole_adapter(layer)
+        return name if name is not None and peft_variant(layer.lora_variant.get(name)) is not None else None
+
+    def _put_in_packed_weights(self, stack: ExitStack) -> None:
+        places = packable_linears(self.model)
+        copies = kept_with(self.model).copies
+        packed = {linear: one for linear, one in copies.items() if isinstance(one, PackedLinear)}
+        pack((place.linear for place in places), packed)
+        copies.update(packed)
+        stack.enter_context(swapped([(parent._modules, name, packed[linear]) for parent, name, linear in places]))
+
+    def _put_in_gate(self, stack: ExitStack, adapted: dict[Any, Any], sole: dict[Any, str]) -> None:
+        """A layer that one gated adapter adapts gives way to a `GatedLinear`. In others, PEFT's arithmetic does."""
+        variants = [
+            (layer, name, peft)
+            for layer in adapted
+            for name, variant in layer.lora_variant.items()
+            if (peft := peft_variant(variant)) is not None
+        ]
+        self.gate = gate = MaskGate(variants[0][2])
+        stack.enter_context(gate_for_decode([(layer, name) for layer, name, _ in variants], gate))
+        gated = {layer: GatedLinear(layer, *factors_of(layer, name), gate) for layer, name in sole.items()}
+        stack.enter_context(swapped([(*adapted[layer], own) for layer, own in gated.items()]))
+
+    @contextmanager
+    def _attending_by(self, name: str, function: Any) -> Iterator[None]:
+        """While this is open, the model attends by this function."""
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask)  # for forwards without a mask of ours
+        config = self.model.config
+        config._attn_implementation = name
+        try:
+            yield
+        finally:
+            config._attn_implementation = self.implementation
+
+    @contextmanager
+    def _catching_last_states(self) -> Iterator[None]:
+        """While this is open, `last_states` has what the decoder hands to the lm_head, which is then run on the rows
+        that are read only."""
+
+        def catch(module: nn.Module, args: Any, output: Any) -> None:
+            self.last_states = output if isinstance(output, torch.Tensor) else output[0]
+
+        handle = last_module(self.model).register_forward_hook(catch)
+        try:
+            yield
+        finally:
+            handle.remove()
+            self.last_states = None
+
+
+@contextmanager
+def swapped(places: list[tuple[dict[str, Any], str, nn.Module]]) -> Iterator[None]:
+    """While this is open, a module stands at each place: the modules it stands among, and its name there."""
+    kept = [(siblings, name, siblings[name]) for siblings, name, _ in places]
+    try:
+        for siblings, name, module in places:
+            siblings[name] = module
+        yield
+    finally:
+        for siblings, name, module in kept:
+            siblings[name] = module
+
+
+def in_plain_form(model: Any, is_packed: bool) -> AbstractContextManager[None]:
+    """While this is open, the model decodes plainly: a gated adapter acts on no token, and costs nothing."""
+    return ModelForm(model, is_drafting=False, is_packed=is_packed).applied()

@@ -1,0 +1,190 @@
+"""A linear layer that also keeps its weight in the order in which a CPU's kernels read it.
+
+`nn.Linear` reorders its weight at every product of a few tokens. Here the weight is reordered once for all products.
+Every private name of torch that this needs stands in this file. E outputs, D inputs.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+PACKABLE = (torch.bfloat16, torch.float32)
+PRIVATE_OPERATORS = (
+    "_is_mkldnn_bf16_supported",
+    "_reorder_linear_weight",
+    "_linear_pointwise",
+)  # of `torch.ops.mkldnn`
+NO_EPILOGUE: tuple[str, list[Any], str] = ("none", [], "")  # no activation after the product
+
+# torch's compiler refuses `mkldnn::_linear_pointwise` unless the weight is a constant. It accepts the same product
+# under a name of ours, with the weight as an argument, so that all layers share one compiled function.
+if not hasattr(torch.ops.wavedraft, "_linear_pointwise"):  # the package and a checkpoint's copy of it share one process
+    torch.library.define(
+        "wavedraft::_linear_pointwise",
+        "(Tensor x, Tensor packed, Tensor? bias, str attr, Scalar?[] scalars, str? algorithm) -> Tensor",
+    )
+
+    @torch.library.impl("wavedraft::_linear_pointwise", "default")
+    def _linear_pointwise(*args: Any) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise.default(*args)
+
+    @torch.library.register_fake("wavedraft::_linear_pointwise")
+    def _shape_of_product(x: torch.Tensor, packed: torch.Tensor, *others: Any) -> torch.Tensor:
+        return x.new_empty(*x.shape[:-1], packed.shape[0])
+
+
+compilable_product: Any = torch.ops.wavedraft._linear_pointwise.default
+
+# The function of torch's C interface that computes `mkldnn::_linear_pointwise`. Compiled code calls
+# `aoti_torch_cpu_` and the operator's name without its namespace: of our operator, torch's own function.
+SHIMS_OPTION = "aot_inductor.custom_ops_to_c_shims"
+C_FUNCTION = (
+    "AOTITorchError aoti_torch_cpu__linear_pointwise(AtenTensorHandle X, AtenTensorHandle W, AtenTensorHandle* B, "
+    "const char* attr, const double** scalars, int64_t scalars_len_, const char** algorithm, AtenTensorHandle* ret0)"
+)
+
+
+def options_of_compiler() -> dict[str, Any]:
+    """Options for `torch.compile(..., options=...)` under which compiled layers call the product without Python.
+
+    They are for the inductor backend alone. Where this torch has no such options, the compiled layers call the product
+    through Python, which takes a few microseconds more.
+    """
+    if SHIMS_OPTION in torch._inductor.list_options():
+        return {"cpp_wrapper": True, SHIMS_OPTION: {compilable_product: [C_FUNCTION]}}
+    return {"size_asserts": False}  # generated Python would ask for the strides of a packed weight, which has none
+
+
+def has_onednn_products(dtype: torch.dtype) -> bool:
+    """Whether this CPU, and this build of PyTorch, have oneDNN's products of a dtype."""
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, n) for n in PRIVATE_OPERATORS):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def why_no_packed_products(dtype: torch.dtype) -> str | None:
+    """None where this machine's CPU has products of packed weights of a dtype."""
+    if has_onednn_products(dtype):
+        return None
+    return f"this CPU, or this build of PyTorch, has no oneDNN products of {dtype}"
+
+
+def check_packable(model: nn.Module, exact: str | None = None) -> None:
+    """Raises where a packed weight would not be read, or where `exact` wants products that round differently."""
+    if model.device.type != "cpu" or model.dtype not in PACKABLE:
+        raise ValueError(
+            f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
+            "and torch.float32 on a CPU. Leave it out, or load the model with one of them as `dtype`."
+        )
+    if why := why_no_packed_products(model.dtype):
+        instead = ", or load the model with `dtype=torch.float32`" if has_onednn_products(torch.float32) else ""
+        raise ValueError(f"`packed_weights` must be False on this machine: {why}. Leave it out{instead}.")
+    if exact:
+        raise ValueError(
+            f"`exact={exact!r}` decides as the stock model's own products round, and `packed_weights` are read by "
+            f"oneDNN's products, which round {model.dtype} differently. Leave either out."
+        )
+
+
+class PackedLinear(nn.Module):
+    """Takes the place of an `nn.Linear` on a CPU, for use without gradients. It shares the layer's parameters.
+
+    Attributes:
+        packed: the weight [E, D] in oneDNN's order, which takes as much memory again. A plain attribute, not a buffer:
+            it belongs in no checkpoint.
+    """
+
+    has_plain_weight = True  # a row of it is a token's, where this is the lm_head
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.train(linear.training)
+        self.fingerprint = fingerprint_of(linear.weight)
+        # A tensor of inference mode would not share compiled code with the packed weights made outside of that mode.
+        with torch.inference_mode(False), torch.no_grad():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., D] -> [..., E]
+
+        In float32 a single token reads the plain weight, which takes no longer, so that its result equals plain
+        decoding's bit for bit. Under autocast x may have another dtype than the weight, and reads the plain weight too.
+        """
+        is_single = x.dtype == torch.float32 and x.numel() == x.shape[-1]
+        if is_single or x.dtype != self.weight.dtype:
+            return nn.functional.linear(x, self.weight, self.bias)
+        if torch.compiler.is_compiling():
+            return compilable_product(x.contiguous(), self.packed, self.bias, *NO_EPILOGUE)
+        return torch.ops.mkldnn._linear_pointwise.default(x.contiguous(), self.packed, self.bias, *NO_EPILOGUE)
+
+    def is_of(self, linear: nn.Linear) -> bool:
+        """Whether this is still that layer's product: with the same parameters, unchanged since they were packed."""
+        is_same = self.weight is linear.weight and self.bias is linear.bias
+        return is_same and self.fingerprint == fingerprint_of(linear.weight)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def fingerprint_of(weight: torch.Tensor) -> tuple[Any, ...]:
+    """What changes where a weight is written to or moved.
+
+    An optimizer may leave no trace but the numbers. The numbers of a weight that may be trained are therefore summed,
+    as 64-bit integers. A sum reads the weight once, as a forward does.
+    """
+    version = None if weight.is_inference() else weight._version
+    if not weight.requires_grad and version is not None:
+        return version, weight.data_ptr()
+    return version, weight.data_ptr(), int(weight.detach().flatten().view(torch.int64).sum())
+
+
+class LinearPlace(NamedTuple):
+    """Where a layer stands: `parent._modules[name]`."""
+
+    parent: nn.Module
+    name: str
+    linear: nn.Linear
+
+
+def packable_linears(model: nn.Module) -> list[LinearPlace]:
+    """The places of linear layers that a `PackedLinear` can take. Of an adapted layer, the place of the layer below
+    the adapter."""
+    found, seen, to_visit = [], {model}, [model]
+    while to_visit:
+        module = to_visit.pop()
+        only_base = module._modules.get("base_layer") is not None
+        for name, child in module._modules.items():
+            if child is None or (only_base and name != "base_layer"):
+                continue
+            if type(child) is nn.Linear:
+                if is_packable(child, model.dtype):
+                    found.append(LinearPlace(module, name, child))
+            elif child not in seen:
+                seen.add(child)
+                to_visit.append(child)
+    return found
+
+
+def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
+    """Whether a layer has a weight of the model's dtype, and neither a forward of its own nor hooks, which a
+    `PackedLinear` in its place would not call."""
+    weight = linear.weight
+    has_own_call = "forward" in linear.__dict__ or linear._forward_hooks or linear._forward_pre_hooks
+    # The fingerprint reads the weight as 64-bit integers.
+    is_whole = weight.numel() > 0 and not weight.numel() % 4 and not weight.storage_offset() % 4
+    return weight.dtype == dtype and weight.is_contiguous() and is_whole and not has_own_call
+
+
+def pack(linears: Iterable[nn.Linear], kept: dict[nn.Linear, PackedLinear]) -> None:
+    """Brings `kept` up to date: a `PackedLinear` for each of these layers and no others, packed anew where the layer's
+    parameters have changed."""
+    linears = list(linears)
+    for gone in kept.keys() - set(linears):
+        del kept[gone]
+    for linear in linears:
+        if linear not in kept or not kept[linear].is_of(linear):
+            kept[linear] = PackedLinear(linear)

@@ -1,0 +1,59 @@
+"""What a process keeps of a model from one decode to the next: one object a model, one place to clear."""
+
+import functools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from .stock_model import decoder_of
+
+
+@dataclass
+class KeptWithModel:
+    """
+    Attributes:
+        lock: held by the thread that decodes, since the model computes differently meanwhile.
+        step_times: seconds of a decode step of each shape, by what they hang on.
+        compiled: compiled functions, by what they are compiled of and for.
+        graphs: the CUDA graphs of its steps, with their cache; one set, as transformers keeps one static cache.
+        copies: copies of weights in another form, by the layer they are of.
+        roundings: how it rounds on one device in one dtype.
+    """
+
+    lock: Any = field(default_factory=threading.RLock)
+    step_times: dict[Any, Any] = field(default_factory=dict)
+    compiled: dict[Any, Any] = field(default_factory=dict)
+    graphs: Any = None
+    copies: WeakKeyDictionary[nn.Module, Any] = field(default_factory=WeakKeyDictionary)
+    roundings: dict[Any, Any] = field(default_factory=dict)
+
+
+_kept: WeakKeyDictionary[nn.Module, KeptWithModel] = WeakKeyDictionary()
+_guard = threading.Lock()
+
+
+def kept_with(model: nn.Module) -> KeptWithModel:
+    """What is kept of a model: of its decoder, whichever class the model is seen through."""
+    with _guard:
+        return _kept.setdefault(decoder_of(model), KeptWithModel())
+
+
+def forget(model: nn.Module) -> None:
+    """Drops all that is kept of a model: the next decode measures, compiles and packs anew."""
+    with _guard:
+        _kept.pop(decoder_of(model), None)
+
+
+def one_thread_at_a_time(decode: Callable[..., Any]) -> Callable[..., Any]:
+    """`decode(model, ...)` that waits until no other thread decodes with this model."""
+
+    @functools.wraps(decode)
+    def waiting(model: Any, *args: Any, **kwargs: Any) -> Any:
+        with kept_with(model).lock:
+            return decode(model, *args, **kwargs)
+
+    return waiting

@@ -1,0 +1,89 @@
+"""Logits as the user's processors leave them, each on the prefix that its position really has.
+
+A rows still being written, n positions, V vocabulary.
+"""
+
+import torch
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitNormalization,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from .transcript import Transcript
+
+# transformers' own processors that look at the scores of a position alone: one call serves all positions.
+PREFIX_FREE = (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitNormalization,
+    MinPLogitsWarper,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+
+class ProcessedScores:
+    """Runs the user's logits processors as plain decoding would.
+
+    Args:
+        excluded_id: an id that must never be generated (the mask token, where it has a logit), or None.
+
+    Attributes:
+        depend_on_prefix: whether a processor reads the ids before a position.
+    """
+
+    def __init__(self, processors: LogitsProcessorList, transcript: Transcript, excluded_id: int | None = None):
+        self.processors = processors
+        self.transcript = transcript
+        self.excluded_id = excluded_id
+        self.depend_on_prefix = any(type(processor) not in PREFIX_FREE for processor in processors)
+
+    def __call__(self, logits: torch.Tensor, starts: list[int] | None = None) -> torch.Tensor:
+        """Processed logits, [A, n, V].
+
+        Processors see the whole batch, one call for each distinct prefix length, as their contract promises them.
+
+        Args:
+            logits: [A, n, V], where position i of a row follows its first `starts + i` ids.
+            starts: for each active row, the ids before its first position; -1 leaves the row as it is. By default the
+                row's text.
+        """
+        if self.excluded_id is not None:
+            logits[..., self.excluded_id] = -torch.inf
+        if not self.processors or not logits.shape[1]:
+            return logits
+        if not self.depend_on_prefix:
+            flat = logits.flatten(end_dim=1).to(torch.float32, copy=True)
+            return self.processors(self.transcript.ids[:1].expand(len(flat), -1), flat).view(logits.shape)
+        return self._on_prefixes(logits, self.transcript.starts() if starts is None else starts)
+
+    def _on_prefixes(self, logits: torch.Tensor, starts: list[int]) -> torch.Tensor:
+        ids, active = self.transcript.ids, self.transcript.active
+        num_positions = logits.shape[1]
+        scores = logits.to(torch.float32, copy=True)
+        if len(active) == len(ids) and len(set(starts)) == 1 and starts[0] >= 0:  # rows in step: the batch as it is
+            for i in range(num_positions):
+                scores[:, i] = self.processors(ids[:, : starts[0] + i], scores[:, i].clone())
+            return scores
+        asked = [start for start in starts if start >= 0]
+        for length in range(min(asked, default=0), max(asked, default=-num_positions) + num_positions):
+            places = [place for place, start in enumerate(starts) if 0 <= start <= length < start + num_positions]
+            if not places:
+                continue
+            positions = [length - starts[place] for place in places]
+            rows = [active[place] for place in places]
+            batch = torch.zeros(len(ids), logits.shape[2], dtype=torch.float32, device=logits.device)
+            batch[rows] = logits[places, positions].float()
+            scores[places, positions] = self.processors(ids[:, :length], batch)[rows]
+        return scores
