@@ -23,12 +23,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-
 import frozen_recurrent  # noqa: E402
 import frozen_tidar  # noqa: E402
 import frozen_words  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 BEHAVIOUR = HERE / "behaviour.json"
 TOLERANCE = 1e-3
@@ -69,7 +68,8 @@ def differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             if key not in old or key not in new:
-                yield f"{place}.{key}: only in the {'new' if key in new else 'frozen'}: {short(new.get(key, old.get(key)))}"
+                side = "new" if key in new else "frozen"
+                yield f"{place}.{key}: only in the {side} one: {short(new.get(key, old.get(key)))}"
             else:
                 yield from differences(old[key], new[key], f"{place}.{key}")
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
@@ -112,7 +112,8 @@ def write(path: Path, content: dict[str, Any]) -> None:
     parts = []
     for section in sorted(content):
         cases = content[section]
-        lines = [f"{json.dumps(name)}:{json.dumps(cases[name], separators=(',', ':'), sort_keys=True)}" for name in sorted(cases)]
+        dumped = {name: json.dumps(told, separators=(",", ":"), sort_keys=True) for name, told in cases.items()}
+        lines = [f"{json.dumps(name)}:{dumped[name]}" for name in sorted(cases)]
         parts.append(f"{json.dumps(section)}:{{\n" + ",\n".join(lines) + "\n}")
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 

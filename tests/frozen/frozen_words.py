@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 import typer
+from frozen_recurrent import PROMPTS, family_model
+from frozen_runs import STATIC, gated, leaning
+from frozen_tidar import Watcher
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, SynthIDTextWatermarkingConfig, T5Config
 from typer.testing import CliRunner
 
-from frozen_recurrent import PROMPTS, family_model
-from frozen_tidar import STATIC, Watcher, gated, leaning
 from recurrent_golden import random_model
 from tiny_stock import edit_json, save_tiny_stock
 from tiny_tidar import random_prompts, with_random_head
@@ -227,7 +228,7 @@ def trained(folder: str, **options: Any) -> Any:
 
 def other_refusals() -> Iterator[tuple[str, Any]]:
     """Of batches, streams, conversions, pushes, objectives and configurations."""
-    ids = random_prompts(1, 12)
+    ids, pair, padded = random_prompts(1, 12), random_prompts(2, 4) % 30, torch.tensor([[5, 6, 0], [5, 6, 7]])
     right = {"attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
     yield "tidar, stream of rows", lambda: asked(leaning(), random_prompts(2, 4), streamer=Watcher())
     yield "tidar, stock without numbers", lambda: asked(stock_model(), custom_generate=tidar)
@@ -236,20 +237,22 @@ def other_refusals() -> Iterator[tuple[str, Any]]:
     yield "tidar, encoder-decoder", lambda: TiDARForCausalLM.from_config(T5Config())
     yield "tidar, adapter of a head", lambda: gated_adapter_config(with_random_head(leaning()), 0)
     yield "tidar, stock folder", lambda: TiDARForCausalLM.from_pretrained(root() / "stock")
-    yield "depth, right padding", lambda: asked(random_model(), torch.tensor([[5, 6, 0], [5, 6, 7]]), policy="exact", **right)
+    yield "depth, right padding", lambda: asked(random_model(), padded, policy="exact", **right)
     yield (
         "depth, compat of rows",
-        lambda: asked(random_model(), random_prompts(2, 4) % 30, policy="diffusion-forcing", reference_compat=True),
+        lambda: asked(random_model(), pair, policy="diffusion-forcing", reference_compat=True),
     )
-    yield "depth, stream of rows", lambda: asked(random_model(), random_prompts(2, 4) % 30, streamer=Watcher(), policy="exact")
+    yield "depth, stream of rows", lambda: asked(random_model(), pair, streamer=Watcher(), policy="exact")
     yield "depth, assisted", lambda: asked(random_model(), assistant_model=random_model(), policy="exact")
     yield "depth, block form", lambda: RecurrentDepthConfig(block_form="upside-down")
-    yield "depth, ouro forcing", lambda: asked(family_model("ouro"), torch.tensor([PROMPTS[0]]), policy="diffusion-forcing")
+    forcing = {"policy": "diffusion-forcing"}
+    yield "depth, ouro forcing", lambda: asked(family_model("ouro"), torch.tensor([PROMPTS[0]]), **forcing)
     yield "objective, mode", lambda: DraftObjective(mode="magic")
     yield "objective, decay", lambda: DraftObjective(slot_decay=0.0)
     yield "objective, loss", lambda: DraftObjective(draft_loss="hope")
     for length in (0, 65, 2.0, "8"):
-        yield f"convert, length {length!r}", lambda length=length: convert(root() / "stock", root() / "new", draft_length=length)
+        more = {"draft_length": length}
+        yield f"convert, length {length!r}", lambda more=more: convert(root() / "stock", root() / "new", **more)
     yield "convert, again", lambda: convert(root() / "tidar", root() / "new")
     yield "convert, stock back", lambda: to_ar(root() / "stock", root() / "new")
     yield "convert, in itself", lambda: convert(root() / "stock", root() / "stock" / "new", overwrite=True)
