@@ -55,7 +55,7 @@ def with_large_weights(model: Any) -> Any:
 def family_model(kind: str) -> Any:
     if kind == "ouro":
         return with_large_weights(OuroForCausalLM(OuroConfig(**OURO))).double()
-    own = {"sandwich": {"num_key_value_heads": 4}, "post-norm": {"qk_bias": False}}.get(kind, {})
+    own = {"num_key_value_heads": 4} if kind == "sandwich" else {"qk_bias": False}
     config = RecurrentDepthConfig(**RETROFIT | own, block_form=kind)
     return with_large_weights(RecurrentDepthForCausalLM(config)).double()
 
