@@ -183,7 +183,8 @@ def other_cases() -> Iterator[tuple[str, Any]]:
         for rows in ("one", "ragged"):
             yield f"two turns, {policy}, {rows}", partial(in_two_turns, rows, **asked)
         more = asked | {"repetition_penalty": 1.3, "output_scores": policy.startswith("auto")}
-        yield f"penalty, {policy}", lambda more=more: ran(double_model(), **inputs("ragged"), **more)
+        if "noise" not in policy:  # its states never come to rest there, so that rounding counts
+            yield f"penalty, {policy}", lambda more=more: ran(double_model(), **inputs("ragged"), **more)
         eager = asked | {"num_recurrences": 3} | ({"draft_recurrences": 1} if "draft_recurrences" in asked else {})
         yield f"depth of 3, {policy}", lambda more=eager: ran(double_model(5), **inputs("ragged"), **more)
 
