@@ -111,8 +111,8 @@ class PackedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., D] -> [..., E]
 
-        In float32 a single token reads the plain weight, which takes no longer, so that its result equals plain
-        decoding's bit for bit. Under autocast x may have another dtype than the weight, and reads the plain weight too.
+        In float32 a single token reads the plain weight, so that its result equals plain decoding's bit for bit. Under
+        autocast x may have another dtype than the weight, and reads the plain weight too.
         """
         is_single = x.dtype == torch.float32 and x.numel() == x.shape[-1]
         if is_single or x.dtype != self.weight.dtype:

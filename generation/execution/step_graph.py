@@ -118,7 +118,7 @@ def what_a_step_reads(model: nn.Module) -> list[Any]:
     where their tensors are and how often these were written to, and which adapter acts."""
     seen: list[Any] = [getattr(model.config, "_attn_implementation", None)]
     for module in model.modules():
-        seen.append(id(module))
+        seen.append(id(vars(module)))  # which views of a model share
         seen += map(_state_of, [*module._parameters.values(), *module._buffers.values()])
         seen += [*module._forward_hooks, *module._forward_pre_hooks]
         attributes = {} if module is model else vars(module)  # `generate` notes things on the model itself

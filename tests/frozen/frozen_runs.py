@@ -37,8 +37,7 @@ AXES: dict[str, tuple] = {
 @contextmanager
 def recording_on_cpu() -> Iterator[None]:
     """Records steps on a CPU as CUDA graphs do. The one place here that reaches into the package."""
-    import wavedraft.generation.draft_forward  # noqa: F401
-    from wavedraft.generation.step_graph import StepGraph, StepGraphs, buffers_like
+    from wavedraft.generation.execution.step_graph import StepGraph, StepGraphs, buffers_like
 
     class Kernels(TorchDispatchMode):
         """Every kernel that runs, with the tensors it read and wrote."""
@@ -71,13 +70,13 @@ def recording_on_cpu() -> Iterator[None]:
             for output in self.outputs:  # a graph's outputs are nothing before it has run
                 output.fill_(-1e4)
 
-    forward = sys.modules["wavedraft.generation.draft_forward"]
-    kept = forward.is_recorded, StepGraphs.record
-    forward.is_recorded, StepGraphs.record = (lambda model, config: config is not None), Recording
+    decoder = sys.modules["wavedraft.generation.drafting.decode_tidar"]
+    kept = decoder.is_captured, StepGraphs.record
+    decoder.is_captured, StepGraphs.record = (lambda model, config: config is not None), Recording
     try:
         yield
     finally:
-        forward.is_recorded, StepGraphs.record = kept
+        decoder.is_captured, StepGraphs.record = kept
 
 
 def leaning(family: str = "llama", **changes: Any) -> Any:

@@ -1,8 +1,7 @@
 """Packed weights: other memory, the same numbers as far as bfloat16 goes, and never those of yesterday."""
 
 import gc
-import importlib.util
-import sys
+import weakref
 
 import pytest
 import torch
@@ -11,12 +10,9 @@ from torch import nn
 from transformers import CompileConfig
 
 from tiny_tidar import random_prompts, tiny_tidar
-from wavedraft.generation.execution import packed_weights
-from wavedraft.generation.execution.packed_weights import (
-    PackedWeights,
-    packed_product,
-    why_no_packed_products,
-)
+from wavedraft.generation.execution.model_form import in_plain_form
+from wavedraft.generation.execution.packed_linear import PackedLinear, why_no_packed_products
+from wavedraft.generation.kept_with_model import kept_with
 from wavedraft.training import gated_adapter_config
 
 
@@ -52,25 +48,8 @@ def logits_of(model, ids):
 
 
 def packed_logits(model, ids):
-    with PackedWeights(model).used():
+    with in_plain_form(model, is_packed=True):
         return logits_of(model, ids)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 20)])
-def test_a_layers_result_is_the_stock_products_to_the_last_bits(bias, shape, dtype):
-    torch.manual_seed(0)
-    layer = nn.Linear(64, 48, bias=bias, dtype=dtype)
-    x = torch.randn(*shape, 64, dtype=dtype)
-    packed = PackedWeights.__new__(PackedWeights)
-    packed.pack([layer])
-    with torch.no_grad(), packed.used():
-        result = layer(x)
-    tolerance = 2**-7 if dtype == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(result, layer(x).detach(), rtol=tolerance, atol=tolerance)
-    if dtype == torch.float32 and shape == (1, 1):
-        assert torch.equal(result, layer(x))  # plain decoding's very bits
-    assert "forward" not in layer.__dict__
 
 
 @pytest.mark.parametrize("keywords", [{}, {"num_branches": 1}, {"num_branches": "auto"}, {"draft_length": 0}])
@@ -78,13 +57,8 @@ def test_the_text_is_that_of_stock_weights(keywords, monkeypatch, dtype):
     model = model_in(dtype)
     prompts = {"input_ids": random_prompts(2, 7), "max_new_tokens": 12, "do_sample": False}
     expected = model.generate(**prompts, **keywords)
-    calls, way_of = [], packed_weights.packed_way
-
-    def counted(linear):
-        way = way_of(linear)
-        return lambda x: (calls.append(1), way(x))[1]
-
-    monkeypatch.setattr(packed_weights, "packed_way", counted)
+    calls, times = [], PackedLinear.forward
+    monkeypatch.setattr(PackedLinear, "forward", lambda layer, x: (calls.append(1), times(layer, x))[1])
     assert model.generate(**prompts, **keywords, packed_weights=True).tolist() == expected.tolist()
     assert len(calls) > 12 * 15 / 4  # two layers of seven products, and the lm_head
 
@@ -114,32 +88,17 @@ def test_a_fused_step_that_leaves_no_trace_is_seen(dtype):
     torch.testing.assert_close(after, logits_of(model, ids), rtol=0.05, atol=0.2)
 
 
-def test_packed_copies_live_as_long_as_the_weights_and_no_longer(dtype):
-    model = model_in(dtype)
+def test_packed_copies_are_kept_from_one_decode_to_the_next_and_die_with_the_layers(dtype):
+    model, ids = model_in(dtype), random_prompts(1, 5)
+    packed_logits(model, ids)
+    first = dict(kept_with(model).copies)
+    assert len(first) == 2 * 7 + 1
+    packed_logits(model, ids)
+    assert dict(kept_with(model).copies) == first
+    copies = [weakref.ref(copy) for copy in first.values()]
+    del model, first
     gc.collect()
-    before = len(packed_product().table)
-    packed = PackedWeights(model)
-    assert len(packed_product().table) == before + 2 * 7 + 1
-    first = [packed_product().table[id(layer.weight)] for layer, _ in packed.ways]
-    assert [packed_product().table[id(layer.weight)] for layer, _ in PackedWeights(model).ways] == first
-    del model, packed
-    gc.collect()
-    assert len(packed_product().table) == before
-
-
-def test_a_second_copy_of_this_code_shares_the_operator(dtype):
-    spec = importlib.util.spec_from_file_location("wavedraft.generation.another_copy", packed_weights.__file__)
-    copy = importlib.util.module_from_spec(spec)
-    sys.modules["wavedraft.generation.another_copy"] = copy
-    try:
-        spec.loader.exec_module(copy)
-        model, ids = model_in(dtype), random_prompts(1, 5)
-        expected = packed_logits(model, ids)
-        with copy.PackedWeights(model).used():
-            assert torch.equal(logits_of(model, ids), expected)
-        assert copy.packed_product() is packed_product()
-    finally:
-        del sys.modules["wavedraft.generation.another_copy"]
+    assert not any(copy() for copy in copies)
 
 
 def test_compiled_layers_read_packed_weights_too(dtype):
@@ -157,7 +116,7 @@ def test_compiled_layers_read_packed_weights_too(dtype):
     [
         (torch.float16, {"packed_weights": True}, "must be False for a model in torch.float16 on cpu"),
         (torch.bfloat16, {"packed_weights": "yes"}, "`packed_weights` must be True or False, but is 'yes'"),
-        (torch.float32, {"packed_weights": True, "exact": "tie-safe"}, "round torch.float32 otherwise. Leave either"),
+        (torch.float32, {"packed_weights": True, "exact": "tie-safe"}, "round torch.float32 differently. Leave either"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(given, keywords, message):
