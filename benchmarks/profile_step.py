@@ -35,8 +35,7 @@ from wavedraft import TiDARForCausalLM
 from wavedraft.generation import draft_cache, mask_gate, packed_weights
 from wavedraft.generation.draft_forward import DraftForward
 from wavedraft.generation.draft_head import DraftChain
-from wavedraft.training.dialogue import read_jsonl
-from wavedraft.training.finetune import chat_prompt_ids
+from wavedraft.training.dialogue import chat_prompt_ids, read_jsonl
 
 PACKED = {"packed_weights": True}
 COMPILED = {"cache_implementation": "static", "compile_config": CompileConfig(mode="default", dynamic=False)}

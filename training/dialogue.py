@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .regenerate import without_loops
 
 IGNORED = -100
@@ -127,6 +129,14 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def chat_prompt_ids(prompt: str, tokenizer: Any) -> torch.Tensor:
+    """The ids of a user's words, ready for the answer, [P]; in the model's chat form if it has one."""
+    if tokenizer.chat_template is None:
+        return torch.tensor(tokenizer(prompt)["input_ids"])
+    text = _template(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+    return torch.tensor(_tokens(tokenizer, text))
+
+
 class RowEncoder:
     """Turns rows into encoded ones, and counts those it leaves out.
 
@@ -196,8 +206,6 @@ class PaddingCollator:
         self.fillers = {"input_ids": pad_token_id, "labels": IGNORED, "document_ids": -1, "attention_mask": 0}
 
     def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-        import torch
-
         longest = max(len(row["input_ids"]) for row in rows)
         rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
         return {

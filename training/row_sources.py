@@ -2,12 +2,17 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
+from transformers.utils import logging
 
-from .dialogue import read_jsonl
+from .dialogue import IGNORED, RowEncoder, pack_rows, read_jsonl
+from .training_arguments import FinetuneArguments
+
+logger = logging.get_logger(__name__)
 
 SHUFFLED_TOGETHER = 1000  # rows of a stream that stand in memory to be drawn from
 
@@ -122,3 +127,45 @@ class RowStream(IterableDataset):
             yield row
         draw.shuffle(waiting)
         yield from waiting
+
+
+class TrainingRows(NamedTuple):
+    """The encoded rows of a run.
+
+    Attributes:
+        dataset: what Trainer reads: a list of rows, packed or not, or a stream.
+        known: the rows before packing; of a stream, the first few.
+        encoder: what made them, with its counts.
+        is_stream: whether there may be more rows than those known.
+    """
+
+    dataset: Any
+    known: list[dict[str, list[int]]]
+    encoder: RowEncoder
+    is_stream: bool
+
+    @property
+    def num_labels(self) -> int:
+        return sum(label != IGNORED for row in self.known for label in row["labels"])
+
+
+def training_rows(
+    read: Callable[[], Iterable[dict]], tokenizer: Any, arguments: FinetuneArguments, num_first: int = 16
+) -> TrainingRows:
+    """Encodes the rows that `read` gives; of a stream only the first `num_first`, to see that it teaches anything.
+
+    Raises:
+        ValueError: no row has anything to learn.
+    """
+    encoder = RowEncoder(tokenizer, arguments.max_length, arguments.draft_length)
+    stream = RowStream(read, encoder, arguments.seed)
+    known = list(islice(stream.in_order(), num_first if arguments.streaming else None))
+    if encoder.refused:
+        logger.warning(f"{encoder.refused} rows of {arguments.data} are left out. {encoder.reason}")
+    if not known:
+        raise ValueError(
+            f"No row of {arguments.data} has more than {arguments.draft_length} tokens to learn from (the checkpoint's "
+            f"draft length) within `max_length` {arguments.max_length}. {encoder.reason}"
+        )
+    packed = pack_rows(known, arguments.max_length) if arguments.pack else known
+    return TrainingRows(stream if arguments.streaming else packed, known, encoder, arguments.streaming)
