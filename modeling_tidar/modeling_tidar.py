@@ -81,7 +81,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             assert input_ids is not None
             given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names them all
             draft_length = self.tidar_config.draft_length
-            batch = taught_batch(objective, draft_length, input_ids, *args, document_ids=document_ids, **given)
+            batch = taught_batch(objective, draft_length, input_ids, document_ids, *args, **given)
             return objective_loss(self, objective, batch)
         if input_ids is not None:
             tidar = self.tidar_config

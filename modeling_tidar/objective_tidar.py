@@ -111,12 +111,12 @@ def taught_batch(
     objective: DraftObjective,
     draft_length: int,
     input_ids: torch.Tensor,
+    document_ids: torch.Tensor | None = None,
     labels: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
-    document_ids: torch.Tensor | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> TaughtBatch:
-    """What rows [B, S] teach; their `labels`, `attention_mask` and `document_ids` are [B, S] too.
+    """What rows [B, S] teach; their `document_ids`, `labels` and `attention_mask` are [B, S] too.
 
     Raises:
         ValueError: no token has a label.

@@ -35,7 +35,7 @@ def finetune(model_path: str | Path, data: str | Path, output_dir: str | Path, *
             was another one.
         TrainingStopped: SIGTERM or Ctrl-C came; the last step is saved.
     """
-    arguments = FinetuneArguments(model_path=model_path, data=data, output_dir=output_dir, **options)
+    arguments = FinetuneArguments(model_path=str(model_path), data=str(data), output_dir=str(output_dir), **options)
     read_rows = open_rows(arguments.data, arguments.split, arguments.streaming)
     PartialState(cpu=arguments.use_cpu).wait_for_everyone()  # every process has seen the folder as it was
     set_seed(arguments.seed)

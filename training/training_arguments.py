@@ -269,9 +269,10 @@ class FinetuneArguments(TrainingArguments):
             raise ValueError(f"`{name}` needs bitsandbytes: pip install bitsandbytes. Or train without `{name}`.")
 
     def _decide_for_trainer(self) -> None:
-        taught = "joint" if self.mode == "full" else self.mode
-        drafting = {"draft_loss": self.draft_loss, "alpha": self.alpha, "slot_decay": self.slot_decay}
-        self.objective = None if self.is_recurrent else DraftObjective(mode=taught, **drafting)
+        mode = "joint" if self.mode == "full" else self.mode
+        self.objective = (
+            None if self.is_recurrent else DraftObjective(mode, self.draft_loss, self.alpha, self.slot_decay)
+        )
         if self.learning_rate is None:
             self.learning_rate = 2e-3 if self.head_rank else 1e-3 if self.lora_rank else 1e-5
         if self.attn_implementation is None and self.use_cpu and self.max_length <= 1024 and not self.is_recurrent:
