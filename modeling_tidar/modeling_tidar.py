@@ -33,7 +33,7 @@ from ..generation.structured_mask import attention_windows
 from ..generation.travelling_code import write_custom_generate, write_travelling_code
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
-from .objective_tidar import DraftObjective, objective_loss, taught_batch
+from .objective_tidar import DraftObjective, objective_loss, training_batch
 
 logger = logging.get_logger(__name__)
 PREFIX = "TiDAR"
@@ -81,7 +81,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             assert input_ids is not None
             given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names them all
             draft_length = self.tidar_config.draft_length
-            batch = taught_batch(objective, draft_length, input_ids, document_ids, *args, **given)
+            batch = training_batch(objective, draft_length, input_ids, document_ids, *args, **given)
             return objective_loss(self, objective, batch)
         if input_ids is not None:
             tidar = self.tidar_config

@@ -80,7 +80,7 @@ class DraftObjective:
             raise ValueError(f"`first_token` must be 0 or more, but is {self.first_token}.")
 
 
-class TaughtBatch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """Rows of text, and which of their tokens teach which side of the model.
 
     Attributes:
@@ -107,7 +107,7 @@ class TaughtBatch(NamedTuple):
         return mask_positions(self.draft_length, self.blocks)
 
 
-def taught_batch(
+def training_batch(
     objective: DraftObjective,
     draft_length: int,
     input_ids: torch.Tensor,
@@ -115,7 +115,7 @@ def taught_batch(
     labels: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
-) -> TaughtBatch:
+) -> TrainingBatch:
     """What rows [B, S] teach; their `document_ids`, `labels` and `attention_mask` are [B, S] too.
 
     Raises:
@@ -136,10 +136,10 @@ def taught_batch(
         raise ValueError(
             "No token of this batch has a label, so there is nothing to learn. Give labels that are not all -100."
         )
-    return TaughtBatch(input_ids, document_ids, ar_labels, draft_labels, blocks, draft_length, num_items_in_batch)
+    return TrainingBatch(input_ids, document_ids, ar_labels, draft_labels, blocks, draft_length, num_items_in_batch)
 
 
-def objective_loss(model: Any, objective: DraftObjective, batch: TaughtBatch) -> TiDAROutput:
+def objective_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
     """The loss of a batch, and its parts.
 
     Raises:
@@ -148,7 +148,7 @@ def objective_loss(model: Any, objective: DraftObjective, batch: TaughtBatch) ->
     return {"joint": joint_loss, "gated": gated_loss, "head": head_loss}[objective.mode](model, objective, batch)
 
 
-def joint_loss(model: Any, objective: DraftObjective, batch: TaughtBatch) -> TiDAROutput:
+def joint_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
     """Both losses, weighed by `alpha` (arXiv 2511.08923, equation 3)."""
     clean_states, mask_states = doubled_states(model, objective, batch)
     diffusion_loss = draft_loss(model, objective, batch, clean_states, mask_states)
@@ -160,7 +160,7 @@ def joint_loss(model: Any, objective: DraftObjective, batch: TaughtBatch) -> TiD
     return TiDAROutput(loss=loss, ar_loss=ar_loss, diffusion_loss=diffusion_loss)
 
 
-def gated_loss(model: Any, objective: DraftObjective, batch: TaughtBatch) -> TiDAROutput:
+def gated_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
     """The diffusion loss of the masks, which alone pass through the gated adapter.
 
     Slot 1 teaches too, though decoding puts the model's own next token there: the slots after it read its states.
@@ -189,7 +189,7 @@ def gated_loss(model: Any, objective: DraftObjective, batch: TaughtBatch) -> TiD
     return TiDAROutput(loss=loss, diffusion_loss=loss)
 
 
-def head_loss(model: Any, objective: DraftObjective, batch: TaughtBatch) -> TiDAROutput:
+def head_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
     """The diffusion loss of the masks after the draft head, which alone learns."""
     if draft_head_of(model) is None:
         raise ValueError(
@@ -206,7 +206,7 @@ def head_loss(model: Any, objective: DraftObjective, batch: TaughtBatch) -> TiDA
 def draft_loss(
     model: Any,
     objective: DraftObjective,
-    batch: TaughtBatch,
+    batch: TrainingBatch,
     clean_states: torch.Tensor,
     mask_states: torch.Tensor,
 ) -> torch.Tensor:
@@ -239,7 +239,7 @@ def draft_loss(
 
 def corrected_by_head(
     model: Any,
-    batch: TaughtBatch,
+    batch: TrainingBatch,
     states: torch.Tensor,
     rows: torch.Tensor,
     positions: torch.Tensor,
@@ -261,7 +261,7 @@ def corrected_by_head(
     return torch.where(is_corrected[:, None], head(states, previous), states)
 
 
-def doubled_states(model: Any, objective: DraftObjective, batch: TaughtBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def doubled_states(model: Any, objective: DraftObjective, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Last hidden states of the clean tokens [B, S, D] and of the masks [B, M*K, D], from one forward of both."""
     sequence_length, gate, positions = batch.input_ids.shape[1], MaskGate.of(model), batch.mask_positions
     clean_positions = document_positions(batch.document_ids)
@@ -282,7 +282,7 @@ def doubled_states(model: Any, objective: DraftObjective, batch: TaughtBatch) ->
     return states[:, :sequence_length], states[:, sequence_length:]
 
 
-def cached_states(model: Any, objective: DraftObjective, batch: TaughtBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def cached_states(model: Any, objective: DraftObjective, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The same states, but the clean tokens, which do not learn, run first, without a graph and without the adapter."""
     gate, positions = MaskGate.of(model), batch.mask_positions
     clean_mask, mask = (

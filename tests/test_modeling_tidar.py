@@ -246,7 +246,7 @@ def test_the_gate_gives_pefts_own_numbers():
 
 
 def test_a_closed_gate_leaves_the_model_as_it_found_it():
-    """Without masks the base layers stand where the adapter's do; behind it, and behind an error, these are back."""
+    """Without masks the base layers take the place of the adapter's; after it, and after an error, these are back."""
     from wavedraft.generation.mask_gate import MaskGate
 
     ids = random_prompts(2, 9)

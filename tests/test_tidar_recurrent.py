@@ -17,7 +17,7 @@ from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.draft_forward import DraftForward
 from wavedraft.modeling_recurrent import RecurrentDepthConfig
 from wavedraft.modeling_tidar import DraftObjective
-from wavedraft.modeling_tidar.objective_tidar import TaughtBatch, cached_states, doubled_states
+from wavedraft.modeling_tidar.objective_tidar import TrainingBatch, cached_states, doubled_states
 from wavedraft.training import finetune, gated_adapter_config, measure_drafting
 
 VOCAB_SIZE = 37
@@ -160,7 +160,7 @@ def test_a_block_predicts_in_training_what_it_predicts_in_decoding(mode, depth, 
         for name, parameter in taught.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.3)
-    batch = TaughtBatch(ids, torch.zeros_like(ids), ids, ids, blocks=torch.tensor([[3, 6]]), draft_length=3)
+    batch = TrainingBatch(ids, torch.zeros_like(ids), ids, ids, blocks=torch.tensor([[3, 6]]), draft_length=3)
     states = cached_states if mode == "gated" else doubled_states
     with torch.no_grad():
         clean_states, mask_states = states(model, objective, batch)
