@@ -22,8 +22,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig
 
 from wavedraft import TiDARForCausalLM
-from wavedraft.training.dialogue import read_jsonl
-from wavedraft.training.finetune import chat_prompt_ids
+from wavedraft.training.dialogue import chat_prompt_ids, read_jsonl
 
 COMPILED = {"cache_implementation": "static", "compile_config": CompileConfig(mode="default", dynamic=False)}
 MODES = {

@@ -20,8 +20,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from wavedraft import TiDARForCausalLM
-from wavedraft.training.dialogue import read_jsonl
-from wavedraft.training.finetune import chat_prompt_ids
+from wavedraft.training.dialogue import chat_prompt_ids, read_jsonl
 
 
 @dataclass

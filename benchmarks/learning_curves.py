@@ -25,8 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wavedraft import DraftObjective, TiDARForCausalLM
 from wavedraft.training import gated_adapter_config
-from wavedraft.training.dialogue import PaddingCollator, RowEncoder, read_jsonl
-from wavedraft.training.finetune import chat_prompt_ids
+from wavedraft.training.dialogue import PaddingCollator, RowEncoder, chat_prompt_ids, read_jsonl
 from wavedraft.training.trainer_tidar import measure_drafting
 
 ROOT = Path(__file__).parents[1]

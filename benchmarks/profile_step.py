@@ -36,8 +36,7 @@ from wavedraft.generation.drafting import draft_cache
 from wavedraft.generation.drafting.draft_forward import DraftForward
 from wavedraft.generation.drafting.draft_head import DraftChain
 from wavedraft.generation.execution import mask_gate, packed_weights
-from wavedraft.training.dialogue import read_jsonl
-from wavedraft.training.finetune import chat_prompt_ids
+from wavedraft.training.dialogue import chat_prompt_ids, read_jsonl
 
 PACKED = {"packed_weights": True}
 COMPILED = {"cache_implementation": "static", "compile_config": CompileConfig(mode="default", dynamic=False)}

@@ -23,13 +23,13 @@ def training_branch_lengths(
 
 
 def blocks_with_labels(has_label: torch.Tensor, draft_length: int, first: int = 0) -> torch.Tensor:
-    """How many clean tokens each block sees, of the blocks with a label in them: the others teach nothing.
+    """How many clean tokens each block sees, of the blocks that hold a label. The others teach nothing.
 
     Args:
         has_label: [B, S] booleans.
 
     Returns:
-        [B, M]. A row with fewer blocks than another is filled up with blocks behind its end, at S.
+        [B, M]. A row with fewer blocks than another is filled up with blocks after its end, at S.
     """
     sequence_length = has_label.shape[1]
     starts = training_branch_lengths(sequence_length, draft_length, has_label.device, first)
@@ -40,15 +40,15 @@ def blocks_with_labels(has_label: torch.Tensor, draft_length: int, first: int = 
 
 
 def mask_positions(draft_length: int, branch_lengths: torch.Tensor) -> torch.Tensor:
-    """Positions of the masks of blocks [..., M], [..., M*K]. A last block may reach behind the end of the sequence."""
+    """Positions of the masks of blocks [..., M], [..., M*K]. A last block may reach past the end of the sequence."""
     return (branch_lengths[..., None] + torch.arange(draft_length, device=branch_lengths.device)).flatten(-2)
 
 
-def at_positions(values: torch.Tensor, positions: torch.Tensor, behind_end: int) -> torch.Tensor:
-    """What stands in `values` [B, S] at the masks' positions [B, M*K]; `behind_end` where the sequence is over."""
+def at_positions(values: torch.Tensor, positions: torch.Tensor, after_end: int) -> torch.Tensor:
+    """The `values` [B, S] at the masks' positions [B, M*K]; `after_end` at positions after the sequence."""
     sequence_length = values.shape[1]
     return values.gather(1, positions.clamp(max=sequence_length - 1)).masked_fill(
-        positions >= sequence_length, behind_end
+        positions >= sequence_length, after_end
     )
 
 
@@ -89,14 +89,14 @@ def training_attention_mask(
 
     Args:
         branch_lengths: the blocks that are drafted, [M] or [B, M]: `training_branch_lengths`, or some of them.
-        document_ids: [B, S] the document of each clean token; -1 marks padding. Masks behind the end of the sequence
+        document_ids: [B, S] the document of each clean token; -1 marks padding. Masks after the end of the sequence
             are padding too.
         half: which queries to write rows for: "both"; "clean", which needs no masks as keys; or "masks", for clean
             tokens that were run before and stand in a cache.
     """
     batch_size, sequence_length = document_ids.shape
     positions = mask_positions(draft_length, branch_lengths).expand(batch_size, -1)
-    documents_of_masks = at_positions(document_ids, positions, behind_end=-1)
+    documents_of_masks = at_positions(document_ids, positions, after_end=-1)
     same_document = same_document_function(torch.cat([document_ids, documents_of_masks], dim=1))
 
     num_skipped = sequence_length if half == "masks" else 0

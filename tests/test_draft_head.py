@@ -223,7 +223,7 @@ def test_a_head_is_taught_resumed_and_found_by_every_way_in(checkpoint, tokenize
     assert "draft head of" in caplog.text and not (tmp_path / "further" / HEAD_FILE).exists()
     assert "Teach the masks first" not in caplog.text
 
-    monkeypatch.setattr(sys.modules["wavedraft.training.finetune"], "LEAST_FOR_A_HEAD", 9.0)
+    monkeypatch.setattr(sys.modules["wavedraft.training.report"], "LEAST_FOR_A_HEAD", 9.0)
     finetune(folder, data, tmp_path / "untaught", **{**common, "from_adapter": None, "max_steps": 1})
     assert "Teach the masks first" in caplog.text
     assert "is of an earlier save" not in caplog.text

@@ -8,7 +8,7 @@ from peft import get_peft_model
 from test_convert_recurrent import released_folder
 from test_sampling_tidar import NUM_DRAWS, SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 from test_training_tidar import tokenizer as tokenizer
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, TrainingArguments
 
 from recurrent_golden import random_model
 from tiny_tidar import CountedForwards, plain_greedy_loop, script_drafts
@@ -17,10 +17,12 @@ from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.drafting.draft_forward import DraftForward
 from wavedraft.modeling_recurrent import RecurrentDepthConfig
 from wavedraft.modeling_tidar import DraftObjective
+from wavedraft.modeling_tidar.objective_tidar import TrainingBatch, cached_states, doubled_states
 from wavedraft.training import finetune, gated_adapter_config, measure_drafting
-from wavedraft.training.finetune import CHECKPOINTING
 
 VOCAB_SIZE = 37
+# transformers 5.22 and 5.23 have a name each for it, and the older one ends with version 6.
+CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, n))
 FORMS = ["huginn", "llama", "olmo", "ouro"]
 
 
@@ -158,10 +160,10 @@ def test_a_block_predicts_in_training_what_it_predicts_in_decoding(mode, depth, 
         for name, parameter in taught.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.3)
-    blocks = torch.tensor([[3, 6]])
-    states = model._cached_states if mode == "gated" else model._doubled_states
+    batch = TrainingBatch(ids, torch.zeros_like(ids), ids, ids, blocks=torch.tensor([[3, 6]]), draft_length=3)
+    states = cached_states if mode == "gated" else doubled_states
     with torch.no_grad():
-        clean_states, mask_states = states(objective, ids, torch.zeros_like(ids), blocks)
+        clean_states, mask_states = states(model, objective, batch)
         assert torch.allclose(model.lm_head_logits(clean_states), model(ids).logits, atol=1e-4)
         for place, length in enumerate((3, 6)):
             forward = DraftForward(model, 3, 3, batch_size=1)

@@ -1,15 +1,18 @@
 """Options of a run that change how it computes and not what it learns, each in a real tiny run."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
+import typer
 from test_training_tidar import checkpoint as checkpoint
 from test_training_tidar import tokenizer as tokenizer
 
 from tiny_tidar import tiny_tidar
+from wavedraft.cli import app
 from wavedraft.modeling_tidar import TiDARForCausalLM
-from wavedraft.training import finetune
+from wavedraft.training import FinetuneArguments, finetune
 
 
 def losses_of(run):
@@ -83,3 +86,36 @@ def test_a_gated_adapter_is_taught_on_a_quantized_base(checkpoint, tokenizer, tm
     losses = [row["loss"] for row in history if "loss" in row]
     assert losses[-1] < 0.9 * losses[0]
     TiDARForCausalLM.from_pretrained(folder).load_adapter(str(tmp_path / "run"))
+
+
+def test_the_command_offers_options_of_a_run_with_their_defaults():
+    offered = {option.name: option.default for option in typer.main.get_command(app).commands["train"].params}
+    for command_name, name in {
+        "model": "model_path",
+        "output": "output_dir",
+        "eval_prompts": "eval_prompts_path",
+    }.items():
+        offered[name] = offered.pop(command_name)
+    known = {option.name: option.default for option in dataclasses.fields(FinetuneArguments) if option.init}
+    required = {"model_path", "data", "output_dir"}
+    assert required <= offered.keys() <= known.keys()
+    assert {name: offered[name] for name in offered.keys() - required} == {
+        name: known[name] for name in offered.keys() - required
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"weight_decay": 0.5}, "weight_decay was None and is now '0.5'"), ({"warmup_steps": 3}, "warmup_steps was None")],
+)
+def test_an_option_of_trainer_reaches_it_and_is_remembered(checkpoint, tmp_path, changed, named):
+    finetune(*checkpoint, tmp_path / "plain", **COMMON)
+    finetune(*checkpoint, tmp_path / "changed", **COMMON, **changed)
+    assert losses_of(tmp_path / "changed") != losses_of(tmp_path / "plain")
+    with pytest.raises(ValueError, match=named):
+        finetune(*checkpoint, tmp_path / "plain", resume=True, **COMMON, **changed)
+
+
+def test_what_our_options_decide_for_trainer_cannot_be_given(checkpoint, tmp_path):
+    with pytest.raises(TypeError, match="per_device_train_batch_size"):
+        finetune(*checkpoint, tmp_path / "run", per_device_train_batch_size=2)

@@ -80,7 +80,7 @@ def test_the_collator_pads_on_the_right():
 
 
 def random_rows(lengths, draft_length, seed=0):
-    """Rows with labels behind their first `draft_length` tokens."""
+    """Rows with labels after their first `draft_length` tokens."""
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(1, 60, (length,), generator=generator).tolist() for length in lengths]
     return [{"input_ids": ids, "labels": [IGNORED] * draft_length + ids[draft_length:]} for ids in rows]
@@ -277,7 +277,7 @@ def test_a_signal_saves_the_step_and_ends_the_run(checkpoint, tmp_path, signal_n
     )
     options = ["--rank", "4", "--batch-size", "2", "--save-steps", "100", "--max-steps", "8"]
     run = [sys.executable, "-c", program, str(folder), str(data), str(tmp_path / "stopped"), *options]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums of other threads round otherwise
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums of other threads round differently
     stopped = subprocess.run(run, capture_output=True, text=True, env=os.environ | threads)
     assert stopped.returncode == 128 + signal_number, stopped.stderr
     assert "Stopped at step" in stopped.stderr.splitlines()[-1] and "--resume" in stopped.stderr.splitlines()[-1]

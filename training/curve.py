@@ -1,4 +1,4 @@
-"""The picture of a training run: its loss, and the tokens per forward it came to."""
+"""The picture of a training run: its loss, and the tokens per forward it reached."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Texts and dialogues become rows of ids, with labels where the model's own words stand.
+"""Turns texts and dialogues into rows of ids, with labels at the model's own words.
 
-S tokens.
+S tokens of a row, P of a prompt.
 """
 
 import json
@@ -9,13 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .regenerate import without_loops
 
 IGNORED = -100
 
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file; a line that is no JSON object is an error that names it."""
+    """The rows of a JSONL file.
+
+    Raises:
+        ValueError: a line is not a JSON object; the message names the line.
+    """
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -30,22 +36,22 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 class TurnsNotTold(ValueError):
-    """A dialogue whose assistant's words cannot be told apart."""
+    """The assistant's words of a dialogue cannot be told from the rest."""
 
 
 def encode_row(row: dict[str, Any], tokenizer: Any, max_length: int) -> dict[str, list[int]]:
     """Ids and labels of one row, cut to `max_length`.
 
     Args:
-        row: `{"text": ...}`, every token of which teaches; `{"messages": [...]}`, `{"prompt": ..., "answer": ...}` or
-            `{"prompt": ..., "completion": ...}`, of which the assistant's words teach. `"finished": false` says that
-            the answer was cut: no end follows.
+        row: `{"text": ...}`, of which every token teaches; or `{"messages": [...]}`, `{"prompt": ..., "answer": ...}`
+            or `{"prompt": ..., "completion": ...}`, of which the assistant's words teach. `"finished": false` says
+            that the answer was cut: no end mark follows it.
 
     Returns:
-        `input_ids` and `labels` (-100 where nothing is learnt), [S] each.
+        `input_ids` and `labels` (-100 where a token teaches nothing), [S] each.
 
     Raises:
-        ValueError: a row of another form, or one whose assistant's words cannot be told apart.
+        ValueError: the row has another form, or its assistant's words cannot be told from the rest.
     """
     if row.get("text") is not None:
         ids = tokenizer(row["text"])["input_ids"]
@@ -87,9 +93,14 @@ def _by_marks(messages: list[dict], tokenizer: Any, is_finished: bool) -> tuple[
 
 
 def _by_prefixes(messages: list[dict], tokenizer: Any, is_finished: bool) -> tuple[list[int], list[int]]:
-    """What the assistant says is what the template adds, with each of its turns, to the turns before and the prompt for
-    an answer: to its end mark, or to the end of its words where it is not finished. The tokens of every such prefix
-    must be the first tokens of the whole dialogue."""
+    """The ids and labels of a dialogue whose template has no generation marks.
+
+    The assistant's words are what the template adds with each of its turns to the turns before and the prompt for an
+    answer. They end with the end mark, or with the last word if the answer is not finished.
+
+    Raises:
+        TurnsNotTold: the tokens of such a prefix are not the first tokens of the whole dialogue.
+    """
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
     if last is None:
         return [], []
@@ -111,9 +122,9 @@ def _by_prefixes(messages: list[dict], tokenizer: Any, is_finished: bool) -> tup
         whole_ids = ids if is_cut else _tokens(tokenizer, whole)
         if not is_prefix or ids[: len(before_ids)] != before_ids or whole_ids[: len(ids)] != ids:
             raise TurnsNotTold(
-                f"The chat template has no generation marks, and what it writes of turn {index + 1} is not what it "
-                "writes before that turn with the answer behind it, so the assistant's words cannot be told apart. "
-                "Give one turn a row (`prompt` and `answer`), or a template with {% generation %} marks."
+                f"The chat template has no generation marks, and it writes turn {index + 1} differently from the turns "
+                "before it followed by the answer, so the assistant's words cannot be told from the rest. Give rows of "
+                "one turn (`prompt` and `answer`), or a template with {% generation %} marks."
             )
         labels += [IGNORED] * (len(before_ids) - len(labels)) + ids[len(before_ids) :]
     return ids, labels
@@ -127,17 +138,26 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-class RowEncoder:
-    """Turns rows into encoded ones, and counts those it leaves out.
+def chat_prompt_ids(prompt: str, tokenizer: Any) -> torch.Tensor:
+    """The ids of a user's words, ready for the answer, [P]; in the model's chat form if it has one."""
+    if tokenizer.chat_template is None:
+        return torch.tensor(tokenizer(prompt)["input_ids"])
+    text = _template(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+    return torch.tensor(_tokens(tokenizer, text))
 
-    Rows without more labels than a draft is long cannot teach drafting. Texts longer than `max_length` go on in further
-    rows; dialogues are cut. Answers that go round in circles are cut where they begin to.
+
+class RowEncoder:
+    """Encodes rows, and counts those it leaves out.
+
+    A row must have more labels than a draft has tokens, or it cannot teach drafting. A text longer than `max_length`
+    continues in further rows; a dialogue is cut. An answer that repeats itself is cut at its first repetition.
 
     Attributes:
         loops: answers `kept`, `cut` at a loop, and `dropped`.
-        assistant_words: how they were found in the last dialogue: by the template's "generation marks", or by its
-            "prefixes", where it has none.
-        refused: rows whose dialogue could not be told apart, and why the first of them.
+        assistant_words: how they were found in the last dialogue: by the template's "generation marks", or, if it has
+            none, by its "prefixes".
+        refused: dialogues whose assistant's words could not be told from the rest.
+        reason: why the first of them was refused.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, draft_length: int):
@@ -168,7 +188,9 @@ class RowEncoder:
 
 
 def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> list[dict[str, list[int]]]:
-    """Encoded rows, several to a sequence of at most `max_length` tokens, longest first into the first that has room.
+    """Packs several encoded rows into each sequence of at most `max_length` tokens.
+
+    The longest rows are placed first, each into the first sequence that has room.
 
     Returns:
         rows of `input_ids`, `labels` and `document_ids` (0, 1, ...), [S] each: no document sees another.
@@ -189,15 +211,15 @@ def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> list[dict[st
 
 
 class PaddingCollator:
-    """Pads a batch of encoded rows to its longest, on the right: `input_ids`, `labels`, `attention_mask` [B, S], and
-    `document_ids` of packed rows."""
+    """Pads a batch of encoded rows on the right, to the longest of them.
+
+    A call returns `input_ids`, `labels` and `attention_mask`, and `document_ids` if the rows are packed, [B, S] each.
+    """
 
     def __init__(self, pad_token_id: int):
         self.fillers = {"input_ids": pad_token_id, "labels": IGNORED, "document_ids": -1, "attention_mask": 0}
 
     def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-        import torch
-
         longest = max(len(row["input_ids"]) for row in rows)
         rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
         return {

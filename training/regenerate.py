@@ -1,7 +1,9 @@
-"""Self-written text: the base model answers prompts itself, and what a draft may learn from the answers.
+"""Text that the base model writes itself, for drafts to learn from.
 
-A prompt is a row `{"kind", "prompt"}`; an answered one adds `"answer"`, `"finished"` (it ended with EOS and was not cut
-at the length limit) and `"num_tokens"` (new tokens, EOS counted). Shapes: B sequences, T tokens.
+A prompt is a row `{"kind", "prompt"}`. An answered row adds `"answer"`, `"finished"` (it ended with EOS and was not cut
+at the length limit) and `"num_tokens"` (new tokens, with EOS).
+
+B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from tqdm.auto import tqdm
@@ -33,14 +35,22 @@ def regenerate(
     max_answer_tokens: int | None = None,
     has_progress_bar: bool = True,
 ) -> int:
-    """Let `model` answer `prompts` and append a JSON row for each to `output_path`; returns the tokens in that file.
+    """Lets `model` answer `prompts` and appends a JSON row for each to `output_path`.
 
-    Stopped at any moment and called again with the same arguments, it goes on where it was and ends with the same
-    file: batches are laid out from `prompts` alone, each is seeded by itself, and a batch that was cut in the middle is
-    computed again and only its missing rows are added. A torn last line is dropped. Repeated prompts are answered once.
+    A run that was stopped, and is called again with the same arguments, continues and ends with the same file. Batches
+    depend on `prompts` alone, and each has its own seed. A batch that was cut is computed again, and only its missing
+    rows are added. A torn last line is dropped. Repeated prompts are answered once.
 
-    `temperature` 0 is greedy. `max_answer_tokens` ends the run after the batch in which the file reaches that many
-    tokens. Prompts go through the tokenizer's chat template when it has one, and as they are otherwise.
+    Args:
+        tokenizer: its chat template, if it has one, is applied to the prompts.
+        temperature: 0 is greedy.
+        max_answer_tokens: ends the run after the batch in which the file reaches that many tokens.
+
+    Returns:
+        The number of tokens in the file.
+
+    Raises:
+        ValueError: a length, a batch size or a temperature is out of range.
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(
@@ -73,22 +83,31 @@ def regenerate(
                 temperature=temperature,
                 seed=seed + number,
             )
-            for row, answer in zip(batch, answers, strict=True):
-                if row["prompt"] in answered:
-                    continue
-                line = json.dumps({"kind": row["kind"], "prompt": row["prompt"], **answer}, ensure_ascii=False) + "\n"
-                file.write(line.encode())
-                file.flush()
-                answered[row["prompt"]] = answer["num_tokens"]
-                num_tokens += answer["num_tokens"]
-            os.fsync(file.fileno())
+            num_tokens += append_answers(file, batch, answers, answered)
             bar.update(len(missing))
             bar.set_postfix(tokens=num_tokens)
     return num_tokens
 
 
+def append_answers(
+    file: IO[bytes], batch: Sequence[dict[str, str]], answers: list[dict[str, Any]], answered: dict[str, int]
+) -> int:
+    """Writes the rows of a batch that are not in `answered` yet, and adds them to it; returns their tokens."""
+    num_tokens = 0
+    for row, answer in zip(batch, answers, strict=True):
+        if row["prompt"] in answered:
+            continue
+        line = json.dumps({"kind": row["kind"], "prompt": row["prompt"], **answer}, ensure_ascii=False) + "\n"
+        file.write(line.encode())
+        file.flush()
+        answered[row["prompt"]] = answer["num_tokens"]
+        num_tokens += answer["num_tokens"]
+    os.fsync(file.fileno())
+    return num_tokens
+
+
 def batches_of(rows: Sequence[dict[str, str]], batch_size: int) -> Iterator[list[dict[str, str]]]:
-    """Batches of like prompts: by kind, then by length, within every few batches of the order given."""
+    """Batches of similar prompts: within every few batches of the given order, sorted by kind, then by length."""
     window = batch_size * BATCHES_SORTED_TOGETHER
     for start in range(0, len(rows), window):
         alike = sorted(rows[start : start + window], key=lambda row: (row["kind"], len(row["prompt"])))
@@ -155,7 +174,7 @@ def eos_ids_of(model: Any, tokenizer: Any) -> list[int]:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut what follows the last newline: the row that was being written when a run was killed."""
+    """Cuts what follows the last newline: the row that was being written when a run was killed."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -170,10 +189,10 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def cut_at_loop(text: str, *, ngram_length: int = 8, max_repeats: int = 6) -> str:
-    """`text` up to where it starts to go round in circles; all of it where it does not.
+    """`text` up to the point where it starts to repeat itself; all of it if it does not.
 
-    A loop is a run of `ngram_length` words (or runs of punctuation) that stands more than `max_repeats` times in the
-    text. One round is kept: the cut is before the second of them.
+    A loop is a sequence of `ngram_length` words (or runs of punctuation) that occurs more than `max_repeats` times.
+    The first occurrence is kept: the cut is before the second.
     """
     words = list(re.finditer(r"\w+|[^\w\s]+", text))
     ngrams = [
@@ -195,8 +214,8 @@ def without_loops(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The rows worth learning from, and how many were `kept`, `cut` at a loop, and `dropped`.
 
-    A looping answer is cut (and is then not finished: no EOS follows it), and dropped where fewer than `min_words`
-    words are left; an empty answer is dropped. `num_tokens` of a cut row is no longer known and is taken out.
+    An answer that loops is cut, and is then not finished: no EOS follows it. If fewer than `min_words` words are left,
+    or the answer is empty, the row is dropped. A cut row loses its `num_tokens`, which are no longer known.
     """
     kept: list[dict[str, Any]] = []
     counts = {"kept": 0, "cut": 0, "dropped": 0}

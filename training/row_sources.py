@@ -1,28 +1,33 @@
-"""Where training rows come from: files, folders, datasets of the Hub; read once, or streamed."""
+"""Where training rows come from: files, folders or datasets of the Hub, read once or streamed."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
+from transformers.utils import logging
 
-from .dialogue import read_jsonl
+from .dialogue import IGNORED, RowEncoder, pack_rows, read_jsonl
+from .training_arguments import FinetuneArguments
 
-SHUFFLED_TOGETHER = 1000  # rows of a stream that stand in memory to be drawn from
+logger = logging.get_logger(__name__)
+
+SHUFFLED_TOGETHER = 1000  # rows of a stream that are kept in memory to be drawn from
 
 
 def open_rows(source: str | Path, split: str = "train", is_streaming: bool = False) -> Callable[[], Iterable[dict]]:
-    """How to read the rows of a source, again and again.
+    """A function that reads the rows of a source; each call reads them anew.
 
     Args:
-        source: a file (.jsonl or .json of a row a line; .parquet; .txt, one text), a folder of such files or one that
-            `Dataset.save_to_disk` wrote, or ORG/NAME on the Hub.
-        split: of a dataset that has several.
-        is_streaming: a dataset of the Hub is read as it arrives instead of being downloaded first.
+        source: a file (.jsonl or .json with a row a line; .parquet; .txt, one text), a folder of such files, a folder
+            that `Dataset.save_to_disk` wrote, or ORG/NAME on the Hub.
+        split: the split to read, if a dataset has several.
+        is_streaming: reads a dataset of the Hub as it arrives, instead of downloading it first.
 
     Raises:
-        ValueError: there is no such source, or `datasets` is needed and not installed.
+        ValueError: the source does not exist, or `datasets` is needed and not installed.
     """
     path = Path(source)
     if path.is_file():
@@ -43,7 +48,9 @@ def open_rows(source: str | Path, split: str = "train", is_streaming: bool = Fal
         try:
             dataset = datasets.load_dataset(str(source), split=split, streaming=is_streaming)
         except Exception as error:  # a dozen kinds, of datasets, huggingface_hub and fsspec
-            raise ValueError(f"{source} is no folder, and no dataset of the Hub was had of it: {error}") from error
+            raise ValueError(
+                f"{source} is not a folder, and it could not be loaded as a Hub dataset: {error}"
+            ) from error
     return lambda: dataset
 
 
@@ -93,11 +100,12 @@ _READERS: dict[str, Callable[[Path], Iterable[dict[str, Any]]]] = {
 
 
 class RowStream(IterableDataset):
-    """Encoded rows as they are read, drawn at random from the next thousand; each epoch in another order.
+    """Encoded rows in the order they are read, shuffled within the next thousand; each epoch in another order.
 
     Args:
-        read: gives the rows, again and again.
-        encode: what one row becomes: none, one or several encoded rows.
+        read: reads the rows; each call reads them anew.
+        encode: turns one row into none, one or several encoded rows.
+        seed: of the order.
     """
 
     def __init__(self, read: Callable[[], Iterable[dict]], encode: Callable[[dict], Iterable[dict]], seed: int):
@@ -122,3 +130,45 @@ class RowStream(IterableDataset):
             yield row
         draw.shuffle(waiting)
         yield from waiting
+
+
+class TrainingRows(NamedTuple):
+    """The encoded rows of a run.
+
+    Attributes:
+        dataset: what Trainer reads: a list of rows, packed or not, or a stream.
+        known: the rows before packing; of a stream, the first few.
+        encoder: what made them, with its counts.
+        is_stream: whether there may be more rows than those known.
+    """
+
+    dataset: Any
+    known: list[dict[str, list[int]]]
+    encoder: RowEncoder
+    is_stream: bool
+
+    @property
+    def num_labels(self) -> int:
+        return sum(label != IGNORED for row in self.known for label in row["labels"])
+
+
+def training_rows(
+    read: Callable[[], Iterable[dict]], tokenizer: Any, arguments: FinetuneArguments, num_first: int = 16
+) -> TrainingRows:
+    """Encodes the rows that `read` gives; of a stream only the first `num_first`, to see that it teaches anything.
+
+    Raises:
+        ValueError: no row has anything to learn.
+    """
+    encoder = RowEncoder(tokenizer, arguments.max_length, arguments.draft_length)
+    stream = RowStream(read, encoder, arguments.seed)
+    known = list(islice(stream.in_order(), num_first if arguments.streaming else None))
+    if encoder.refused:
+        logger.warning(f"{encoder.refused} rows of {arguments.data} are left out. {encoder.reason}")
+    if not known:
+        raise ValueError(
+            f"No row of {arguments.data} has more than {arguments.draft_length} tokens to learn from (the checkpoint's "
+            f"draft length) within `max_length` {arguments.max_length}. {encoder.reason}"
+        )
+    packed = pack_rows(known, arguments.max_length) if arguments.pack else known
+    return TrainingRows(stream if arguments.streaming else packed, known, encoder, arguments.streaming)

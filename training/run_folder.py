@@ -1,4 +1,4 @@
-"""The folder of a training run: what the run is, which of its checkpoints are whole, and how it stops without loss."""
+"""The folder of a training run: what the run is, which of its checkpoints are whole, and how a run stops safely."""
 
 import hashlib
 import json
@@ -27,14 +27,14 @@ class TrainingStopped(Exception):
     """
 
     def __init__(self, step: int, output_dir: Path, signal_number: int):
-        super().__init__(f"Stopped at step {step}, which is saved in {output_dir}. Go on with `--resume`.")
+        super().__init__(f"Stopped at step {step}, which is saved in {output_dir}. Continue with `--resume`.")
         self.signal_number = signal_number
 
 
 class SafeStop(TrainerCallback):
-    """SIGTERM and Ctrl-C end the run at the end of its step, with a checkpoint; whole checkpoints get their marker.
+    """Ends the run at the end of a step, with a checkpoint, after SIGTERM or Ctrl-C; marks whole checkpoints.
 
-    With several processes any one's signal stops them all, at the same step.
+    A signal to any one of several processes stops them all, at the same step.
 
     Attributes:
         stopped_by: the signal that stopped the run, or None.
@@ -73,7 +73,7 @@ class SafeStop(TrainerCallback):
 
 
 def last_whole_checkpoint(output_dir: Path) -> Path | None:
-    """The latest checkpoint with its marker; later ones without, which a killed run left half written, are named."""
+    """The latest checkpoint that has its marker; warns of each later one, which a killed run left half written."""
     folders = output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if output_dir.is_dir() else ()
     steps = sorted((int(folder.name.rsplit("-", 1)[1]), folder) for folder in folders)
     for _, folder in reversed(steps):
@@ -84,7 +84,7 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Tells models apart: a hash of every tensor's name, shape and first values."""
+    """A hash that differs between models: of every tensor's name, shape and first values."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.flatten()[:16].float().tolist()}".encode())
@@ -92,7 +92,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def data_fingerprint(rows: Sequence[dict[str, list[int]]]) -> str:
-    """Tells data apart: a hash of the encoded rows."""
+    """A hash of the encoded rows, which differs between data."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([row["input_ids"], row["labels"]]).encode())
@@ -105,10 +105,10 @@ def write_manifest(output_dir: Path, manifest: dict[str, Any]) -> None:
 
 
 def check_manifest(output_dir: Path, manifest: dict[str, Any]) -> None:
-    """Refuses to go on with a run that was another one.
+    """Checks that the run in a folder is the one to resume.
 
     Raises:
-        ValueError: the manifest of the folder differs, or is missing; every difference is named.
+        ValueError: the folder's manifest differs, or is missing; the message names every difference.
     """
     path = output_dir / MANIFEST
     if not path.exists():
@@ -121,6 +121,6 @@ def check_manifest(output_dir: Path, manifest: dict[str, Any]) -> None:
     ]
     if differences:
         raise ValueError(
-            f"The run in {output_dir} cannot be resumed as another one: {'; '.join(differences)}. Give what it was "
-            "begun with, or start a new run in another folder."
+            f"The run in {output_dir} cannot be resumed with other options: {'; '.join(differences)}. Give the options "
+            "it was started with, or start a new run in another folder."
         )

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer for recurrent-depth models, and what their wavefront is worth, by really decoding."""
+"""The Hugging Face Trainer for recurrent-depth models, and how much their wavefront saves, measured by decoding."""
 
 import math
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ class RecurrentReport:
     """What a recurrent-depth model writes, and in how many core passes.
 
     Attributes:
-        tokens_per_forward: tokens by forwards of full depth, over all prompts; the token each prefill decides is not
-            counted.
-        core_passes_per_token: the same by core passes.
-        identical: the share of prompts whose text is the one full depth writes, token after token.
-        perplexity: of the held-out answers or texts at full depth; None where the held-out rows hold prompts alone.
+        tokens_per_forward: tokens divided by forwards of full depth, over all prompts. The token that each prefill
+            decides is not counted.
+        core_passes_per_token: core passes divided by the same tokens.
+        identical: the share of prompts whose text equals that of full depth, token for token.
+        perplexity: of the held-out answers or texts at full depth; None if the held-out rows hold only prompts.
         num_tokens, num_core_passes: summed over the prompts.
     """
 
@@ -39,7 +39,7 @@ def measure_recurrent(
     max_new_tokens: int = 64,
     compare_with_plain: bool = False,
 ) -> RecurrentReport:
-    """Decodes prompts [P] one by one, greedily, by diffusion forcing (Ouro, which cannot, by the exact policy)."""
+    """Decodes prompts [P] one by one, greedily, by diffusion forcing; Ouro models by the exact policy."""
     was_training = model.training
     model.eval()
     decoder = {"policy": "exact"} if isinstance(model, OuroForCausalLM) else {"preset": "diffusion-forcing-r4"}
@@ -67,7 +67,7 @@ def measure_recurrent(
 
 @torch.no_grad()
 def held_out_perplexity(model: Any, rows: list[dict[str, list[int]]]) -> float:
-    """Of the labels of encoded rows, at full depth, from initial states of zeros."""
+    """The perplexity of the labels of encoded rows, at full depth, from initial states of zeros."""
     total, count = 0.0, 0
     for row in rows:
         batch = {name: tensor.to(model.device) for name, tensor in PaddingCollator(0)([row]).items()}
@@ -79,8 +79,10 @@ def held_out_perplexity(model: Any, rows: list[dict[str, list[int]]]) -> float:
 
 
 class RecurrentTrainer(Trainer):
-    """Trainer of a recurrent-depth model: each step's depth is drawn from the seed and the step, on every process and
-    after a resumption the same; back-propagation goes through the last `mean_backprop_depth` core steps.
+    """Trainer of a recurrent-depth model.
+
+    Each step's depth is drawn from the seed and the step, so it is the same on every process and after a resumption.
+    Back-propagation goes through the last `mean_backprop_depth` core steps.
 
     Args:
         eval_prompt_ids: held-out prompts, one [P] tensor each.

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer with the TiDAR objective, and the number that counts measured by really decoding."""
+"""The Hugging Face Trainer with the TiDAR objective, and tokens per forward measured by decoding."""
 
 import random
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ from ..modeling_tidar import DraftObjective
 
 @dataclass(frozen=True)
 class DraftingReport:
-    """What drafting is worth on a set of prompts.
+    """How well a model drafts on a set of prompts.
 
     Attributes:
-        tokens_per_forward: tokens the decode forwards gave, by their number, over all prompts.
-        acceptance: for each draft position 2..K, how often it was accepted given that the one before was.
-        identical: the share of prompts whose text equals the one plain decoding writes.
+        tokens_per_forward: new tokens divided by decode forwards, over all prompts.
+        acceptance: for each draft position 2..K, how often it was accepted if the position before it was.
+        identical: the share of prompts whose text equals that of plain decoding.
         num_tokens, num_forwards: new tokens of decode forwards, and decode forwards, summed over the prompts.
     """
 
@@ -39,7 +39,7 @@ def measure_drafting(
     compare_with_plain: bool = False,
     **generate_kwargs: Any,
 ) -> DraftingReport:
-    """Decodes prompts [P] one by one, greedily unless told otherwise, and counts."""
+    """Decodes prompts [P] one by one, greedily by default, and counts."""
     was_training = model.training
     model.eval()
     histogram = torch.zeros(0)
@@ -74,7 +74,7 @@ class TiDARTrainer(Trainer):
 
     Args:
         objective: what to teach.
-        random_depth: of a recurrent-depth model: each step's depth is drawn around the config's `mean_recurrence`.
+        random_depth: for a recurrent-depth model: draws each step's depth around the config's `mean_recurrence`.
         eval_prompt_ids: held-out prompts, one [P] tensor each.
         eval_new_tokens: tokens written for each in an evaluation.
     """
@@ -99,7 +99,7 @@ class TiDARTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Stock; blocks begin at a token drawn anew for each step, the same on every process, as is a random depth."""
+        """Stock; the first token of a block and a random depth are drawn for each step, the same on every process."""
         seed = self.args.seed * 1_000_003 + self.state.global_step
         config = self.accelerator.unwrap_model(model).config
         first_token = random.Random(seed).randrange(config.tidar_config["draft_length"])
@@ -115,13 +115,13 @@ class TiDARTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Stock, and the draft head, which has a file of its own; where it alone is taught, it alone is loaded."""
+        """Stock, plus the draft head, which has its own file. In head mode only the head is loaded."""
         if self.objective.mode != "head":
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_head(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        """Stock, and its draft head."""
+        """Stock, plus the draft head."""
         if self.objective.mode != "head":
             super()._load_best_model()
         self._load_head(self.state.best_model_checkpoint)
@@ -132,7 +132,7 @@ class TiDARTrainer(Trainer):
             head.load_state_dict(load_file(str(path)))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Stock, with the loss's parts: each step's, summed over its micro-batches and processes."""
+        """Stock, plus the parts of the loss, each summed over the micro-batches and processes of a step."""
         num_steps = self.state.global_step - self.num_steps_logged
         if "loss" in logs and num_steps:
             for name, part in self.loss_parts.items():

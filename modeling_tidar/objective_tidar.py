@@ -1,0 +1,327 @@
+"""What a TiDAR model is trained on: the autoregressive loss of the text and the diffusion loss of the masks.
+
+One forward reads the clean tokens and, after them, blocks of masks (arXiv 2511.08923, figure 2).
+
+B sequences, S clean tokens, M blocks of K masks, D channels, V vocabulary.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache
+from transformers.utils import ModelOutput
+
+from ..generation.cache_name import CACHE
+from ..generation.drafting.draft_head import draft_head_of
+from ..generation.execution.mask_gate import MaskGate
+from .losses_tidar import DRAFT_LOSSES, IGNORED, cross_entropy
+from .masking_tidar import (
+    at_positions,
+    blocks_with_labels,
+    document_positions,
+    mask_positions,
+    training_attention_mask,
+)
+
+
+@dataclass
+class TiDAROutput(ModelOutput):
+    """What `forward(objective=...)` returns.
+
+    Attributes:
+        loss: (alpha * ar_loss + diffusion_loss) / (1 + alpha); the diffusion loss alone where the base is frozen.
+        ar_loss: mean next-token cross-entropy of the clean tokens; None where the base is frozen.
+        diffusion_loss: mean loss of the masks, each on the token of its own position.
+    """
+
+    loss: torch.Tensor | None = None
+    ar_loss: torch.Tensor | None = None
+    diffusion_loss: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DraftObjective:
+    """What a forward with labels teaches.
+
+    Args:
+        mode: "joint" trains every token of the doubled sequence, as the paper does. "gated" runs the clean half
+            without gradient and opens the adapter's gate for the masks only. "head" runs both halves without gradient
+            and trains the draft head, which never predicts a block's first slot.
+        draft_loss: "cross_entropy" on the tokens; "kl" or "tv" against the autoregressive side's distribution.
+        alpha: weight of the autoregressive loss in joint mode (arXiv 2511.08923, equation 3).
+        slot_decay: weight of each slot of a block relative to the slot before it, in (0, 1]. A token after a rejected
+            one is worth nothing, so the first slots decide what a draft is worth. 1, as in the paper, weighs all alike.
+        first_token: where the first block begins; 0 in the paper. If a trainer draws it anew for each step, from 0 to
+            K - 1, every token is learnt in every slot.
+        num_recurrences: core steps of a recurrent-depth model, for text and masks alike; by default all of them.
+    """
+
+    mode: str = "joint"
+    draft_loss: str = "cross_entropy"
+    alpha: float = 1.0
+    slot_decay: float = 1.0
+    first_token: int = 0
+    num_recurrences: int | None = None
+
+    def __post_init__(self):
+        if self.mode not in ("joint", "gated", "head"):
+            raise ValueError(f"`mode` must be 'joint', 'gated' or 'head', but is {self.mode!r}.")
+        if self.draft_loss not in DRAFT_LOSSES:
+            raise ValueError(f"`draft_loss` must be one of {sorted(DRAFT_LOSSES)}, but is {self.draft_loss!r}.")
+        if self.alpha < 0:
+            raise ValueError(f"`alpha` must be 0 or more, but is {self.alpha}.")
+        if not 0 < self.slot_decay <= 1:
+            raise ValueError(f"`slot_decay` must be above 0 and at most 1, but is {self.slot_decay}.")
+        if self.first_token < 0:
+            raise ValueError(f"`first_token` must be 0 or more, but is {self.first_token}.")
+
+
+class TrainingBatch(NamedTuple):
+    """Rows of text, and which of their tokens teach which side of the model.
+
+    Attributes:
+        input_ids: [B, S] the clean tokens.
+        document_ids: [B, S] the document of each token; -1 marks padding.
+        ar_labels: [B, S] what the autoregressive side learns, -100 for nothing.
+        draft_labels: [B, S] what the masks learn, each at its own position.
+        blocks: [B, M] how many clean tokens each block of masks sees; S marks a block that fills up a row.
+        draft_length: K.
+        num_labels: the labels of a whole training step, of which this batch is a part; None if it is all of the step.
+    """
+
+    input_ids: torch.Tensor
+    document_ids: torch.Tensor
+    ar_labels: torch.Tensor
+    draft_labels: torch.Tensor
+    blocks: torch.Tensor
+    draft_length: int
+    num_labels: torch.Tensor | int | None = None
+
+    @property
+    def mask_positions(self) -> torch.Tensor:
+        """The position of each mask, [B, M*K]."""
+        return mask_positions(self.draft_length, self.blocks)
+
+
+def training_batch(
+    objective: DraftObjective,
+    draft_length: int,
+    input_ids: torch.Tensor,
+    document_ids: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> TrainingBatch:
+    """What rows [B, S] teach; their `document_ids`, `labels` and `attention_mask` are [B, S] too.
+
+    Raises:
+        ValueError: no token has a label.
+    """
+    if document_ids is None:
+        document_ids = torch.zeros_like(input_ids)
+    if attention_mask is not None:
+        document_ids = document_ids.masked_fill(attention_mask == 0, -1)
+    labels = (input_ids if labels is None else labels).masked_fill(document_ids == -1, IGNORED)
+    # No token of the same document stands before its first one, so nothing predicts that one.
+    starts_document = document_ids != nn.functional.pad(document_ids, (1, 0), value=-1)[:, :-1]
+    ar_labels = labels.masked_fill(starts_document, IGNORED)
+    draft_labels = labels if objective.draft_loss == "cross_entropy" else ar_labels
+    first = min(objective.first_token, input_ids.shape[1] - 1)
+    blocks = blocks_with_labels(draft_labels != IGNORED, draft_length, first)
+    if not blocks.shape[1]:
+        raise ValueError(
+            "No token of this batch has a label, so there is nothing to learn. Give labels that are not all -100."
+        )
+    return TrainingBatch(input_ids, document_ids, ar_labels, draft_labels, blocks, draft_length, num_items_in_batch)
+
+
+def objective_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
+    """The loss of a batch, and its parts.
+
+    Raises:
+        ValueError: the model lacks the adapter or the head that the objective trains.
+    """
+    return {"joint": joint_loss, "gated": gated_loss, "head": head_loss}[objective.mode](model, objective, batch)
+
+
+def joint_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
+    """Both losses, weighed by `alpha` (arXiv 2511.08923, equation 3)."""
+    clean_states, mask_states = doubled_states(model, objective, batch)
+    diffusion_loss = draft_loss(model, objective, batch, clean_states, mask_states)
+    next_labels = batch.ar_labels[:, 1:]
+    predicting = (next_labels != IGNORED).nonzero(as_tuple=True)
+    losses = cross_entropy(model.lm_head_logits(clean_states[predicting]), next_labels[predicting])
+    ar_loss = losses.sum() / (batch.num_labels if batch.num_labels is not None else max(len(losses), 1))
+    loss = (objective.alpha * ar_loss + diffusion_loss) / (1 + objective.alpha)
+    return TiDAROutput(loss=loss, ar_loss=ar_loss, diffusion_loss=diffusion_loss)
+
+
+def gated_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
+    """The diffusion loss of the masks, which alone pass through the gated adapter.
+
+    Slot 1 teaches too, though decoding puts the model's own next token there: the slots after it read its states.
+    Without its loss, slot 2 of a first adapter was right 42% of the time after 260 steps of 4 rows.
+    """
+    gate = MaskGate.of(model)
+    if gate is None:
+        raise ValueError(
+            "`mode='gated'` needs a gated adapter (a PEFT LoRA with `alora_invocation_tokens`), but the model has "
+            "none. Add one with `wavedraft.training.gated_adapter_config`, or train with `mode='joint'`."
+        )
+    # Checkpointed layers take no cache: the clean half then runs together with the masks.
+    is_checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if is_checkpointing and model.tidar_config.mask_recurrences is not None:
+        raise ValueError(
+            "Activation checkpointing must be off for a gated adapter whose masks leave the core early "
+            f"(`tidar_config.mask_recurrences` is {model.tidar_config.mask_recurrences}): core steps that are run "
+            "again would not know whether masks are among their tokens. Those before the last "
+            "`mean_backprop_depth` keep nothing anyway."
+        )
+    states = doubled_states if is_checkpointing else cached_states
+    clean_states, mask_states = states(model, objective, batch)
+    loss = draft_loss(model, objective, batch, clean_states, mask_states)
+    if is_checkpointing and loss.requires_grad:
+        gate.open_in_backward(loss, mask_states.shape[1])
+    return TiDAROutput(loss=loss, diffusion_loss=loss)
+
+
+def head_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
+    """The diffusion loss of the masks after the draft head, which alone learns."""
+    if draft_head_of(model) is None:
+        raise ValueError(
+            "`mode='head'` needs a draft head, but the model has none. Add one with "
+            "`wavedraft.generation.draft_head.new_draft_head`, or train in another mode."
+        )
+    states = doubled_states if MaskGate.of(model) is None else cached_states
+    with torch.no_grad():
+        clean_states, mask_states = states(model, objective, batch)
+    loss = draft_loss(model, objective, batch, clean_states, mask_states)
+    return TiDAROutput(loss=loss, diffusion_loss=loss)
+
+
+def draft_loss(
+    model: Any,
+    objective: DraftObjective,
+    batch: TrainingBatch,
+    clean_states: torch.Tensor,
+    mask_states: torch.Tensor,
+) -> torch.Tensor:
+    """Weighted mean loss of the masks on the labels of their positions, a scalar.
+
+    If the batch is a part of a training step, the result is its part of the step's mean.
+
+    Args:
+        clean_states: [B, S, D] last hidden states of the clean tokens.
+        mask_states: [B, M*K, D] those of the masks.
+    """
+    positions = batch.mask_positions
+    labels = at_positions(batch.draft_labels, positions, after_end=IGNORED)
+    slots = torch.arange(positions.shape[1], device=labels.device) % batch.draft_length
+    if objective.mode == "head":
+        labels = labels.masked_fill(slots == 0, IGNORED)
+    rows, masks = (labels != IGNORED).nonzero(as_tuple=True)
+    target_logits = None
+    if objective.draft_loss != "cross_entropy":
+        with torch.no_grad():
+            target_logits = model.lm_head_logits(clean_states[rows, positions[rows, masks] - 1])
+    states = corrected_by_head(model, batch, mask_states[rows, masks], rows, positions[rows, masks], slots[masks])
+    draft_logits = model.lm_head_logits(states)
+    losses = DRAFT_LOSSES[objective.draft_loss](draft_logits, labels[rows, masks], target_logits)
+    weight_of_slot = objective.slot_decay ** torch.arange(batch.draft_length, device=masks.device)
+    weights = (weight_of_slot / weight_of_slot.mean())[slots[masks]]
+    total = weights.sum().clamp(min=1e-9) if batch.num_labels is None else batch.num_labels
+    return (losses * weights).sum() / total
+
+
+def corrected_by_head(
+    model: Any,
+    batch: TrainingBatch,
+    states: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """Mask states [N, D] after the model's draft head, if it has one.
+
+    Args:
+        rows, positions, slots: [N] each mask's sequence, its position there, and its slot in its block.
+    """
+    head = draft_head_of(model)
+    if head is None:
+        return states
+    before = (positions - 1).clamp(min=0)
+    previous = model.get_input_embeddings()(batch.input_ids[rows, before]).detach()
+    # A block's first token is never drafted, and no token stands before a document's first one.
+    is_same_document = batch.document_ids[rows, before] == batch.document_ids[rows, positions]
+    is_corrected = (slots > 0) & is_same_document
+    return torch.where(is_corrected[:, None], head(states, previous), states)
+
+
+def doubled_states(model: Any, objective: DraftObjective, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Last hidden states of the clean tokens [B, S, D] and of the masks [B, M*K, D], from one forward of both."""
+    sequence_length, gate, positions = batch.input_ids.shape[1], MaskGate.of(model), batch.mask_positions
+    clean_positions = document_positions(batch.document_ids)
+    mask = training_attention_mask(
+        model.config, batch.draft_length, batch.blocks, batch.document_ids, dtype=model.dtype
+    )
+    mask_ids = torch.full_like(positions, model.tidar_config.mask_embedding_id)
+    with gate.open(positions.shape[1]) if gate else nullcontext():
+        states = decoder_states(
+            model,
+            objective,
+            num_masks=positions.shape[1],
+            input_ids=torch.cat([batch.input_ids, mask_ids], dim=1),
+            attention_mask=mask,
+            position_ids=torch.cat([clean_positions, at_positions(clean_positions, positions, 0)], dim=1),
+            use_cache=False,
+        )
+    return states[:, :sequence_length], states[:, sequence_length:]
+
+
+def cached_states(model: Any, objective: DraftObjective, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same states, but the clean tokens, which do not learn, run first, without a graph and without the adapter."""
+    gate, positions = MaskGate.of(model), batch.mask_positions
+    clean_mask, mask = (
+        training_attention_mask(
+            model.config, batch.draft_length, batch.blocks, batch.document_ids, dtype=model.dtype, half=half
+        )
+        for half in ("clean", "masks")
+    )
+    clean_positions = document_positions(batch.document_ids)
+    cache = DynamicCache()
+    with torch.no_grad():
+        clean_states = decoder_states(
+            model,
+            objective,
+            input_ids=batch.input_ids,
+            attention_mask=clean_mask,
+            position_ids=clean_positions,
+            cache=cache,
+            use_cache=True,
+        )
+    assert gate is not None
+    with gate.open(positions.shape[1]):
+        mask_states = decoder_states(
+            model,
+            objective,
+            num_masks=positions.shape[1],
+            input_ids=torch.full_like(positions, model.tidar_config.mask_embedding_id),
+            attention_mask=mask,
+            position_ids=at_positions(clean_positions, positions, 0),
+            cache=cache,
+            use_cache=True,
+        )
+    return clean_states, mask_states
+
+
+def decoder_states(
+    model: Any, objective: DraftObjective, num_masks: int = 0, cache: DynamicCache | None = None, **inputs: Any
+) -> torch.Tensor:
+    """What the lm_head reads, [B, T, D]; the last `num_masks` of the T tokens are masks."""
+    if not hasattr(model, "num_cache_layers"):
+        return model.base_model(**{CACHE: cache}, **inputs)[0]
+    depth = objective.num_recurrences
+    return model.decoder_states(num_recurrences=depth, num_masks=num_masks, cache=cache, **inputs)

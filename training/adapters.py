@@ -1,0 +1,117 @@
+"""What is put on a model to be trained, and saved: a LoRA, a gated LoRA, a draft head, or every weight."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import BitsAndBytesConfig
+from transformers.utils import logging
+
+from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, new_draft_head
+from ..modeling_recurrent import LORA_CORE_AND_ADAPTER, RecurrentDepthForCausalLM
+from ..modeling_tidar import TiDARForCausalLM
+from ..modeling_tidar.modeling_tidar import write_adapter_code
+from .training_arguments import FinetuneArguments
+
+logger = logging.get_logger(__name__)
+
+
+def gated_adapter_config(
+    model: Any, rank: int = 32, alpha: int | None = None, target_modules: str | list[str] = "all-linear", **kwargs: Any
+) -> LoraConfig:
+    """A PEFT config whose adapter leaves the autoregressive side unchanged, bit for bit.
+
+    It is an aLoRA (arXiv 2504.12397): PEFT applies it from the invocation token on, and that token is the mask. Text
+    holds no masks, so the adapter acts in drafting only. It refuses to be merged: merged, it would act everywhere.
+
+    Args:
+        model: a TiDAR model; its `tidar_config.mask_token_id` is the invocation token.
+        rank: of every adapted matrix; 1 or more.
+        alpha: the adapter is scaled by alpha / rank; by default 2 * rank.
+        target_modules: as in `LoraConfig`; by default every linear layer but the lm_head.
+
+    Raises:
+        ValueError: `rank` is below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"`rank` must be at least 1, but is {rank}.")
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        target_modules=target_modules,
+        alora_invocation_tokens=[model.config.tidar_config["mask_token_id"]],
+        **kwargs,
+    )
+
+
+def load_model(arguments: FinetuneArguments) -> Any:
+    """The checkpoint to train; in bfloat16 if its weights stay frozen and the run computes in bfloat16."""
+    model_class: Any = RecurrentDepthForCausalLM if arguments.is_recurrent else TiDARForCausalLM
+    options = {
+        "attn_implementation": arguments.attn_implementation,
+        "quantization_config": quantization_config(arguments),
+    }
+    return model_class.from_pretrained(
+        arguments.model_path,
+        dtype=torch.bfloat16 if arguments.bf16 and not arguments.trains_every_weight else torch.float32,
+        **{name: value for name, value in options.items() if value},
+    )
+
+
+def quantization_config(arguments: FinetuneArguments) -> BitsAndBytesConfig | None:
+    """How bitsandbytes stores the base, or None if it does not."""
+    if arguments.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if arguments.load_in_4bit:
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return None
+
+
+def with_adapter(model: Any, arguments: FinetuneArguments) -> Any:
+    """The model with what is trained: a PEFT model over it, or the model itself."""
+    if arguments.head_rank:
+        add_trainable_head(model, arguments.from_adapter, arguments.head_rank)
+        return model
+    if arguments.from_adapter is not None:
+        if Path(arguments.from_adapter, HEAD_FILE).is_file():
+            logger.warning(
+                f"The draft head of {arguments.from_adapter} is left out: it was trained for the drafts of that "
+                "adapter. Teach one for the result: `--mode head`."
+            )
+        return PeftModel.from_pretrained(model, arguments.from_adapter, is_trainable=True)
+    if not arguments.lora_rank:
+        return model
+    if arguments.mode == "gated":
+        return get_peft_model(model, gated_adapter_config(model, arguments.lora_rank))
+    rank, targets = arguments.lora_rank, LORA_CORE_AND_ADAPTER if arguments.is_recurrent else "all-linear"
+    config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=2 * rank, target_modules=targets)
+    return get_peft_model(model, config)
+
+
+def add_trainable_head(model: Any, adapter: str | None, rank: int) -> None:
+    """Loads the adapter whose drafts the head is for, and leaves only the head to be trained, in float32."""
+    if adapter is not None:
+        model.load_adapter(adapter)
+    model.requires_grad_(False)
+    head = draft_head_of(model) or new_draft_head(model, rank)
+    head.float().requires_grad_(True)
+
+
+def save_trained(trained: Any, trainer: Any, tokenizer: Any, arguments: FinetuneArguments) -> None:
+    """Writes the result with its tokenizer; a gated adapter also gets the code that drafts with it.
+
+    Every process must call this: sharded weights are gathered from all of them.
+    """
+    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(arguments.output_dir)
+    is_quantized = arguments.load_in_4bit or arguments.load_in_8bit
+    if arguments.bf16 and not arguments.trains_every_weight and not is_quantized:
+        trained.to(torch.bfloat16)
+    trained.save_pretrained(folder, **({"state_dict": weights} if weights else {}))
+    tokenizer.save_pretrained(folder)
+    if arguments.mode == "gated":
+        write_adapter_code(folder, trained.get_base_model().tidar_config, has_code=not arguments.has_depth)

@@ -1,0 +1,123 @@
+"""What a run is worth: held-out prompts decoded before and after it, and the files that say so.
+
+P tokens of a prompt.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers.utils import logging
+
+from ..hub.hub_repository import card_kind_of
+from ..hub.model_card import write_card
+from .curve import draw_curve
+from .dialogue import chat_prompt_ids, encode_row, read_jsonl
+from .row_sources import TrainingRows
+from .trainer_recurrent import RecurrentReport, measure_recurrent
+from .trainer_tidar import DraftingReport, measure_drafting
+from .training_arguments import FinetuneArguments
+
+NUM_TOKENS_OF_TEXT = 32  # of a held-out text that are its prompt
+LEAST_FOR_A_HEAD = 1.1  # tokens per forward of masks that were taught to draft
+logger = logging.get_logger(__name__)
+
+
+class HeldOut(NamedTuple):
+    """What is never trained on.
+
+    Attributes:
+        prompt_ids: [P] each, to decode.
+        rows: encoded rows with an answer, whose perplexity is measured.
+    """
+
+    prompt_ids: list[torch.Tensor]
+    rows: list[dict[str, list[int]]]
+
+
+def read_held_out(arguments: FinetuneArguments, tokenizer: Any) -> HeldOut:
+    """The prompts of `eval_prompts_path`, and for a recurrent-depth model their answers."""
+    if not arguments.eval_prompts_path:
+        return HeldOut([], [])
+    rows = list(read_jsonl(arguments.eval_prompts_path))
+    answered = [row for row in rows if row.keys() & {"answer", "text", "messages"}] if arguments.is_recurrent else []
+    return HeldOut(
+        prompt_ids(rows, tokenizer, arguments.num_eval_prompts),
+        [encode_row(row, tokenizer, arguments.max_length) for row in answered],
+    )
+
+
+def prompt_ids(rows: list[dict[str, Any]], tokenizer: Any, num_prompts: int) -> list[torch.Tensor]:
+    """The ids [P] of `num_prompts` of the rows' prompts, taken evenly through them."""
+    chosen = rows[:: max(1, len(rows) // num_prompts)][:num_prompts]
+    return [
+        chat_prompt_ids(row["prompt"], tokenizer)
+        if "prompt" in row
+        else torch.tensor(tokenizer(row["text"])["input_ids"][:NUM_TOKENS_OF_TEXT])
+        for row in chosen
+    ]
+
+
+def measure(
+    model: Any, held_out: HeldOut, arguments: FinetuneArguments, compare_with_plain: bool = False
+) -> DraftingReport | RecurrentReport | None:
+    """Decodes the held-out prompts; None if there are none."""
+    if not held_out.prompt_ids:
+        return None
+    if arguments.is_recurrent:
+        return measure_recurrent(model, held_out.prompt_ids, held_out.rows, compare_with_plain=compare_with_plain)
+    return measure_drafting(model, held_out.prompt_ids, compare_with_plain=compare_with_plain)
+
+
+def warn_if_masks_are_untaught(before: Any, arguments: FinetuneArguments) -> None:
+    """Warns if a draft head is about to be trained on masks that predict nothing."""
+    if arguments.head_rank and before is not None and before.tokens_per_forward < LEAST_FOR_A_HEAD:
+        logger.warning(
+            f"{arguments.model_path} drafts {before.tokens_per_forward:.2f} tokens per forward: a head corrects what "
+            "masks predict and cannot replace it. Teach the masks first (`--mode gated`), then a head for them "
+            "(`--from-adapter`)."
+        )
+
+
+def run_report(
+    arguments: FinetuneArguments, rows: TrainingRows, state: Any, before: Any | None, after: Any | None
+) -> dict[str, Any]:
+    """What was trained, on how much, and what it was worth.
+
+    Args:
+        state: the Trainer's, after training.
+        before, after: what `measure` found.
+    """
+    drafting = {name: getattr(arguments, name) for name in ("draft_loss", "slot_decay", "draft_length")}
+    return {
+        "mode": arguments.mode,
+        **({} if arguments.is_recurrent else drafting),
+        "from_adapter": arguments.from_adapter,
+        "rank": arguments.lora_rank or arguments.head_rank,
+        "rows": None if rows.is_stream else len(rows.known),
+        "sequences": None if rows.is_stream else len(rows.dataset),
+        "loops": rows.encoder.loops if rows.encoder.loops["kept"] else None,
+        "assistant_words": rows.encoder.assistant_words,
+        "labels": None if rows.is_stream else rows.num_labels,
+        "steps": state.global_step,
+        "best_step": state.best_global_step,
+        "batch_size": arguments.batch_size * arguments.gradient_accumulation_steps,
+        "seed": arguments.seed,
+        "before": before and asdict(before),
+        "after": after and asdict(after),
+    }
+
+
+def write_report(
+    report: dict[str, Any], model: Any, log_history: list[dict[str, Any]], arguments: FinetuneArguments
+) -> None:
+    """Writes report.json, the curve, and the model card of a result that has one."""
+    folder = Path(arguments.output_dir)
+    draw_curve(log_history, folder / "curve.png")
+    is_adapter_with_code = arguments.mode == "gated" and not arguments.has_depth
+    if not arguments.is_recurrent and (not arguments.lora_rank or is_adapter_with_code):
+        kind = card_kind_of(folder, model.card_kind)
+        write_card(folder, kind, folder.name, origin=Path(arguments.model_path), figures=report)
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,292 @@
+"""What one training run is told: the options of `wavedraft train`, over those of transformers' Trainer."""
+
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, TrainingArguments
+from transformers.utils import is_bitsandbytes_available
+
+from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
+from ..modeling_tidar import DraftObjective, TiDARConfig
+from .run_folder import last_whole_checkpoint
+
+TIDAR_MODES = ("gated", "joint", "full", "head")  # the first of each is the default
+RECURRENT_MODES = ("lora", "full")
+# Options that a recurrent-depth model which does not draft has no use for.
+OF_DRAFTS = ("draft_loss", "alpha", "slot_decay", "pack", "attn_implementation", "torch_compile", "random_depth")
+
+
+@dataclass(kw_only=True)
+class FinetuneArguments(TrainingArguments):
+    """The options of a run, checked as a whole before anything is loaded.
+
+    Every field of transformers' `TrainingArguments` may be given too, except those that these options decide.
+
+    Args:
+        model_path: a TiDAR checkpoint (`wavedraft convert`), or a recurrent-depth one.
+        data: rows as `dialogue.encode_row` reads them, from a file, a folder or the Hub as `row_sources.open_rows`
+            reads it. The best rows are those the model itself wrote.
+        output_dir: the folder of checkpoints and the result. The result is a PEFT adapter in gated and lora mode, and
+            in joint mode unless `rank` is 0; otherwise it is a whole checkpoint. A draft head is a file beside either.
+        split: the split to read, if the dataset has several.
+        streaming: reads rows as training reaches them, and draws from the next thousand.
+        eval_prompts_path: JSONL rows with `prompt`, never trained on, that are decoded before and after. For a
+            recurrent-depth model the perplexity of their answers is measured too, and its rows may be `text`, whose
+            first 32 tokens are the prompt.
+        num_eval_prompts: how many of them are decoded.
+        mode: for TiDAR "gated" (base frozen, text unchanged), "joint" (the paper's loss), "full" (joint, on every
+            weight) or "head": a draft head for a model that already drafts, everything else frozen. For a
+            recurrent-depth model "lora", on core and adapter, or "full". By default the first of each.
+        draft_loss, alpha, slot_decay: see `DraftObjective`.
+        random_depth: for a recurrent-depth checkpoint that drafts: draws each step's depth, of text and masks alike, as
+            the model's own training did. By default the depth is the full one, that of decoding.
+        from_adapter: an adapter of the same mode to continue from, instead of a new one; its rank stays. In head mode
+            the adapter whose drafts the head is for, which is saved with the head. If it has a head, that is continued.
+        rank: of the LoRA adapter, by default 32; 0, in joint mode only, trains every weight. In head mode the head's
+            inner channels, by default 512.
+        batch_size: rows in one forward of one process.
+        learning_rate: by default 1e-3 for an adapter, 2e-3 for a head, 1e-5 for every weight.
+        max_length: tokens a row is cut to.
+        pack: puts several rows into one sequence of `max_length`, none of which sees another: less padding.
+        eval_steps: decodes the prompts and saves every so many steps; the checkpoint with the most tokens per forward
+            is kept at the end.
+        patience: ends the run after so many such evaluations in a row without more tokens per forward.
+        load_in_4bit, load_in_8bit: loads the base quantized by bitsandbytes, to train an adapter on it.
+        attn_implementation: as in `from_pretrained`. By default "eager" on a CPU with rows of at most 1024 tokens,
+            where it takes half the time of sdpa; otherwise the checkpoint's own.
+        torch_compile: compiles the decoder; the first steps then take minutes.
+        report_to: where else Trainer logs: "tensorboard", "wandb", ...
+        resume: continues from the last whole checkpoint in `output_dir`, with the same model, data and arguments.
+
+    Attributes:
+        is_recurrent: whether the model is a recurrent-depth one that does not draft.
+        has_depth: whether the model has a recurrent depth, drafting or not.
+        lora_rank, head_rank: of what is trained; 0 for a part that is not.
+        objective: what a TiDAR checkpoint is taught; None for a recurrent-depth one.
+        draft_length: K; 1 for a model that does not draft.
+        last_checkpoint: the checkpoint to resume from, or None.
+        trainer_options: fields of `TrainingArguments` that no argument above names, if they are not at their default.
+
+    Raises:
+        ValueError: an option is out of range or contradicts another, a file or folder is missing, or `output_dir` is
+            in use without `resume`.
+    """
+
+    model_path: str
+    data: str
+    output_dir: str
+    split: str = "train"
+    streaming: bool = False
+    eval_prompts_path: str | None = None
+    num_eval_prompts: int = 10
+    mode: str | None = None
+    draft_loss: str = "cross_entropy"
+    alpha: float = 1.0
+    slot_decay: float = 1.0
+    random_depth: bool = False
+    from_adapter: str | None = None
+    rank: int | None = None
+    max_steps: int = 300
+    batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    learning_rate: float | None = None
+    max_length: int = 320
+    pack: bool = False
+    eval_steps: int | None = None
+    patience: int | None = None
+    save_steps: int = 100
+    report_to: str = "none"
+    bf16: bool = False
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    attn_implementation: str | None = None
+    activation_checkpointing: bool = False
+    torch_compile: bool = False
+    resume: bool = False
+    seed: int = 0
+
+    # Defaults of Trainer that differ here.
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float | None = None  # a twentieth of the steps
+    logging_steps: float | None = None  # ten times a run, and at least every ten steps
+    save_total_limit: int = 2
+    use_cpu: bool = field(default_factory=lambda: not torch.accelerator.is_available())
+
+    # Fields of Trainer that the options above decide.
+    per_device_train_batch_size: int = field(init=False)
+    gradient_checkpointing: bool = field(init=False)
+    eval_strategy: str = field(init=False)
+    load_best_model_at_end: bool = field(init=False)
+    metric_for_best_model: str | None = field(init=False)
+    greater_is_better: bool = field(init=False, default=True)
+    accelerator_config: Any = field(init=False)
+    remove_unused_columns: bool = field(init=False, default=False)
+
+    is_recurrent: bool = field(init=False)
+    has_depth: bool = field(init=False)
+    lora_rank: int = field(init=False)
+    head_rank: int = field(init=False)
+    objective: DraftObjective | None = field(init=False)
+    draft_length: int = field(init=False)
+    last_checkpoint: Path | None = field(init=False)
+    compiles_decoder: bool = field(init=False)
+    trainer_options: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("model_path", "data", "output_dir", "eval_prompts_path", "from_adapter"):
+            if (path := getattr(self, name)) is not None:
+                setattr(self, name, str(path))
+        self.trainer_options = self._trainer_options()
+        self._read_config()
+        self._choose_what_is_trained()
+        self._check_what_is_trained()
+        self._check_steps()
+        self._check_folders()
+        self._check_quantization()
+        self._decide_for_trainer()
+        super().__post_init__()
+
+    @property
+    def trains_every_weight(self) -> bool:
+        return not (self.lora_rank or self.head_rank)
+
+    def _trainer_options(self) -> dict[str, Any]:
+        own_names = type(self).__annotations__.keys() - {"lr_scheduler_type", "warmup_steps"}
+        options = {}
+        for option in fields(self):
+            default = option.default if option.default_factory is MISSING else option.default_factory()
+            if option.name not in own_names and getattr(self, option.name) != default:
+                options[option.name] = getattr(self, option.name)
+        return options
+
+    def _read_config(self) -> None:
+        if not Path(self.model_path).is_dir() and len(Path(self.model_path).parts) != 2:
+            raise ValueError(
+                f"There is no folder {self.model_path}. Make one: `wavedraft convert SOURCE {self.model_path}`."
+            )
+        config = AutoConfig.from_pretrained(self.model_path)
+        self.is_recurrent, self.has_depth = is_recurrent_config(config), hasattr(config, "mean_recurrence")
+        self.draft_length = 1 if self.is_recurrent else TiDARConfig.from_model_config(config).draft_length
+
+    def _choose_what_is_trained(self) -> None:
+        if self.random_depth and not self.has_depth:
+            raise ValueError(
+                f"`random_depth` is for models of a recurrent depth, but {self.model_path} has none. Leave it out."
+            )
+        if self.has_depth and not self.is_recurrent and self.torch_compile:
+            raise ValueError(
+                "`torch_compile` compiles stock decoders, but this one has a recurrent depth. Leave it out."
+            )
+        modes, kind = (
+            (RECURRENT_MODES, "recurrent-depth model") if self.is_recurrent else (TIDAR_MODES, "TiDAR checkpoint")
+        )
+        if self.mode is not None and self.mode not in modes:
+            named = ", ".join(map(repr, modes[:-1]))
+            raise ValueError(f"`mode` must be {named} or {modes[-1]!r} for a {kind}, but is {self.mode!r}.")
+        given = [name for name in OF_DRAFTS if getattr(self, name) != getattr(type(self), name)]
+        if self.is_recurrent and given:
+            raise ValueError(
+                f"`{given[0]}` is for TiDAR checkpoints, but this is a recurrent-depth model. Leave it out."
+            )
+        self.mode = self.mode or modes[0]
+        self.head_rank = self.lora_rank = 0
+        if self.mode == "head":
+            self.head_rank = 512 if self.rank is None else self.rank
+        elif self.mode != "full":
+            self.lora_rank = 32 if self.rank is None else self.rank
+
+    def _check_what_is_trained(self) -> None:
+        mode, adapter = self.mode, self.from_adapter
+        if adapter is not None and not Path(adapter).is_dir() and len(Path(adapter).parts) != 2:
+            raise ValueError(
+                f"There is no folder {adapter}. Teach an adapter first: `wavedraft train ... --mode gated`."
+            )
+        if mode == "head" and self.head_rank < 1:
+            raise ValueError(f"`rank` must be at least 1 in head mode, but is {self.head_rank}.")
+        if mode == "head" and self.has_depth:
+            raise ValueError(
+                f"`mode='head'` is for stock decoders that draft, but {self.model_path} has a recurrent depth."
+            )
+        if mode == "head" and self.torch_compile:
+            raise ValueError(
+                "`torch_compile` compiles what learns, which in head mode is the head alone. Leave it out."
+            )
+        if mode == "lora" and self.lora_rank < 1:
+            raise ValueError(
+                f"`rank` must be at least 1 in lora mode, but is {self.lora_rank}. `mode='full'` trains every weight."
+            )
+        if mode == "gated" and self.lora_rank < 1:
+            raise ValueError(f"`rank` must be at least 1 in gated mode, whose base is frozen, but is {self.lora_rank}.")
+        if mode in ("gated", "head") and self.alpha != 1.0:
+            raise ValueError(
+                f"`alpha` weighs the autoregressive loss, which {mode} mode does not have, but is {self.alpha}."
+            )
+        if mode == "full" and adapter is not None:
+            raise ValueError(f"`from_adapter` is {adapter}, but full mode trains no adapter. Leave one of them out.")
+
+    def _check_steps(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"`max_steps` must be at least 1, but is {self.max_steps}.")
+        if self.eval_steps and not self.eval_prompts_path:
+            raise ValueError(
+                f"`eval_steps` is {self.eval_steps}, but there is nothing to decode. Give `eval_prompts_path`."
+            )
+        if self.patience is not None and (self.patience < 1 or not self.eval_steps):
+            raise ValueError(
+                f"`patience` counts evaluations, so it must be at least 1 and needs `eval_steps`, but is "
+                f"{self.patience} with `eval_steps` {self.eval_steps}."
+            )
+
+    def _check_folders(self) -> None:
+        folder = Path(self.output_dir)
+        self.last_checkpoint = last_whole_checkpoint(folder) if self.resume else None
+        if self.resume and self.last_checkpoint is None:
+            raise ValueError(f"There is no checkpoint to resume from in {folder}. Start without `--resume`.")
+        if not self.resume and folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty. Continue with `--resume`, or choose another folder.")
+        if self.eval_prompts_path and not Path(self.eval_prompts_path).is_file():
+            raise ValueError(f"There is no file {self.eval_prompts_path}.")
+        if self.pack and self.streaming:
+            raise ValueError(
+                "`pack` places the longest rows first, so it must know all rows, and `streaming` reads them one by "
+                "one. Leave out `pack` or `streaming`."
+            )
+
+    def _check_quantization(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("`load_in_4bit` and `load_in_8bit` exclude each other. Choose one.")
+        if not (self.load_in_4bit or self.load_in_8bit):
+            return
+        name = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
+        if self.trains_every_weight:
+            raise ValueError(
+                f"`{name}` holds weights that cannot be trained. Train an adapter: give a `rank` above 0, not "
+                f"{self.lora_rank}."
+            )
+        if not is_bitsandbytes_available():
+            raise ValueError(f"`{name}` needs bitsandbytes: pip install bitsandbytes. Or train without `{name}`.")
+
+    def _decide_for_trainer(self) -> None:
+        mode = "joint" if self.mode == "full" else self.mode
+        self.objective = (
+            None if self.is_recurrent else DraftObjective(mode, self.draft_loss, self.alpha, self.slot_decay)
+        )
+        if self.learning_rate is None:
+            self.learning_rate = 2e-3 if self.head_rank else 1e-3 if self.lora_rank else 1e-5
+        if self.attn_implementation is None and self.use_cpu and self.max_length <= 1024 and not self.is_recurrent:
+            self.attn_implementation = "eager"
+        if self.warmup_steps is None:
+            self.warmup_steps = max(1, self.max_steps // 20)
+        if self.logging_steps is None:
+            self.logging_steps = max(1, min(10, self.max_steps // 10))
+        self.per_device_train_batch_size = self.batch_size
+        self.gradient_checkpointing = self.activation_checkpointing  # its name before transformers 5.23
+        self.eval_strategy = "steps" if self.eval_steps else "no"
+        self.load_best_model_at_end = bool(self.eval_steps)
+        self.metric_for_best_model = "tokens_per_forward" if self.eval_steps else None
+        self.save_steps = self.eval_steps or self.save_steps
+        self.accelerator_config = {"dispatch_batches": False} if self.streaming else None
+        # Trainer would compile the whole model, of which all but the decoder changes from step to step.
+        self.compiles_decoder, self.torch_compile = self.torch_compile, False
