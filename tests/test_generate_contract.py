@@ -31,7 +31,8 @@ from wavedraft import TiDARForCausalLM
 from wavedraft.generation import RowStreamer, tidar
 from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.drafting import options_tidar
-from wavedraft.generation.transcript import Scores, Transcript
+from wavedraft.generation.processed_scores import ProcessedScores
+from wavedraft.generation.transcript import Transcript
 
 LETTERS = "-" + string.ascii_letters + "01234567"
 
@@ -468,8 +469,8 @@ def test_processors_that_look_at_scores_alone_are_called_once_for_all_positions(
     processors = models[0]._get_logits_processor(config, input_ids_seq_length=4, device="cpu")
     transcript = Transcript(random_prompts(2, 4), StoppingCriteriaList([MaxLengthCriteria(20)]), 0, draft_length=4)
     logits = torch.randn(2, 3, VOCAB_SIZE, generator=torch.Generator().manual_seed(0)) * 3
-    at_once = Scores(processors, transcript, None)
-    one_by_one = Scores(processors, transcript, None)
+    at_once = ProcessedScores(processors, transcript)
+    one_by_one = ProcessedScores(processors, transcript)
     assert not at_once.depend_on_prefix
     one_by_one.depend_on_prefix = True
     assert torch.equal(at_once(logits.clone()), one_by_one(logits.clone()))

@@ -1,6 +1,5 @@
 """Our models inside other people's code: pipelines, offloading, training loops, and a process that only imports us."""
 
-import importlib
 import subprocess
 import sys
 import textwrap
@@ -20,12 +19,12 @@ from tiny_tidar import VOCAB_SIZE, random_prompts, tiny_tidar
 from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM
 from wavedraft.generation import tidar
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.execution.packed_weights import why_no_packed_products
+from wavedraft.generation.execution.model_form import ModelForm
+from wavedraft.generation.execution.packed_linear import why_no_packed_products
 from wavedraft.generation.stock_model import devices_of
 from wavedraft.modeling_recurrent import RecurrentCache, generation_recurrent
 from wavedraft.modeling_tidar import generation_tidar
 
-decode_module = importlib.import_module("wavedraft.generation.drafting.decode_tidar")
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
 TEXTS = ["abc", "hijklm", "ba"]
 
@@ -89,17 +88,17 @@ def test_threads_do_not_change_the_weights_that_another_reads(folder, monkeypatc
     if why := why_no_packed_products(torch.float32):
         pytest.skip(why)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    reading, opened, most_opened = decode_module.reading_packed, [], []
+    applied, opened, most_opened = ModelForm.applied, [], []
 
     @contextmanager
-    def watched(*args):
+    def watched(form):
         opened.append(True)
         most_opened.append(len(opened))
-        with reading(*args) as packed:
-            yield packed
+        with applied(form):
+            yield
         opened.pop()
 
-    monkeypatch.setattr(decode_module, "reading_packed", watched)
+    monkeypatch.setattr(ModelForm, "applied", watched)
     keywords = {"custom_generate": tidar, "packed_weights": True, **GREEDY}
     with ThreadPoolExecutor(2) as threads:
         calls = [threads.submit(model.generate, random_prompts(1, 5, seed=seed), **keywords) for seed in range(4)]
