@@ -7,7 +7,6 @@ batch is the floor below which a difference says nothing.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -158,29 +157,6 @@ def audit(
             ExactCost(effort, effort_without, _compare(plain_texts, inexact_texts, margins)) if is_exact else None
         ),
     )
-
-
-def read_prompts(path: str | Path, num_prompts: int | None = None) -> list[str]:
-    """The prompts of a file: JSONL rows with `prompt`, or else one a line.
-
-    Raises:
-        ValueError: a row has none, or the file holds fewer than `num_prompts`.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}. Give JSONL rows with `prompt`, or a text file with one a line.")
-    if Path(path).suffix == ".jsonl":
-        from .training.dialogue import read_jsonl  # its package imports Trainer, which takes seconds
-
-        rows = list(read_jsonl(path))
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row.get("prompt"), str):
-                raise ValueError(f"{path}, row {number} must have a `prompt` of text, but has {sorted(row)}.")
-        prompts = [row["prompt"] for row in rows]
-    else:
-        prompts = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if num_prompts is not None and len(prompts) < num_prompts:
-        raise ValueError(f"`num_prompts` must be at most {len(prompts)}, the prompts of {path}, but is {num_prompts}.")
-    return prompts[:num_prompts]
 
 
 def _batches(prompts: list[torch.Tensor], batch_size: int) -> Iterable[list[torch.Tensor]]:

@@ -20,7 +20,9 @@ import torch
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from .bench import AR, OWN_LENGTH, Bench, Run, Settings
+from .contenders import AR
+from .measure import Bench, Run
+from .settings import OWN_LENGTH, Settings
 
 FREE = 1.25  # a forward of "free" query tokens takes at most this much of the time of a forward of one
 COLUMNS = ("", "first\ntoken s", "ms a\ntoken", "speed-up\n(of rounds)", "tokens/\nforward", "queries/\nforward",

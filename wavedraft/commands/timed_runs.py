@@ -51,21 +51,6 @@ def timed_recurrent(model: Any, inputs: Any, **options: Any) -> Run:
     return Run(new_ids, output.num_core_passes / output.num_prefill_core_passes, seconds, output.num_core_passes)
 
 
-def encode_prompt(tokenizer: Any, prompt: str, is_raw: bool) -> Any:
-    """A prompt's ids and mask, through the chat template where there is one."""
-    if is_raw or not tokenizer.chat_template:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    else:
-        messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    inputs.pop("token_type_ids", None)
-    if not inputs["input_ids"].shape[1]:
-        raise ValueError("The prompt is empty, and there is no chat template to put it in. Give some text to continue.")
-    return inputs
-
-
 def identical(drafted_runs: list[Run], plain_runs: list[Run]) -> bool:
     return [run.new_ids for run in drafted_runs] == [run.new_ids for run in plain_runs]
 
