@@ -57,30 +57,32 @@ def contenders_of(
     Raises:
         ValueError: `settings.only` names a contender that is not among them.
     """
-    found = [Contender(AR, stock)]
+    contenders = [Contender(AR, stock)]
     if settings.has_compiled:
         compile_config = CompileConfig()
         compile_config._compile_all_devices = True
         keywords = {"cache_implementation": "static", "compile_config": compile_config}
-        found.append(Contender("AR compiled", stock, keywords, is_compiled=True, is_counted_apart=True))
-    found.append(Contender("lookup", stock, {"prompt_lookup_num_tokens": settings.num_lookup_tokens}))
+        contenders.append(Contender("AR compiled", stock, keywords, is_compiled=True, is_counted_apart=True))
+    contenders.append(Contender("lookup", stock, {"prompt_lookup_num_tokens": settings.num_lookup_tokens}))
     if assistant is not None:
-        found.append(Contender("assisted", stock, {"assistant_model": assistant}))
-    found.append(Contender("no drafts", model, {"draft_length": 0}))
+        contenders.append(Contender("assisted", stock, {"assistant_model": assistant}))
+    contenders.append(Contender("no drafts", model, {"draft_length": 0}))
     for length, branches in product(settings.draft_lengths, settings.num_branches):
         number = length if branches == "all" else branches
         if number != "auto" and int(number) <= length:
-            found.append(Contender(f"K={length} B={number}", model, {"draft_length": length, "num_branches": number}))
+            contenders.append(
+                Contender(f"K={length} B={number}", model, {"draft_length": length, "num_branches": number})
+            )
     if "auto" in settings.num_branches:
-        found.append(Contender("auto", model, {"num_branches": "auto"}))
+        contenders.append(Contender("auto", model, {"num_branches": "auto"}))
     if settings.has_compiled:
         compiled = compiled_keywords()
         is_on_gpu = model.device.type == "cuda"
-        ours = [contender for contender in found if contender.keywords.get("draft_length")]
+        ours = [contender for contender in contenders if contender.keywords.get("draft_length")]
         if "auto" in settings.num_branches and (shortest := min(settings.draft_lengths)) > 1:
             auto = {"draft_length": shortest, "num_branches": "auto"}
             ours.append(Contender(f"K={shortest} auto", model, auto))
-        found += [
+        contenders += [
             Contender(
                 f"{contender.name} compiled",
                 model,
@@ -91,8 +93,8 @@ def contenders_of(
             for contender in ours
         ]
     if settings.has_packed_weights:
-        found = [contender if contender.model is stock else contender.packed() for contender in found]
-    by_name = {contender.name: contender for contender in found}
+        contenders = [one if one.model is stock else one.packed() for one in contenders]
+    by_name = {contender.name: contender for contender in contenders}
     if unknown := [name for name in settings.only if name not in by_name]:
         raise ValueError(f"There is no {unknown[0]!r} among what these options measure: {', '.join(by_name)}.")
     return [one for name, one in by_name.items() if name == AR or name in settings.only or not settings.only]

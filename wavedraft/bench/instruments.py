@@ -73,6 +73,16 @@ class Counts:
     num_queries: list[int] = field(default_factory=list)
     num_assistant_forwards: int = 0
 
+    @property
+    def num_forwards(self) -> int:
+        """Calls of the network."""
+        return len(self.num_queries)
+
+    @property
+    def num_query_tokens(self) -> int:
+        """Tokens of one row that all calls but the first read: the first reads the prompt."""
+        return sum(self.num_queries[1:])
+
 
 @contextmanager
 def counted(contender: Contender) -> Iterator[Counts]:
@@ -151,13 +161,13 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
 def _silent_stderr() -> Iterator[None]:
     """Drops what C++ code writes to stderr: the profiler notes its start, and each block it did not see allocated."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    original, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(original, 2)
+        os.close(original)
         os.close(nowhere)
 
 

@@ -31,7 +31,7 @@ class Run:
     Attributes:
         first_token_seconds: until the first new token was handed out.
         num_forwards: calls of the network, the one that reads the prompt among them.
-        num_query_tokens: tokens of one row that its calls read, but for the first call.
+        num_query_tokens: tokens of one row that all calls but the first read.
         num_assistant_forwards: calls of the assistant.
         num_identical: rows equal to plain decoding's, counted when its round is over; None where sampled.
     """
@@ -64,9 +64,10 @@ class Bench:
         contenders: names, plain decoding first.
         runs: in the order in which they were run.
         refusals: why a contender has no runs, by (batch size, prompt length, temperature, contender).
-        peak_bytes: most memory in tensors beside the weights, by the same.
-        compile_seconds: what the first call took longer than the next, by the same.
-        forward_seconds: rows of batch_size, num_cached, num_query_tokens and seconds, one a repeat, of a plain forward.
+        peak_bytes: most memory in tensors, the weights not counted, by the same.
+        compile_seconds: how much longer the first call took than the next, by the same.
+        forward_seconds: rows of batch_size, num_cached, num_query_tokens and the seconds of a plain forward, one a
+            repeat.
     """
 
     contenders: list[str]
@@ -93,7 +94,7 @@ def bench(
         filler: ids [F] that fill prompts up, put in after a prompt's first id.
         on_run: called after each timed run.
     """
-    found = Bench([contender.name for contender in contenders])
+    results = Bench([contender.name for contender in contenders])
     models = {id(contender.model): contender.model for contender in contenders}
     models |= {id(a): a for contender in contenders if (a := contender.keywords.get("assistant_model")) is not None}
     with torch.random.fork_rng(), _texts_of_one_length(list(models.values())):
@@ -105,10 +106,10 @@ def bench(
             }
             first_ids, first_mask = next(iter(batches.values()))
             with in_plain_form(contenders[0].model, settings.has_packed_weights):
-                found.forward_seconds += time_forwards(contenders[0].model, first_ids, first_mask, settings.repeats)
+                results.forward_seconds += time_forwards(contenders[0].model, first_ids, first_mask, settings.repeats)
             for temperature in settings.temperatures:
-                _bench_cell(found, contenders, batches, settings, (batch_size, length, temperature), on_run)
-    return found
+                _bench_cell(results, contenders, batches, settings, (batch_size, length, temperature), on_run)
+    return results
 
 
 def num_runs(contenders: list[Contender], prompts: dict[str, Any], settings: Settings) -> int:
@@ -143,7 +144,7 @@ def _of_length(ids: torch.Tensor, length: int, filler: torch.Tensor) -> torch.Te
 
 
 def _bench_cell(
-    found: Bench,
+    results: Bench,
     contenders: list[Contender],
     batches: dict[tuple[str, int], Batch],
     settings: Settings,
@@ -152,56 +153,64 @@ def _bench_cell(
 ) -> None:
     """All contenders on batches of one shape at one temperature."""
     options = _sampling_keywords(cell[2]) | {"max_new_tokens": settings.max_new_tokens}
-    running = _warmed_up(found, contenders, batches, options, cell)
+    running = _warmed_up(results, contenders, batches, options, cell)
     plain_texts: dict[tuple[str, int], torch.Tensor] = {}
-    counts_apart: dict[tuple[str, int], Counts] = {}  # of plain decoding, which runs a forward a token in every round
-    for repeat, (place, (key, batch)) in product(range(settings.repeats), enumerate(batches.items())):
+    # Of plain decoding, which has as many forwards in every round.
+    counts_apart: dict[tuple[str, int], Counts] = {}
+    for repeat, (place, (key, (ids, mask))) in product(range(settings.repeats), enumerate(batches.items())):
         turn = (place + repeat) % len(running)
-        runs, texts = [], []
+        at: dict[str, Any] = {"batch_size": cell[0], "prompt_length": cell[1], "temperature": cell[2]}
+        at |= {"kind": key[0], "batch": key[1], "repeat": repeat}
+        runs = []
         for contender in running[turn:] + running[:turn]:
             torch.manual_seed(repeat)
             if contender.is_counted_apart and key not in counts_apart:
-                counts_apart[key] = count_uncompiled(contender, *batch, options)
+                counts_apart[key] = count_uncompiled(contender, ids, mask, options)
             is_counted = nullcontext(counts_apart[key]) if contender.is_counted_apart else counted(contender)
             with is_counted as counts:
-                sequences, seconds, first = timed(contender, *batch, options)
+                sequences, seconds, first_token_seconds = timed(contender, ids, mask, options)
             if contender is contenders[0]:
                 plain_texts.setdefault(key, sequences)
-            num_queries = counts.num_queries
-            calls = {"num_forwards": len(num_queries), "num_query_tokens": sum(num_queries[1:])}
-            calls["num_assistant_forwards"] = counts.num_assistant_forwards
-            runs.append(Run(*cell, *key, repeat, contender.name, seconds, first, **calls))
-            texts.append(sequences)
+            run = Run(
+                **at,
+                contender=contender.name,
+                seconds=seconds,
+                first_token_seconds=first_token_seconds,
+                num_forwards=counts.num_forwards,
+                num_query_tokens=counts.num_query_tokens,
+                num_assistant_forwards=counts.num_assistant_forwards,
+            )
+            runs.append((run, sequences))
             on_run()
-        if not options["do_sample"]:
-            for run, sequences in zip(runs, texts, strict=True):
+        for run, sequences in runs:
+            if not options["do_sample"]:
                 run.num_identical = int((sequences == plain_texts[key]).all(dim=1).sum())
-        found.runs += runs
+            results.runs.append(run)
 
 
 def _warmed_up(
-    found: Bench,
+    results: Bench,
     contenders: list[Contender],
     batches: dict[tuple[str, int], Batch],
     options: dict[str, Any],
     cell: Cell,
 ) -> list[Contender]:
-    """The contenders that run in this cell, each run before anything is timed; why another does not is noted."""
+    """The contenders that can decode these batches, each run before anything is timed. Notes why others cannot."""
     running = []
     for contender in contenders:
         try:
-            found.peak_bytes[(*cell, contender.name)] = _warm_up(found, contender, batches, options, cell)
+            results.peak_bytes[(*cell, contender.name)] = _warm_up(results, contender, batches, options, cell)
         except ValueError as error:
             if contender.model is not contenders[0].model:
                 raise
-            found.refusals[(*cell, contender.name)] = str(error).splitlines()[0]  # transformers': it takes no batches
+            results.refusals[(*cell, contender.name)] = str(error).splitlines()[0]  # transformers': it takes no batches
             continue
         running.append(contender)
     return running
 
 
 def _warm_up(
-    found: Bench,
+    results: Bench,
     contender: Contender,
     batches: dict[tuple[str, int], Batch],
     options: dict[str, Any],
@@ -212,7 +221,7 @@ def _warm_up(
         # Prompts of other lengths have caches of other lengths, which are compiled anew.
         first = sum(timed(contender, *batch, options)[1] for batch in batches.values())
         again = sum(timed(contender, *batch, options)[1] for batch in batches.values())
-        found.compile_seconds[(*cell, contender.name)] = first - again
+        results.compile_seconds[(*cell, contender.name)] = first - again
     (ids, mask), *_ = batches.values()
     timed(contender, ids, mask, options | {"max_new_tokens": 2})
     return peak_bytes(lambda: timed(contender, ids, mask, options), contender.model.device)
@@ -227,11 +236,11 @@ def _sampling_keywords(temperature: float) -> dict[str, Any]:
 @contextmanager
 def _texts_of_one_length(models: list[PreTrainedModel]) -> Iterator[None]:
     """Puts transformers' own defaults in place of the models' generation configs: no end token, no penalties."""
-    kept = [model.generation_config for model in models]
+    originals = [model.generation_config for model in models]
     for model in models:
         model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        for model, config in zip(models, kept, strict=True):
+        for model, config in zip(models, originals, strict=True):
             model.generation_config = config

@@ -63,18 +63,21 @@ def audit(
             check_packable(loaded, exact)
         with decoding_bar(len(texts)) as advance:
             sizes = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-            found = audit_texts(loaded, prompt_ids, plain=plain, parallel=parallel, on_prompt=advance, **sizes)
+            result = audit_texts(loaded, prompt_ids, plain=plain, parallel=parallel, on_prompt=advance, **sizes)
     about = {"model": model, "dtype": str(loaded.dtype).removeprefix("torch."), "device": device}
     if output == "json":
-        print(json.dumps({**about, "max_new_tokens": max_new_tokens, **found.to_dict()}, indent=2))
+        print(json.dumps({**about, "max_new_tokens": max_new_tokens, **result.to_dict()}, indent=2))
         return
-    print(f"{len(texts)} prompts, {found.num_tokens} new tokens of plain decoding, {about['dtype']} on {device}")
-    print_audit(found, tokenizer, exact)
+    print(f"{len(texts)} prompts, {result.num_tokens} new tokens of plain decoding, {about['dtype']} on {device}")
+    print_audit(result, tokenizer, exact)
 
 
-def print_audit(found: Any, tokenizer: Any, exact: str | None) -> None:
+def print_audit(result: Any, tokenizer: Any, exact: str | None) -> None:
     """Prints what share of the texts is identical, each first token that differs, and what `exact` costs."""
-    names = {"parallel decoding": found.parallel, f"plain decoding in batches of {found.batch_size}": found.rebatched}
+    names = {
+        "parallel decoding": result.parallel,
+        f"plain decoding in batches of {result.batch_size}": result.rebatched,
+    }
     for name, comparison in names.items():
         share = comparison.num_identical / comparison.num_texts
         print(f"\n{name}: {comparison.num_identical} of {comparison.num_texts} texts identical ({share:.1%})")
@@ -84,7 +87,7 @@ def print_audit(found: Any, tokenizer: Any, exact: str | None) -> None:
             plain_word, word = ("the end" if one is None else repr(tokenizer.decode([one])) for one in ids)
             place = f"prompt {mismatch.prompt + 1}, token {mismatch.position + 1}"
             print(f"  {place}: {word} instead of {plain_word}, {margin}")
-    if (cost := found.exact_cost) is not None:
+    if (cost := result.exact_cost) is not None:
         with_it, without = cost.effort, cost.effort_without
         print(
             f"\n{exact} costs {with_it.num_forwards} forwards and {with_it.num_tie_forwards} of one token, "

@@ -57,11 +57,11 @@ def bench(
     from ..bench import Settings
     from ..bench.prompts import PROMPTS, read_kinds
     from ..conversion.quiet_transformers import quiet_transformers
-    from .cli_checks import check_choice, taught_draft_length
+    from .cli_checks import check_choice, trained_draft_length
     from .cli_keywords import read_list
 
     check_choice("--dtype", dtype, DTYPES)
-    trained_length = taught_draft_length(model)
+    trained_length = trained_draft_length(model)
     settings = Settings(
         batch_sizes=read_list(batch_sizes, "--batch-sizes", int),
         prompt_lengths=read_list(prompt_lengths, "--prompt-lengths", int, words=("own",)),
@@ -116,8 +116,8 @@ def measured(
         loaded.load_adapter(options["adapter"])
     contenders = contenders_of(loaded, stock, settings, None if assistant is None else assistant.to(device))
     with decoding_bar(num_runs(contenders, encoded, settings)) as advance:
-        found = run_bench(contenders, encoded, filler, settings, advance)
-    return report(found, loaded, settings, options | {"left_out": left_out})
+        results = run_bench(contenders, encoded, filler, settings, advance)
+    return report(results, loaded, settings, options | {"left_out": left_out})
 
 
 def why_left_out(model: Any) -> str | None:

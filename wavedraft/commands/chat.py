@@ -25,11 +25,11 @@ def chat(
     from ..chat import Chat
     from ..conversion.quiet_transformers import quiet_transformers
     from .cli_checks import check_adapter, check_choice, check_keywords, device_for
-    from .cli_keywords import decoding_keywords, given
+    from .cli_keywords import decoding_keywords, without_none
     from .loading import load
 
     check_choice("--dtype", dtype, DTYPES)
-    options = given(max_new_tokens=max_new_tokens, do_sample=temperature > 0, temperature=temperature or None)
+    options = without_none(max_new_tokens=max_new_tokens, do_sample=temperature > 0, temperature=temperature or None)
     depth = {"policy": policy, "preset": None, "num_recurrences": None}
     with quiet_transformers():
         device = device_for(device)

@@ -1,4 +1,4 @@
-"""What the command line refuses before it loads a model: options that the config, the machine or another option forbid."""
+"""What the command line refuses before it loads a model: what the config, the machine or another option forbids."""
 
 import copy
 from pathlib import Path
@@ -87,14 +87,14 @@ def check_keywords(model: str, keywords: dict[str, Any]) -> None:
     config, stored = AutoConfig.from_pretrained(model), stored_generation_config(model)
     if is_recurrent_config(config):
         names = sorted(RecurrentOptions.names())
-        of_file = {name: value for name in names if (value := getattr(stored, name, None)) is not None}
-        given = {name: keywords[name] for name in names if name in keywords}
-        RecurrentOptions.from_layers([given, of_file], config.mean_recurrence)
+        from_file = {name: value for name in names if (value := getattr(stored, name, None)) is not None}
+        from_call = {name: keywords[name] for name in names if name in keywords}
+        RecurrentOptions.from_layers([from_call, from_file], config.mean_recurrence)
     elif hasattr(config, "tidar_config"):
-        asked = copy.copy(stored)
+        options = copy.copy(stored)
         for name, value in keywords.items():
-            setattr(asked, name, value)
-        draft_length = TiDAROptions.of(asked, config).draft_length
+            setattr(options, name, value)
+        draft_length = TiDAROptions.of(options, config).draft_length
         if "seed" in keywords and not keywords["do_sample"]:
             raise ValueError(f"--seed {FOR_SAMPLING}")
         for name in ("num_branches", "exact"):
@@ -115,7 +115,7 @@ def _check_sampling(keywords: dict[str, Any]) -> None:
         RepetitionPenaltyLogitsProcessor(keywords["repetition_penalty"])
 
 
-def taught_draft_length(model: str) -> int:
+def trained_draft_length(model: str) -> int:
     """K of a TiDAR checkpoint, read from its config.json alone."""
     check_folder(model)
     config = AutoConfig.from_pretrained(model)

@@ -12,15 +12,15 @@ from .cli_checks import is_recurrent, refuse, stored_generation_config
 FOR_TIDAR = "is TiDAR's. A recurrent-depth model takes --policy."
 
 
-def given(**options: Any) -> dict[str, Any]:
-    """The options that were given: those that are not None."""
+def without_none(**options: Any) -> dict[str, Any]:
+    """The options that were given: the others are None."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def drafting_keywords(num_branches: str | None, exact: str | None, packed_weights: bool = False) -> dict[str, Any]:
     """The keywords that only TiDAR's `generate` has, without those not given; `generate` checks their values."""
     branches = int(num_branches) if num_branches is not None and num_branches.isdecimal() else num_branches
-    return given(num_branches=branches, exact=exact, packed_weights=packed_weights or None)
+    return without_none(num_branches=branches, exact=exact, packed_weights=packed_weights or None)
 
 
 def decoding_keywords(
@@ -76,7 +76,7 @@ def recurrent_keywords(model: str, depth: dict[str, Any], options: dict[str, Any
 
     Where neither the caller nor the checkpoint names a policy, it is the exact one.
     """
-    parallel, preset = options | given(**depth), depth["preset"]
+    parallel, preset = options | without_none(**depth), depth["preset"]
     file = stored_generation_config(model)
     stored = (getattr(file, name, None) for name in ("policy", "preset"))
     if not parallel.keys() & {"policy", "preset"} and not any(stored):

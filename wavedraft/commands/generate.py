@@ -48,14 +48,14 @@ def generate(
     from ..conversion.quiet_transformers import quiet_transformers
     from ..generation.execution.packed_linear import check_packable
     from .cli_checks import check_adapter, check_choice, check_keywords, device_for
-    from .cli_keywords import decoding_keywords, drafting_keywords, given, seed_plain_decoding
+    from .cli_keywords import decoding_keywords, drafting_keywords, seed_plain_decoding, without_none
     from .loading import load
 
     check_choice("--dtype", dtype, DTYPES)
-    options = given(
+    options = without_none(
         max_new_tokens=max_new_tokens, do_sample=temperature > 0, temperature=temperature or None, seed=seed
     )
-    options |= given(top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
+    options |= without_none(top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
     depth = {"policy": policy, "preset": preset, "num_recurrences": num_recurrences}
     drafting = drafting_keywords(num_branches, exact, packed_weights)
     with quiet_transformers():
@@ -83,7 +83,7 @@ def decode_prompts(
     from transformers import TextStreamer
 
     from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
-    from .timed_runs import identical, runs_table, timed_generate, timed_recurrent
+    from .timed_runs import is_identical, runs_table, timed_generate, timed_recurrent
 
     timed = timed_recurrent if is_recurrent_config(model.config) else timed_generate
     encoded = [inputs.to(model.device) for inputs in encoded]
@@ -100,5 +100,5 @@ def decode_prompts(
     print()
     Console().print(runs_table(prompts, drafted_runs, plain_runs))
     if plain is not None:
-        is_same = f"identical: {'yes' if identical(drafted_runs, plain_runs) else 'no'}"
-        print(SAMPLED if plain["do_sample"] else is_same)
+        answer = "yes" if is_identical(drafted_runs, plain_runs) else "no"
+        print(SAMPLED if plain["do_sample"] else f"identical: {answer}")
