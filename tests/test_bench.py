@@ -267,7 +267,8 @@ def test_where_the_cpu_has_no_products_of_packed_weights_the_command_says_so_and
     run, folders, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        "wavedraft.generation.execution.packed_linear.why_no_packed_products", lambda dtype: f"it has no products of {dtype}"
+        "wavedraft.generation.execution.packed_linear.why_no_packed_products",
+        lambda dtype: f"it has no products of {dtype}",
     )
     options = ["--prompts", folders / "prompts.jsonl", "--num-branches", "1", "--batch-sizes", "1", "--repeats", 1]
     options += ["--max-new-tokens", 3, "--packed-weights", "--output", tmp_path]

@@ -14,8 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ..generation.recurrent.options_recurrent import RecurrentOptions
 from ..generation.drafting.options_tidar import TiDAROptions
+from ..generation.recurrent.options_recurrent import RecurrentOptions
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from ..modeling_tidar import TiDARConfig
 
