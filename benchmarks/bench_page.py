@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from wavedraft.bench_report import markdown
+from wavedraft.bench.report import markdown
 
 BEGIN, END = "<!-- bench -->", "<!-- end of bench -->"
 

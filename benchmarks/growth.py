@@ -181,8 +181,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from wavedraft import TiDARForCausalLM
     from wavedraft.bench import OWN_LENGTH, Contender, batch_of, counted, time_forwards, timed, without_adapter
-    from wavedraft.bench_prompts import read_kinds
-    from wavedraft.timed_runs import encode_prompt
+    from wavedraft.bench.prompts import encode_prompt, read_kinds
 
     model = TiDARForCausalLM.from_pretrained(arguments.measure, dtype=getattr(torch, arguments.dtype)).eval()
     stock = without_adapter(model)

@@ -23,7 +23,7 @@ from ..modeling_tidar.modeling_tidar import tidar_class
 from .mask_token import mask_embedding_id
 from .progress_steps import ProgressSteps
 from .proof import Proof, check_keys, prove
-from .quiet import quiet_transformers
+from .quiet_transformers import quiet_transformers
 from .recurrent_source import block_form_values, is_recurrent, prove_recurrent, recurrent_class_of
 from .safetensors_headers import INDEX_FILE, SINGLE_FILE, TensorHeader, find_shards, read_tensors
 from .shard_copy import copy_shard, num_bytes_on_disk

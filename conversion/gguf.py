@@ -7,7 +7,7 @@ import torch
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from .quiet import quiet_transformers
+from .quiet_transformers import quiet_transformers
 
 # Files name their pre-tokenizer; transformers 5.23 builds plain ByteLevel (GPT-2's) for most byte-level vocabularies.
 AS_GPT2 = {"gpt-2", "gpt2", "mpt", "olmo", "phi-2", "jais"}

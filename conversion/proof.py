@@ -15,7 +15,7 @@ from ..generation.drafting.draft_inputs import with_masks
 from ..generation.drafting.draft_network import DraftNetwork
 from ..generation.stock_model import last_module, lm_head_logits
 from ..modeling_tidar.modeling_tidar import tidar_class
-from .quiet import quiet_transformers
+from .quiet_transformers import quiet_transformers
 
 PROMPT_LENGTH = 16
 FEWEST_LAYERS = 2

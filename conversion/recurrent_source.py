@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from ..modeling_recurrent import OuroForCausalLM, RecurrentDepthForCausalLM
 from ..modeling_recurrent.checkpoint_recurrent import block_form_of
 from .proof import PROMPT_LENGTH, Proof
-from .quiet import quiet_transformers
+from .quiet_transformers import quiet_transformers
 from .stock_config import read_json
 
 CLASSES: dict[str, Any] = {

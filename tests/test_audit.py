@@ -11,7 +11,8 @@ from test_generate_contract import letter_tokenizer
 import wavedraft.audit as audit_of_texts
 from recurrent_golden import random_model
 from tiny_tidar import random_prompts, tiny_tidar
-from wavedraft.audit import audit, read_prompts
+from wavedraft.audit import audit
+from wavedraft.bench.prompts import read_prompts
 from wavedraft.cli import main
 
 PLAIN = {"draft_length": 0}

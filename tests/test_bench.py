@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from recurrent_golden import random_model
 from tiny_stock import save_tiny_stock
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
-from wavedraft import bench_report, convert
+from wavedraft import convert
 from wavedraft.bench import (
     OWN_LENGTH,
     Settings,
@@ -25,6 +25,7 @@ from wavedraft.bench import (
     peak_bytes,
     without_adapter,
 )
+from wavedraft.bench import report as bench_report
 from wavedraft.cli import main
 from wavedraft.training import gated_adapter_config
 
@@ -106,7 +107,7 @@ def test_forwards_are_timed_over_the_weights_that_ours_read(has_packed_weights, 
         seen.append("forward" in timed.lm_head.__dict__)
         return []
 
-    monkeypatch.setattr("wavedraft.bench.time_forwards", time_forwards)
+    monkeypatch.setattr("wavedraft.bench.measure.time_forwards", time_forwards)
     bench(contenders_of(model, stock, settings), {"all": prompts_of(5)}, torch.ones(1), settings)
     assert seen == [has_packed_weights]
 
@@ -265,7 +266,10 @@ def run(monkeypatch, capsys):
 def test_where_the_cpu_has_no_products_of_packed_weights_the_command_says_so_and_goes_on(
     run, folders, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("wavedraft.cli.why_no_packed_products", lambda dtype: f"it has no products of {dtype}")
+    monkeypatch.setattr(
+        "wavedraft.generation.execution.packed_linear.why_no_packed_products",
+        lambda dtype: f"it has no products of {dtype}",
+    )
     options = ["--prompts", folders / "prompts.jsonl", "--num-branches", "1", "--batch-sizes", "1", "--repeats", 1]
     options += ["--max-new-tokens", 3, "--packed-weights", "--output", tmp_path]
     code, out, err = run(folders / "tidar", *options, "--dtype", "bfloat16")
@@ -346,7 +350,7 @@ def test_bad_options_are_refused_before_any_weight_is_read(run, folders, monkeyp
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read)
-    monkeypatch.setattr("wavedraft.cli.load", read)
+    monkeypatch.setattr("wavedraft.commands.loading.load", read)
     monkeypatch.chdir(folders)
     code, _, err = run(model, *arguments)
     assert code == 2 and message in err and err.count("\n") == 1, err

@@ -95,9 +95,12 @@ def test_what_can_be_told_is_told_before_the_weights_are_read(run, tidar, tmp_pa
         (["generate", folder, "w1", "--repetition-penalty", 0], "penalty"),
         (["generate", folder, "w1", "--seed", -1], "`seed` must be"),
         (["generate", folder, "w1", "--seed", 3], "--seed is for sampling"),
-        (["generate", folder, "w1", "--draft-length", 0, "--num-branches", 2], "--num-branches is of drafts"),
-        (["generate", folder, "w1", "--draft-length", 0, "--exact", "tie-safe"], "--exact is of drafts"),
-        (["convert", folder, tmp_path / "back", "--to-ar", "--draft-length", 2], "--draft-length is of drafts"),
+        (["generate", folder, "w1", "--draft-length", 0, "--num-branches", 2], "--num-branches has no effect"),
+        (["generate", folder, "w1", "--draft-length", 0, "--exact", "tie-safe"], "--exact has no effect"),
+        (
+            ["convert", folder, tmp_path / "back", "--to-ar", "--draft-length", 2],
+            "--draft-length has no effect with --to-ar",
+        ),
         (["data", "regenerate", folder, tmp_path / "prompts.txt", tmp_path / "o", "--seed", 1], "--seed is for sampl"),
         (
             ["data", "regenerate", folder, tmp_path / "prompts.txt", tmp_path / "o", "--device", "no"],

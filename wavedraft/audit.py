@@ -1,13 +1,12 @@
 """Are the texts of parallel decoding those of plain decoding, and where they are not, how near a tie was it?
 
-A forward of many tokens rounds otherwise than a forward of one, and so does a batch: plain decoding beside itself in a
-batch is the floor below which a difference says nothing.
+A forward of many tokens rounds differently from a forward of one, and so does a batch. How often plain decoding in a
+batch differs from plain decoding alone is the noise floor: as many differences of parallel decoding say nothing.
 """
 
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ class Effort:
     """What decoding all prompts took, one at a time.
 
     Attributes:
-        num_tie_forwards: of one token, that decided near-ties; beside `num_forwards`.
+        num_tie_forwards: forwards of one token that decided near-ties; not part of `num_forwards`.
         seconds: by the clock, prefills included.
     """
 
@@ -61,7 +60,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class ExactCost:
-    """What `exact` costs and gives: the same prompts without it, in turn with those with it.
+    """What `exact` costs and gives: each prompt is decoded with it and without it, one after the other.
 
     Attributes:
         without: texts without it, beside those of plain decoding.
@@ -81,7 +80,7 @@ class Audit:
         parallel: parallel decoding, one prompt at a time.
         rebatched: plain decoding in left-padded batches, the noise floor.
         batch_size: prompts in such a batch.
-        exact_cost: of an `exact` mode of parallel decoding; None where it is not in one.
+        exact_cost: what an `exact` mode of parallel decoding costs; None without one.
     """
 
     num_tokens: int
@@ -111,7 +110,7 @@ def audit(
 ) -> Audit:
     """Decodes every prompt greedily three times: plainly, in parallel, and plainly in a batch.
 
-    A fourth time in parallel without `exact`, where that is among the keywords of the second.
+    Where `parallel` asks for `exact`, every prompt is decoded a fourth time, in parallel without it.
 
     Args:
         prompts: ids [P] of each.
@@ -129,7 +128,7 @@ def audit(
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "return_dict_in_generate": True}
     inexact = {name: value for name, value in parallel.items() if name not in ("exact", "tie_margin")}
     is_exact = bool(parallel.get("exact"))
-    if is_exact:  # what is tried once for each model is no cost of a text
+    if is_exact:  # what a model tries once is not a cost of each text
         for keywords in (parallel, inexact):
             _generate(model, prompts[:1], {**options, **keywords, "max_new_tokens": 2})
     plain_texts, margins, parallel_texts, inexact_texts = [], [], [], []
@@ -158,29 +157,6 @@ def audit(
             ExactCost(effort, effort_without, _compare(plain_texts, inexact_texts, margins)) if is_exact else None
         ),
     )
-
-
-def read_prompts(path: str | Path, num_prompts: int | None = None) -> list[str]:
-    """The prompts of a file: JSONL rows with `prompt`, or else one a line.
-
-    Raises:
-        ValueError: a row has none, or the file holds fewer than `num_prompts`.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}. Give JSONL rows with `prompt`, or a text file with one a line.")
-    if Path(path).suffix == ".jsonl":
-        from .training.dialogue import read_jsonl  # its package imports Trainer, which takes seconds
-
-        rows = list(read_jsonl(path))
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row.get("prompt"), str):
-                raise ValueError(f"{path}, row {number} must have a `prompt` of text, but has {sorted(row)}.")
-        prompts = [row["prompt"] for row in rows]
-    else:
-        prompts = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if num_prompts is not None and len(prompts) < num_prompts:
-        raise ValueError(f"`num_prompts` must be at most {len(prompts)}, the prompts of {path}, but is {num_prompts}.")
-    return prompts[:num_prompts]
 
 
 def _batches(prompts: list[torch.Tensor], batch_size: int) -> Iterable[list[torch.Tensor]]:
@@ -225,8 +201,8 @@ def _timed(
 
 
 def _end_ids(model: PreTrainedModel) -> set[int]:
-    given = model.generation_config.eos_token_id
-    return set() if given is None else set(given if isinstance(given, list) else [given])
+    end_ids = model.generation_config.eos_token_id
+    return set() if end_ids is None else set(end_ids if isinstance(end_ids, list) else [end_ids])
 
 
 def _new_ids(model: PreTrainedModel, output: GenerateDecoderOnlyOutput, prompt_length: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""A conversation whose turns go on from the cache the turn before left: only what is new is read."""
+"""A conversation that keeps its cache from turn to turn: only what is new is read."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class Chat:
         self.num_cached = self.num_prompt = 0
 
     def answer(self, text: str, streamer: Any = None) -> Any:
-        """One turn; an interrupted one is as if it had never been.
+        """One turn. An interrupted turn leaves no trace.
 
         Returns:
             what `generate` returns; the answer joins `messages`.
@@ -55,9 +55,9 @@ class Chat:
         return output
 
     def _cache_of_prefix(self, ids: torch.Tensor) -> Any:
-        """The part of the cache that holds the beginning of a prompt [P], all of it but one token at most.
+        """The part of the cache that holds the beginning of a prompt [P]; at least the last token is read anew.
 
-        A template may write an answer otherwise than the model did: what follows the first difference is read anew.
+        A template may write an answer differently from the model. What follows the first difference is read anew.
         """
         length = min(len(self.cached_ids), len(ids) - 1)
         differs = (self.cached_ids[:length] != ids[:length]).nonzero()

@@ -1,4 +1,4 @@
-"""What the command line can refuse before it loads a model: options against each other, the config and the machine."""
+"""What the command line refuses before it loads a model: what the config, the machine or another option forbids."""
 
 import copy
 from pathlib import Path
@@ -14,20 +14,36 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .generation.drafting.options_tidar import TiDAROptions
-from .generation.recurrent.options_recurrent import RecurrentOptions
-from .modeling_recurrent.checkpoint_recurrent import is_recurrent_config
-from .modeling_tidar import TiDARConfig
+from ..generation.drafting.options_tidar import TiDAROptions
+from ..generation.recurrent.options_recurrent import RecurrentOptions
+from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
+from ..modeling_tidar import TiDARConfig
 
+FOR_SAMPLING = "is for sampling: give a --temperature above 0, or leave it out."
 SAMPLERS: dict[str, Any] = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
 
 
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises where an option is none of the words it may be."""
+    if value not in choices:
+        raise ValueError(f"{option} must be one of {', '.join(choices)}, but is {value!r}.")
+
+
+def refuse(options: dict[str, Any], reason: str) -> None:
+    """Raises where one of these options was given although it would do nothing."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} {reason}")
+
+
 def check_folder(model: str) -> None:
+    """Raises where a path is meant that does not exist."""
     if not Path(model).is_dir() and len(Path(model).parts) > 2:
         raise ValueError(f"There is no folder {model}. Name a checkpoint folder, or ORG/NAME on the Hub.")
 
 
 def check_adapter(adapter: str | None, model: str) -> None:
+    """Raises where an adapter does not fit the model, or is neither a PEFT folder nor an id on the Hub."""
     if adapter is None:
         return
     if is_recurrent(model):
@@ -58,6 +74,7 @@ def is_recurrent(model: str) -> bool:
 
 
 def stored_generation_config(model: str) -> GenerationConfig:
+    """The checkpoint's generation_config.json, or the defaults where there is none."""
     try:
         return GenerationConfig.from_pretrained(model)
     except OSError:
@@ -66,35 +83,40 @@ def stored_generation_config(model: str) -> GenerationConfig:
 
 def check_keywords(model: str, keywords: dict[str, Any]) -> None:
     """Raises what `generate` would raise of these keywords, as far as the checkpoint's config tells."""
+    _check_sampling(keywords)
+    config, stored = AutoConfig.from_pretrained(model), stored_generation_config(model)
+    if is_recurrent_config(config):
+        names = sorted(RecurrentOptions.names())
+        from_file = {name: value for name in names if (value := getattr(stored, name, None)) is not None}
+        from_call = {name: keywords[name] for name in names if name in keywords}
+        RecurrentOptions.from_layers([from_call, from_file], config.mean_recurrence)
+    elif hasattr(config, "tidar_config"):
+        options = copy.copy(stored)
+        for name, value in keywords.items():
+            setattr(options, name, value)
+        draft_length = TiDAROptions.of(options, config).draft_length
+        if "seed" in keywords and not keywords["do_sample"]:
+            raise ValueError(f"--seed {FOR_SAMPLING}")
+        for name in ("num_branches", "exact"):
+            if name in keywords and not draft_length:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} has no effect with --draft-length 0, which turns drafting off."
+                )
+
+
+def _check_sampling(keywords: dict[str, Any]) -> None:
+    """Raises where samplers are given to greedy decoding, or out of their range."""
     for name, sampler in SAMPLERS.items():
         if name in keywords and not keywords["do_sample"]:
-            raise ValueError(
-                f"--{name.replace('_', '-')} is for sampling: give a --temperature above 0, or leave it out."
-            )
+            raise ValueError(f"--{name.replace('_', '-')} {FOR_SAMPLING}")
         if keywords.get(name):
             sampler(keywords[name])
     if "repetition_penalty" in keywords:
         RepetitionPenaltyLogitsProcessor(keywords["repetition_penalty"])
-    config, stored = AutoConfig.from_pretrained(model), stored_generation_config(model)
-    if is_recurrent_config(config):
-        names = sorted(RecurrentOptions.names())
-        of_file = {name: value for name in names if (value := getattr(stored, name, None)) is not None}
-        given = {name: keywords[name] for name in names if name in keywords}
-        RecurrentOptions.from_layers([given, of_file], config.mean_recurrence)
-    elif hasattr(config, "tidar_config"):
-        asked = copy.copy(stored)
-        for name, value in keywords.items():
-            setattr(asked, name, value)
-        drafts = TiDAROptions.of(asked, config).draft_length
-        if "seed" in keywords and not keywords["do_sample"]:
-            raise ValueError("--seed is for sampling: give a --temperature above 0, or leave it out.")
-        for name in ("num_branches", "exact"):
-            if name in keywords and not drafts:
-                raise ValueError(f"--{name.replace('_', '-')} is of drafts, and --draft-length 0 makes none.")
 
 
-def taught_draft_length(model: str) -> int:
-    """K of a TiDAR checkpoint, before its weights are read."""
+def trained_draft_length(model: str) -> int:
+    """K of a TiDAR checkpoint, read from its config.json alone."""
     check_folder(model)
     config = AutoConfig.from_pretrained(model)
     if is_recurrent_config(config):

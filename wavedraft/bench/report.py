@@ -1,4 +1,4 @@
-"""What a bench found, as numbers for a program, a table for a terminal or a README, and a picture.
+"""What a bench measured, as numbers for a program, a table for a terminal or a README, and a picture.
 
 One cell is a batch size, a prompt length and a temperature.
 """
@@ -20,18 +20,20 @@ import torch
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from .bench import AR, OWN_LENGTH, Bench, Run, Settings
+from .contenders import AR
+from .measure import Bench, Run
+from .settings import OWN_LENGTH, Settings
 
 FREE = 1.25  # a forward of "free" query tokens takes at most this much of the time of a forward of one
 COLUMNS = ("", "first\ntoken s", "ms a\ntoken", "speed-up\n(of rounds)", "tokens/\nforward", "queries/\nforward",
            "MiB", "identical", "worst kind")  # fmt: skip
 
 
-def report(found: Bench, model: PreTrainedModel, settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
-    """All that was measured and what with, ready for JSON.
+def report(results: Bench, model: PreTrainedModel, settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
+    """All that was measured, and with what, ready for JSON.
 
     Args:
-        options: what else the caller chose.
+        options: what else the caller chose; it is written down as it is.
     """
     device, max_new_tokens = model.device, settings.max_new_tokens
     about = {
@@ -46,7 +48,7 @@ def report(found: Bench, model: PreTrainedModel, settings: Settings, options: di
         **options,
         **asdict(settings),
     }
-    cells = list(dict.fromkeys((run.batch_size, run.prompt_length, run.temperature) for run in found.runs))
+    cells = list(dict.fromkeys((run.batch_size, run.prompt_length, run.temperature) for run in results.runs))
     return {
         "about": about,
         "cells": [
@@ -54,15 +56,15 @@ def report(found: Bench, model: PreTrainedModel, settings: Settings, options: di
                 "batch_size": cell[0],
                 "prompt_length": cell[1],
                 "temperature": cell[2],
-                "contenders": [_figures(found, cell, name, max_new_tokens) for name in found.contenders],
+                "contenders": [_figures(results, cell, name, max_new_tokens) for name in results.contenders],
             }
             for cell in cells
         ],
         "forwards": [
-            {**row, "seconds": _spread(row["seconds"])} | {"cost": _cost(found.forward_seconds, row)}
-            for row in found.forward_seconds
+            {**row, "seconds": _spread(row["seconds"])} | {"cost": _cost(results.forward_seconds, row)}
+            for row in results.forward_seconds
         ],
-        "runs": [vars(run) for run in found.runs],
+        "runs": [vars(run) for run in results.runs],
     }
 
 
@@ -76,11 +78,11 @@ def _processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def _figures(found: Bench, cell: tuple[int, int | str, float], name: str, max_new_tokens: int) -> dict[str, Any]:
+def _figures(results: Bench, cell: tuple[int, int | str, float], name: str, max_new_tokens: int) -> dict[str, Any]:
     """One line of the table, and the same for each kind of prompt."""
-    if (reason := found.refusals.get((*cell, name))) is not None:
+    if (reason := results.refusals.get((*cell, name))) is not None:
         return {"name": name, "refused": reason}
-    in_cell = [run for run in found.runs if (run.batch_size, run.prompt_length, run.temperature) == cell]
+    in_cell = [run for run in results.runs if (run.batch_size, run.prompt_length, run.temperature) == cell]
     plain, runs = ([run for run in in_cell if run.contender == which] for which in (AR, name))
     kinds = {}
     for kind in dict.fromkeys(run.kind for run in runs):
@@ -91,15 +93,15 @@ def _figures(found: Bench, cell: tuple[int, int | str, float], name: str, max_ne
         "name": name,
         "refused": None,
         **_summary(plain, runs, max_new_tokens),
-        "peak_bytes": found.peak_bytes[(*cell, name)],
-        "compile_seconds": found.compile_seconds.get((*cell, name)),
+        "peak_bytes": results.peak_bytes[(*cell, name)],
+        "compile_seconds": results.compile_seconds.get((*cell, name)),
         "worst_kind": worst,
         "kinds": kinds,
     }
 
 
 def _summary(plain: list[Run], runs: list[Run], max_new_tokens: int) -> dict[str, Any]:
-    """Of the runs of one contender, beside those of plain decoding on the same prompts."""
+    """The figures of one contender's runs, beside those of plain decoding on the same prompts."""
     num_decoded = len(runs) * (max_new_tokens - 1)
     num_decode_forwards = sum(run.num_forwards - 1 for run in runs)
     speed_up = _spread(_ratios(plain, runs, lambda run: run.decode_seconds))
@@ -119,7 +121,7 @@ def _summary(plain: list[Run], runs: list[Run], max_new_tokens: int) -> dict[str
 
 
 def _ratios(plain: list[Run], runs: list[Run], seconds: Callable[[Run], float]) -> list[float]:
-    """Of each round: plain decoding's seconds by this contender's, over all its kinds of prompt."""
+    """Of each round: plain decoding's seconds divided by this contender's, over all kinds of prompt."""
     repeats = sorted({run.repeat for run in runs})
     total = [[sum(seconds(run) for run in of if run.repeat == repeat) for repeat in repeats] for of in (plain, runs)]
     return [base / own for base, own in zip(*total, strict=True)]
@@ -131,7 +133,7 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
 
 
 def _cost(rows: list[dict[str, Any]], row: dict[str, Any]) -> float:
-    """Of a forward, in forwards of one query token of the same batch over the same prompts."""
+    """What a forward costs, in forwards of one query token of the same batch after the same prompts."""
     (one,) = (r for r in rows if r["num_query_tokens"] == 1 and _place(r) == _place(row))
     return median(row["seconds"]) / median(one["seconds"])
 
@@ -141,8 +143,11 @@ def _place(row: dict[str, Any]) -> tuple[int, int]:
 
 
 def free_query_tokens(forwards: list[dict[str, Any]]) -> dict[tuple[int, int], int]:
-    """How many query tokens a row may have before a forward takes `FREE` times as long, of those that were tried: by
-    (batch size, cached tokens)."""
+    """The most query tokens a row, of those tried, whose forward takes at most `FREE` times as long as one token's.
+
+    Returns:
+        numbers by (batch size, cached tokens).
+    """
     free = {}
     for place in dict.fromkeys(map(_place, forwards)):  # widths rise; the first that costs more ends what is free
         rows = (row for row in forwards if _place(row) == place)
@@ -150,10 +155,10 @@ def free_query_tokens(forwards: list[dict[str, Any]]) -> dict[tuple[int, int], i
     return free
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
+def tables(results: dict[str, Any]) -> list[Table]:
     """A table of each cell, 80 columns wide."""
     made = []
-    for cell in found["cells"]:
+    for cell in results["cells"]:
         table = Table(title=cell_title(cell), box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
         for place, name in enumerate(COLUMNS[:-1]):  # the worst kinds are notes here
             table.add_column(name, justify="right" if place else "left", no_wrap=True)
@@ -192,50 +197,50 @@ def _worst(figures: dict[str, Any]) -> float:
     return figures["kinds"][figures["worst_kind"]]["speed_up"]["median"]
 
 
-def notes(found: dict[str, Any]) -> list[str]:
+def notes(results: dict[str, Any]) -> list[str]:
     """What the tables leave unsaid, a line each."""
-    said = [left_out] if (left_out := found["about"].get("left_out")) else []
-    for cell in found["cells"]:
+    lines = [left_out] if (left_out := results["about"].get("left_out")) else []
+    for cell in results["cells"]:
         worst = [
             f"{figures['name']} {figures['worst_kind']} {_worst(figures):.2f}"
             for figures in cell["contenders"]
             if figures["refused"] is None and figures["name"] != AR
         ]
         if worst:
-            said.append(f"{cell_title(cell)}: speed-up on the worst kind of prompt: {', '.join(worst)}.")
+            lines.append(f"{cell_title(cell)}: speed-up on the worst kind of prompt: {', '.join(worst)}.")
         for figures in cell["contenders"]:
             if (seconds := figures.get("compile_seconds")) is not None:
-                said.append(
+                lines.append(
                     f"{cell_title(cell)}: {figures['name']} took {seconds:.0f} s to compile, not counted above."
                 )
-    packed = ", of packed weights" if found["about"]["has_packed_weights"] else ""
-    for (batch_size, num_cached), free in free_query_tokens(found["forwards"]).items():
-        rows = [r for r in found["forwards"] if _place(r) == (batch_size, num_cached)]
+    packed = ", of packed weights" if results["about"]["has_packed_weights"] else ""
+    for (batch_size, num_cached), free in free_query_tokens(results["forwards"]).items():
+        rows = [r for r in results["forwards"] if _place(r) == (batch_size, num_cached)]
         costs = ", ".join(f"{row['num_query_tokens']}: {row['cost']:.2f}" for row in rows)
-        said.append(
+        lines.append(
             f"batch {batch_size}, {num_cached} cached tokens: {free} query tokens a row are free here (at most "
             f"{FREE} forwards of one); cost of a forward by query tokens{packed}: {costs}."
         )
-    return said
+    return lines
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The same tables for a README, behind the command that made them."""
-    about = found["about"]
+def markdown(results: dict[str, Any]) -> str:
+    """The same tables for a README, after the command that made them."""
+    about = results["about"]
     lines = [f"`{about['command']}`, {about['dtype']}, {about['device']}, {about['num_threads']} threads, torch "]
     lines[0] += f"{about['versions']['torch']}, {about['date']}, {about['repeats']} rounds, texts of "
     lines[0] += f"{about['max_new_tokens']} tokens:"
-    for cell in found["cells"]:
+    for cell in results["cells"]:
         names = [" ".join(name.split()) for name in COLUMNS]
         lines += ["", "| " + " | ".join([cell_title(cell), *names[1:]]) + " |", "|---" * len(COLUMNS) + "|"]
         for figures in cell["contenders"]:
             cells = line(figures)
             lines.append("| " + " | ".join(cells + [""] * (len(COLUMNS) - len(cells))) + " |")
-    costs = [note for note in notes(found) if "worst kind" not in note]
+    costs = [note for note in notes(results) if "worst kind" not in note]
     return "\n".join([*lines, "", *costs]) + "\n"
 
 
-def save(found: dict[str, Any], folder: Path) -> list[Path]:
+def save(results: dict[str, Any], folder: Path) -> list[Path]:
     """Writes bench.json, bench.md and, where matplotlib is installed, bench.png.
 
     Returns:
@@ -243,9 +248,9 @@ def save(found: dict[str, Any], folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "bench.json", folder / "bench.md"]
-    written[0].write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    written[1].write_text(markdown(found), encoding="utf-8")
-    if (picture := draw(found, folder / "bench.png")) is not None:
+    written[0].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    written[1].write_text(markdown(results), encoding="utf-8")
+    if (picture := draw(results, folder / "bench.png")) is not None:
         written.append(picture)
     return written
 
@@ -254,7 +259,7 @@ def has_matplotlib() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def draw(found: dict[str, Any], path: Path) -> Path | None:
+def draw(results: dict[str, Any], path: Path) -> Path | None:
     """Speed-up against batch size, and the time of a forward against its query tokens; None where matplotlib is not
     installed (`pip install wavedraft[plot]`)."""
     if not has_matplotlib():
@@ -263,8 +268,8 @@ def draw(found: dict[str, Any], path: Path) -> Path | None:
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     speeds, forwards = figure.subplots(1, 2)
-    first = found["cells"][0]
-    alike = [cell for cell in found["cells"] if all(cell[n] == first[n] for n in ("prompt_length", "temperature"))]
+    first = results["cells"][0]
+    alike = [cell for cell in results["cells"] if all(cell[n] == first[n] for n in ("prompt_length", "temperature"))]
     for name in (figures["name"] for figures in first["contenders"]):
         points = [
             (cell["batch_size"], figures["speed_up"])
@@ -285,8 +290,8 @@ def draw(found: dict[str, Any], path: Path) -> Path | None:
     speeds.set(xlabel="batch size", ylabel="speed-up over plain decoding", title=cell_title(first).split(", ", 1)[1])
     speeds.axhline(1, color="black", linewidth=0.8)
     speeds.legend(fontsize="small")
-    for batch_size, num_cached in dict.fromkeys(map(_place, found["forwards"])):
-        rows = [row for row in found["forwards"] if _place(row) == (batch_size, num_cached)]
+    for batch_size, num_cached in dict.fromkeys(map(_place, results["forwards"])):
+        rows = [row for row in results["forwards"] if _place(row) == (batch_size, num_cached)]
         widths = [row["num_query_tokens"] for row in rows]
         label = f"batch {batch_size}, {num_cached} cached"
         forwards.plot(widths, [1e3 * row["seconds"]["median"] for row in rows], "o-", label=label)

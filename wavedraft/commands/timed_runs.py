@@ -12,8 +12,8 @@ class Run:
     """One prompt's decode.
 
     Attributes:
-        num_forwards: calls of the network, the prefill's left out; of a recurrent-depth model its core passes by those
-            of full depth.
+        num_forwards: calls of the network without the prefill; of a recurrent-depth model, its core passes divided by
+            those of one token at full depth.
         num_core_passes: of a recurrent-depth model.
     """
 
@@ -29,6 +29,7 @@ class Run:
 
 
 def timed_generate(model: Any, inputs: Any, **options: Any) -> Run:
+    """One decode of a TiDAR checkpoint, its forwards counted by a hook."""
     num_calls = 0
 
     def count(module: Any, args: Any) -> None:
@@ -44,6 +45,7 @@ def timed_generate(model: Any, inputs: Any, **options: Any) -> Run:
 
 
 def timed_recurrent(model: Any, inputs: Any, **options: Any) -> Run:
+    """One decode of a recurrent-depth model, its core passes as the decode itself counts them."""
     start = time.perf_counter()
     output = model.generate(**inputs, return_dict_in_generate=True, **options)
     seconds = time.perf_counter() - start
@@ -51,22 +53,7 @@ def timed_recurrent(model: Any, inputs: Any, **options: Any) -> Run:
     return Run(new_ids, output.num_core_passes / output.num_prefill_core_passes, seconds, output.num_core_passes)
 
 
-def encode_prompt(tokenizer: Any, prompt: str, is_raw: bool) -> Any:
-    """A prompt's ids and mask, through the chat template where there is one."""
-    if is_raw or not tokenizer.chat_template:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    else:
-        messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    inputs.pop("token_type_ids", None)
-    if not inputs["input_ids"].shape[1]:
-        raise ValueError("The prompt is empty, and there is no chat template to put it in. Give some text to continue.")
-    return inputs
-
-
-def identical(drafted_runs: list[Run], plain_runs: list[Run]) -> bool:
+def is_identical(drafted_runs: list[Run], plain_runs: list[Run]) -> bool:
     return [run.new_ids for run in drafted_runs] == [run.new_ids for run in plain_runs]
 
 

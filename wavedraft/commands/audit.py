@@ -1,0 +1,97 @@
+"""`wavedraft audit`: are the texts of parallel decoding those of plain decoding?"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .decoding_bar import decoding_bar
+from .options import DTYPES, Adapter, Device, Dtype, Exact, MaxNewTokens, Model, NumBranches, PackedWeights
+
+Prompts = Annotated[Path, typer.Option(help="JSONL rows of `prompt`, or a text file with one a line.")]
+DraftLength = Annotated[int | None, typer.Option(min=1, help="Tokens drafted at a time (TiDAR).")]
+Compiled = Annotated[bool, typer.Option("--compiled", help="Parallel decoding with a static cache and compiled steps.")]
+Policy = Annotated[str | None, typer.Option(help="What is audited of a recurrent-depth model; by default exact.")]
+NumPrompts = Annotated[int | None, typer.Option(min=2, help="Only the first so many.")]
+BatchSize = Annotated[int, typer.Option(min=2, help="Prompts in a batch of the noise floor.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Continue prompts as they are, without the chat template.")]
+
+
+def audit(
+    model: Model,
+    prompts: Prompts,
+    adapter: Adapter = None,
+    draft_length: DraftLength = None,
+    num_branches: NumBranches = None,
+    exact: Exact = None,
+    packed_weights: PackedWeights = False,
+    compiled: Compiled = False,
+    policy: Policy = None,
+    num_prompts: NumPrompts = None,
+    max_new_tokens: MaxNewTokens = 128,
+    batch_size: BatchSize = 8,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    raw: Raw = False,
+    output: Annotated[str, typer.Option(help="text or json.")] = "text",
+) -> None:
+    """Compare parallel with plain decoding, text by text; plain decoding in a batch is the noise floor."""
+    from transformers import AutoTokenizer
+
+    from ..audit import audit as audit_texts
+    from ..bench.prompts import encode_prompt, read_prompts
+    from ..conversion.quiet_transformers import quiet_transformers
+    from ..generation.execution.packed_linear import check_packable
+    from .cli_checks import check_adapter, check_choice, check_keywords, device_for
+    from .cli_keywords import audited_keywords, drafting_keywords
+    from .loading import load
+
+    check_choice("--dtype", dtype, DTYPES)
+    check_choice("--output", output, ("text", "json"))
+    texts = read_prompts(prompts, num_prompts)
+    drafting = drafting_keywords(num_branches, exact, packed_weights)
+    with quiet_transformers():
+        device = device_for(device)
+        check_adapter(adapter, model)
+        parallel, plain = audited_keywords(model, policy, {"draft_length": draft_length, **drafting}, compiled)
+        check_keywords(model, {"do_sample": False, **parallel})
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
+        loaded = load(model, dtype, device, adapter)
+        if packed_weights:
+            check_packable(loaded, exact)
+        with decoding_bar(len(texts)) as advance:
+            sizes = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+            result = audit_texts(loaded, prompt_ids, plain=plain, parallel=parallel, on_prompt=advance, **sizes)
+    about = {"model": model, "dtype": str(loaded.dtype).removeprefix("torch."), "device": device}
+    if output == "json":
+        print(json.dumps({**about, "max_new_tokens": max_new_tokens, **result.to_dict()}, indent=2))
+        return
+    print(f"{len(texts)} prompts, {result.num_tokens} new tokens of plain decoding, {about['dtype']} on {device}")
+    print_audit(result, tokenizer, exact)
+
+
+def print_audit(result: Any, tokenizer: Any, exact: str | None) -> None:
+    """Prints what share of the texts is identical, each first token that differs, and what `exact` costs."""
+    names = {
+        "parallel decoding": result.parallel,
+        f"plain decoding in batches of {result.batch_size}": result.rebatched,
+    }
+    for name, comparison in names.items():
+        share = comparison.num_identical / comparison.num_texts
+        print(f"\n{name}: {comparison.num_identical} of {comparison.num_texts} texts identical ({share:.1%})")
+        for mismatch in comparison.mismatches:
+            margin = "ended" if mismatch.margin is None else f"{mismatch.margin:.4g} between the two best scores"
+            ids = (mismatch.plain_id, mismatch.other_id)
+            plain_word, word = ("the end" if one is None else repr(tokenizer.decode([one])) for one in ids)
+            place = f"prompt {mismatch.prompt + 1}, token {mismatch.position + 1}"
+            print(f"  {place}: {word} instead of {plain_word}, {margin}")
+    if (cost := result.exact_cost) is not None:
+        with_it, without = cost.effort, cost.effort_without
+        print(
+            f"\n{exact} costs {with_it.num_forwards} forwards and {with_it.num_tie_forwards} of one token, "
+            f"{with_it.seconds:.1f} s; without it {without.num_forwards} forwards, {without.seconds:.1f} s "
+            f"({with_it.seconds / without.seconds:.2f}x), {cost.without.num_identical} of {cost.without.num_texts} "
+            f"texts identical"
+        )
