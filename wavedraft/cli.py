@@ -83,10 +83,7 @@ def convert(
     target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
     draft_length: Annotated[
         int | None,
-        typer.Option(help="Tokens drafted at a time, 1 to 64; by default 8, or none of a recurrent-depth model."),
-    ] = None,
-    mask_recurrences: Annotated[
-        int | None, typer.Option(help="Core steps of a recurrent-depth model's masks; by default all.")
+        typer.Option(help="Tokens drafted at a time, 1 to 64; by default 8. A recurrent-depth model has none."),
     ] = None,
     mask_token_id: Annotated[int | None, typer.Option(help="Of a model taught to draft elsewhere.")] = None,
     to_ar: Annotated[bool, typer.Option("--to-ar", help="The way back: a TiDAR checkpoint to its stock one.")] = False,
@@ -97,7 +94,7 @@ def convert(
 ) -> None:
     """Turn a stock autoregressive checkpoint into a TiDAR checkpoint, or back."""
     options: dict[str, Any] = {"overwrite": overwrite, "link": link, "verify": verify, "revision": revision}
-    taught = {"draft_length": draft_length, "mask_recurrences": mask_recurrences, "mask_token_id": mask_token_id}
+    taught = {"draft_length": draft_length, "mask_token_id": mask_token_id}
     if to_ar:
         refuse(taught, "is of drafts, and --to-ar leaves them out.")
         result = convert_back(source, target, show_progress=True, **options)
@@ -289,9 +286,6 @@ def train(
     draft_loss: Annotated[str, typer.Option(help="cross_entropy, kl or tv.")] = "cross_entropy",
     alpha: Annotated[float, typer.Option(help="Weight of the autoregressive loss in joint mode.")] = 1.0,
     slot_decay: Annotated[float, typer.Option(help="Weight of each slot of a draft by that of the one before.")] = 1.0,
-    random_depth: Annotated[
-        bool, typer.Option("--random-depth", help="Drafts of a recurrent-depth model: depths drawn anew each step.")
-    ] = False,
     from_adapter: Annotated[Path | None, typer.Option(help="An adapter to go on from, instead of a new one.")] = None,
     rank: Annotated[
         int | None,
