@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,6 @@ def convert(
     target: str | os.PathLike,
     *,
     draft_length: int | None = None,
-    mask_recurrences: int | None = None,
     mask_token_id: int | None = None,
     overwrite: bool = False,
     link: bool = False,
@@ -87,8 +86,7 @@ def convert(
     A gated adapter sees a constant input at masks whichever vector it is, so a fixed one costs it nothing.
 
     A recurrent-depth checkpoint (Huginn, retrofitted recurrences, Ouro) keeps its weights' names, which are read as
-    they are, and of its config what we know; it gains the code to decode with. With a `draft_length` it becomes a TiDAR
-    checkpoint whose every forward goes through its full depth.
+    they are, and of its config what we know; it gains the code to decode with, and does not become a TiDAR checkpoint.
 
     A checkpoint that others taught to draft (Nemotron-Labs-Diffusion and its like, or a stock config that names a
     `mask_token_id`) keeps its own mask token, which is then never generated.
@@ -98,10 +96,8 @@ def convert(
 
     Args:
         source: a local folder, a Hub id, or a GGUF file (or a folder with one); safetensors only otherwise.
-        draft_length: K, how many tokens a block of masks drafts, 1 to 64; by default 8, but none of a recurrent-depth
-            checkpoint. Training decides what drafts are worth.
-        mask_recurrences: of a recurrent-depth checkpoint with a `draft_length`, after how many core steps masks leave
-            the core; by default after all.
+        draft_length: K, how many tokens a block of masks drafts, 1 to 64; by default 8. Training decides what drafts
+            are worth. A recurrent-depth checkpoint has none.
         mask_token_id: the mask token of a checkpoint that was taught to draft elsewhere, where its config does not say.
         overwrite: replace an existing checkpoint folder, which stays whole until the new one is.
         link: write symbolic links to the source's shards: the target costs megabytes, and needs the source to stay
@@ -128,14 +124,13 @@ def convert(
                 f"`mask_token_id` must be left out of a recurrent-depth checkpoint, which nobody taught to draft by "
                 f"masks, but is {mask_token_id}."
             )
-        if mask_recurrences is not None and (draft_length is None or not is_recurrent(folder)):
+        if is_recurrent(folder) and draft_length is not None:
             raise ValueError(
-                f"`mask_recurrences` is {mask_recurrences!r}, but is for the drafts of a recurrent-depth checkpoint. "
-                "Leave it out, or give a `draft_length` beside it."
+                f"`draft_length` must be left out of a recurrent-depth checkpoint, but is {draft_length}: {source} "
+                "decodes several tokens at once by its own `generate(policy='exact')`, without drafts by masks."
             )
-        if is_recurrent(folder) and draft_length is None:
+        if is_recurrent(folder):
             checkpoint = _read_checkpoint(folder, target, steps, recurrent_class_of)
-            _refuse_tidar(checkpoint, source)
             _write_recurrent(checkpoint, target, workplace / NEW, link, hub_id_of(source, folder), steps)
             is_proved = verify and checkpoint.num_parameters <= LARGEST_WHOLE_PROOF
             proof = prove_recurrent(folder, workplace / NEW, checkpoint.stock_class) if is_proved else None
@@ -144,12 +139,7 @@ def convert(
         checkpoint = _read_checkpoint(folder, target, steps)
         _refuse_tidar(checkpoint, source)
         values = kept_values(checkpoint.values, folder / "config.json")
-        if is_recurrent(folder):
-            told = block_form_values(checkpoint.config, list(checkpoint.tensors))
-            values |= told
-            checkpoint.config.update(told)
         tidar, mask_reason = _tidar_config(checkpoint, draft_length or 8, taught)
-        tidar = _with_mask_recurrences(tidar, mask_recurrences, checkpoint.config)
         values["tidar_config"] = tidar.to_dict()
 
         new = workplace / NEW
@@ -253,15 +243,6 @@ def _refuse_tidar(checkpoint: _Checkpoint, source: str | os.PathLike) -> None:
             f"{source} is a TiDAR checkpoint already. Train or decode it as it is, or pass --to-ar to get the stock "
             "checkpoint back."
         )
-
-
-def _with_mask_recurrences(tidar: TiDARConfig, mask_recurrences: int | None, config: Any) -> TiDARConfig:
-    if mask_recurrences is not None and not 1 <= mask_recurrences <= config.mean_recurrence:
-        raise ValueError(
-            f"`mask_recurrences` must be between 1 and {config.mean_recurrence} (the checkpoint's `mean_recurrence`), "
-            f"but is {mask_recurrences}."
-        )
-    return replace(tidar, mask_recurrences=mask_recurrences)
 
 
 def _write_recurrent(
