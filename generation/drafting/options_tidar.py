@@ -50,6 +50,8 @@ class TiDAROptions:
             and round otherwise than a stock model's, as those do from one machine to the next (in float32 only where
             there is more than one token). Where a CPU has no products of bfloat16, oneDNN has none either: there they
             are ours, which the machine's C++ compiler builds in a second, and round as PyTorch's do.
+        draft_acceptance: for each slot of a draft after the first, how often it stood where those before it did, as the
+            checkpoint's evaluation has found: what `num_branches="auto"` expects before it has seen drafts of its own.
         draft_head: False drafts without the checkpoint's or adapter's draft head; a folder or Hub repository is where
             a stock model's is read from, once. By default the head that the model was loaded with is used, if any.
     """
@@ -64,6 +66,7 @@ class TiDAROptions:
     is_static: bool = False
     packed_weights: bool = False
     draft_head: str | bool | None = None
+    draft_acceptance: tuple[float, ...] = ()
 
     KEYWORDS: ClassVar[tuple[str, ...]] = (
         "draft_length",
@@ -163,6 +166,7 @@ class TiDAROptions:
             is_static=is_static,
             packed_weights=packed_weights,
             draft_head=draft_head,
+            draft_acceptance=_acceptance(generation_config),
         )
 
     @property
@@ -191,6 +195,16 @@ class TiDAROptions:
                 f"`num_return_sequences`), but has {len(self.seed)} of them."
             )
         return self.seed
+
+
+def _acceptance(generation_config: Any) -> tuple[float, ...]:
+    chances = getattr(generation_config, "draft_acceptance", None) or ()
+    if not isinstance(chances, list | tuple) or not all(isinstance(x, float | int) and 0 <= x <= 1 for x in chances):
+        raise ValueError(
+            "`draft_acceptance` must be a list of chances from 0 to 1, one for each slot of a draft after the first, "
+            f"but is {chances!r}. Leave it out of generation_config.json to begin without a record."
+        )
+    return tuple(chances)
 
 
 def _refuse_processors_that_count_calls(generation_config: Any) -> None:
