@@ -398,7 +398,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         self._check_positions(position_ids, cache)
         parts: Any = self
         if is_next_token(cache, embeds, attention_mask) and not wants_attentions:
-            parts = StaticParts(self, cache.compile_options)
+            parts = StaticParts(self, cache.compiled)
             window = parts.window_behind(attention_mask, position_ids, cache)
         else:
             window = self.padded_window(embeds, attention_mask, position_ids, cache, bool(wants_attentions))
