@@ -1,6 +1,6 @@
 """The published diffusion-forcing sampler as its authors' code runs it (seal-rg/recurrent-pretraining, October 2025).
 
-Kept to be compared with: one row, and each of its habits that `decode_diffusion_forcing` mends is marked HABIT where it stands.
+Kept to be compared with. It takes one row. Each habit that `decode_diffusion_forcing` mends is marked HABIT.
 W wavefront positions, E channels, V vocabulary.
 """
 
