@@ -11,8 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from transformers import PreTrainedModel
 
-from ..generation.drafting.draft_head import HEAD_FILE
-from .model_card import CARD, is_replaceable, write_card
+from .model_card import CARD, HEAD_FILE, is_replaceable, write_card
 from .travelling_code import imported_first
 
 if TYPE_CHECKING:

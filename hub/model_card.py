@@ -8,9 +8,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..generation.drafting.draft_head import HEAD_FILE
-
 CARD = "README.md"
+HEAD_FILE = "draft_head.safetensors"  # as in generation/drafting, whose code a recurrent checkpoint does without
 CARRIED = ("base_model", "license", "license_name", "license_link", "language")  # from the card of what it was made of
 SIGNATURE = re.compile(r"\n<!-- wavedraft wrote this card \((\w+)\) and replaces it until you change its text. -->\n")
 LIBRARY_LINES = ("### Framework versions", "- PEFT ", "This is the model card of a 🤗 transformers model that")

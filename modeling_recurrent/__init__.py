@@ -7,8 +7,7 @@ from ..generation.recurrent.outputs_recurrent import RecurrentGenerateOutput
 from .cache_recurrent import RecurrentCache, Window
 from .configuration_ouro import OuroConfig
 from .configuration_recurrent import RecurrentDepthConfig
-from .depth_recurrent import LORA_CORE_AND_ADAPTER, DepthSampler, sample_depth
-from .looped_recurrent import RecurrentDepthLM
+from .looped_recurrent import LORA_CORE_AND_ADAPTER, DepthSampler, RecurrentDepthLM, sample_depth
 from .modeling_recurrent import RecurrentDepthForCausalLM
 from .ouro_recurrent import OuroForCausalLM
 

@@ -15,7 +15,6 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import logging
 
 from ..generation.cache_name import CACHE
-from ..generation.execution.compiled_parts import CompiledParts
 from ..generation.processed_scores import ProcessedScores
 from ..generation.recurrent.decode_adaptive import decode_adaptive
 from ..generation.recurrent.decode_diffusion_forcing import decode_diffusion_forcing
@@ -28,7 +27,7 @@ from ..generation.recurrent.session_recurrent import Prompts, Session, check_cac
 from ..generation.stock_model import device_of, devices_of, is_hooked
 from ..generation.transcript import TokenScores, Transcript, pad_token_of
 from .cache_recurrent import RecurrentCache
-from .static_recurrent import StaticParts, StaticRecurrentCache
+from .static_recurrent import CompiledParts, StaticParts, StaticRecurrentCache
 
 if TYPE_CHECKING:
 

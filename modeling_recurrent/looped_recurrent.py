@@ -8,6 +8,7 @@ B rows, T tokens, E channels, H heads, D head width, V vocabulary.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from ..generation.stock_model import device_of
 from ..hub.hub_repository import HubRepository
 from ..hub.travelling_code import write_travelling_code
 from .cache_recurrent import Packing, RecurrentCache, Window
-from .depth_recurrent import DepthSampler
 from .generation_recurrent import RecurrentGenerationMixin
 from .rotary_recurrent import rotate_halves
 from .static_recurrent import StaticParts, StaticRecurrentCache
@@ -37,6 +37,11 @@ from .static_recurrent import StaticParts, StaticRecurrentCache
 # others, and of more than 192 keys until there are 384. A wavefront filled up to such multiples gives each row the bits
 # it has alone, in float32. (Measured on products of 24 to 5280 channels and up to 2048 tokens, by one and two threads.)
 FILL, FILL_KEYS, MANY_KEYS, FILL_MANY_KEYS = 4, 16, 192, 512
+# For PEFT's `LoraConfig(target_modules=...)`: every linear layer of the core, and the adapter that feeds it.
+LORA_CORE_AND_ADAPTER = (
+    r".*\.(adapter|core_block\.\d+\.(attn|mlp)\.\w+)"  # Huginn and the retrofitted models
+    r"|.*\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"  # Ouro, whose core is all its layers
+)
 
 
 def attend(
@@ -149,6 +154,32 @@ class RecurrentMLP(nn.Module):
         """[..., E] to [..., E]."""
         gate, up = self.fc(hidden_states).chunk(2, dim=-1)
         return self.proj(nn.functional.silu(gate) * up)
+
+
+def sample_depth(mean_recurrence: int, generator: torch.Generator, sigma: float = 0.5) -> int:
+    """1 + Poisson(rate), the rate log-normal with mean `mean_recurrence`: mostly less, at times far more.
+
+    The generator stands on the CPU, so that drawing waits for no device.
+    """
+    mean = math.log(mean_recurrence) - sigma**2 / 2
+    rate = torch.empty(1).log_normal_(mean, sigma, generator=generator)
+    return 1 + int(torch.poisson(rate, generator=generator))
+
+
+class DepthSampler:
+    """The depths of one training run: the same sequence wherever the seed is the same, so that all ranks keep step.
+
+    The global generators are neither read nor moved. To resume a run where it stopped, keep
+    `generator.get_state()` beside the checkpoint.
+    """
+
+    def __init__(self, mean_recurrence: int, seed: int = 0):
+        self.mean_recurrence = mean_recurrence
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self) -> int:
+        """Core steps of the next training forward."""
+        return sample_depth(self.mean_recurrence, self.generator)
 
 
 class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel, GenerationMixin):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..generation.execution.compiled_parts import CompiledParts
+from ..generation.kept_with_model import compiled_for
 from ..generation.stock_model import device_of
 from .cache_recurrent import RecurrentCache, Window
 
@@ -131,6 +131,33 @@ class StaticWindow:
         window = copy.copy(self)
         window.columns = torch.where(settled, self.cache.capacity - 1, self.columns)
         return window
+
+
+class CompiledParts:
+    """The compiled functions of one model, as one decode calls them.
+
+    At each call torch checks whether the model is still as it was when it was compiled. For the short parts of a small
+    model this check takes a tenth of the time. A decode does not change its model, so each function is checked at its
+    first call in a decode, and later calls skip the check.
+    """
+
+    def __init__(self, model: nn.Module, options: dict[str, Any]):
+        self.model = model
+        self.options = options
+        self.checked: dict[Any, Callable[..., Any]] = {}
+        self.without_checks = torch.compiler.set_stance(skip_guard_eval_unsafe=True)
+        with self.without_checks:  # torch takes a new stance when it is made: leaving it restores the one before
+            pass
+
+    def run(self, function: Callable[..., Any], shape: tuple[Any, ...], *arguments: Any) -> Any:
+        """Calls the function as it is compiled for this shape."""
+        if (checked := self.checked.get((function, shape))) is not None:
+            with self.without_checks:
+                return checked(*arguments)
+        compiled = compiled_for(self.model, function, shape, self.options)
+        result = compiled(*arguments)
+        self.checked[function, shape] = compiled
+        return result
 
 
 class StaticParts:

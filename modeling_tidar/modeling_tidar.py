@@ -27,9 +27,10 @@ from transformers.utils import logging
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
 from ..generation.drafting.structured_mask import attention_windows
 from ..generation.stock_model import lm_head_logits
+from ..hub.custom_generate import write_custom_generate
 from ..hub.hub_repository import HubRepository, origin_folder
 from ..hub.model_card import write_card
-from ..hub.travelling_code import write_custom_generate, write_travelling_code
+from ..hub.travelling_code import write_travelling_code
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
 from .objective_tidar import DraftObjective, objective_loss, training_batch

@@ -13,11 +13,11 @@ from transformers import CompileConfig
 
 from recurrent_golden import random_model
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.execution import compiled_parts
-from wavedraft.generation.execution.compiled_parts import CompiledParts
+from wavedraft.generation.kept_with_model import kept_with
 from wavedraft.modeling_recurrent import generation_recurrent
 from wavedraft.modeling_recurrent.looped_recurrent import eager_attention
 from wavedraft.modeling_recurrent.static_recurrent import (
+    CompiledParts,
     StaticParts,
     StaticRecurrentCache,
     attend_by_products,
@@ -146,13 +146,12 @@ def test_a_model_changed_between_decodes_is_noticed_and_two_models_take_turns():
 def test_compiled_parts_go_with_their_model_and_leave_torchs_stance_as_it_was():
     model = exact_model(0)
     model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=4, **compiling_eagerly())
-    compiled = weakref.ref(model), list(compiled_parts._compiled[model].values())
-    assert len(compiled[1]) == 3, "prelude, core step and coda, of one token"
-    torch._dynamo.reset()
+    assert len(kept_with(model).compiled) == 3, "prelude, core step and coda, of one token"
+    assert torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe is False
+    gone = weakref.ref(model)
     del model
     gc.collect()
-    assert compiled[0]() is None
-    assert torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe is False
+    assert gone() is None
 
 
 @pytest.mark.parametrize(("num_heads", "num_key_heads"), [(4, 4), (6, 2), (3, 1)])

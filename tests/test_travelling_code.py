@@ -18,7 +18,8 @@ from tiny_stock import save_tiny_stock
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft import TiDARForCausalLM, convert
 from wavedraft.generation import tidar as tidar_decode
-from wavedraft.hub.travelling_code import flat_sources, one_file
+from wavedraft.hub.custom_generate import one_file
+from wavedraft.hub.travelling_code import flat_sources
 from wavedraft.training import gated_adapter_config
 from without_wavedraft import run_alone
 
