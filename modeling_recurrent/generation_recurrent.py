@@ -186,7 +186,8 @@ class RecurrentGenerationMixin(Stock):
             TokenScores.asked_for(generation_config, len(input_ids)),
         )
         if is_published:
-            output = self._decode_published(input_ids, transcript, logits_processor, generation_config, cache, streamer)
+            choose = PublishedChoice(logits_processor, generation_config.do_sample, options.generator)
+            output = decode_published(self, transcript, options, cache, choose, streamer)
         else:
             wants_dict = generation_config.return_dict_in_generate
             session = Session(
@@ -204,33 +205,6 @@ class RecurrentGenerationMixin(Stock):
         if streamer is not None:
             streamer.end()
         return output if generation_config.return_dict_in_generate else output.sequences
-
-    def _decode_published(
-        self,
-        input_ids: torch.Tensor,
-        transcript: Transcript,
-        logits_processor: LogitsProcessorList,
-        generation_config: GenerationConfig,
-        cache: Any,
-        streamer: Any,
-    ) -> RecurrentGenerateOutput:
-        if transcript.criteria:
-            raise ValueError(
-                f"`stopping_criteria`, `stop_strings` and `max_time` must be left out under `reference_compat` (the "
-                f"published code knows end tokens alone), but {type(transcript.criteria[0]).__name__} was given. Leave "
-                f"`reference_compat` out."
-            )
-        options = generation_config.recurrent_options
-        return decode_published(
-            self,
-            input_ids,
-            options,
-            cache,
-            PublishedChoice(logits_processor, generation_config.do_sample, options.generator),
-            transcript.max_length - input_ids.shape[1],
-            transcript.eos_token_ids,
-            streamer,
-        )
 
     def _check_policy(
         self, options: RecurrentOptions, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any

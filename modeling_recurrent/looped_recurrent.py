@@ -28,6 +28,7 @@ from ..generation.stock_model import device_of
 from ..hub.hub_repository import HubRepository
 from ..hub.travelling_code import write_travelling_code
 from .cache_recurrent import Packing, RecurrentCache, Window
+from .checkpoint_recurrent import RECURRENT_CARD
 from .generation_recurrent import RecurrentGenerationMixin
 from .rotary_recurrent import rotate_halves
 from .static_recurrent import StaticParts, StaticRecurrentCache
@@ -37,11 +38,6 @@ from .static_recurrent import StaticParts, StaticRecurrentCache
 # others, and of more than 192 keys until there are 384. A wavefront filled up to such multiples gives each row the bits
 # it has alone, in float32. (Measured on products of 24 to 5280 channels and up to 2048 tokens, by one and two threads.)
 FILL, FILL_KEYS, MANY_KEYS, FILL_MANY_KEYS = 4, 16, 192, 512
-# For PEFT's `LoraConfig(target_modules=...)`: every linear layer of the core, and the adapter that feeds it.
-LORA_CORE_AND_ADAPTER = (
-    r".*\.(adapter|core_block\.\d+\.(attn|mlp)\.\w+)"  # Huginn and the retrofitted models
-    r"|.*\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"  # Ouro, whose core is all its layers
-)
 
 
 def attend(
@@ -195,7 +191,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
       `mean_backprop_depth`, under these names or by `attribute_map`.
     """
 
-    card_kind = "recurrent"
+    card_kind = RECURRENT_CARD
     reinjects_input = True
     has_random_depth = True
     supports_gradient_checkpointing = True

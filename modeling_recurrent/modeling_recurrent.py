@@ -21,10 +21,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..generation.recurrent.draws_recurrent import CUT, normal_at
 from .cache_recurrent import Window
 from .checkpoint_recurrent import block_form_of, check_is_served, config_fields, weight_names
-from .configuration_ouro import OuroConfig
 from .configuration_recurrent import RecurrentDepthConfig
 from .looped_recurrent import GroupedHeads, RecurrentDepthLM, RecurrentMLP, RecurrentRMSNorm, attend
-from .ouro_recurrent import OuroForCausalLM
 from .rotary_recurrent import SplitHalfRotary, paired_rotary, rotary_table, rotate_pairs
 
 
@@ -188,9 +186,11 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
         """The model of a folder or Hub repository of the family: which one is told by its config and weight names."""
         path, given = pretrained_model_name_or_path, kwargs.get("config")
         fields = given.to_dict() if isinstance(given, PreTrainedConfig) else config_fields(given or path, kwargs)
-        check_is_served(fields.get("model_type"))
-        if fields.get("model_type") == OuroConfig.model_type:
-            return OuroForCausalLM.from_pretrained(path, *args, **kwargs)
+        check_is_served(model_type := fields.get("model_type"))
+        if model_type not in (None, cls.config_class.model_type):
+            for other in RecurrentDepthLM.__subclasses__():  # those imported: a checkpoint carries its own class alone
+                if getattr(other.config_class, "model_type", None) == model_type:
+                    return other.from_pretrained(path, *args, **kwargs)
         if fields.get("block_form", kwargs.get("block_form")) is None:
             names = kwargs.get("state_dict") or weight_names(path, kwargs)
             if names and (block_form := block_form_of(names)) != "sandwich":

@@ -136,9 +136,8 @@ class StaticWindow:
 class CompiledParts:
     """The compiled functions of one model, as one decode calls them.
 
-    At each call torch checks whether the model is still as it was when it was compiled. For the short parts of a small
-    model this check takes a tenth of the time. A decode does not change its model, so each function is checked at its
-    first call in a decode, and later calls skip the check.
+    At each call torch checks that the model is as it was compiled, which takes a tenth of the time of a small model's
+    parts. A decode does not change its model: the first call of each function is checked, and later calls are not.
     """
 
     def __init__(self, model: nn.Module, options: dict[str, Any]):

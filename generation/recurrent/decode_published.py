@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
+from ..transcript import Transcript
 from .decode_diffusion_forcing import noise_share
 from .freezing import latent_acceleration, latent_difference
 from .options_recurrent import PublishedOptions
@@ -118,6 +119,7 @@ class PublishedWavefront:
         self.blank = torch.zeros(1, 1, model.config.n_embd, dtype=model.dtype, device=cache.device)
         self.states = self.draw(self.blank)
         self.fed_embeds: torch.Tensor | None = None
+        self.num_looked_at = 0
 
     @property
     def width(self) -> int:
@@ -173,52 +175,46 @@ class PublishedWavefront:
         self.fed_embeds = self.fed_embeds[:, last or 0 :]
         return newly_frozen
 
+    def has_ended(self, has_frozen: bool, num_steps: int, eos_token_ids: set[int]) -> bool:
+        """Whether the step that just froze tokens, or none, is the last.
 
-class PublishedEnd:
-    """When the published loop stops.
-
-    HABIT: the end of the text is looked for late, and only among the tokens frozen in this very step (the first step
-    that freezes any stands for all before it, the prompt too), or in the last one where no states are compared.
-    """
-
-    def __init__(self, options: PublishedOptions, eos_token_ids: set[int]):
-        self.options = options
-        self.eos_token_ids = eos_token_ids
-        self.num_looked_at = 0
-
-    def is_reached(self, frozen: list[int], has_frozen: bool, num_steps: int) -> bool:
-        """Whether the step that just froze tokens, or none, is the last."""
+        HABIT: the end of the text is looked for late, and only among the tokens frozen in this very step (the first
+        step that freezes any stands for all before it, the prompt too), or in the last one where no states are
+        compared.
+        """
         if self.options.freeze_criterion.startswith("latent"):
-            looked_at = frozen[self.num_looked_at :] if has_frozen else []
+            looked_at = self.frozen[self.num_looked_at :] if has_frozen else []
             self.num_looked_at += len(looked_at)
         else:
-            looked_at = frozen[-self.options.headway :]
-        has_ended = num_steps > self.options.num_recurrences and not self.eos_token_ids.isdisjoint(looked_at)
-        return has_ended or num_steps > self.options.max_steps
+            looked_at = self.frozen[-self.options.headway :]
+        has_end = num_steps > self.options.num_recurrences and not eos_token_ids.isdisjoint(looked_at)
+        return has_end or num_steps > self.options.max_steps
 
 
 @torch.no_grad()
 def decode_published(
     model: Any,
-    prompt_ids: torch.Tensor,
+    transcript: Transcript,
     options: PublishedOptions,
     cache: Any,
     choose: PublishedChoice,
-    max_new_tokens: int,
-    eos_token_ids: set[int],
     streamer: Any = None,
 ) -> RecurrentGenerateOutput:
-    """Decodes [1, P] ids; the text may run past `max_new_tokens` and past its end (HABIT)."""
+    """Decodes one row; the text may run past the transcript's `max_length` and past its end (HABIT)."""
+    check_criteria(transcript)
+    prompt_ids = transcript.ids[:, : transcript.prompt_length]
     prompt = prompt_ids[0].tolist()
     costs = Costs(1, options.num_recurrences)
-    freezing, end = PublishedFreezing(options), PublishedEnd(options, eos_token_ids)
+    freezing = PublishedFreezing(options)
     trace = []
 
     # Prefill: the prompt at full depth. Its token is frozen at once.
-    first_id = choose(prompt, read_prompt(model, prompt_ids, options, cache))
+    drawn = {"init_scale": options.init_scale, "generator": options.generator}
+    read = model(prompt_ids, cache=cache, num_recurrences=options.num_recurrences, logits_to_keep=1, **drawn)
+    first_id = choose(prompt, read.logits[0])
     costs.num_core_passes, costs.num_positions = 1, len(prompt)
     wavefront = PublishedWavefront(model, options, cache, prompt, first_id)
-    while len(wavefront.frozen) - len(prompt) < max_new_tokens and len(wavefront.ids) <= model.config.block_size:
+    while len(wavefront.frozen) < transcript.max_length and len(wavefront.ids) <= model.config.block_size:
         start, width = wavefront.start, wavefront.width
         logits = wavefront.recur(costs)
         new_ids = choose(wavefront.frozen, logits[len(wavefront.frozen) - 1 - start :])
@@ -231,7 +227,7 @@ def decode_published(
         freezing.keep(start, wavefront.states[0])
         if streamer is not None and newly_frozen:
             streamer.put(torch.tensor(newly_frozen))
-        if end.is_reached(wavefront.frozen, last is not None, costs.num_steps):
+        if wavefront.has_ended(last is not None, costs.num_steps, transcript.eos_token_ids):
             break
         costs.add_step()
 
@@ -242,14 +238,11 @@ def decode_published(
     return costs.output(sequences, [len(places)], wavefront=trace if options.record_wavefront else None)
 
 
-def read_prompt(model: Any, prompt_ids: torch.Tensor, options: PublishedOptions, cache: Any) -> torch.Tensor:
-    """The prompt at full depth; logits [1, V] of the token after it."""
-    output = model(
-        prompt_ids,
-        cache=cache,
-        num_recurrences=options.num_recurrences,
-        init_scale=options.init_scale,
-        generator=options.generator,
-        logits_to_keep=1,
-    )
-    return output.logits[0]
+def check_criteria(transcript: Transcript) -> None:
+    """Raises where the text is to end by what the published code does not know."""
+    if transcript.criteria:
+        raise ValueError(
+            f"`stopping_criteria`, `stop_strings` and `max_time` must be left out under `reference_compat` (the "
+            f"published code knows end tokens alone), but {type(transcript.criteria[0]).__name__} was given. Leave "
+            f"`reference_compat` out."
+        )

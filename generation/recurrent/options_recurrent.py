@@ -54,10 +54,6 @@ class Check(NamedTuple):
     allowed: str
     reason: str = "the choices there are"
 
-    def of(self, name: str, value: Any) -> None:
-        """Raises where the value is not allowed."""
-        check(name, self.holds(value), value, self.allowed, self.reason)
-
 
 COUNT = Check(lambda value: _is_whole(value) and value >= 1, "a whole number from 1 up", "a count")
 SWITCH = Check(lambda value: isinstance(value, bool), "True or False")
@@ -87,10 +83,8 @@ class RecurrentOptions:
     """What every policy takes. `from_layers` gives the dataclass of the policy that is asked for.
 
     Attributes:
-        policy: "autoregressive" (every token at full depth), "adaptive" (each token until its state settles),
-            "self-speculative" (shallow drafts, full-depth verification), "diffusion-forcing" (the paper's sampler:
-            fast, not the same text), "published" (that sampler as its authors' code runs it) or "exact" (a wavefront
-            whose text is full-depth decoding's).
+        policy: "autoregressive", "adaptive", "self-speculative", "diffusion-forcing", "published" or "exact": the class
+            of each says what it does.
         num_recurrences: core passes of full depth; the checkpoint's `mean_recurrence` where absent.
         init_scale: of the random initial states; 0 makes them zeros.
         seed: of all that is drawn (initial states, noise, samples), one integer a row, so that a row's text does not
@@ -113,8 +107,9 @@ class RecurrentOptions:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if field.name in CHECKS:
-                CHECKS[field.name].of(field.name, getattr(self, field.name))
+            if (one := CHECKS.get(field.name)) is not None:
+                value = getattr(self, field.name)
+                check(field.name, one.holds(value), value, one.allowed, one.reason)
         check("seed", self.seed is None or self.generator is None, self.seed, "absent where `generator` is given",
                "the generator draws the seeds")  # fmt: skip
 
@@ -273,9 +268,7 @@ class SelfSpeculativeOptions(DraftingOptions):
 class ExactOptions(DraftingOptions):
     """A wavefront whose text is that of full-depth decoding.
 
-    Attributes:
-        max_wavefront: limit of positions begun and not frozen.
-        record_wavefront: keep each decode step's wavefront of the first row in the output.
+    `max_wavefront` and `record_wavefront` are those of diffusion forcing.
     """
 
     policy: ClassVar[str] = "exact"
@@ -383,7 +376,7 @@ def _read_reference_compat(policy: str, given: dict[str, Any]) -> str:
     """The sampler meant by a policy and `reference_compat`, its older name, which is taken out of the keywords."""
     is_published = policy == PublishedOptions.policy
     asked = given.pop("reference_compat", is_published)
-    SWITCH.of("reference_compat", asked)
+    check("reference_compat", isinstance(asked, bool), asked, SWITCH.allowed)
     if is_published and not asked:
         raise ValueError(
             "`reference_compat` must be True or left out with `policy='published'` (it is that policy's older name), "

@@ -228,10 +228,7 @@ class Session:
 
 
 def final_cache(session: Session) -> Any:
-    """The cache of a decode that has ended. Its columns are those of the sequences.
-
-    It holds all tokens of each row, but of the longest rows not the last one, which nobody has read.
-    """
+    """The cache of a decode that has ended, its columns those of the sequences; nobody has read the last one."""
     cache, num_columns = session.cache, session.num_columns
     ends = session.transcript.lengths
     columns = [[*where, *range(num_columns, end)] for where, end in zip(session.prompts.columns, ends, strict=True)]
