@@ -4,31 +4,10 @@ import ast
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-from .travelling_code import imported_first, source_file
+from .travelling_code import imported_first
 
-CUSTOM_GENERATE = Path("custom_generate", "generate.py")
 OLDEST_TRANSFORMERS = "5.22"
-
-
-def write_custom_generate(function: Any, folder: Path, taught: dict[str, int] | None = None) -> None:
-    """Writes custom_generate/generate.py, with which an unmodified stock model drafts.
-
-    It is one file: transformers takes a missing second one for a repository that has no custom decode at all, and
-    would decode plainly without a word.
-
-    Args:
-        function: `generate` of generation_tidar.py.
-        taught: the `tidar_config` of an adapter, for stock models, whose configs have none.
-    """
-    text = one_file(source_file(function))
-    if taught is not None:
-        text += f"\n\nimport functools  # noqa: E402\n\ngenerate = functools.partial(generate, taught={taught!r})\n"
-    path = folder / CUSTOM_GENERATE
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    path.with_name("requirements.txt").write_text(f"transformers>={OLDEST_TRANSFORMERS}\n", encoding="utf-8")
 
 
 def one_file(source: Path) -> str:

@@ -27,11 +27,7 @@ from transformers.utils import logging
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
 from ..generation.drafting.structured_mask import attention_windows
 from ..generation.stock_model import lm_head_logits
-from ..hub.card_tidar import ADAPTER_CARD, TIDAR_CARD
-from ..hub.custom_generate import write_custom_generate
-from ..hub.hub_repository import HubRepository, origin_folder
-from ..hub.model_card import write_card
-from ..hub.travelling_code import write_travelling_code
+from ..hub.hub_repository import HubRepository, point_config_at
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
 from .objective_tidar import DraftObjective, objective_loss, training_batch
@@ -45,8 +41,8 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
     """Drafting, in front of a stock `...ForCausalLM` class. Without `objective`, `forward` is the stock one."""
 
     stock_class: type[PreTrainedModel]
-    card_kind = TIDAR_CARD
-    adapter_card_kind = ADAPTER_CARD
+    card_kind = "tidar"
+    adapter_card_kind = "adapter"
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         TiDARConfig.from_model_config(config)
@@ -136,30 +132,33 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         self.__dict__.pop("generate", None)
 
     @classmethod
-    def write_code(cls, folder: Path) -> None:
+    def write_code(cls, folder: Path, origin: Path | None = None) -> None:
         """Writes the code a checkpoint needs to draft where wavedraft is not installed.
 
         The config keeps the stock architecture, so that the folder also loads as the stock model.
         """
-        write_travelling_code(cls, folder, architecture=cls.stock_class.__name__)
-        write_custom_generate(generate, folder)
+        cls.files.write_code(cls, folder)
+        cls.files.write_custom_generate(generate, folder, origin)
+        point_config_at(cls, folder, architecture=cls.stock_class.__name__)
 
     def write_repository(self, folder: Path) -> None:
         """Writes all that stands beside the weights; with an adapter, its weights alone are saved."""
         save_draft_head(self, folder)
         if not getattr(self, "_hf_peft_config_loaded", False):
             return super().write_repository(folder)
-        write_adapter_code(folder, self.tidar_config)
-        write_card(folder, ADAPTER_CARD, folder.name, origin=origin_folder(self), loaded_from=self.name_or_path)
+        origin = self.files.origin_of(self)
+        write_adapter_code(folder, self.tidar_config, origin)
+        self.files.write_card(self, folder, folder.name, origin=origin)
 
 
-def write_adapter_code(folder: Path, taught: TiDARConfig) -> None:
+def write_adapter_code(folder: Path, taught: TiDARConfig, origin: Path | None = None) -> None:
     """Writes, beside a gated adapter, the code with which a stock model drafts, and the adapter's options.
 
     Args:
         taught: what the adapter was trained for.
+        origin: where its model came from.
     """
-    write_custom_generate(generate, folder, taught=taught.to_dict())
+    HubRepository.files.write_custom_generate(generate, folder, origin, taught.to_dict())
     path = folder / "generation_config.json"
     options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     options |= {"draft_length": taught.draft_length, "mask_embedding_id": taught.mask_embedding_id}
