@@ -255,10 +255,11 @@ def test_another_installed_version_does_not_touch_a_trusted_checkpoint(tmp_path)
     site.mkdir(parents=True)
     for part in ("wavedraft", "modeling_tidar", "modeling_recurrent", "generation", "hub", "conversion", "training"):
         module = importlib.import_module("wavedraft" if part == "wavedraft" else f"wavedraft.{part}")
-        for path in Path(module.__file__).parent.glob("*.py"):
-            name = path.name if part == "wavedraft" else f"{part}/{path.name}"
-            (site / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, site / name)
+        folder = Path(module.__file__).parent
+        for path in folder.rglob("*.py"):
+            copy = site / ("." if part == "wavedraft" else part) / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
     (site / "__init__.py").write_text((site / "__init__.py").read_text() + '\n__version__ = "99.0"\n')
     decode = site / "generation" / "drafting" / "decode_tidar.py"
     later = '\n\ndef decode_tidar(*args, **kwargs):\n    raise RuntimeError("another version decodes")\n'
@@ -330,4 +331,32 @@ def test_one_file_holds_every_part_once_and_refuses_two_meanings_of_a_name(tmp_p
     assert namespace["main"]() is json
     (tmp_path / "c.py").write_text("def helper():\n    return 2\n\n\ndef deep():\n    return helper()\n")
     with pytest.raises(ValueError, match="define `helper` differently"):
+        one_file(tmp_path / "a.py")
+
+
+def test_one_file_imports_others_once_at_its_top_and_leaves_out_what_nothing_uses(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "from typing import TYPE_CHECKING\n\nimport torch.nn.functional as F\n\nfrom .b import kept\n\n"
+        "if TYPE_CHECKING:\n    from pathlib import Path\n\n\n"
+        'def generate() -> "Path":\n    import json\n\n    return kept(F, json)\n'
+    )
+    (tmp_path / "b.py").write_text(
+        "import os\nfrom typing import Any, TypeVar\n\nimport torch.nn.functional as F\n\n\n"
+        "def kept(*given: Any):\n    return F, *given\n\n\n"
+        "# Nothing needs it.\ndef unused(given: TypeVar):\n    return also_unused(os)\n\n\n"
+        "def also_unused(given):\n    return given\n"
+    )
+    text = one_file(tmp_path / "a.py")
+    assert text.split("\n\n")[1:3] == [
+        "from typing import Any, TYPE_CHECKING",
+        "import torch.nn.functional as F",
+    ], text
+    assert "    from pathlib import Path" in text and "    import json" in text
+    assert "unused" not in text and "needs it" not in text
+    namespace = {}
+    exec(text, namespace)
+    assert namespace["generate"]()[0] is torch.nn.functional
+
+    (tmp_path / "b.py").write_text("import torch.fx as F\n\n\ndef kept(*given):\n    return F\n")
+    with pytest.raises(ValueError, match="define `F` differently"):
         one_file(tmp_path / "a.py")
