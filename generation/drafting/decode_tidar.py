@@ -18,7 +18,7 @@ from ..processed_scores import ProcessedScores
 from ..stock_model import device_of, is_shared_by_ranks, num_cache_layers
 from ..transcript import TokenScores, Transcript, pad_token_of
 from .choice import Choice, Greedy, Sampled, TieSafeGreedy
-from .draft_cache import DraftCache
+from .draft_cache import DraftCache, StaticDraftCache, num_slots_for
 from .draft_head import draft_head_of, find_draft_head
 from .draft_network import DraftNetwork
 from .draft_planner import planner_of
@@ -26,7 +26,6 @@ from .draft_rows import DraftRows
 from .draft_step import PLAIN, Decided, Plan, StepState
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
 from .outputs_tidar import Record, TiDARGenerateOutput
-from .static_draft_cache import StaticDraftCache, num_slots_for
 from .step_runner import StepRunner
 
 
