@@ -20,7 +20,8 @@ from ..hub.hub_repository import (
 from ..hub.model_card import is_hub_id, metadata_of, write_card
 from ..modeling_recurrent import OuroForCausalLM, RecurrentDepthForCausalLM
 from ..modeling_tidar import TiDARConfig
-from ..modeling_tidar.modeling_tidar import stock_class_of, tidar_class, write_adapter_code
+from ..modeling_tidar.auto_tidar import stock_class_of
+from ..modeling_tidar.modeling_tidar import tidar_class, write_adapter_code
 from .stock_config import read_json
 
 RECURRENT = {

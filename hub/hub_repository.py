@@ -86,8 +86,8 @@ class CarriedFiles:
         names = matching_files(origin, CUSTOM_GENERATE) if origin is not None and origin.is_dir() else []
         if not names:
             logger.warning(f"{folder} gets no custom_generate/, with which a stock model drafts: {origin} has none.")
-        (folder / "custom_generate").mkdir(exist_ok=True)
         for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
             text = (origin / name).read_text(encoding="utf-8")
             (folder / name).write_text(text + for_adapter(taught) * (name.suffix == ".py"), encoding="utf-8")
 
