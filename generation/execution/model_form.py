@@ -16,7 +16,8 @@ from ..kept_with_model import kept_with
 from ..stock_model import last_module
 from .attention_forms import attend
 from .compiled_layers import CompiledLayers
-from .mask_gate import GatedLinear, MaskGate, adapted_layers, factors_of, gate_for_decode, peft_variant, sole_adapter
+from .gated_linear import GatedLinear, factors_of, sole_adapter
+from .mask_gate import MaskGate, adapted_layers, gate_for_decode, peft_variant
 from .packed_linear import PackedLinear, check_packable, options_of_compiler, pack, packable_linears
 from .token_by_token import Spans, attend_token_by_token, clean_tokens_alone, products_token_by_token, rounding_of
 
