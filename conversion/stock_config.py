@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from ..generation.cache_name import CACHE
+from ..generation.stock_model import CACHE
 from ..modeling_tidar.auto_tidar import stock_class_of
 
 NEVER_KEPT = ("tidar_config", "auto_map", "custom_pipelines")

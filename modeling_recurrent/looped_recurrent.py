@@ -22,9 +22,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
-from ..generation.cache_name import CACHE, one_cache
 from ..generation.recurrent.draws_recurrent import state_hashes
-from ..generation.stock_model import device_of
+from ..generation.stock_model import CACHE, device_of, one_cache
 from ..hub.hub_repository import HubRepository, point_config_at
 from .cache_recurrent import Packing, RecurrentCache, Window
 from .generation_recurrent import RecurrentGenerationMixin

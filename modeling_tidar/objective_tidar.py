@@ -15,9 +15,9 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
-from ..generation.cache_name import CACHE
 from ..generation.drafting.draft_head import draft_head_of
 from ..generation.execution.mask_gate import MaskGate
+from ..generation.stock_model import CACHE
 from .masking_tidar import (
     at_positions,
     blocks_with_labels,

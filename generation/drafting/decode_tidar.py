@@ -9,13 +9,12 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, StaticCache
 
-from ..cache_name import CACHE
 from ..execution.compiled_layers import compile_config_of, is_captured
 from ..execution.model_form import ModelForm
 from ..execution.step_graph import StepGraphs
 from ..kept_with_model import one_thread_at_a_time
 from ..processed_scores import ProcessedScores
-from ..stock_model import device_of, is_shared_by_ranks, num_cache_layers
+from ..stock_model import CACHE, device_of, is_shared_by_ranks, num_cache_layers
 from ..transcript import TokenScores, Transcript, pad_token_of
 from .choice import Choice, Greedy, Sampled, TieSafeGreedy
 from .draft_cache import DraftCache, StaticDraftCache, num_slots_for
