@@ -257,7 +257,7 @@ def test_another_installed_version_does_not_touch_a_trusted_checkpoint(tmp_path)
         module = importlib.import_module("wavedraft" if part == "wavedraft" else f"wavedraft.{part}")
         folder = Path(module.__file__).parent
         for path in folder.rglob("*.py"):
-            copy = site / ("." if part == "wavedraft" else part) / path.relative_to(folder)
+            copy = Path(site, "" if part == "wavedraft" else part, path.relative_to(folder))
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
     (site / "__init__.py").write_text((site / "__init__.py").read_text() + '\n__version__ = "99.0"\n')
