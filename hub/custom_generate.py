@@ -101,13 +101,11 @@ def bound_name(alias: ast.alias) -> str:
 def own_text(text: str, tree: ast.Module, unused: list[ast.stmt]) -> str:
     """A module's text without its imports, and without what is unused. Inside a function, others' imports stay."""
     lines, top, dropped = text.splitlines(), set(tree.body), set(unused)
-    for node in ast.walk(tree):
-        is_relative = isinstance(node, ast.ImportFrom) and node.level > 0
-        is_hoisted = node in top and isinstance(node, ast.Import | ast.ImportFrom)
-        if not (is_relative or is_hoisted or node in dropped):
-            continue
-        if is_relative:
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.stmt)):
+        if isinstance(node, ast.ImportFrom) and node.level:
             assert not any(alias.asname for alias in node.names), "one module has one name for a thing"
+        elif node not in dropped and not (node in top and isinstance(node, ast.Import | ast.ImportFrom)):
+            continue
         left = "" if node.col_offset == 0 else " " * node.col_offset + "pass"
         lines[node.lineno - 1 : node.end_lineno] = [left] + [""] * (node.end_lineno - node.lineno)
         above = node.lineno - 2
