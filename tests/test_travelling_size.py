@@ -9,7 +9,7 @@ import pytest
 from wavedraft.generation.drafting.draft_head import HEAD_FILE
 from wavedraft.hub.custom_generate import one_file
 from wavedraft.hub.hub_repository import WEIGHT_FILES
-from wavedraft.hub.travelling_code import imported_first
+from wavedraft.hub.travelling_code import flat_sources, imported_first
 
 ROOT = Path(__file__).parents[1]
 TIDAR, GENERATE = "modeling_tidar/modeling_tidar.py", "modeling_tidar/generation_tidar.py"
@@ -24,9 +24,9 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def test_a_tidar_checkpoint_carries_little_code():
-    files = imported_first(ROOT / TIDAR)
-    assert len(files) <= 33
-    assert sum(path.stat().st_size for path in files) <= 272_000
+    sources = flat_sources(ROOT / TIDAR)
+    assert len(sources) <= 33
+    assert sum(len(text.encode()) for text in sources.values()) <= 272_000
 
 
 def test_custom_generate_is_short_enough_to_be_read_before_it_is_trusted():
