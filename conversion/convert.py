@@ -16,7 +16,7 @@ adapter sees a constant input at masks whichever vector it is, so a fixed one co
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,6 @@ def convert(
     target: str | os.PathLike,
     *,
     draft_length: int | None = None,
-    mask_recurrences: int | None = None,
     mask_token_id: int | None = None,
     overwrite: bool = False,
     link: bool = False,
@@ -86,17 +85,14 @@ def convert(
 ) -> Conversion:
     """Writes `source` as a TiDAR checkpoint into the new folder `target`, and proves that it is the same model.
 
-    A recurrent-depth checkpoint gains the code to decode with. With a `draft_length` it also becomes a TiDAR
-    checkpoint, whose every forward goes through its full depth. A checkpoint that others taught to draft keeps its own
-    mask token, which is then never generated. Files are never hard-linked: a write into the target would change the
-    source.
+    A recurrent-depth checkpoint gains the code to decode with, and does not become a TiDAR checkpoint. A checkpoint
+    that others taught to draft keeps its own mask token, which is then never generated. Files are never hard-linked: a
+    write into the target would change the source.
 
     Args:
         source: a local folder or a Hub id with safetensors, or a GGUF file (or a folder with one).
-        draft_length: K, how many tokens a block of masks drafts, 1 to 64. By default 8, and None for a recurrent-depth
-            checkpoint. Training decides what drafts are worth.
-        mask_recurrences: core steps after which masks leave the core of a recurrent-depth checkpoint with a
-            `draft_length`; by default all.
+        draft_length: K, how many tokens a block of masks drafts, 1 to 64; by default 8. Training decides what drafts
+            are worth. A recurrent-depth checkpoint has none.
         mask_token_id: the mask token of a checkpoint that was taught to draft elsewhere, where its config does not say.
         overwrite: replace an existing checkpoint folder, which stays whole until the new one is.
         link: write symbolic links to the source's shards. The target then costs megabytes and needs the source.
@@ -113,11 +109,11 @@ def convert(
     with whole_folder(target, overwrite=overwrite) as workplace, ProgressSteps(show_progress) as steps:
         steps.begin("Finding the source")
         folder = stock_folder(source, workplace, revision)
-        _check_recurrent_options(folder, draft_length, mask_recurrences, mask_token_id)
         place = _Workplace(source, target, workplace, link, verify, steps)
-        if is_recurrent(folder) and draft_length is None:
+        if is_recurrent(folder):
+            _refuse_options_of_drafts(source, draft_length, mask_token_id)
             return _convert_recurrent(folder, place)
-        return _convert_tidar(folder, place, draft_length or 8, mask_recurrences, mask_token_id)
+        return _convert_tidar(folder, place, draft_length or 8, mask_token_id)
 
 
 @dataclass(frozen=True)
@@ -148,46 +144,36 @@ def _check_draft_length(draft_length: int | None) -> None:
         )
 
 
-def _check_recurrent_options(
-    folder: Path, draft_length: int | None, mask_recurrences: int | None, mask_token_id: int | None
-) -> None:
-    """Raises for options that this kind of checkpoint does not have."""
-    if is_recurrent(folder) and mask_token_id is not None:
+def _refuse_options_of_drafts(source: str | os.PathLike, draft_length: int | None, mask_token_id: int | None) -> None:
+    """Raises for options that a recurrent-depth checkpoint does not have."""
+    if mask_token_id is not None:
         raise ValueError(
             f"`mask_token_id` must be left out of a recurrent-depth checkpoint, which nobody taught to draft by "
             f"masks, but is {mask_token_id}."
         )
-    if mask_recurrences is not None and (draft_length is None or not is_recurrent(folder)):
+    if draft_length is not None:
         raise ValueError(
-            f"`mask_recurrences` is {mask_recurrences!r}, but is for the drafts of a recurrent-depth checkpoint. "
-            "Leave it out, or give a `draft_length` beside it."
+            f"`draft_length` must be left out of a recurrent-depth checkpoint, but is {draft_length}: {source} "
+            "decodes several tokens at once by its own `generate(policy='exact')`, without drafts by masks."
         )
 
 
 def _convert_recurrent(folder: Path, place: _Workplace) -> Conversion:
     """Writes a recurrent-depth checkpoint that decodes by its own policies, and drafts nothing."""
     checkpoint = read_checkpoint(folder, place.target, place.steps, recurrent_class_of)
-    _refuse_tidar(checkpoint, place.source)
     _write_recurrent(checkpoint, place)
     is_proved = place.verify and checkpoint.num_parameters <= LARGEST_WHOLE_PROOF
     proof = prove_recurrent(folder, place.new, checkpoint.stock_class) if is_proved else None
     return _conversion(checkpoint, place.target, None, "", proof)
 
 
-def _convert_tidar(
-    folder: Path, place: _Workplace, draft_length: int, mask_recurrences: int | None, mask_token_id: int | None
-) -> Conversion:
+def _convert_tidar(folder: Path, place: _Workplace, draft_length: int, mask_token_id: int | None) -> Conversion:
     """Writes a checkpoint that drafts."""
     folder, taught = read_as_stock(folder, place.folder, mask_token_id, place.link, place.steps)
     checkpoint = read_checkpoint(folder, place.target, place.steps)
     _refuse_tidar(checkpoint, place.source)
     values = kept_values(checkpoint.values, folder / "config.json")
-    if is_recurrent(folder):
-        block_form = block_form_values(checkpoint.config, list(checkpoint.tensors))
-        values |= block_form
-        checkpoint.config.update(block_form)
     tidar, mask_reason = _tidar_config(checkpoint, draft_length, taught)
-    tidar = _with_mask_recurrences(tidar, mask_recurrences, checkpoint.config)
     values["tidar_config"] = tidar.to_dict()
 
     new = place.new
@@ -252,15 +238,6 @@ def _refuse_tidar(checkpoint: Checkpoint, source: str | os.PathLike) -> None:
             f"{source} is a TiDAR checkpoint already. Train or decode it as it is, or pass --to-ar to get the stock "
             "checkpoint back."
         )
-
-
-def _with_mask_recurrences(tidar: TiDARConfig, mask_recurrences: int | None, config: Any) -> TiDARConfig:
-    if mask_recurrences is not None and not 1 <= mask_recurrences <= config.mean_recurrence:
-        raise ValueError(
-            f"`mask_recurrences` must be between 1 and {config.mean_recurrence} (the checkpoint's `mean_recurrence`), "
-            f"but is {mask_recurrences}."
-        )
-    return replace(tidar, mask_recurrences=mask_recurrences)
 
 
 def _write_recurrent(checkpoint: Checkpoint, place: _Workplace) -> None:

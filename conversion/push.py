@@ -110,8 +110,7 @@ def complete(staged: Path, model: str | os.PathLike | None, base_model: str | No
     if (staged / "adapter_config.json").is_file():
         return "adapter", complete_adapter(staged, model, base_model)
     values = read_json(staged / "config.json")
-    recurrent = None if values.get("tidar_config") else RECURRENT.get(values.get("model_type"))
-    if recurrent is not None:
+    if (recurrent := RECURRENT.get(values.get("model_type"))) is not None:
         recurrent.write_code(staged)
         return "recurrent", None
     config = AutoConfig.from_pretrained(staged, trust_remote_code=False)

@@ -22,7 +22,7 @@ def decoder_of(model: nn.Module) -> nn.Module:
 
 def last_module(model: nn.Module) -> nn.Module:
     """The module whose output the lm_head reads."""
-    return getattr(model, "last_states", None) or decoder_of(model)
+    return decoder_of(model)
 
 
 def num_cache_layers(model: Any) -> int:

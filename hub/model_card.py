@@ -186,23 +186,6 @@ recurrence: faster, and not the same text.
 """
 
 
-def tidar_recurrent_text(name: str, known: dict[str, Any]) -> str:
-    return (
-        recurrent_text(name, known)
-        + f"""
-## Drafts
-
-The config also holds what makes it a TiDAR checkpoint ([arXiv 2511.08923](https://arxiv.org/abs/2511.08923)): masks are
-read beside the text, every forward verifies the last draft at full depth and writes the next, and the text is the one
-full depth writes. This needs `pip install wavedraft`, and what masks are worth is what they were taught.
-
-```
-wavedraft generate {name} "The sky is blue because" --compare
-```
-"""
-    )
-
-
 def base_of(known: dict[str, Any]) -> str:
     base = known.get("base_model")
     return f"[{base}](https://huggingface.co/{base})" if base else "A language model"
@@ -244,5 +227,4 @@ KINDS: dict[str, tuple[list[str], Callable[[str, dict[str, Any]], str]]] = {
     "tidar": (["tidar", "custom_generate", "parallel-decoding", "speculative-decoding"], tidar_text),
     "adapter": (["tidar", "alora", "custom_generate", "parallel-decoding", "speculative-decoding"], adapter_text),
     "recurrent": (["recurrent-depth", "parallel-decoding"], recurrent_text),
-    "tidar-recurrent": (["recurrent-depth", "tidar", "parallel-decoding"], tidar_recurrent_text),
 }

@@ -19,8 +19,8 @@ NOT_SERVED = {
 
 
 def is_recurrent_config(config: PreTrainedConfig) -> bool:
-    """Whether a checkpoint of this config decodes by depth: one that was converted to draft by masks does not."""
-    return config.model_type in SERVED and not getattr(config, "tidar_config", None)
+    """Whether a checkpoint of this config is a recurrent-depth model."""
+    return config.model_type in SERVED
 
 
 def check_is_served(model_type: str | None) -> None:

@@ -183,13 +183,6 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         self.depth_sampler = DepthSampler(config.mean_recurrence)
 
     @classmethod
-    def as_stock_decoder(cls) -> "type[RecurrentDepthLM]":
-        """The class as TiDAR's drafts want it: a stock decoder's forward at full depth, over a stock cache."""
-        from .stock_recurrent import stock_decoder_class
-
-        return stock_decoder_class(cls)
-
-    @classmethod
     def write_code(cls, folder: Path) -> None:
         """Writes the code a checkpoint needs to load and decode where wavedraft is not installed."""
         # `transformers serve` and others look for `architectures[0]` in transformers, which has none of these classes;

@@ -18,15 +18,12 @@ class TiDARConfig:
             vocabulary (checkpoints trained elsewhere) its logit is excluded whenever text is generated.
         mask_embedding_id: the row of the embedding table a mask reads, in [0, vocabulary size). Needed when
             `mask_token_id` is outside the vocabulary; by default `mask_token_id` itself.
-        mask_recurrences: of a recurrent-depth model, after how many core steps masks leave its core, 1 or more; by
-            default they go through all, as the text does.
         draft_head: whether a draft head stands beside the weights, in a file of its own.
     """
 
     draft_length: int
     mask_token_id: int
     mask_embedding_id: int | None = None
-    mask_recurrences: int | None = None
     draft_head: bool | None = None
 
     @classmethod
@@ -42,13 +39,7 @@ class TiDARConfig:
                 f"This {config.model_type!r} checkpoint has no `tidar_config` in its config.json, so it has no mask "
                 "token and cannot draft. Convert it first: `wavedraft convert SOURCE TARGET --draft-length 8`."
             )
-        tidar = cls.from_dict(stored, vocab_size=config.get_text_config().vocab_size)
-        if tidar.mask_recurrences is not None and not hasattr(config, "mean_recurrence"):
-            raise ValueError(
-                f"`tidar_config.mask_recurrences` is {tidar.mask_recurrences}, but a {config.model_type!r} model has "
-                "no core to go through several times. Leave it out."
-            )
-        return tidar
+        return cls.from_dict(stored, vocab_size=config.get_text_config().vocab_size)
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any], vocab_size: int) -> "TiDARConfig":
@@ -76,11 +67,6 @@ class TiDARConfig:
             raise ValueError(
                 f"`tidar_config.mask_embedding_id` must be a row of the embedding table, from 0 to {vocab_size - 1} "
                 f"(`config.vocab_size` is {vocab_size}), but is {values['mask_embedding_id']!r}."
-            )
-        recurrences = values["mask_recurrences"]
-        if recurrences is not None and (type(recurrences) is not int or recurrences < 1):
-            raise ValueError(
-                f"`tidar_config.mask_recurrences` must be an integer of 1 or more, or absent, but is {recurrences!r}."
             )
         if values["draft_head"] is not None and not isinstance(values["draft_head"], bool):
             raise ValueError(

@@ -136,11 +136,8 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
     def write_code(cls, folder: Path) -> None:
         """Writes the code a checkpoint needs to draft where wavedraft is not installed.
 
-        The config keeps the stock architecture, so that the folder also loads as the stock model. The code of a
-        recurrent-depth model is that of its plain class, which does not draft by masks.
+        The config keeps the stock architecture, so that the folder also loads as the stock model.
         """
-        if (plain_class := getattr(cls.stock_class, "plain_class", None)) is not None:
-            return plain_class.write_code(folder)
         write_travelling_code(cls, folder, architecture=cls.stock_class.__name__)
         write_custom_generate(generate, folder)
 
@@ -149,21 +146,17 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         save_draft_head(self, folder)
         if not getattr(self, "_hf_peft_config_loaded", False):
             return super().write_repository(folder)
-        has_code = not hasattr(self, "num_cache_layers")
-        write_adapter_code(folder, self.tidar_config, has_code)
-        if has_code:
-            write_card(folder, "adapter", folder.name, origin=origin_folder(self), loaded_from=self.name_or_path)
+        write_adapter_code(folder, self.tidar_config)
+        write_card(folder, "adapter", folder.name, origin=origin_folder(self), loaded_from=self.name_or_path)
 
 
-def write_adapter_code(folder: Path, taught: TiDARConfig, has_code: bool = True) -> None:
+def write_adapter_code(folder: Path, taught: TiDARConfig) -> None:
     """Writes, beside a gated adapter, the code with which a stock model drafts, and the adapter's options.
 
     Args:
         taught: what the adapter was trained for.
-        has_code: False for the adapter of a recurrent-depth model, which needs wavedraft to draft.
     """
-    if has_code:
-        write_custom_generate(generate, folder, taught=taught.to_dict())
+    write_custom_generate(generate, folder, taught=taught.to_dict())
     path = folder / "generation_config.json"
     options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     options |= {"draft_length": taught.draft_length, "mask_embedding_id": taught.mask_embedding_id}
@@ -192,6 +185,7 @@ class TiDARForCausalLM:
             ValueError: the checkpoint was not converted, or its architecture cannot draft.
         """
         config = AutoConfig.from_pretrained(name_or_path, **hub_keywords(kwargs))
+        refuse_recurrent_depth(config)
         TiDARConfig.from_model_config(config)
         return tidar_class(stock_class_of(config)).from_pretrained(name_or_path, *args, **kwargs)
 
@@ -201,12 +195,23 @@ class TiDARForCausalLM:
         return tidar_class(stock_class_of(config))._from_config(config, **kwargs)
 
 
+def refuse_recurrent_depth(config: Any) -> None:
+    """Raises for a recurrent-depth model, which decodes by policies of its own."""
+    if hasattr(config, "mean_recurrence"):
+        raise ValueError(
+            f"A {config.model_type!r} model has a recurrent depth and is no TiDAR model: it decodes several tokens at "
+            "once without drafts by masks. Load it with `RecurrentDepthForCausalLM.from_pretrained` and decode with "
+            "its own `generate(policy='exact')`."
+        )
+
+
 def stock_class_of(config: Any) -> type[PreTrainedModel]:
     """The stock `...ForCausalLM` class of a config.
 
     Raises:
         ValueError: it is not a decoder-only language model of transformers, or it cannot take back a rejected token.
     """
+    refuse_recurrent_depth(config)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{config.model_type!r} is an encoder-decoder: its decoder does not read its own prompt, so it cannot "
@@ -220,8 +225,6 @@ def stock_class_of(config: Any) -> type[PreTrainedModel]:
             "decoder-only models, such as Llama, Mistral, Qwen2, Qwen3, Gemma, Phi or OLMo."
         ) from None
     attention_windows(config)
-    if hasattr(stock_class, "as_stock_decoder"):  # ours, of a recurrent depth
-        stock_class = stock_class.as_stock_decoder()
     return stock_class
 
 
@@ -242,8 +245,6 @@ def _new_drafting_class(stock_class: type[PreTrainedModel]) -> type[PreTrainedMo
     members["_can_set_attn_implementation_cached_value"] = stock_class._can_set_attn_implementation()
     members["_can_set_experts_implementation_cached_value"] = stock_class._can_set_experts_implementation()
     members["forward"] = forward_with_signature_of(stock_class)
-    if hasattr(stock_class, "plain_class"):
-        members["card_kind"] = "tidar-recurrent"
     name = PREFIX + stock_class.__name__
     # Some checkpoints name a tensor differently from the model (GPT-NeoX's head). transformers looks that up by class.
     if (renamings := get_checkpoint_conversion_mapping(stock_class.__name__)) is not None:

@@ -56,7 +56,6 @@ class DraftObjective:
             one is worth nothing, so the first slots decide what a draft is worth. 1, as in the paper, weighs all alike.
         first_token: where the first block begins; 0 in the paper. If a trainer draws it anew for each step, from 0 to
             K - 1, every token is learnt in every slot.
-        num_recurrences: core steps of a recurrent-depth model, for text and masks alike; by default all of them.
     """
 
     mode: str = "joint"
@@ -64,7 +63,6 @@ class DraftObjective:
     alpha: float = 1.0
     slot_decay: float = 1.0
     first_token: int = 0
-    num_recurrences: int | None = None
 
     def __post_init__(self):
         if self.mode not in ("joint", "gated", "head"):
@@ -149,7 +147,7 @@ def objective_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) 
 
 def joint_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
     """Both losses, weighed by `alpha` (arXiv 2511.08923, equation 3)."""
-    clean_states, mask_states = doubled_states(model, objective, batch)
+    clean_states, mask_states = doubled_states(model, batch)
     diffusion_loss = draft_loss(model, objective, batch, clean_states, mask_states)
     next_labels = batch.ar_labels[:, 1:]
     predicting = (next_labels != IGNORED).nonzero(as_tuple=True)
@@ -173,15 +171,8 @@ def gated_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> T
         )
     # Checkpointed layers take no cache: the clean half then runs together with the masks.
     is_checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    if is_checkpointing and model.tidar_config.mask_recurrences is not None:
-        raise ValueError(
-            "Activation checkpointing must be off for a gated adapter whose masks leave the core early "
-            f"(`tidar_config.mask_recurrences` is {model.tidar_config.mask_recurrences}): core steps that are run "
-            "again would not know whether masks are among their tokens. Those before the last "
-            "`mean_backprop_depth` keep nothing anyway."
-        )
     states = doubled_states if is_checkpointing else cached_states
-    clean_states, mask_states = states(model, objective, batch)
+    clean_states, mask_states = states(model, batch)
     loss = draft_loss(model, objective, batch, clean_states, mask_states)
     if is_checkpointing and loss.requires_grad:
         gate.open_in_backward(loss, mask_states.shape[1])
@@ -197,7 +188,7 @@ def head_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> Ti
         )
     states = doubled_states if MaskGate.of(model) is None else cached_states
     with torch.no_grad():
-        clean_states, mask_states = states(model, objective, batch)
+        clean_states, mask_states = states(model, batch)
     loss = draft_loss(model, objective, batch, clean_states, mask_states)
     return TiDAROutput(loss=loss, diffusion_loss=loss)
 
@@ -260,7 +251,7 @@ def corrected_by_head(
     return torch.where(is_corrected[:, None], head(states, previous), states)
 
 
-def doubled_states(model: Any, objective: DraftObjective, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def doubled_states(model: Any, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Last hidden states of the clean tokens [B, S, D] and of the masks [B, M*K, D], from one forward of both."""
     sequence_length, gate, positions = batch.input_ids.shape[1], MaskGate.of(model), batch.mask_positions
     clean_positions = document_positions(batch.document_ids)
@@ -271,8 +262,6 @@ def doubled_states(model: Any, objective: DraftObjective, batch: TrainingBatch) 
     with gate.open(positions.shape[1]) if gate else nullcontext():
         states = decoder_states(
             model,
-            objective,
-            num_masks=positions.shape[1],
             input_ids=torch.cat([batch.input_ids, mask_ids], dim=1),
             attention_mask=mask,
             position_ids=torch.cat([clean_positions, at_positions(clean_positions, positions, 0)], dim=1),
@@ -281,7 +270,7 @@ def doubled_states(model: Any, objective: DraftObjective, batch: TrainingBatch) 
     return states[:, :sequence_length], states[:, sequence_length:]
 
 
-def cached_states(model: Any, objective: DraftObjective, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def cached_states(model: Any, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """The same states, but the clean tokens, which do not learn, run first, without a graph and without the adapter."""
     gate, positions = MaskGate.of(model), batch.mask_positions
     clean_mask, mask = (
@@ -295,7 +284,6 @@ def cached_states(model: Any, objective: DraftObjective, batch: TrainingBatch) -
     with torch.no_grad():
         clean_states = decoder_states(
             model,
-            objective,
             input_ids=batch.input_ids,
             attention_mask=clean_mask,
             position_ids=clean_positions,
@@ -306,8 +294,6 @@ def cached_states(model: Any, objective: DraftObjective, batch: TrainingBatch) -
     with gate.open(positions.shape[1]):
         mask_states = decoder_states(
             model,
-            objective,
-            num_masks=positions.shape[1],
             input_ids=torch.full_like(positions, model.tidar_config.mask_embedding_id),
             attention_mask=mask,
             position_ids=at_positions(clean_positions, positions, 0),
@@ -317,11 +303,6 @@ def cached_states(model: Any, objective: DraftObjective, batch: TrainingBatch) -
     return clean_states, mask_states
 
 
-def decoder_states(
-    model: Any, objective: DraftObjective, num_masks: int = 0, cache: DynamicCache | None = None, **inputs: Any
-) -> torch.Tensor:
-    """What the lm_head reads, [B, T, D]; the last `num_masks` of the T tokens are masks."""
-    if not hasattr(model, "num_cache_layers"):
-        return model.base_model(**{CACHE: cache}, **inputs)[0]
-    depth = objective.num_recurrences
-    return model.decoder_states(num_recurrences=depth, num_masks=num_masks, cache=cache, **inputs)
+def decoder_states(model: Any, cache: DynamicCache | None = None, **inputs: Any) -> torch.Tensor:
+    """What the lm_head reads, [B, T, D]."""
+    return model.base_model(**{CACHE: cache}, **inputs)[0]

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from recurrent_golden import random_model
 from tiny_stock import edit_json
-from wavedraft import RecurrentDepthForCausalLM, convert
+from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM, convert
 
 HUGINN_FIELDS = {
     "architectures": ["RavenForCausalLM"],
@@ -81,3 +81,14 @@ def test_a_mask_token_of_its_own_is_refused(tmp_path, given):
     with pytest.raises(ValueError, match="`mask_token_id` must be left out of a recurrent-depth checkpoint"):
         convert(tmp_path / "source", tmp_path / "target", mask_token_id=3, **given)
     assert not (tmp_path / "target").exists()
+
+
+def test_drafts_by_masks_are_refused_and_an_older_folder_that_has_them_is_read_as_the_plain_model(tmp_path):
+    source = released_folder("huginn", tmp_path / "source")
+    with pytest.raises(ValueError, match=r"`draft_length` must be left out of a recurrent-depth .*policy='exact'"):
+        convert(source, tmp_path / "target", draft_length=4)
+    edit_json(source / "config.json", tidar_config={"draft_length": 4, "mask_token_id": 37, "mask_recurrences": 2})
+    with pytest.raises(ValueError, match=r"has a recurrent depth .*policy='exact'"):
+        TiDARForCausalLM.from_pretrained(source)
+    assert convert(source, tmp_path / "target").tidar_config is None
+    assert "tidar_config" not in json.loads((tmp_path / "target" / "config.json").read_text())

@@ -76,6 +76,14 @@ def test_rooms_import_only_whom_they_may():
     assert not broken
 
 
+def test_no_file_imports_itself_through_others():
+    reached = {path: imported_files(path) - {path} for path in files() if path.name != "__init__.py"}
+    while leaves := [path for path, found in reached.items() if not found & reached.keys()]:
+        for leaf in leaves:
+            del reached[leaf]
+    assert not reached, f"an import circle among {sorted(str(path.relative_to(ROOT)) for path in reached)}"
+
+
 def test_our_code_imports_our_code_relatively():
     """An absolute import would not travel with a checkpoint, and `import generation` works only from the repository."""
     broken = [

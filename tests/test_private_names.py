@@ -4,32 +4,19 @@ The tests at the end hold what no other test would notice: that a name still exi
 """
 
 import ast
-import inspect
 import re
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-import peft
-import torch
-import transformers
-from huggingface_hub import constants
-from peft.tuners.lora import layer as lora_layers
-from peft.tuners.lora import variants as lora_variants
-from tiny_tidar import tiny_tidar
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     Cache,
-    CompileConfig,
-    DynamicCache,
-    GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
     Trainer,
 )
-from transformers.utils.hub import cached_file
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "internals.md"

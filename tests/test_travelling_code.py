@@ -254,10 +254,9 @@ def test_another_installed_version_does_not_touch_a_trusted_checkpoint(tmp_path)
     site.mkdir(parents=True)
     for part in ("wavedraft", "modeling_tidar", "modeling_recurrent", "generation", "hub", "conversion", "training"):
         module = importlib.import_module("wavedraft" if part == "wavedraft" else f"wavedraft.{part}")
-        for path in Path(module.__file__).parent.glob("*.py"):
-            name = path.name if part == "wavedraft" else f"{part}/{path.name}"
-            (site / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, site / name)
+        target = site if part == "wavedraft" else site / part
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(Path(module.__file__).parent, target, ignore=ignored, dirs_exist_ok=True)
     (site / "__init__.py").write_text((site / "__init__.py").read_text() + '\n__version__ = "99.0"\n')
     decode = site / "generation" / "drafting" / "decode_tidar.py"
     later = '\n\ndef decode_tidar(*args, **kwargs):\n    raise RuntimeError("another version decodes")\n'

@@ -72,7 +72,7 @@ def new_trainer(
     if arguments.is_recurrent:
         trainer: Any = RecurrentTrainer(**common, held_out_rows=held_out.rows)
     else:
-        trainer = TiDARTrainer(**common, objective=arguments.objective, random_depth=arguments.random_depth)
+        trainer = TiDARTrainer(**common, objective=arguments.objective)
     if arguments.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=arguments.patience))
     if arguments.compiles_decoder:
@@ -87,7 +87,7 @@ def begin_or_resume(trainer: Any, rows: TrainingRows, arguments: FinetuneArgumen
     Raises:
         ValueError: the run to resume was another one.
     """
-    same = ("random_depth", "max_steps", "batch_size", "gradient_accumulation_steps", "learning_rate", "bf16", "seed")
+    same = ("max_steps", "batch_size", "gradient_accumulation_steps", "learning_rate", "bf16", "seed")
     manifest = {
         "model": fingerprint(trainer.model),
         "data": data_fingerprint(rows.known if rows.is_stream else rows.dataset),

@@ -116,8 +116,7 @@ def write_report(
     """Writes report.json, the curve, and the model card of a result that has one."""
     folder = Path(arguments.output_dir)
     draw_curve(log_history, folder / "curve.png")
-    is_adapter_with_code = arguments.mode == "gated" and not arguments.has_depth
-    if not arguments.is_recurrent and (not arguments.lora_rank or is_adapter_with_code):
+    if not arguments.is_recurrent and (not arguments.lora_rank or arguments.mode == "gated"):
         kind = card_kind_of(folder, model.card_kind)
         write_card(folder, kind, folder.name, origin=Path(arguments.model_path), figures=report)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

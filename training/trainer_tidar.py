@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of
-from ..modeling_recurrent import sample_depth
 from ..modeling_tidar import DraftObjective
 
 
@@ -74,7 +73,6 @@ class TiDARTrainer(Trainer):
 
     Args:
         objective: what to teach.
-        random_depth: for a recurrent-depth model: draws each step's depth around the config's `mean_recurrence`.
         eval_prompt_ids: held-out prompts, one [P] tensor each.
         eval_new_tokens: tokens written for each in an evaluation.
     """
@@ -83,14 +81,13 @@ class TiDARTrainer(Trainer):
         self,
         *args: Any,
         objective: DraftObjective,
-        random_depth: bool = False,
         eval_prompt_ids: list[torch.Tensor] | None = None,
         eval_new_tokens: int = 128,
         **kwargs: Any,
     ):
         super().__init__(*args, eval_dataset=eval_prompt_ids or None, **kwargs)
         self.model_accepts_loss_kwargs = True  # a step's loss is one mean over the labels of all its micro-batches
-        self.objective, self.random_depth = objective, random_depth
+        self.objective = objective
         self.eval_prompt_ids = eval_prompt_ids or []
         self.eval_new_tokens = eval_new_tokens
         self.loss_parts: dict[str, torch.Tensor] = {}
@@ -99,14 +96,11 @@ class TiDARTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Stock; the first token of a block and a random depth are drawn for each step, the same on every process."""
+        """Stock; the first token of a block is drawn for each step, the same on every process."""
         seed = self.args.seed * 1_000_003 + self.state.global_step
         config = self.accelerator.unwrap_model(model).config
         first_token = random.Random(seed).randrange(config.tidar_config["draft_length"])
         objective = replace(self.objective, first_token=first_token)
-        if self.random_depth:
-            depth = sample_depth(config.mean_recurrence, torch.Generator().manual_seed(seed))
-            objective = replace(objective, num_recurrences=depth)
         inputs = {**inputs, "objective": objective}
         loss, output = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         for name in ("ar_loss", "diffusion_loss"):

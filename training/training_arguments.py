@@ -15,7 +15,7 @@ from .run_folder import last_whole_checkpoint
 TIDAR_MODES = ("gated", "joint", "full", "head")  # the first of each is the default
 RECURRENT_MODES = ("lora", "full")
 # Options that a recurrent-depth model which does not draft has no use for.
-OF_DRAFTS = ("draft_loss", "alpha", "slot_decay", "pack", "attn_implementation", "torch_compile", "random_depth")
+OF_DRAFTS = ("draft_loss", "alpha", "slot_decay", "pack", "attn_implementation", "torch_compile")
 
 
 @dataclass(kw_only=True)
@@ -40,8 +40,6 @@ class FinetuneArguments(TrainingArguments):
             weight) or "head": a draft head for a model that already drafts, everything else frozen. For a
             recurrent-depth model "lora", on core and adapter, or "full". By default the first of each.
         draft_loss, alpha, slot_decay: see `DraftObjective`.
-        random_depth: for a recurrent-depth checkpoint that drafts: draws each step's depth, of text and masks alike, as
-            the model's own training did. By default the depth is the full one, that of decoding.
         from_adapter: an adapter of the same mode to continue from, instead of a new one; its rank stays. In head mode
             the adapter whose drafts the head is for, which is saved with the head. If it has a head, that is continued.
         rank: of the LoRA adapter, by default 32; 0, in joint mode only, trains every weight. In head mode the head's
@@ -62,7 +60,6 @@ class FinetuneArguments(TrainingArguments):
 
     Attributes:
         is_recurrent: whether the model is a recurrent-depth one that does not draft.
-        has_depth: whether the model has a recurrent depth, drafting or not.
         lora_rank, head_rank: of what is trained; 0 for a part that is not.
         objective: what a TiDAR checkpoint is taught; None for a recurrent-depth one.
         draft_length: K; 1 for a model that does not draft.
@@ -85,7 +82,6 @@ class FinetuneArguments(TrainingArguments):
     draft_loss: str = "cross_entropy"
     alpha: float = 1.0
     slot_decay: float = 1.0
-    random_depth: bool = False
     from_adapter: str | None = None
     rank: int | None = None
     max_steps: int = 300
@@ -125,7 +121,6 @@ class FinetuneArguments(TrainingArguments):
     remove_unused_columns: bool = field(init=False, default=False)
 
     is_recurrent: bool = field(init=False)
-    has_depth: bool = field(init=False)
     lora_rank: int = field(init=False)
     head_rank: int = field(init=False)
     objective: DraftObjective | None = field(init=False)
@@ -167,18 +162,10 @@ class FinetuneArguments(TrainingArguments):
                 f"There is no folder {self.model_path}. Make one: `wavedraft convert SOURCE {self.model_path}`."
             )
         config = AutoConfig.from_pretrained(self.model_path)
-        self.is_recurrent, self.has_depth = is_recurrent_config(config), hasattr(config, "mean_recurrence")
+        self.is_recurrent = is_recurrent_config(config)
         self.draft_length = 1 if self.is_recurrent else TiDARConfig.from_model_config(config).draft_length
 
     def _choose_what_is_trained(self) -> None:
-        if self.random_depth and not self.has_depth:
-            raise ValueError(
-                f"`random_depth` is for models of a recurrent depth, but {self.model_path} has none. Leave it out."
-            )
-        if self.has_depth and not self.is_recurrent and self.torch_compile:
-            raise ValueError(
-                "`torch_compile` compiles stock decoders, but this one has a recurrent depth. Leave it out."
-            )
         modes, kind = (
             (RECURRENT_MODES, "recurrent-depth model") if self.is_recurrent else (TIDAR_MODES, "TiDAR checkpoint")
         )
@@ -205,10 +192,6 @@ class FinetuneArguments(TrainingArguments):
             )
         if mode == "head" and self.head_rank < 1:
             raise ValueError(f"`rank` must be at least 1 in head mode, but is {self.head_rank}.")
-        if mode == "head" and self.has_depth:
-            raise ValueError(
-                f"`mode='head'` is for stock decoders that draft, but {self.model_path} has a recurrent depth."
-            )
         if mode == "head" and self.torch_compile:
             raise ValueError(
                 "`torch_compile` compiles what learns, which in head mode is the head alone. Leave it out."

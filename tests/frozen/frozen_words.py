@@ -145,7 +145,6 @@ STORED: dict[str, Any] = {
 TRAINING: dict[str, tuple[str, dict[str, Any]]] = {
     "mode": ("tidar", {"mode": "magic"}),
     "mode of depth": ("depth", {"mode": "joint"}),
-    "random_depth": ("tidar", {"random_depth": True}),
     "pack of depth": ("depth", {"pack": True}),
     "rank of a head": ("tidar", {"mode": "head", "rank": 0}),
     "rank gated": ("tidar", {"rank": 0}),

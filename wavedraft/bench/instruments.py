@@ -127,9 +127,12 @@ def _counted_within(counts: Counts) -> Iterator[None]:
         counts.num_queries.append(num_tokens + plan.num_blocks(num_tokens) * plan.draft_length)
         return run_step(self, plan, state)
 
-    def counted_prefill(self: DraftNetwork, prompt_ids: torch.Tensor, *args: Any) -> Any:
-        counts.num_queries.append(prompt_ids.shape[1])
-        return prefill(self, prompt_ids, *args)
+    def counted_prefill(
+        self: DraftNetwork, prompt_ids: torch.Tensor, position_ids: Any, draft_length: int, has_draft: bool = True
+    ) -> Any:
+        num_cached = self.rows.cache.max_length
+        counts.num_queries.append(prompt_ids.shape[1] - num_cached + has_draft * draft_length)
+        return prefill(self, prompt_ids, position_ids, draft_length, has_draft)
 
     StepRunner.__call__, DraftNetwork.prefill = counted_step, counted_prefill  # type: ignore[method-assign]
     try:

@@ -11,10 +11,7 @@ def convert(
     target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
     draft_length: Annotated[
         int | None,
-        typer.Option(help="Tokens drafted at a time, 1 to 64; by default 8, or none of a recurrent-depth model."),
-    ] = None,
-    mask_recurrences: Annotated[
-        int | None, typer.Option(help="Core steps of a recurrent-depth model's masks; by default all.")
+        typer.Option(help="Tokens drafted at a time, 1 to 64; by default 8. A recurrent-depth model has none."),
     ] = None,
     mask_token_id: Annotated[int | None, typer.Option(help="Of a model taught to draft elsewhere.")] = None,
     to_ar: Annotated[bool, typer.Option("--to-ar", help="The way back: a TiDAR checkpoint to its stock one.")] = False,
@@ -29,7 +26,7 @@ def convert(
     from .cli_checks import refuse
 
     options: dict[str, Any] = {"overwrite": overwrite, "link": link, "verify": verify, "revision": revision}
-    drafting = {"draft_length": draft_length, "mask_recurrences": mask_recurrences, "mask_token_id": mask_token_id}
+    drafting = {"draft_length": draft_length, "mask_token_id": mask_token_id}
     if to_ar:
         refuse(drafting, "has no effect with --to-ar, which takes drafting out of the checkpoint. Leave it out.")
         result = convert_back(source, target, show_progress=True, **options)

@@ -21,9 +21,6 @@ Mode = Annotated[
 ]
 Alpha = Annotated[float, typer.Option(help="Weight of the autoregressive loss in joint mode.")]
 SlotDecay = Annotated[float, typer.Option(help="Weight of each slot of a draft by that of the one before.")]
-RandomDepth = Annotated[
-    bool, typer.Option("--random-depth", help="Drafts of a recurrent-depth model: depths drawn anew each step.")
-]
 FromAdapter = Annotated[Path | None, typer.Option(help="An adapter to go on from, instead of a new one.")]
 Rank = Annotated[
     int | None,
@@ -51,7 +48,6 @@ def train(
     draft_loss: Annotated[str, typer.Option(help="cross_entropy, kl or tv.")] = "cross_entropy",
     alpha: Alpha = 1.0,
     slot_decay: SlotDecay = 1.0,
-    random_depth: RandomDepth = False,
     from_adapter: FromAdapter = None,
     rank: Rank = None,
     max_steps: Annotated[int, typer.Option(min=1)] = 300,

@@ -1,6 +1,6 @@
 """What drafts over a recurrent depth are worth: tokens per forward and per core pass, beside the model's own decoders.
 
-    python benchmarks/drafting_recurrent.py austen-tidar runs/austen-drafts \\
+    python experiments/recurrent_drafts/drafting_recurrent.py checkpoints/austen-recurrent-6m runs/austen-drafts \\
         --prompts checkpoints/austen-recurrent-6m/prompts.txt
 
 A forward of the drafting model is as many core passes as full depth has; core passes and the positions they compute are
@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM
+from stock_recurrent import drafting_model
+from wavedraft import RecurrentDepthForCausalLM
+from wavedraft.conversion.mask_token import mask_embedding_id
 
 
 class CorePasses:
@@ -26,6 +28,16 @@ class CorePasses:
         model.transformer["adapter"].register_forward_hook(
             lambda module, args, output: self.widths.append(args[0].shape[0] * args[0].shape[1])
         )
+
+
+def load(name: str, draft_length: int, mask_recurrences: int | None = None) -> tuple[Any, Any]:
+    """A recurrent-depth checkpoint twice, in float32: the plain model, and the one that drafts by masks."""
+    plain = RecurrentDepthForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+    config = plain.config
+    row, _ = mask_embedding_id(
+        AutoTokenizer.from_pretrained(name), config.vocab_size, [config.eos_token_id], lambda row: False
+    )
+    return plain, drafting_model(plain, draft_length, row, mask_recurrences)
 
 
 def drafted(model: Any, rows: list[torch.Tensor], passes: CorePasses, plain: list[list[int]] | None, **options: Any):
@@ -53,8 +65,8 @@ def drafted(model: Any, rows: list[torch.Tensor], passes: CorePasses, plain: lis
 def main() -> None:
     """Decode, count, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a recurrent-depth checkpoint converted with --draft-length")
-    parser.add_argument("adapter")
+    parser.add_argument("model", help="a recurrent-depth checkpoint")
+    parser.add_argument("adapter", help="what teach.py wrote for it")
     parser.add_argument("--prompts", type=Path, required=True, help="a text file with one a line")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0], help="0 decodes greedily")
@@ -65,8 +77,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     lines = [line for line in arguments.prompts.read_text(encoding="utf-8").splitlines() if line]
     rows = [tokenizer(line, return_tensors="pt")["input_ids"] for line in lines]
-    plain_model = RecurrentDepthForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    model = TiDARForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    plain_model, model = load(arguments.model, max(arguments.draft_lengths))
     model.load_adapter(arguments.adapter)
     passes = CorePasses(model)
     found = []
@@ -96,7 +107,7 @@ def main() -> None:
             figures = {"tokens": num_tokens, "core_passes_per_token": num_passes / num_tokens}
             show(policy, temperature, figures | {"identical": plain and f"{num_identical}/{len(rows)}"})
         for mask_recurrences in arguments.mask_recurrences:
-            model.config.tidar_config = {**model.config.tidar_config, "mask_recurrences": mask_recurrences or None}
+            model.mask_recurrences = mask_recurrences or None
             for draft_length in arguments.draft_lengths:
                 name = f"TiDAR K={draft_length}, masks through {mask_recurrences or 'all'} recurrences"
                 own = {**options, **seeded, "draft_length": draft_length}
