@@ -18,3 +18,13 @@ def one_cache(cache: Any, past_key_values: Any) -> Any:
     if cache is not None and past_key_values is not None:
         raise ValueError("`past_key_values` must be left out beside `cache`: the two are names of one argument.")
     return past_key_values if cache is None else cache
+
+
+def is_users_cache(cache: Any) -> bool:
+    """Whether a caller of `generate` handed this cache in: it is then brought up to date, which costs time."""
+    return getattr(cache, "_is_user_defined", False)
+
+
+def mark_users_cache(cache: Any) -> None:
+    """Says of a cache what `is_users_cache` asks."""
+    cache._is_user_defined = True

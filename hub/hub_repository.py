@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from ..generation.drafting.draft_head import HEAD_FILE
+from ..generation.hub_file import commit_of
 from .model_card import CARD, is_replaceable, write_card
 from .travelling_code import imported_first
 
@@ -34,6 +35,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
+FROM_MODEL_CONFIG = "_from_model_config"  # of a generation config, in memory and in its file
 LICENCE_FILES = ("LICENSE*", "NOTICE*")
 WEIGHT_FILES = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model.safetensors", HEAD_FILE)
 OWN_FILES = ("config.json", "generation_config.json", "adapter_config.json", CARD, "custom_generate/*")
@@ -71,8 +73,7 @@ class HubRepository(Stock):
         """Stock, plus all that the checkpoint needs where wavedraft is not installed."""
         hub_names = ("repo_id", "commit_message", "commit_description", "create_pr", "private", "revision")
         hub_kwargs = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
-        if self.generation_config._from_model_config:  # transformers would drop our keywords in it on loading
-            self.generation_config._from_model_config = False
+        keep_own_options(self.generation_config)
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         if self.should_save_on_this_rank(is_main_process):
             self.write_repository(Path(save_directory))
@@ -116,6 +117,14 @@ class HubRepository(Stock):
             )
 
 
+def keep_own_options(generation_config: GenerationConfig) -> None:
+    """Makes a generation config keep the keywords of our `generate` when it is saved and loaded.
+
+    transformers drops what it does not know from one that says that it was made from the model config.
+    """
+    setattr(generation_config, FROM_MODEL_CONFIG, False)
+
+
 def card_kind_of(folder: Path, of_checkpoint: str) -> str:
     return "adapter" if (folder / "adapter_config.json").exists() else of_checkpoint
 
@@ -126,7 +135,7 @@ def origin_folder(model: Any) -> Path | None:
     if not name or Path(name).is_dir():
         return Path(name) if name else None
     try:
-        revision = getattr(model.config, "_commit_hash", None)
+        revision = commit_of(model)
         config = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:
         return None
@@ -136,7 +145,7 @@ def origin_folder(model: Any) -> Path | None:
 def fetch_beside_weights(model: Any, token: bool | str | None) -> None:
     """Brings card, tokenizer and licence of the repository a model was loaded from into the Hub's cache, where
     `from_pretrained` left them out."""
-    origin, revision = origin_folder(model), getattr(model.config, "_commit_hash", None)
+    origin, revision = origin_folder(model), commit_of(model)
     if origin is not None and not Path(model.name_or_path).is_dir():
         patterns = [CARD, *TOKENIZER_FILES, *LICENCE_FILES]
         with contextlib.suppress(OSError):  # what is not there any more cannot be carried over

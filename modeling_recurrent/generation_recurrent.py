@@ -14,7 +14,8 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import logging
 
-from ..generation.cache_name import CACHE
+from ..generation.cache_name import CACHE, is_users_cache, mark_users_cache
+from ..generation.execution.torch_internals import compiler_options_of
 from ..generation.recurrent.decode_adaptive import decode_adaptive, decode_self_speculative
 from ..generation.recurrent.decode_diffusion_forcing import decode_diffusion_forcing
 from ..generation.recurrent.decode_exact import decode_exact
@@ -120,7 +121,7 @@ class RecurrentGenerationMixin(Stock):
                     f"but is a {type(given).__name__}. Leave it out, or pass the one an earlier call returned."
                 )
             check_static(generation_config, options, given)
-            given._is_user_defined = True
+            mark_users_cache(given)
             return
         check_static(generation_config, options, None)
         if generation_config.use_cache:
@@ -207,7 +208,7 @@ class RecurrentGenerationMixin(Stock):
                 do_sample,
                 options,
                 cache,
-                returns_cache=wants_dict or getattr(cache, "_is_user_defined", False),
+                returns_cache=wants_dict or is_users_cache(cache),
                 parts=StaticParts(self, cache.compile_options) if isinstance(cache, StaticRecurrentCache) else None,
             )
             output = DECODERS[options.policy](session)
@@ -293,7 +294,7 @@ def compile_options(model: PreTrainedModel, generation_config: GenerationConfig)
     if config.backend == "inductor":
         options = config.options
         if options is None:
-            options = torch._inductor.list_mode_options(config.mode)
+            options = compiler_options_of(config.mode)
             if is_on_cpu:
                 options = {**options, **LOOPS_ON_CPU}
         if hasattr(torch.compiler, "skip_all_guards_unsafe"):  # torch 2.8; `CompileOptions` is the guard

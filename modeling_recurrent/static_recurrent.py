@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..generation.stock_model import device_of
+from ..generation.stock_model import attention_of, device_of
 from .cache_recurrent import RecurrentCache, Window
 
 COLUMNS = 128  # a cache has a multiple of them, so that texts of most lengths share their shapes
@@ -138,7 +138,7 @@ class StaticParts:
     """A model's prelude, core step and coda on a static cache: the model's own, in few shapes, compiled where asked."""
 
     def __init__(self, model: Any, compile_options: "CompileOptions | None"):
-        implementation = model.config._attn_implementation
+        implementation = attention_of(model.config)
         if implementation not in ("sdpa", "eager"):
             raise ValueError(
                 f"`attn_implementation` must be 'sdpa' or 'eager' with `cache_implementation='static'`, whose unused "
@@ -302,7 +302,7 @@ class CompileOptions:
         self.may_call_directly = may_call_directly
         modules = tuple((id(module), type(module), module.training) for module in model.modules())
         tensors = tuple((p.shape, p.dtype, p.device) for p in model.parameters())
-        config = repr(model.config.to_dict()), model.config._attn_implementation
+        config = repr(model.config.to_dict()), attention_of(model.config)
         self.key = repr(sorted(keywords.items())), modules, tensors, config, torch.is_inference_mode_enabled()
         self._found: dict[Any, Callable] = {}
 

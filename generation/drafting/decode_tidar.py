@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, StaticCache
 
-from ..cache_name import CACHE
+from ..cache_name import CACHE, is_users_cache
 from ..execution.compiled_layers import compile_config_of, is_captured
 from ..execution.model_form import ModelForm
 from ..execution.step_graph import StepGraphs
@@ -63,8 +63,7 @@ def decode_tidar(
     Returns:
         [B, P + N] ids, or `TiDARGenerateOutput` where `generation_config.return_dict_in_generate`.
     """
-    is_users_cache = getattr(past_key_values, "_is_user_defined", False)
-    returns_cache = is_users_cache or generation_config.return_dict_in_generate
+    returns_cache = is_users_cache(past_key_values) or generation_config.return_dict_in_generate
     token_scores = TokenScores.asked_for(generation_config, len(input_ids))
     pad_token_id = pad_token_of(generation_config)
     transcript = Transcript(input_ids, stopping_criteria, pad_token_id, options.draft_length, streamer, token_scores)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from ..stock_model import attention_of
+
 TILE, FEW_TILES = 64, 96  # queries of a tile; up to so many tiles products are no slower on an H200
 LEFT_TO_SDPA = ("position_bias", "cache", "softcap")  # left to transformers' sdpa, whatever it does with them
 
@@ -105,4 +107,4 @@ def attend_over_prompt(
 
 def has_attention_interface(model: Any) -> bool:
     """Whether the model's attention is transformers' sdpa, reached through its attention interface."""
-    return model.config._attn_implementation == "sdpa" and getattr(model, "_supports_attention_backend", False)
+    return attention_of(model.config) == "sdpa" and getattr(model, "_supports_attention_backend", False)

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..kept_with_model import kept_with
 from ..stock_model import decoder_layers
 from .step_graph import reason_not_to_record
+from .torch_internals import compiler_options_of
 
 logger = logging.get_logger(__name__)
 # Modes that record CUDA graphs, of each layer if torch may choose. Here the layers are compiled without, and the whole
@@ -80,7 +81,7 @@ class CompiledLayers:
             self.options["mode"] = LAYER_MODES[mode]
         if of_inductor and self.options.get("backend", "inductor") == "inductor":
             # torch takes a mode or options, and a mode is a set of options.
-            of_mode = torch._inductor.list_mode_options(self.options.pop("mode", None) or "default")
+            of_mode = compiler_options_of(self.options.pop("mode", None) or "default")
             self.options["options"] = of_mode | of_inductor | self.options.get("options", {})
         self.run: Callable[..., Any] | None = None  # by which the layers run now; None: as they are
         self.cache: Any = None

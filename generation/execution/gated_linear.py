@@ -10,15 +10,9 @@ import torch
 from torch import nn
 
 from .mask_gate import MaskGate
+from .torch_internals import parts_of, share_hooks
 
 MOST_SUMMED = 1 << 20  # multiplications that a compiled step does one by one on an accelerator, not as a product
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
 
 
 class GatedLinear(nn.Module):
@@ -34,8 +28,7 @@ class GatedLinear(nn.Module):
         self.base = adapted.base_layer
         self.down, self.up, self.gate = down, up, gate
         self.training = adapted.training
-        for name in HOOKS:
-            setattr(self, name, getattr(adapted, name))
+        share_hooks(self, adapted)
 
     def forward(self, x: torch.Tensor, **peft: Any) -> torch.Tensor:
         """[B, Q, D] -> [B, Q, E]. What PEFT hands to its layers beside x is of no concern here."""
@@ -58,13 +51,13 @@ def product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 def sole_adapter(module: Any) -> str | None:
     """The adapter that is all that PEFT's layer does beside its base layer; None where it does more or less."""
-    parts = module._modules  # read as they stand: a thousand look-ups by attribute take 2 ms
-    adapters = parts["lora_A"]._modules
+    parts = parts_of(module)  # read as they stand: a thousand look-ups by attribute take 2 ms
+    adapters = parts_of(parts["lora_A"])
     names = [name for name in module.active_adapters if name in adapters]
     if module.disable_adapters or module.merged or "forward" in module.__dict__ or len(names) != 1:
         return None
     (name,) = names
-    lora_a, lora_b = adapters[name], parts["lora_B"]._modules[name]
+    lora_a, lora_b = adapters[name], parts_of(parts["lora_B"])[name]
     base = parts["base_layer"]
     if not all(type(layer) is nn.Linear and "forward" not in layer.__dict__ for layer in (base, lora_a, lora_b)):
         return None
