@@ -12,7 +12,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..generation.drafting.draft_head import HEAD_FILE
-from ..generation.hub_file import commit_of
 from .model_card import CARD, is_replaceable, write_card
 from .travelling_code import imported_first
 
@@ -49,6 +48,15 @@ class HubRepository(Stock):
     """
 
     card_kind: str
+    loaded_revision: str | None = None  # of a Hub repository, as the caller named it
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stock; the model also keeps the revision that the caller named."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.loaded_revision = kwargs.get("revision")
+        return loaded
 
     @classmethod
     def write_code(cls, folder: Path) -> None:
@@ -135,17 +143,21 @@ def origin_folder(model: Any) -> Path | None:
     if not name or Path(name).is_dir():
         return Path(name) if name else None
     try:
-        revision = commit_of(model)
-        config = try_to_load_from_cache(name, "config.json", revision=revision)
+        config = try_to_load_from_cache(name, "config.json", revision=revision_of(model))
     except HFValidationError:
         return None
     return Path(config).parent if isinstance(config, str) else None
 
 
+def revision_of(model: Any) -> str | None:
+    """The revision of the Hub repository that a model was loaded from; None for its main branch."""
+    return getattr(model, "loaded_revision", None)
+
+
 def fetch_beside_weights(model: Any, token: bool | str | None) -> None:
     """Brings card, tokenizer and licence of the repository a model was loaded from into the Hub's cache, where
     `from_pretrained` left them out."""
-    origin, revision = origin_folder(model), commit_of(model)
+    origin, revision = origin_folder(model), revision_of(model)
     if origin is not None and not Path(model.name_or_path).is_dir():
         patterns = [CARD, *TOKENIZER_FILES, *LICENCE_FILES]
         with contextlib.suppress(OSError):  # what is not there any more cannot be carried over

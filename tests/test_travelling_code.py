@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from peft import get_peft_model
@@ -163,6 +164,20 @@ def test_offline_snapshots_pinned_revisions_and_all_ways_in_give_the_same_text(t
     assert answer == dict.fromkeys(answer, expected)
 
 
+def test_a_pinned_revision_keeps_what_stood_beside_its_weights(tmp_path, monkeypatch):
+    main, pinned = "a" * 40, "b" * 40
+    for folder, licence in (("tidar", "of main"), ("older", "of the pinned revision")):
+        tiny_tidar().save_pretrained(tmp_path / folder)
+        (tmp_path / folder / "LICENSE").write_text(licence)
+    lay_in_cache(tmp_path / "hf", "me/thinker", {pinned: tmp_path / "older", main: tmp_path / "tidar"})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for revision, licence in ((pinned, "of the pinned revision"), (None, "of main")):
+        model = TiDARForCausalLM.from_pretrained("me/thinker", revision=revision)
+        model.save_pretrained(tmp_path / licence)
+        assert (tmp_path / licence / "LICENSE").read_text() == licence
+
+
 RECURRENT = """
     ids = torch.tensor([arguments["ids"]])
     answer = {}
@@ -293,7 +308,7 @@ def test_options_in_generation_config_json_survive_and_count_for_every_way_in(tm
         assert output.accepted_lengths.shape == (2, 2)
         assert output.sequences.tolist() == outputs[0].sequences.tolist(), "the seed decides"
     for model in (ours, stock, trusted):
-        model.save_pretrained(tmp_path / "again")
+        model.save_pretrained(tmp_path / licence)
         assert json.loads((tmp_path / "again" / "generation_config.json").read_text()).items() >= options.items()
     stock.generation_config.draft_length = 7
     for way in (tidar_decode, str(tmp_path)):

@@ -186,7 +186,8 @@ def load_draft_head(
             str(name_or_path), beside, cache_dir=hub.get("cache_dir"), revision=hub.get("revision")
         )
         commit = extract_commit_hash(fetched if isinstance(fetched, str) else None, None)
-        found = file_if_there(str(name_or_path), HEAD_FILE, commit, may_be_offline=True, **hub)
+        hub |= {"revision": commit} if commit else {}
+        found = file_if_there(str(name_or_path), HEAD_FILE, may_be_offline=True, **hub)
     if found is None:
         return False
     attach_draft_head(model, read_draft_head(found).to(model.dtype))
