@@ -10,11 +10,10 @@ from transformers import AutoModelForCausalLM, CompileConfig, StaticCache
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.drafting import options_tidar
-from wavedraft.generation.drafting.draft_planner import DraftPlanner
+from wavedraft.generation.drafting import draft_planner, options_tidar
+from wavedraft.generation.drafting.draft_planner import OnePlan
 from wavedraft.generation.drafting.draft_step import PLAIN, Plan
 from wavedraft.generation.drafting.static_draft_cache import num_slots_for
-from wavedraft.generation.drafting.step_times import StepTimes
 from wavedraft.generation.execution.step_graph import what_a_step_reads
 from wavedraft.modeling_tidar.generation_tidar import drafting_view, generate
 
@@ -184,12 +183,11 @@ def restless_plans(monkeypatch):
     plans = [Plan(4, 2), PLAIN, PLAIN, Plan(4, 1), PLAIN, Plan(4, 1), Plan(4, 4), Plan(4, 2)]
     generator = torch.Generator().manual_seed(0)
 
-    class Restless(DraftPlanner):
+    class Restless(OnePlan):
         def choose(self):
             return plans[int(torch.randint(len(plans), (), generator=generator))]
 
-    costs = StepTimes({(1, 0, 0): 1.0})
-    monkeypatch.setattr(DECODER, "planner_of", lambda *_: Restless(costs, plans, is_static=True, num_rows=3))
+    monkeypatch.setattr(DECODER, "planner_of", lambda *_: Restless(PLAIN))
 
 
 def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
@@ -222,8 +220,8 @@ def test_what_is_known_of_a_model_outlives_the_view_that_custom_generate_takes_o
     stock.load_state_dict(ours.state_dict())
     torch._dynamo.reset()
     counters.clear()
-    measured, measure = [], StepTimes.measured
-    monkeypatch.setattr(StepTimes, "measured", lambda *about: (measured.append(about), measure(*about))[1])
+    measured, measure = [], draft_planner.measured
+    monkeypatch.setattr(draft_planner, "measured", lambda *about: (measured.append(about), measure(*about))[1])
     expected = ours.generate(**ragged(), max_new_tokens=12, do_sample=False).tolist()
     num_graphs = []
     for num_branches in (1, 1, "auto", "auto"):

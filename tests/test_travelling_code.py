@@ -19,7 +19,8 @@ from tiny_stock import save_tiny_stock
 from tiny_tidar import random_prompts, tiny_tidar
 from wavedraft import TiDARForCausalLM, convert
 from wavedraft.generation import tidar as tidar_decode
-from wavedraft.hub.travelling_code import flat_sources, one_file
+from wavedraft.hub.custom_generate import one_file
+from wavedraft.hub.travelling_code import flat_sources
 from wavedraft.training import gated_adapter_config
 from without_wavedraft import run_alone
 
@@ -269,9 +270,11 @@ def test_another_installed_version_does_not_touch_a_trusted_checkpoint(tmp_path)
     site.mkdir(parents=True)
     for part in ("wavedraft", "modeling_tidar", "modeling_recurrent", "generation", "hub", "conversion", "training"):
         module = importlib.import_module("wavedraft" if part == "wavedraft" else f"wavedraft.{part}")
-        target = site if part == "wavedraft" else site / part
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(Path(module.__file__).parent, target, ignore=ignored, dirs_exist_ok=True)
+        folder = Path(module.__file__).parent
+        for path in folder.rglob("*.py"):
+            copy = Path(site, "" if part == "wavedraft" else part, path.relative_to(folder))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
     (site / "__init__.py").write_text((site / "__init__.py").read_text() + '\n__version__ = "99.0"\n')
     decode = site / "generation" / "drafting" / "decode_tidar.py"
     later = '\n\ndef decode_tidar(*args, **kwargs):\n    raise RuntimeError("another version decodes")\n'
@@ -308,7 +311,7 @@ def test_options_in_generation_config_json_survive_and_count_for_every_way_in(tm
         assert output.accepted_lengths.shape == (2, 2)
         assert output.sequences.tolist() == outputs[0].sequences.tolist(), "the seed decides"
     for model in (ours, stock, trusted):
-        model.save_pretrained(tmp_path / licence)
+        model.save_pretrained(tmp_path / "again")
         assert json.loads((tmp_path / "again" / "generation_config.json").read_text()).items() >= options.items()
     stock.generation_config.draft_length = 7
     for way in (tidar_decode, str(tmp_path)):

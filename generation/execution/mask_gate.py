@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .torch_internals import parts_of
+from ..torch_internals import parts_of
 
 
 class MaskGate:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .torch_internals import has_compiler_option, hooks_of, parts_of, times_written
+from ..torch_internals import has_compiler_option, hooks_of, parts_of, times_written
 
 PACKABLE = (torch.bfloat16, torch.float32)
 PRIVATE_OPERATORS = (

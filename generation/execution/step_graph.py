@@ -11,7 +11,7 @@ from torch import nn
 
 from ..kept_with_model import kept_with
 from ..stock_model import attention_of, can_choose_experts
-from .torch_internals import hooks_of, tensors_of, times_written
+from ..torch_internals import hooks_of, tensors_of, times_written
 
 PLAIN_TYPES = {bool, int, float, str, type(None), torch.dtype}
 OF_PEFT = {"_active_adapter", "merged_adapters", "scaling"}  # what an adapted layer keeps in lists and dictionaries
