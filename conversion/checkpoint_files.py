@@ -11,8 +11,8 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..generation.drafting.options_tidar import TiDAROptions
-from ..hub.hub_repository import FROM_MODEL_CONFIG
-from ..hub.model_card import CARD, is_ours_to_write
+from ..hub.hub_repository import CARD, FROM_MODEL_CONFIG
+from ..hub.model_card import is_ours_to_write
 from .progress_steps import ProgressSteps
 from .proof import check_keys
 from .safetensors_headers import INDEX_FILE, SINGLE_FILE, TensorHeader, find_shards, read_tensors

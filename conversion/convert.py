@@ -25,7 +25,6 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from ..hub.model_card import write_card
-from ..modeling_recurrent.checkpoint_recurrent import RECURRENT_CARD
 from ..modeling_tidar.configuration_tidar import TiDARConfig
 from ..modeling_tidar.modeling_tidar import tidar_class
 from .checkpoint_files import (
@@ -252,7 +251,7 @@ def _write_recurrent(checkpoint: Checkpoint, place: _Workplace) -> None:
     make_room_for_own_options(new / "generation_config.json")
     keep_users_card(place.target, new)
     base_model = hub_id_of(place.source, checkpoint.folder)
-    write_card(new, RECURRENT_CARD, place.target.name, origin=checkpoint.folder, base_model=base_model)
+    write_card(new, "recurrent", place.target.name, origin=checkpoint.folder, base_model=base_model)
     check_keys(new, checkpoint.stock_class, type(checkpoint.config).from_pretrained(new))
 
 

@@ -29,7 +29,7 @@ from transformers import (
 from recurrent_golden import random_model
 from tiny_tidar import VOCAB_SIZE
 from wavedraft.generation import RowStreamer
-from wavedraft.generation.cache_name import CACHE
+from wavedraft.generation.stock_model import CACHE
 from wavedraft.modeling_recurrent import RecurrentCache, RecurrentDepthForCausalLM
 
 DEPTH = 3

@@ -29,9 +29,9 @@ from tiny_stock import tiny_config
 from tiny_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation import RowStreamer, tidar
-from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.drafting import options_tidar
 from wavedraft.generation.processed_scores import ProcessedScores
+from wavedraft.generation.stock_model import CACHE
 from wavedraft.generation.transcript import Transcript
 
 LETTERS = "-" + string.ascii_letters + "01234567"

@@ -6,11 +6,11 @@ import pytest
 import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, SynthIDTextWatermarkingConfig, T5Config
+from whole_masks import training_mask
 
 from tiny_tidar import FAMILIES, plain_greedy_loop, random_prompts, tiny_tidar
 from wavedraft.generation import tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARConfig, TiDARForCausalLM
-from wavedraft.modeling_tidar.masking_tidar import training_mask
 from wavedraft.training import gated_adapter_config
 
 

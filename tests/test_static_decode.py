@@ -9,12 +9,12 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, CompileConfig, StaticCache
 
 from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
-from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.drafting import draft_planner, options_tidar
+from wavedraft.generation.drafting.draft_cache import num_slots_for
 from wavedraft.generation.drafting.draft_planner import OnePlan
 from wavedraft.generation.drafting.draft_step import PLAIN, Plan
-from wavedraft.generation.drafting.static_draft_cache import num_slots_for
 from wavedraft.generation.execution.step_graph import what_a_step_reads
+from wavedraft.generation.stock_model import CACHE
 from wavedraft.modeling_tidar.generation_tidar import drafting_view, generate
 
 DECODER = sys.modules["wavedraft.generation.drafting.decode_tidar"]  # the package names its function so

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ..stock_model import attention_of
-
 TILE, FEW_TILES = 64, 96  # queries of a tile; up to so many tiles products are no slower on an H200
 LEFT_TO_SDPA = ("position_bias", "cache", "softcap")  # left to transformers' sdpa, whatever it does with them
 
@@ -103,8 +101,3 @@ def attend_over_prompt(
     of_tokens, _ = sdpa_attention_forward(module, *tokens, None, is_causal=True, **kwargs)
     of_masks, _ = sdpa_attention_forward(module, query[:, :, num_tokens:], key, value, None, is_causal=False, **kwargs)
     return torch.cat([of_tokens, of_masks], dim=1), None
-
-
-def has_attention_interface(model: Any) -> bool:
-    """Whether the model's attention is transformers' sdpa, reached through its attention interface."""
-    return attention_of(model.config) == "sdpa" and getattr(model, "_supports_attention_backend", False)

@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 from ..kept_with_model import kept_with
 from ..stock_model import attend_by, attention_of, decoder_of
 from ..torch_internals import hooks_of, parts_of
-from .attention_forms import attend, has_attention_interface
+from .attention_forms import attend
 from .compiled_layers import CompiledLayers
 from .gated_linear import gated_linear, sole_adapter
 from .mask_gate import MaskGate, adapted_layers, gate_for_decode, peft_variant, variants_of
@@ -55,7 +55,7 @@ class ModelForm:
         self.model = model
         self.is_drafting, self.is_packed = is_drafting, is_packed
         self.implementation = attention_of(model.config)
-        has_interface = has_attention_interface(model)
+        has_interface = self.implementation == "sdpa" and getattr(model, "_supports_attention_backend", False)
         self.is_token_by_token = has_interface and is_tie_safe and is_drafting
         self.is_grouped = has_interface and is_drafting and not is_tie_safe
         self.rounding = rounding_of(model) if is_tie_safe else None
