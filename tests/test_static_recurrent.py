@@ -15,7 +15,6 @@ from recurrent_golden import random_model
 from wavedraft.generation.kept_with_model import kept_with
 from wavedraft.generation.stock_model import CACHE
 from wavedraft.modeling_recurrent import generation_recurrent
-from wavedraft.modeling_recurrent.looped_recurrent import eager_attention
 from wavedraft.modeling_recurrent.static_recurrent import (
     CompiledParts,
     StaticParts,
@@ -23,6 +22,7 @@ from wavedraft.modeling_recurrent.static_recurrent import (
     attend_by_products,
     attend_by_sums,
 )
+from wavedraft.modeling_recurrent.windows_recurrent import eager_attention
 
 DECODES = {
     "plain": {},
