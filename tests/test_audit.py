@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
-from test_generate_contract import letter_tokenizer
 
 import wavedraft.audit as audit_of_texts
-from recurrent_golden import random_model
-from tiny_tidar import random_prompts, tiny_tidar
+from helpers_recurrent import random_model
+from helpers_tidar import random_prompts, tiny_tidar
+from helpers_tokenizers import letter_tokenizer
 from wavedraft.audit import audit
 from wavedraft.bench.prompts import read_prompts
 from wavedraft.cli import main

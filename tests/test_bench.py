@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import get_peft_model
-from test_convert import save_tokenizer
 from transformers import AutoModelForCausalLM
 
-from recurrent_golden import random_model
-from tiny_stock import save_tiny_stock
-from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_recurrent import random_model
+from helpers_stock import save_tiny_stock
+from helpers_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_tokenizers import save_tokenizer
 from wavedraft import convert
 from wavedraft.bench import (
     OWN_LENGTH,

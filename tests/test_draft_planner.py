@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
+from helpers_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.drafting.draft_network import DraftNetwork
 from wavedraft.generation.drafting.draft_planner import RETRY_FORWARDS, DraftPlanner, plans_up_to, shapes_of
 from wavedraft.generation.drafting.draft_step import PLAIN, Plan

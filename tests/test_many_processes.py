@@ -13,7 +13,7 @@ LAUNCH = HERE.parent / "launch"
 
 def test_two_shards_lose_and_learn_what_one_process_does():
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launch, str(HERE / "two_shards.py")], capture_output=True, text=True)
+    done = subprocess.run([*launch, str(HERE / "helpers_two_shards.py")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -9,7 +9,7 @@ from peft import get_peft_model
 from torch import nn
 from transformers import CompileConfig
 
-from tiny_tidar import random_prompts, tiny_tidar
+from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft.generation.execution.model_form import in_plain_form
 from wavedraft.generation.execution.packed_linear import PackedLinear, why_no_packed_products
 from wavedraft.generation.kept_with_model import kept_with

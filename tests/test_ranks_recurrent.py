@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from recurrent_golden import random_model
+from helpers_recurrent import random_model
 
 
 def train(rank: int, folder: str) -> None:

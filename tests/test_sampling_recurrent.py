@@ -8,9 +8,9 @@ import itertools
 import pytest
 import torch
 
-from recurrent_golden import random_model
+from helpers_recurrent import random_model
+from helpers_sampling import ERROR_RATE, chance_of_worse
 
-ERROR_RATE = 1e-3
 VOCABULARY = 5
 PROMPT = [1, 3, 0, 2]
 
@@ -61,21 +61,6 @@ def true_probabilities(model, process) -> dict[tuple, float]:
         probs = [process(logits[place - 1], ids[:place]).softmax(dim=-1)[ids[place]] for place in places]
         probabilities[text] = torch.stack(probs).prod().item()
     return probabilities
-
-
-def chance_of_worse(counts: dict[tuple, int], probabilities: dict[tuple, float]) -> float:
-    """The chi-square test's p-value; cells expecting fewer than five are pooled."""
-    num = sum(counts.values())
-    large = [text for text, prob in probabilities.items() if num * prob >= 5]
-    observed = [counts.get(text, 0) for text in large]
-    expected = [num * probabilities[text] for text in large]
-    observed, expected = [*observed, num - sum(observed)], [*expected, num - sum(expected)]
-    if expected[-1] < 1e-6 * num:
-        assert observed[-1] == 0, "texts that cannot be were written"
-        observed.pop(), expected.pop()
-    statistic = sum((o - e) ** 2 / e for o, e in zip(observed, expected, strict=True))
-    degrees = torch.tensor((len(observed) - 1) / 2, dtype=torch.float64)
-    return torch.special.gammaincc(degrees, torch.tensor(statistic / 2, dtype=torch.float64)).item()
 
 
 def draw(model, num: int, seed: int, **options) -> dict[tuple, int]:

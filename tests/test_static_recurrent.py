@@ -5,11 +5,10 @@ import shutil
 
 import pytest
 import torch
-from test_decode_recurrent import PROMPTS, left_padded
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
-from recurrent_golden import random_model
+from helpers_recurrent import PROMPTS, left_padded, random_model
 from wavedraft.generation.cache_name import CACHE
 from wavedraft.modeling_recurrent import generation_recurrent
 from wavedraft.modeling_recurrent.looped_recurrent import eager_attention

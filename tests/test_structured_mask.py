@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tiny_tidar import tiny_tidar
+from helpers_tidar import tiny_tidar
 from wavedraft.generation.drafting.structured_mask import (
     attention_windows,
     draft_mask_function,

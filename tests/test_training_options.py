@@ -6,10 +6,8 @@ import shutil
 
 import pytest
 import typer
-from test_training_tidar import checkpoint as checkpoint
-from test_training_tidar import tokenizer as tokenizer
 
-from tiny_tidar import tiny_tidar
+from helpers_tidar import tiny_tidar
 from wavedraft.cli import app
 from wavedraft.modeling_tidar import TiDARForCausalLM
 from wavedraft.training import FinetuneArguments, finetune

@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
-from recurrent_golden import random_model
-from tiny_tidar import random_prompts, tiny_tidar
+from helpers_recurrent import random_model
+from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft.generation import tidar
 from wavedraft.generation.drafting.draft_head import new_draft_head
 from wavedraft.modeling_tidar import DraftObjective
