@@ -1,6 +1,10 @@
 """What tests share: fixtures of several files, and one thread, so that tests side by side do not fight for cores."""
 
 import json
+import os
+
+# Processes that a test starts keep to one thread too. The compiler works in this process: workers would import torch.
+os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 import pytest
 import torch

@@ -73,6 +73,10 @@ def draw(model, num: int, seed: int, **options) -> dict[tuple, int]:
     return counts
 
 
+def small_model():
+    return random_model(3, vocab_size=VOCABULARY, mean_recurrence=4, n_layers_in_recurrent_block=1)
+
+
 OPTIONS = [
     {"policy": "exact", "draft_recurrences": (1,)},
     {"policy": "exact", "draft_recurrences": (1, 2, 3)},
@@ -88,7 +92,7 @@ OPTIONS = [
     ids=str,
 )
 def test_sampled_texts_have_their_true_probabilities(warper, options):
-    model = random_model(3, vocab_size=VOCABULARY, mean_recurrence=4)
+    model = small_model()
     keywords, process = WARPERS[warper]
     probabilities = true_probabilities(model, process)
     assert 10 < sum(probability > 0.002 for probability in probabilities.values()) < 125, "too sure, or all possible"
@@ -96,7 +100,7 @@ def test_sampled_texts_have_their_true_probabilities(warper, options):
 
 
 def test_the_test_sees_a_sampler_that_is_wrong():
-    model = random_model(3, vocab_size=VOCABULARY, mean_recurrence=4)
+    model = small_model()
     keywords, process = WARPERS["temperature and top-k"]
     shallow = {"policy": "exact", "num_recurrences": 2, "draft_recurrences": (1,)}
     counts = draw(model, 10_000, seed=7, **keywords, **shallow)
