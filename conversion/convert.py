@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from ..generation.drafting.options_tidar import TiDAROptions
 from ..hub.model_card import CARD, is_ours_to_write, write_card
+from ..modeling_recurrent.checkpoint_recurrent import RECURRENT_CARD
 from ..modeling_tidar.configuration_tidar import TiDARConfig
 from ..modeling_tidar.modeling_tidar import tidar_class
 from .mask_token import mask_embedding_id
@@ -256,7 +257,7 @@ def _write_recurrent(
     checkpoint.stock_class.write_code(new)
     _make_room_for_own_options(new / "generation_config.json")
     _keep_users_card(target, new)
-    write_card(new, "recurrent", target.name, origin=checkpoint.folder, base_model=base_model)
+    write_card(new, RECURRENT_CARD, target.name, origin=checkpoint.folder, base_model=base_model)
     check_keys(new, checkpoint.stock_class, type(checkpoint.config).from_pretrained(new))
 
 

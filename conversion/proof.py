@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..generation.drafting.draft_inputs import with_masks
 from ..generation.drafting.draft_network import DraftNetwork
-from ..generation.stock_model import last_module, lm_head_logits
+from ..generation.stock_model import decoder_of, lm_head_logits
 from ..modeling_tidar.modeling_tidar import tidar_class
 from .quiet_transformers import quiet_transformers
 
@@ -136,7 +136,7 @@ def _prove_drafting_forward(model: Any, ids: torch.Tensor, stock_logits: torch.T
 def _logits_and_states(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [1, T, V] of a plain forward, and the last hidden states [1, T, D] they were made from."""
     caught: list[torch.Tensor] = []
-    handle = last_module(model).register_forward_hook(
+    handle = decoder_of(model).register_forward_hook(
         lambda module, args, output: caught.append(output if isinstance(output, torch.Tensor) else output[0])
     )
     logits = model.eval()(input_ids=ids, use_cache=False).logits

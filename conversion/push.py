@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from ..hub.card_tidar import ADAPTER_CARD
 from ..hub.hub_repository import (
     LICENCE_FILES,
     TOKENIZER_FILES,
@@ -17,7 +18,7 @@ from ..hub.hub_repository import (
     matching_files,
     publish,
 )
-from ..hub.model_card import is_hub_id, metadata_of, write_card
+from ..hub.model_card import CardKind, is_hub_id, metadata_of, write_card
 from ..modeling_recurrent import OuroForCausalLM, RecurrentDepthForCausalLM
 from ..modeling_tidar import TiDARConfig
 from ..modeling_tidar.modeling_tidar import stock_class_of, tidar_class, write_adapter_code
@@ -105,14 +106,14 @@ def stage(folder: Path, staged: Path, include: Iterable[str]) -> None:
             shutil.copyfile(folder / name, staged / name)
 
 
-def complete(staged: Path, model: str | os.PathLike | None, base_model: str | None) -> tuple[str, Path | None]:
+def complete(staged: Path, model: str | os.PathLike | None, base_model: str | None) -> tuple[CardKind, Path | None]:
     """Writes the code of a staged folder; says of which kind it is and which folder it was made from."""
     if (staged / "adapter_config.json").is_file():
-        return "adapter", complete_adapter(staged, model, base_model)
+        return ADAPTER_CARD, complete_adapter(staged, model, base_model)
     values = read_json(staged / "config.json")
     if (recurrent := RECURRENT.get(values.get("model_type"))) is not None:
         recurrent.write_code(staged)
-        return "recurrent", None
+        return recurrent.card_kind, None
     config = AutoConfig.from_pretrained(staged, trust_remote_code=False)
     TiDARConfig.from_model_config(config)
     drafting: Any = tidar_class(stock_class_of(config))

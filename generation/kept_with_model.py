@@ -4,9 +4,11 @@ import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from .stock_model import decoder_of
@@ -46,6 +48,27 @@ def forget(model: nn.Module) -> None:
     """Drops all that is kept of a model: the next decode measures, compiles and packs anew."""
     with _guard:
         _kept.pop(decoder_of(model), None)
+
+
+def compiled_for(
+    model: nn.Module, function: Callable[..., Any], shape: tuple[Any, ...], options: dict[str, Any]
+) -> Callable[..., Any]:
+    """The function, compiled for one shape of its arguments when it is first called, and kept with the model.
+
+    Each shape has a function of its own, code and all. What torch keeps of one shape (its guards, its limit of
+    recompilations) then says nothing of another.
+
+    Args:
+        model: which the function gets, whole or in parts, as an argument.
+        options: keywords of `torch.compile`.
+    """
+    known = kept_with(model).compiled
+    key = function.__name__, shape, repr(sorted(options.items()))
+    if key not in known:
+        assert isinstance(function, FunctionType)
+        code = function.__code__.replace(co_name=f"{function.__name__}_{len(known)}")
+        known[key] = torch.compile(FunctionType(code, function.__globals__), **options)
+    return known[key]
 
 
 def one_thread_at_a_time(decode: Callable[..., Any]) -> Callable[..., Any]:

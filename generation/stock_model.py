@@ -20,11 +20,6 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return getattr(model, model.base_model_prefix)
 
 
-def last_module(model: nn.Module) -> nn.Module:
-    """The module whose output the lm_head reads."""
-    return decoder_of(model)
-
-
 def num_cache_layers(model: Any) -> int:
     """Layers of keys and values: one a layer, unless the model says `num_cache_layers`."""
     own = getattr(model, "num_cache_layers", None)

@@ -11,8 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from transformers import PreTrainedModel
 
-from ..generation.drafting.draft_head import HEAD_FILE
-from .model_card import CARD, is_replaceable, write_card
+from .model_card import CARD, HEAD_WEIGHTS, CardKind, is_replaceable, write_card
 from .travelling_code import imported_first
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
 )
 LICENCE_FILES = ("LICENSE*", "NOTICE*")
-WEIGHT_FILES = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model.safetensors", HEAD_FILE)
+WEIGHT_FILES = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model.safetensors", HEAD_WEIGHTS)
 OWN_FILES = ("config.json", "generation_config.json", "adapter_config.json", CARD, "custom_generate/*")
 
 
@@ -44,9 +43,11 @@ class HubRepository(Stock):
 
     Attributes:
         card_kind: which card it gets.
+        adapter_card_kind: which card an adapter of it gets; PEFT's own where absent.
     """
 
-    card_kind: str
+    card_kind: CardKind
+    adapter_card_kind: CardKind | None = None
 
     @classmethod
     def write_code(cls, folder: Path) -> None:
@@ -103,7 +104,8 @@ class HubRepository(Stock):
             folder = Path(name)
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             given = [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
-            write_card(folder, card_kind_of(folder, self.card_kind), repo_id, tags=given or None)
+            if (kind := card_kind_of(folder, self)) is not None:
+                write_card(folder, kind, repo_id, tags=given or None)
             return publish(
                 folder,
                 repo_id,
@@ -116,8 +118,9 @@ class HubRepository(Stock):
             )
 
 
-def card_kind_of(folder: Path, of_checkpoint: str) -> str:
-    return "adapter" if (folder / "adapter_config.json").exists() else of_checkpoint
+def card_kind_of(folder: Path, model: Any) -> CardKind | None:
+    """Which card a saved model gets, or an adapter saved of it."""
+    return model.adapter_card_kind if (folder / "adapter_config.json").exists() else model.card_kind
 
 
 def origin_folder(model: Any) -> Path | None:

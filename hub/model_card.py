@@ -4,21 +4,33 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..generation.drafting.draft_head import HEAD_FILE
-
 CARD = "README.md"
+HEAD_WEIGHTS = "draft_head*.safetensors"
 CARRIED = ("base_model", "license", "license_name", "license_link", "language")  # from the card of what it was made of
 SIGNATURE = re.compile(r"\n<!-- wavedraft wrote this card \((\w+)\) and replaces it until you change its text. -->\n")
 LIBRARY_LINES = ("### Framework versions", "- PEFT ", "This is the model card of a 🤗 transformers model that")
 
 
+class CardKind(NamedTuple):
+    """What the cards of one kind of repository say. Each kind stands beside the code that it is about.
+
+    Attributes:
+        text: of what the snippets load, and the card's head.
+        library: by which the Hub loads it.
+    """
+
+    tags: list[str]
+    text: Callable[[str, dict[str, Any]], str]
+    library: str = "transformers"
+
+
 def write_card(
     folder: Path,
-    kind: str,
+    kind: CardKind,
     name: str,
     *,
     origin: Path | None = None,
@@ -29,7 +41,7 @@ def write_card(
     """Writes a folder's README.md, unless a user wrote one.
 
     Args:
-        kind: one of `KINDS`.
+        kind: whose card it is.
         name: what the snippets load: a Hub id or a path.
         origin: the folder this model was made from; base model, licence and language of its card are carried over.
         loaded_from: the base model where no card names one.
@@ -46,12 +58,10 @@ def write_card(
     known = {**carried_metadata(origin), **metadata_of(path), **given}
     if "base_model" not in known and is_hub_id(loaded_from):
         known["base_model"] = loaded_from
-    tags = [*KINDS[kind][0], *(tag for tag in known.pop("tags", None) or [] if tag not in KINDS[kind][0])]
-    head = {"library_name": "transformers", "pipeline_tag": "text-generation", **known, "tags": tags}
-    if kind == "adapter":
-        head["library_name"] = "peft"
-    has_draft_head = (folder / HEAD_FILE).is_file()
-    body = KINDS[kind][1](name, {**known, "has_draft_head": has_draft_head}) + measured(figures) + licence_of(known)
+    tags = [*kind.tags, *(tag for tag in known.pop("tags", None) or [] if tag not in kind.tags)]
+    head = {"library_name": kind.library, "pipeline_tag": "text-generation", **known, "tags": tags}
+    has_draft_head = bool(list(folder.glob(HEAD_WEIGHTS)))
+    body = kind.text(name, {**known, "has_draft_head": has_draft_head}) + measured(figures) + licence_of(known)
     data = ModelCardData(**head)
     signature = f"\n<!-- wavedraft wrote this card ({digest(body)}) and replaces it until you change its text. -->\n"
     path.write_text(f"---\n{data.to_yaml()}\n---\n\n{body}{signature}", encoding="utf-8")
@@ -99,93 +109,6 @@ def is_hub_id(name: Any) -> bool:
     return isinstance(name, str) and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
 
 
-# -- what a card says
-
-
-def tidar_text(name: str, known: dict[str, Any]) -> str:
-    return f"""# {short(name)}
-
-{base_of(known)} that thinks ahead: a TiDAR checkpoint
-([arXiv 2511.08923](https://arxiv.org/abs/2511.08923)). One forward of the network verifies the last draft
-autoregressively and writes the next one by diffusion, so that the text is the one plain decoding writes, in fewer
-forwards. Nothing but `transformers` is needed.
-
-## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-
-inputs = tokenizer("The sky is blue because", return_tensors="pt", return_token_type_ids=False)
-output = model.generate(**inputs, max_new_tokens=64, return_dict_in_generate=True)
-
-print(tokenizer.decode(output.sequences[0], skip_special_tokens=True))
-print(output.num_forwards, "forwards after the prompt's")
-```
-
-`draft_length` (0 decodes plainly) and `seed` may be given to `generate` or stand in `generation_config.json`. Without
-`trust_remote_code` the repository is the plain stock model. That one drafts too, if told to:
-`stock_model.generate(**inputs, custom_generate="{name}", trust_remote_code=True)`.
-"""
-
-
-def adapter_text(name: str, known: dict[str, Any]) -> str:
-    base = known.get("base_model", "BASE_MODEL")
-    head = f', "draft_head": "{name}"' if known["has_draft_head"] else ""
-    return f"""# {short(name)}
-
-A gated draft adapter for {base}: a PEFT aLoRA that acts at mask positions only, so that the model's own
-text is bit for bit unchanged, and drafts of its next tokens come with each forward (TiDAR,
-[arXiv 2511.08923](https://arxiv.org/abs/2511.08923)). Nothing but `transformers` and `peft` is needed.
-
-## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{base}")
-model.load_adapter("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{base}")
-
-inputs = tokenizer("The sky is blue because", return_tensors="pt", return_token_type_ids=False)
-options = {{"custom_generate": "{name}", "trust_remote_code": True{head}}}
-output = model.generate(**inputs, max_new_tokens=64, return_dict_in_generate=True, **options)
-
-print(tokenizer.decode(output.sequences[0], skip_special_tokens=True))
-print(output.num_forwards, "forwards after the prompt's")
-```
-"""
-
-
-def recurrent_text(name: str, known: dict[str, Any]) -> str:
-    return f"""# {short(name)}
-
-{base_of(known)} of recurrent depth ([arXiv 2502.05171](https://arxiv.org/abs/2502.05171)), with the decoders that
-refine several tokens at once ([arXiv 2510.14961](https://arxiv.org/abs/2510.14961)). Nothing but `transformers` is
-needed.
-
-## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-
-inputs = tokenizer("The sky is blue because", return_tensors="pt", return_token_type_ids=False)
-output = model.generate(**inputs, max_new_tokens=64, policy="exact", init_scale=0)
-
-print(tokenizer.decode(output[0], skip_special_tokens=True))
-```
-
-`policy="exact"` writes the text of full depth from a wavefront; `policy="autoregressive"` decodes one token after the
-other; `preset="diffusion-forcing-r4"` is the sampler of the paper, where the model's core sees its tokens at every
-recurrence: faster, and not the same text.
-"""
-
-
 def base_of(known: dict[str, Any]) -> str:
     base = known.get("base_model")
     return f"[{base}](https://huggingface.co/{base})" if base else "A language model"
@@ -221,10 +144,3 @@ def licence_of(known: dict[str, Any]) -> str:
     if known.get("license"):
         return f"\n## Licence\n\n{known.get('license_name', known['license'])}, as that of the base model.\n"
     return "\n## Licence\n\nThat of the base model, which what this was made from did not state.\n"
-
-
-KINDS: dict[str, tuple[list[str], Callable[[str, dict[str, Any]], str]]] = {
-    "tidar": (["tidar", "custom_generate", "parallel-decoding", "speculative-decoding"], tidar_text),
-    "adapter": (["tidar", "alora", "custom_generate", "parallel-decoding", "speculative-decoding"], adapter_text),
-    "recurrent": (["recurrent-depth", "parallel-decoding"], recurrent_text),
-}

@@ -15,17 +15,19 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import logging
 
 from ..generation.cache_name import CACHE
-from ..generation.recurrent.decode_adaptive import decode_adaptive, decode_self_speculative
+from ..generation.processed_scores import ProcessedScores
+from ..generation.recurrent.decode_adaptive import decode_adaptive
 from ..generation.recurrent.decode_diffusion_forcing import decode_diffusion_forcing
 from ..generation.recurrent.decode_exact import decode_exact
-from ..generation.recurrent.decode_published import ReferenceChoice, decode_reference
+from ..generation.recurrent.decode_published import PublishedChoice, decode_published
+from ..generation.recurrent.decode_self_speculative import decode_self_speculative
 from ..generation.recurrent.options_recurrent import RecurrentOptions
 from ..generation.recurrent.outputs_recurrent import Costs, RecurrentGenerateOutput
-from ..generation.recurrent.session_recurrent import Session
+from ..generation.recurrent.session_recurrent import Prompts, Session, check_cache
 from ..generation.stock_model import device_of, devices_of, is_hooked
 from ..generation.transcript import TokenScores, Transcript, pad_token_of
 from .cache_recurrent import RecurrentCache
-from .static_recurrent import CompileOptions, StaticParts, StaticRecurrentCache
+from .static_recurrent import CompiledParts, StaticParts, StaticRecurrentCache
 
 if TYPE_CHECKING:
 
@@ -160,7 +162,7 @@ class RecurrentGenerationMixin(Stock):
         options = generation_config.recurrent_options
         attention_mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get(CACHE)
         if isinstance(cache, StaticRecurrentCache):
-            cache.compile_options = compile_options(self, generation_config)
+            cache.compiled = compiled_parts(self, generation_config)
         if options.policy == "autoregressive":
             num_read = num_unread(input_ids, attention_mask, cache, generation_config)
             model_kwargs |= {"synced_gpus": synced_gpus, "streamer": streamer}
@@ -174,41 +176,30 @@ class RecurrentGenerationMixin(Stock):
             )
         input_ids = input_ids.to(device_of(self))
         self._check_policy(options, input_ids, attention_mask, cache)
-        is_published = options.policy == "diffusion-forcing" and options.reference_compat
+        is_published = options.policy == "published"
         transcript = Transcript(
             input_ids,
             stopping_criteria,
             pad_token_of(generation_config),
-            options.max_wavefront + options.draft_length,
+            options.num_undecided,
             None if is_published else streamer,
             TokenScores.asked_for(generation_config, len(input_ids)),
         )
-        do_sample = generation_config.do_sample
-        if is_published and transcript.criteria:
-            raise ValueError(
-                f"`stopping_criteria`, `stop_strings` and `max_time` must be left out under `reference_compat` (the "
-                f"published code knows end tokens alone), but {type(transcript.criteria[0]).__name__} was given. Leave "
-                f"`reference_compat` out."
-            )
         if is_published:
-            choose = ReferenceChoice(logits_processor, do_sample, options.generator)
-            num_new = transcript.max_length - input_ids.shape[1]
-            output = decode_reference(
-                self, input_ids, options, cache, choose, num_new, transcript.eos_token_ids, streamer
-            )
+            choose = PublishedChoice(logits_processor, generation_config.do_sample, options.generator)
+            output = decode_published(self, transcript, options, cache, choose, streamer)
         else:
             wants_dict = generation_config.return_dict_in_generate
             session = Session(
                 self,
-                input_ids,
-                attention_mask,
+                StaticParts(self, cache.compiled) if isinstance(cache, StaticRecurrentCache) else self,
+                Prompts(input_ids, attention_mask),
                 transcript,
-                logits_processor,
-                do_sample,
+                ProcessedScores(logits_processor, transcript),
                 options,
                 cache,
+                generation_config.do_sample,
                 returns_cache=wants_dict or getattr(cache, "_is_user_defined", False),
-                parts=StaticParts(self, cache.compile_options) if isinstance(cache, StaticRecurrentCache) else None,
             )
             output = DECODERS[options.policy](session)
         if streamer is not None:
@@ -218,9 +209,9 @@ class RecurrentGenerationMixin(Stock):
     def _check_policy(
         self, options: RecurrentOptions, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any
     ) -> None:
-        if options.policy == "diffusion-forcing" and not self.reinjects_input:
+        if options.policy in ("diffusion-forcing", "published") and not self.reinjects_input:
             raise ValueError(
-                f"`policy` must not be 'diffusion-forcing' for {type(self).__name__}, whose core does not see the "
+                f"`policy` must not be {options.policy!r} for {type(self).__name__}, whose core does not see the "
                 f"tokens at each recurrence (`reinjects_input`): a state would keep the token it began with. Use "
                 f"'exact'."
             )
@@ -246,7 +237,7 @@ def num_unread(
     if attention_mask is not None:
         num_columns = attention_mask.shape[1]
     if length:
-        generation_config.recurrent_options.check_cache(cache, len(input_ids), num_columns)
+        check_cache(generation_config.recurrent_options, cache, len(input_ids), num_columns)
     if attention_mask is not None:
         return int(attention_mask[:, length:].sum())
     return len(input_ids) * (num_columns - length)
@@ -279,8 +270,8 @@ def check_static(generation_config: GenerationConfig, options: RecurrentOptions,
         )
 
 
-def compile_options(model: PreTrainedModel, generation_config: GenerationConfig) -> CompileOptions | None:
-    """What `torch.compile` is given: as transformers', on accelerators by default, on the CPU where asked for."""
+def compiled_parts(model: PreTrainedModel, generation_config: GenerationConfig) -> CompiledParts | None:
+    """The model's parts as this decode compiles them: on accelerators by default, on the CPU where asked for."""
     config, is_on_cpu = generation_config.compile_config, device_of(model).type == "cpu"
     if generation_config.disable_compile or (config is None and is_on_cpu):
         return None
@@ -288,19 +279,15 @@ def compile_options(model: PreTrainedModel, generation_config: GenerationConfig)
         logger.warning_once("`compile_config` is left aside: layers whose weights are offloaded cannot be compiled.")
         return None
     config = config or CompileConfig()
-    keywords: dict[str, Any] = {"backend": config.backend}
-    may_call_directly = False
+    keywords: dict[str, Any] = {"backend": config.backend, "fullgraph": True, "dynamic": False}
     if config.backend == "inductor":
         options = config.options
         if options is None:
             options = torch._inductor.list_mode_options(config.mode)
             if is_on_cpu:
                 options = {**options, **LOOPS_ON_CPU}
-        if hasattr(torch.compiler, "skip_all_guards_unsafe"):  # torch 2.8; `CompileOptions` is the guard
-            options = {**options, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         keywords["options"] = options
-        may_call_directly = is_on_cpu and not torch._inductor.config.force_disable_caches
-    return CompileOptions(model, keywords, may_call_directly)
+    return CompiledParts(model, keywords)
 
 
 def refuse_everywhere(generation_config: GenerationConfig) -> None:

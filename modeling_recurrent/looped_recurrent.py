@@ -8,6 +8,7 @@ B rows, T tokens, E channels, H heads, D head width, V vocabulary.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ..generation.stock_model import device_of
 from ..hub.hub_repository import HubRepository
 from ..hub.travelling_code import write_travelling_code
 from .cache_recurrent import Packing, RecurrentCache, Window
-from .depth_recurrent import DepthSampler
+from .checkpoint_recurrent import RECURRENT_CARD
 from .generation_recurrent import RecurrentGenerationMixin
 from .rotary_recurrent import rotate_halves
 from .static_recurrent import StaticParts, StaticRecurrentCache
@@ -151,6 +152,32 @@ class RecurrentMLP(nn.Module):
         return self.proj(nn.functional.silu(gate) * up)
 
 
+def sample_depth(mean_recurrence: int, generator: torch.Generator, sigma: float = 0.5) -> int:
+    """1 + Poisson(rate), the rate log-normal with mean `mean_recurrence`: mostly less, at times far more.
+
+    The generator stands on the CPU, so that drawing waits for no device.
+    """
+    mean = math.log(mean_recurrence) - sigma**2 / 2
+    rate = torch.empty(1).log_normal_(mean, sigma, generator=generator)
+    return 1 + int(torch.poisson(rate, generator=generator))
+
+
+class DepthSampler:
+    """The depths of one training run: the same sequence wherever the seed is the same, so that all ranks keep step.
+
+    The global generators are neither read nor moved. To resume a run where it stopped, keep
+    `generator.get_state()` beside the checkpoint.
+    """
+
+    def __init__(self, mean_recurrence: int, seed: int = 0):
+        self.mean_recurrence = mean_recurrence
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self) -> int:
+        """Core steps of the next training forward."""
+        return sample_depth(self.mean_recurrence, self.generator)
+
+
 class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel, GenerationMixin):
     """A model the decoders can serve. A model of the family is a subclass with these, and nothing more is asked of it:
 
@@ -164,7 +191,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
       `mean_backprop_depth`, under these names or by `attribute_map`.
     """
 
-    card_kind = "recurrent"
+    card_kind = RECURRENT_CARD
     reinjects_input = True
     has_random_depth = True
     supports_gradient_checkpointing = True
@@ -398,7 +425,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         self._check_positions(position_ids, cache)
         parts: Any = self
         if is_next_token(cache, embeds, attention_mask) and not wants_attentions:
-            parts = StaticParts(self, cache.compile_options)
+            parts = StaticParts(self, cache.compiled)
             window = parts.window_behind(attention_mask, position_ids, cache)
         else:
             window = self.padded_window(embeds, attention_mask, position_ids, cache, bool(wants_attentions))

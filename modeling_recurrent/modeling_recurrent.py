@@ -21,11 +21,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..generation.recurrent.draws_recurrent import CUT, normal_at
 from .cache_recurrent import Window
 from .checkpoint_recurrent import block_form_of, check_is_served, config_fields, weight_names
-from .configuration_ouro import OuroConfig
 from .configuration_recurrent import RecurrentDepthConfig
-from .looped_recurrent import RecurrentDepthLM, RecurrentMLP, RecurrentRMSNorm, attend
-from .ouro_recurrent import OuroForCausalLM
-from .retrofitted_recurrent import PostNormBlock, PreNormBlock
+from .looped_recurrent import GroupedHeads, RecurrentDepthLM, RecurrentMLP, RecurrentRMSNorm, attend
 from .rotary_recurrent import SplitHalfRotary, paired_rotary, rotary_table, rotate_pairs
 
 
@@ -76,6 +73,59 @@ class SandwichBlock(GradientCheckpointingLayer):
         """[B, T, E] to [B, T, E]."""
         hidden_states = self.norm_2(hidden_states + self.attn(self.norm_1(hidden_states), window, recurrence))
         return self.norm_4(hidden_states + self.mlp(self.norm_3(hidden_states)))
+
+
+# The blocks of models that were given a recurrence after their pretraining (arXiv 2511.07384). They share Huginn's
+# adapter and the names of its weights, but keep their own layers: no norms of the residual stream, grouped key-value
+# heads, split-half rotary positions.
+
+
+class GroupedAttention(GroupedHeads):
+    """Causal attention with grouped key-value heads, queries and keys normed over all their heads where asked for."""
+
+    def __init__(self, config: RecurrentDepthConfig, layer_idx: int, has_qk_norm: bool):
+        super().__init__(config, layer_idx, config.n_heads)
+        self.Wqkv = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
+        self.q_norm = RecurrentRMSNorm(self.widths[0], config.norm_eps) if has_qk_norm else nn.Identity()
+        self.k_norm = RecurrentRMSNorm(self.widths[1], config.norm_eps) if has_qk_norm else nn.Identity()
+        self.proj = nn.Linear(self.widths[0], config.n_embd, bias=config.bias)
+
+    def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int) -> torch.Tensor:
+        """[B, T, E] to [B, T, E]."""
+        query, key, value = self.Wqkv(hidden_states).split(self.widths, dim=-1)
+        return self.proj(self.mix(self.q_norm(query), self.k_norm(key), value, window, recurrence))
+
+
+class PreNormBlock(GradientCheckpointingLayer):
+    """Llama's layer: x += attn(n1(x)); x += mlp(n2(x))."""
+
+    def __init__(self, config: RecurrentDepthConfig, layer_idx: int):
+        super().__init__()
+        self.norm_1 = RecurrentRMSNorm(config.n_embd, config.norm_eps)
+        self.attn = GroupedAttention(config, layer_idx, has_qk_norm=False)
+        self.norm_2 = RecurrentRMSNorm(config.n_embd, config.norm_eps)
+        self.mlp = RecurrentMLP(config, config.bias)
+
+    def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int = 1) -> torch.Tensor:
+        """[B, T, E] to [B, T, E]."""
+        hidden_states = hidden_states + self.attn(self.norm_1(hidden_states), window, recurrence)
+        return hidden_states + self.mlp(self.norm_2(hidden_states))
+
+
+class PostNormBlock(GradientCheckpointingLayer):
+    """OLMo-2's layer: x += n1(attn(x)); x += n2(mlp(x)), queries and keys normed."""
+
+    def __init__(self, config: RecurrentDepthConfig, layer_idx: int):
+        super().__init__()
+        self.attn = GroupedAttention(config, layer_idx, has_qk_norm=True)
+        self.norm_1 = RecurrentRMSNorm(config.n_embd, config.norm_eps)
+        self.mlp = RecurrentMLP(config, config.bias)
+        self.norm_2 = RecurrentRMSNorm(config.n_embd, config.norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor, window: Window, recurrence: int = 1) -> torch.Tensor:
+        """[B, T, E] to [B, T, E]."""
+        hidden_states = hidden_states + self.norm_1(self.attn(hidden_states, window, recurrence))
+        return hidden_states + self.norm_2(self.mlp(hidden_states))
 
 
 BLOCKS = {"sandwich": SandwichBlock, "pre-norm": PreNormBlock, "post-norm": PostNormBlock}
@@ -136,9 +186,11 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
         """The model of a folder or Hub repository of the family: which one is told by its config and weight names."""
         path, given = pretrained_model_name_or_path, kwargs.get("config")
         fields = given.to_dict() if isinstance(given, PreTrainedConfig) else config_fields(given or path, kwargs)
-        check_is_served(fields.get("model_type"))
-        if fields.get("model_type") == OuroConfig.model_type:
-            return OuroForCausalLM.from_pretrained(path, *args, **kwargs)
+        check_is_served(model_type := fields.get("model_type"))
+        if model_type not in (None, cls.config_class.model_type):
+            for other in RecurrentDepthLM.__subclasses__():  # those imported: a checkpoint carries its own class alone
+                if getattr(other.config_class, "model_type", None) == model_type:
+                    return other.from_pretrained(path, *args, **kwargs)
         if fields.get("block_form", kwargs.get("block_form")) is None:
             names = kwargs.get("state_dict") or weight_names(path, kwargs)
             if names and (block_form := block_form_of(names)) != "sandwich":

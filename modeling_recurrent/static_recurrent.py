@@ -4,14 +4,13 @@ A rows, R rows computed (A and, where they were more, filling), T tokens, S colu
 """
 
 import copy
-import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..generation.kept_with_model import compiled_for
 from ..generation.stock_model import device_of
 from .cache_recurrent import RecurrentCache, Window
 
@@ -26,7 +25,7 @@ class StaticRecurrentCache(RecurrentCache):
     The last column is nobody's: what a filled-up call computes in vain is written there.
 
     Attributes:
-        compile_options: what `torch.compile` is given for forwards that continue it; None where they are not compiled.
+        compiled: the compiled parts of the model whose forwards continue it; None where they are not compiled.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class StaticRecurrentCache(RecurrentCache):
         super().__init__(config, batch_size, rounded(max_length), stored_recurrences, dtype, device)
         self._views: dict[tuple[int, int], tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         self._views_of = self.keys[0]
-        self.compile_options: CompileOptions | None = None
+        self.compiled: CompiledParts | None = None
 
     def views(self, recurrence: int, num_rows: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Keys and values of every layer at a recurrence, each [num_rows, H, S, D], the same objects at every call."""
@@ -134,10 +133,36 @@ class StaticWindow:
         return window
 
 
+class CompiledParts:
+    """The compiled functions of one model, as one decode calls them.
+
+    At each call torch checks that the model is as it was compiled, which takes a tenth of the time of a small model's
+    parts. A decode does not change its model: the first call of each function is checked, and later calls are not.
+    """
+
+    def __init__(self, model: nn.Module, options: dict[str, Any]):
+        self.model = model
+        self.options = options
+        self.checked: dict[Any, Callable[..., Any]] = {}
+        self.without_checks = torch.compiler.set_stance(skip_guard_eval_unsafe=True)
+        with self.without_checks:  # torch takes a new stance when it is made: leaving it restores the one before
+            pass
+
+    def run(self, function: Callable[..., Any], shape: tuple[Any, ...], *arguments: Any) -> Any:
+        """Calls the function as it is compiled for this shape."""
+        if (checked := self.checked.get((function, shape))) is not None:
+            with self.without_checks:
+                return checked(*arguments)
+        compiled = compiled_for(self.model, function, shape, self.options)
+        result = compiled(*arguments)
+        self.checked[function, shape] = compiled
+        return result
+
+
 class StaticParts:
     """A model's prelude, core step and coda on a static cache: the model's own, in few shapes, compiled where asked."""
 
-    def __init__(self, model: Any, compile_options: "CompileOptions | None"):
+    def __init__(self, model: Any, compiled: CompiledParts | None):
         implementation = model.config._attn_implementation
         if implementation not in ("sdpa", "eager"):
             raise ValueError(
@@ -145,9 +170,9 @@ class StaticParts:
                 f"columns only they hide, but is {implementation!r}. Call `model.set_attn_implementation('sdpa')`."
             )
         self.model = model
-        self.compile_options = compile_options
+        self.compiled = compiled
         self.attention_function = model._attention_function()
-        self.sums_up = compile_options is not None and device_of(model).type == "cpu"
+        self.sums_up = compiled is not None and device_of(model).type == "cpu"
 
     def padded_width(self, width: int) -> int:
         """The width computed: of one token, or, from `NARROWEST` up, of the next power of two or of three quarters."""
@@ -208,11 +233,12 @@ class StaticParts:
         missing = num_computed - window.num_rows
         if missing:
             tensors = tuple(torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) for t in tensors)
-        if self.compile_options is not None:
-            is_absent = (tensor is None for tensor in seen)  # a part compiled without padding would not look for it
-            part = self.compile_options.compiled(part, (*window.shape(), *is_absent))
         attention = self._attention_of(window.columns.shape[1], window.cache.dtype)
-        return part(self.model, attention, *planes, window.rows, window.columns, *seen, *tensors)
+        arguments = (self.model, attention, *planes, window.rows, window.columns, *seen, *tensors)
+        if self.compiled is None:
+            return part(*arguments)
+        is_absent = (tensor is None for tensor in seen)  # a part compiled without padding would not look for it
+        return self.compiled.run(part, (*window.shape(), *is_absent), *arguments)
 
     def _attention_of(self, num_tokens: int, dtype: torch.dtype) -> Callable:
         """What is quickest for windows of so many tokens."""
@@ -288,56 +314,3 @@ def attend_by_products(
     mixed = torch.matmul(weights.flatten(2, 3), value).unflatten(2, (-1, num_tokens))
     mixed = mixed / weights.sum(dim=-1, keepdim=True)
     return mixed.flatten(1, 2).transpose(1, 2), None  # [R, T, H, D]
-
-
-class CompileOptions:
-    """Keywords of `torch.compile` for the parts of one model as it is now: a key under which they are compiled once.
-
-    What the compiled parts depend on besides the tensors' shapes is told apart here, once a decode, so that nothing of
-    it needs to be looked at again at each of its many short calls; with `may_call_directly` nothing is.
-    """
-
-    def __init__(self, model: Any, keywords: dict[str, Any], may_call_directly: bool = False):
-        self.keywords = keywords
-        self.may_call_directly = may_call_directly
-        modules = tuple((id(module), type(module), module.training) for module in model.modules())
-        tensors = tuple((p.shape, p.dtype, p.device) for p in model.parameters())
-        config = repr(model.config.to_dict()), model.config._attn_implementation
-        self.key = repr(sorted(keywords.items())), modules, tensors, config, torch.is_inference_mode_enabled()
-        self._found: dict[Any, Callable] = {}
-
-    def compiled(self, part: Callable, shape: tuple[int, ...]) -> Callable:
-        """The part, compiled for windows of one shape, with padding or without."""
-        if (part, shape) not in self._found:
-            self._found[part, shape] = compiled(part, shape, self)
-        return self._found[part, shape]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CompileOptions) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-@functools.lru_cache(maxsize=1024)
-def compiled(part: Callable, shape: tuple[int, ...], options: CompileOptions) -> Callable:
-    """The part, compiled for windows of one shape: a function of its own, with a cache of compiled code of its own."""
-    own = types.FunctionType(part.__code__.replace(), part.__globals__, part.__name__)
-    function = torch.compile(own, fullgraph=True, dynamic=False, **options.keywords)
-    is_direct = options.may_call_directly and hasattr(function, "aot_compile")  # torch 2.9
-    return called_directly(function) if is_direct else function
-
-
-def called_directly(function: Callable) -> Callable:
-    """What `torch.compile` gave, compiled at its first call and called from then on without the look-up of what else it
-    has compiled, which takes as long as a small model's arithmetic."""
-    artifact: Any = None
-
-    def call(*arguments: Any) -> Any:
-        nonlocal artifact
-        if artifact is None:
-            artifact = function.aot_compile((arguments, {}))  # type: ignore[attr-defined]
-            artifact.disable_guard_check()
-        return artifact(*arguments)
-
-    return call

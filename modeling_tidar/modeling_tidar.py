@@ -27,9 +27,11 @@ from transformers.utils import logging
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
 from ..generation.drafting.structured_mask import attention_windows
 from ..generation.stock_model import lm_head_logits
+from ..hub.card_tidar import ADAPTER_CARD, TIDAR_CARD
+from ..hub.custom_generate import write_custom_generate
 from ..hub.hub_repository import HubRepository, origin_folder
 from ..hub.model_card import write_card
-from ..hub.travelling_code import write_custom_generate, write_travelling_code
+from ..hub.travelling_code import write_travelling_code
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
 from .objective_tidar import DraftObjective, objective_loss, training_batch
@@ -43,7 +45,8 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
     """Drafting, in front of a stock `...ForCausalLM` class. Without `objective`, `forward` is the stock one."""
 
     stock_class: type[PreTrainedModel]
-    card_kind = "tidar"
+    card_kind = TIDAR_CARD
+    adapter_card_kind = ADAPTER_CARD
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         TiDARConfig.from_model_config(config)
@@ -147,7 +150,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         if not getattr(self, "_hf_peft_config_loaded", False):
             return super().write_repository(folder)
         write_adapter_code(folder, self.tidar_config)
-        write_card(folder, "adapter", folder.name, origin=origin_folder(self), loaded_from=self.name_or_path)
+        write_card(folder, ADAPTER_CARD, folder.name, origin=origin_folder(self), loaded_from=self.name_or_path)
 
 
 def write_adapter_code(folder: Path, taught: TiDARConfig) -> None:

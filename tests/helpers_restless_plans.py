@@ -4,9 +4,8 @@ import sys
 
 import torch
 
-from wavedraft.generation.drafting.draft_planner import DraftPlanner
+from wavedraft.generation.drafting.draft_planner import OnePlan
 from wavedraft.generation.drafting.draft_step import PLAIN, Plan
-from wavedraft.generation.drafting.step_times import StepTimes
 
 DECODER = sys.modules["wavedraft.generation.drafting.decode_tidar"]  # the package names its function so
 
@@ -16,9 +15,8 @@ def restless_plans(monkeypatch):
     plans = [Plan(4, 2), PLAIN, PLAIN, Plan(4, 1), PLAIN, Plan(4, 1), Plan(4, 4), Plan(4, 2)]
     generator = torch.Generator().manual_seed(0)
 
-    class Restless(DraftPlanner):
+    class Restless(OnePlan):
         def choose(self):
             return plans[int(torch.randint(len(plans), (), generator=generator))]
 
-    costs = StepTimes({(1, 0, 0): 1.0})
-    monkeypatch.setattr(DECODER, "planner_of", lambda *_: Restless(costs, plans, is_static=True, num_rows=3))
+    monkeypatch.setattr(DECODER, "planner_of", lambda *_: Restless(PLAIN))

@@ -11,7 +11,12 @@ from transformers.generation.streamers import BaseStreamer
 
 from helpers_recurrent import PROMPTS, left_padded, random_model
 from wavedraft.generation.recurrent.decode_diffusion_forcing import freeze
-from wavedraft.generation.recurrent.options_recurrent import RecurrentOptions
+from wavedraft.generation.recurrent.options_recurrent import (
+    POLICIES,
+    PublishedOptions,
+    RecurrentOptions,
+    keywords_of,
+)
 from wavedraft.generation.recurrent.wavefront import Wavefront
 
 WAVEFRONT_POLICIES = ["adaptive", "self-speculative", "diffusion-forcing", "exact"]
@@ -342,10 +347,64 @@ def test_none_is_the_default():
     assert RecurrentOptions.from_layers([{"policy": None, "seed": None}, stored], 6).seed is None
 
 
-def test_reference_compat_takes_one_row():
+PUBLISHED = [{"policy": "published"}, {"policy": "diffusion-forcing", "reference_compat": True}]
+
+
+@pytest.mark.parametrize("asked", PUBLISHED)
+def test_the_published_sampler_takes_one_row(asked):
     batch = left_padded(PROMPTS)
     with pytest.raises(ValueError, match="one row without padding"):
-        random_model().generate(**batch, max_new_tokens=4, policy="diffusion-forcing", reference_compat=True)
+        random_model().generate(**batch, max_new_tokens=4, **asked)
+
+
+@pytest.mark.parametrize("more", [{}, {"max_steps": 9}, {"preset": "diffusion-forcing-r2", "headway": 2, "seed": 3}])
+def test_reference_compat_is_an_older_name_of_the_published_policy(more):
+    expected, *others = (RecurrentOptions.from_keywords(asked | more, 6) for asked in PUBLISHED)
+    assert type(expected) is PublishedOptions and others == [expected]
+    assert expected == RecurrentOptions.from_keywords({"policy": "published", "reference_compat": True} | more, 6)
+    model, ids = random_model(3), torch.tensor([PROMPTS[0]])
+    texts = []
+    for asked in PUBLISHED:
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(1)
+        options = asked | {name: value for name, value in more.items() if name != "seed"} | {"generator": generator}
+        texts.append(model.generate(ids, max_new_tokens=12, do_sample=True, **options).tolist())
+    assert texts[0] == texts[1]
+
+
+def test_reference_compat_may_come_from_another_layer_than_the_policy():
+    layers = [{"reference_compat": True}, {"policy": "diffusion-forcing", "headway": 2}]
+    assert RecurrentOptions.from_layers(layers, 6) == PublishedOptions(num_recurrences=6, headway=2)
+    assert RecurrentOptions.from_layers([{"policy": "diffusion-forcing"}, layers[0]], 6).policy == "published"
+    assert RecurrentOptions.from_layers([{"policy": "exact"}, layers[0]], 6).policy == "exact"
+    assert RecurrentOptions.from_layers([{"policy": "adaptive"}, layers[0]], 6).reference_compat
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"policy": "published", "reference_compat": False}, "`reference_compat` must be True or left out"),
+        ({"policy": "exact", "reference_compat": True}, "`reference_compat` says nothing to `policy='exact'`"),
+        ({"policy": "diffusion-forcing", "max_steps": 4}, "only `reference_compat` reads it"),
+        (
+            {"policy": "diffusion-forcing", "max_steps": 4, "reference_compat": False},
+            "only `reference_compat` reads it",
+        ),
+        ({"policy": "published", "draft_length": 4}, "`draft_length` says nothing to `policy='published'`"),
+    ],
+)
+def test_keywords_that_contradict_the_policy_are_refused(keywords, words):
+    with pytest.raises(ValueError, match=words):
+        RecurrentOptions.from_keywords(keywords, 6)
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_a_policy_has_the_keywords_it_reads_and_no_others(policy):
+    options = RecurrentOptions.from_keywords({"policy": policy}, 6)
+    assert options.policy == policy and options.num_recurrences == 6
+    for name in sorted(RecurrentOptions.names() - keywords_of(policy) - {"policy", "preset"}):
+        with pytest.raises(ValueError, match=f"`{name}` says nothing to `policy='{policy}'`"):
+            RecurrentOptions.from_keywords({"policy": policy, name: 1}, 6)
 
 
 def test_padding_on_the_right_is_refused():

@@ -83,6 +83,6 @@ def test_the_front_door_names_everything_it_promises():
 
 
 def test_what_travels_asks_for_the_transformers_that_the_package_asks_for():
-    from wavedraft.hub.travelling_code import OLDEST_TRANSFORMERS
+    from wavedraft.hub.custom_generate import OLDEST_TRANSFORMERS
 
     assert f'"transformers>={OLDEST_TRANSFORMERS},' in (ROOT / "pyproject.toml").read_text()

@@ -17,9 +17,8 @@ from helpers_tidar import (
     tiny_tidar,
 )
 from wavedraft.generation.cache_name import CACHE
-from wavedraft.generation.drafting import options_tidar
+from wavedraft.generation.drafting import draft_planner, options_tidar
 from wavedraft.generation.drafting.static_draft_cache import num_slots_for
-from wavedraft.generation.drafting.step_times import StepTimes
 from wavedraft.generation.execution.step_graph import what_a_step_reads
 from wavedraft.modeling_tidar.generation_tidar import drafting_view, generate
 
@@ -198,8 +197,8 @@ def test_what_is_known_of_a_model_outlives_the_view_that_custom_generate_takes_o
     stock.load_state_dict(ours.state_dict())
     torch._dynamo.reset()
     counters.clear()
-    measured, measure = [], StepTimes.measured
-    monkeypatch.setattr(StepTimes, "measured", lambda *about: (measured.append(about), measure(*about))[1])
+    measured, measure = [], draft_planner.measured
+    monkeypatch.setattr(draft_planner, "measured", lambda *about: (measured.append(about), measure(*about))[1])
     expected = ours.generate(**ragged(), max_new_tokens=12, do_sample=False).tolist()
     num_graphs = []
     for num_branches in (1, 1, "auto", "auto"):

@@ -1,7 +1,9 @@
 """Static caches and compiled steps write what the caches that grow do, in shapes that do not change with the text."""
 
 import copy
+import gc
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -10,10 +12,11 @@ from transformers import CompileConfig
 
 from helpers_recurrent import PROMPTS, left_padded, random_model
 from wavedraft.generation.cache_name import CACHE
+from wavedraft.generation.kept_with_model import kept_with
 from wavedraft.modeling_recurrent import generation_recurrent
 from wavedraft.modeling_recurrent.looped_recurrent import eager_attention
 from wavedraft.modeling_recurrent.static_recurrent import (
-    CompileOptions,
+    CompiledParts,
     StaticParts,
     StaticRecurrentCache,
     attend_by_products,
@@ -99,17 +102,55 @@ def test_a_part_compiled_for_rows_with_padding_is_another_than_without(order):
     cache.lengths = [4, 4]
     masks = {"padded": torch.tensor([[0, 0, 1, 1, 1], [1] * 5]), "unpadded": None}
     torch._dynamo.reset()
-    unguarded = {"backend": "eager", "options": {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}}
-    options = CompileOptions(model, unguarded)
+    compiled = CompiledParts(model, {"backend": "eager"})
     results = {}
     for name in order:
-        for parts in (StaticParts(model, None), StaticParts(model, options)):
+        for parts in (StaticParts(model, None), StaticParts(model, compiled)):
             window = parts.window_behind(masks[name], torch.tensor([[4], [4]]), cache)
             with torch.no_grad():
-                results[name, parts.compile_options] = parts.prelude(ids, window)
+                results[name, parts.compiled] = parts.prelude(ids, window)
     assert (results["padded", None] - results["unpadded", None])[0].abs().max() > 1e-3
     for name in order:
-        assert torch.equal(results[name, None], results[name, options])
+        assert torch.equal(results[name, None], results[name, compiled])
+
+
+def compiling_eagerly() -> dict:
+    config = CompileConfig()
+    config.backend = "eager"
+    return {"cache_implementation": "static", "compile_config": config}
+
+
+def test_a_model_changed_between_decodes_is_noticed_and_two_models_take_turns():
+    """Later calls of one decode skip torch's checks; the first ones do not."""
+    shape = {"n_layers_in_prelude": 1, "n_layers_in_recurrent_block": 1, "n_layers_in_coda": 1}
+    one, other = exact_model(0, **shape), exact_model(1, **shape)
+    ids, options = torch.tensor([PROMPTS[0]]), {"max_new_tokens": 8, "policy": "adaptive"}
+
+    def agree(model):
+        expected = model.generate(ids, **options).tolist()
+        assert model.generate(ids, **options, **compiling_eagerly()).tolist() == expected
+
+    for model in (one, other, one):
+        agree(model)
+    one.transformer["core_block"][0].mlp.proj.weight.data.mul_(3)
+    agree(one)
+    one.float()
+    agree(one)
+    one.set_attn_implementation("eager")
+    agree(one)
+    with torch.inference_mode():
+        agree(other)
+
+
+def test_compiled_parts_go_with_their_model_and_leave_torchs_stance_as_it_was():
+    model = exact_model(0)
+    model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=4, **compiling_eagerly())
+    assert len(kept_with(model).compiled) == 3, "prelude, core step and coda, of one token"
+    assert torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe is False
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize(("num_heads", "num_key_heads"), [(4, 4), (6, 2), (3, 1)])
@@ -171,6 +212,7 @@ def test_beams_reorder_a_static_cache():
             {"cache_implementation": "static", "preset": "diffusion-forcing-r4", "reference_compat": True},
             "and `reference_compat`",
         ),
+        ({"cache_implementation": "static", "policy": "published"}, "left out with `policy='published'`"),
         ({"cache_implementation": "offloaded"}, "`cache_implementation` must be 'static'"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wavedraft.hub.travelling_code import OLDEST_TRANSFORMERS
+from wavedraft.hub.custom_generate import OLDEST_TRANSFORMERS
 from wavedraft.supported_versions import OLDEST, REQUIREMENT, check_transformers
 
 ROOT = Path(__file__).parent.parent

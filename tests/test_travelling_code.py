@@ -19,7 +19,8 @@ from helpers_tidar import random_prompts, tiny_tidar
 from helpers_without_wavedraft import run_alone
 from wavedraft import TiDARForCausalLM, convert
 from wavedraft.generation import tidar as tidar_decode
-from wavedraft.hub.travelling_code import flat_sources, one_file
+from wavedraft.hub.custom_generate import one_file
+from wavedraft.hub.travelling_code import flat_sources
 from wavedraft.training import gated_adapter_config
 
 WITHOUT_WAVEDRAFT = """
@@ -254,10 +255,11 @@ def test_another_installed_version_does_not_touch_a_trusted_checkpoint(tmp_path)
     site.mkdir(parents=True)
     for part in ("wavedraft", "modeling_tidar", "modeling_recurrent", "generation", "hub", "conversion", "training"):
         module = importlib.import_module("wavedraft" if part == "wavedraft" else f"wavedraft.{part}")
-        for path in Path(module.__file__).parent.glob("*.py"):
-            name = path.name if part == "wavedraft" else f"{part}/{path.name}"
-            (site / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, site / name)
+        folder = Path(module.__file__).parent
+        for path in folder.rglob("*.py"):
+            copy = Path(site, "" if part == "wavedraft" else part, path.relative_to(folder))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
     (site / "__init__.py").write_text((site / "__init__.py").read_text() + '\n__version__ = "99.0"\n')
     decode = site / "generation" / "drafting" / "decode_tidar.py"
     later = '\n\ndef decode_tidar(*args, **kwargs):\n    raise RuntimeError("another version decodes")\n'

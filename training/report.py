@@ -117,6 +117,6 @@ def write_report(
     folder = Path(arguments.output_dir)
     draw_curve(log_history, folder / "curve.png")
     if not arguments.is_recurrent and (not arguments.lora_rank or arguments.mode == "gated"):
-        kind = card_kind_of(folder, model.card_kind)
+        kind = card_kind_of(folder, model)
         write_card(folder, kind, folder.name, origin=Path(arguments.model_path), figures=report)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

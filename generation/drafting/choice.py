@@ -50,6 +50,18 @@ class Choice:
         self.keeps_scores = keeps_scores
         self.is_pure = False
 
+    def first(self, target_logits: torch.Tensor) -> Decided:
+        """Decides the first token from the prefill's logits [A, 1, V]."""
+        raise NotImplementedError
+
+    def verify(self, state: StepState, target_logits: torch.Tensor) -> Decided:
+        """Decides 1 to N tokens by the logits after each token of the draft, [A, N, V]."""
+        raise NotImplementedError
+
+    def draft(self, decided: Decided, slots: SlotPredictions) -> Draft:
+        """Writes the next draft: the last decided token, then what the masks predict."""
+        raise NotImplementedError
+
     def keep_rows(self, places: list[int]) -> None:
         """Takes every other row out of the decode."""
 
@@ -110,13 +122,11 @@ class Greedy(Choice):
         self.is_pure = not scores.processors and not keeps_scores
 
     def first(self, target_logits: torch.Tensor) -> Decided:
-        """Decides the first token from the prefill's logits [A, 1, V]."""
         scores = self.scores(target_logits)
         ids = best_ids(scores)
         return self.decided(ids, torch.ones_like(ids[:, 0]), target_logits, scores)
 
     def verify(self, state: StepState, target_logits: torch.Tensor) -> Decided:
-        """Decides 1 to N tokens by the logits after each token of the draft, [A, N, V]."""
         draft_ids = state.draft_ids
         scores = self.target_scores(draft_ids, target_logits)
         target_ids = best_ids(scores)
@@ -229,13 +239,11 @@ class Sampled(Choice):
         return torch.stack([torch.rand(num, generator=g) for g in self.generators]).to(like.device)
 
     def first(self, target_logits: torch.Tensor) -> Decided:
-        """Decides the first token from the prefill's logits [A, 1, V]."""
         scores = self.scores(target_logits)
         ids = sample(scores.float().softmax(dim=-1), self._uniforms(target_logits, 1))
         return self.decided(ids, torch.ones_like(ids[:, 0]), target_logits, scores)
 
     def verify(self, state: StepState, target_logits: torch.Tensor) -> Decided:
-        """Decides 1 to N tokens by the logits after each token of the draft, [A, N, V]."""
         draft_ids, num_drafted = state.draft_ids, state.num_drafted
         scores = self.target_scores(draft_ids, target_logits)
         target_probs = scores.float().softmax(dim=-1)

@@ -92,7 +92,7 @@ def write(
     # 1. Prefill: the prompt decides the first token, and on some devices a block of masks drafts what follows it.
     state, decided = begin(run, transcript, options, position_ids)
     _, drafted = transcript.extend(decided.ids, decided.num_accepted, state.num_drafted, decided.chosen_by)
-    planner = planner_of(run, state, options, transcript.max_length - transcript.prompt_length)
+    planner = planner_of(run, state, options)
     while places := transcript.drop_ended():
         # 2. Ended rows leave the forward.
         state, drafted = network.rows.keep(state, places), [drafted[place] for place in places]
@@ -109,9 +109,8 @@ def write(
         before = drafted
         counts, drafted = transcript.extend(decided.ids, decided.num_accepted, state.num_drafted, decided.chosen_by)
         network.rows.advance(counts)
-        planner.saw(plan, before, num_tokens, counts, transcript.fewest_new_tokens - 1)
+        planner.saw(plan, before, num_tokens, counts)
         record.add_forward(transcript.active, counts)
-    planner.end()
     return state
 
 

@@ -23,15 +23,11 @@ class TiDAROptions:
     Args:
         draft_length: K, tokens drafted at a time, from 1 to the length the checkpoint was taught; 0 decodes without
             drafts, as the stock model does. By default the length the checkpoint was taught.
-        num_branches: B, 1 to K: a forward drafts behind the B numbers of accepted tokens that are most probable by the
-            draft's own confidence. Where another comes true, the next forward drafts with what the masks of a shorter
-            one still predict, if they do, and reads one token otherwise. By
-            default K, all of them. "auto" chooses K (up to `draft_length`) and B anew for each forward, by what
-            forwards cost on this machine, measured once, and what drafts were worth so far; it decodes plainly where
-            drafts do not pay, finds that out at the price of 3% of a text of `max_new_tokens` at most, besides two
-            forwards of what drafts have saved earlier texts, and on a CPU and in recorded steps on a GPU reads the
-            prompt plainly: masks behind a short one cost more there than they save. Over a static cache it keeps to K,
-            and chooses B.
+        num_branches: B, 1 to K. Each step prepares the next draft for the B most likely numbers of accepted tokens. If
+            another outcome occurs, the step falls back to a shorter draft, or to none. By default K: every number. With
+            "auto", K (up to `draft_length`) and B are chosen anew for each step, as the most expected tokens a second.
+            What steps take is measured once a model. Where drafts do not pay, decoding is plain, and a draft is tried
+            now and then. Over a static cache K is fixed, and B is chosen.
         seed: for sampling: one integer for each row, so that a row's text does not depend on the batch it is in;
             a single integer s gives row b the seed s + b. By default the device's global generator draws.
         exact: "tie-safe" for greedy decoding in half precision, where a wide forward and a forward of one token round
@@ -46,10 +42,11 @@ class TiDAROptions:
             `disable_compile`, on a CPU where a `compile_config` is given. On a GPU a step then becomes one CUDA graph,
             unless the config's `mode` is one of those without; graphs and cache are kept with the model.
         packed_weights: for bfloat16 or float32 on a CPU: linear layers read a second copy of their weights, in the
-            order its products want them, which takes as much memory again and a second once. The products are oneDNN's
-            and round otherwise than a stock model's, as those do from one machine to the next (in float32 only where
-            there is more than one token). Where a CPU has no products of bfloat16, oneDNN has none either: there they
-            are ours, which the machine's C++ compiler builds in a second, and round as PyTorch's do.
+            order that oneDNN's products want. The copy takes as much memory again, and a second once. These products
+            round differently from a stock model's, as those do from one machine to the next (in float32 only where
+            there is more than one token).
+        draft_acceptance: for each slot of a draft after the first, how often it stood where those before it did, as the
+            checkpoint's evaluation has found: what `num_branches="auto"` expects before it has seen drafts of its own.
         draft_head: False drafts without the checkpoint's or adapter's draft head; a folder or Hub repository is where
             a stock model's is read from, once. By default the head that the model was loaded with is used, if any.
     """
@@ -64,6 +61,7 @@ class TiDAROptions:
     is_static: bool = False
     packed_weights: bool = False
     draft_head: str | bool | None = None
+    draft_acceptance: tuple[float, ...] = ()
 
     KEYWORDS: ClassVar[tuple[str, ...]] = (
         "draft_length",
@@ -86,83 +84,31 @@ class TiDAROptions:
         Raises:
             ValueError: an option is out of range, or a processor cannot follow drafts.
         """
+        given = {name: getattr(generation_config, name, None) for name in cls.KEYWORDS}
+        taught = getattr(config, "tidar_config", None) or taught or _taught_by_keywords(given, config)
         vocab_size = config.get_text_config().vocab_size
-        taught = getattr(config, "tidar_config", None) or taught
-        draft_length = getattr(generation_config, "draft_length", None)
-        mask_embedding_id = getattr(generation_config, "mask_embedding_id", None)
-        if taught is None and (draft_length is None or mask_embedding_id is None):
-            raise ValueError(
-                f"This {config.model_type!r} config has no `tidar_config`, so both `draft_length` and "
-                "`mask_embedding_id` must be given, as they were when its adapter was taught. Or convert the "
-                "checkpoint: `wavedraft convert SOURCE TARGET`."
-            )
-        if taught is None:
-            taught = {"draft_length": draft_length, "mask_token_id": vocab_size, "mask_embedding_id": mask_embedding_id}
-        draft_length = taught["draft_length"] if draft_length is None else draft_length
-        longest = taught["draft_length"]
-        if not _is_integer(draft_length) or not 0 <= draft_length <= longest:
-            raise ValueError(
-                f"`draft_length` must be an integer between 1 and {longest}, the length this checkpoint was taught to "
-                "draft (`config.tidar_config.draft_length`), or 0 to decode without drafts, "
-                f"but is {draft_length!r}."
-            )
+        draft_length = _draft_length(given["draft_length"], taught["draft_length"])
         if draft_length:
             _refuse_processors_that_count_calls(generation_config)
-        stored_row = taught.get("mask_embedding_id")
-        stored_row = taught["mask_token_id"] if stored_row is None else stored_row
-        row = stored_row if mask_embedding_id is None else mask_embedding_id
-        if not _is_integer(row) or not 0 <= row < vocab_size:
-            raise ValueError(
-                f"`mask_embedding_id` must be a row of the embedding table, from 0 to {vocab_size - 1} "
-                f"(`config.vocab_size` is {vocab_size}), but is {row!r}."
-            )
-        seed = getattr(generation_config, "seed", None)
-        seeds = seed if isinstance(seed, list | tuple) else [0 if seed is None else seed]
-        if not all(_is_integer(one) and 0 <= one < 2**63 for one in seeds):
-            raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, or one for each row, but is {seed!r}.")
-        num_branches = getattr(generation_config, "num_branches", None)
-        if num_branches is None:
-            num_branches = draft_length
-        elif num_branches == "auto":
-            _check_auto(draft_length, generation_config)
-        elif draft_length and not (_is_integer(num_branches) and 1 <= num_branches <= draft_length):
-            raise ValueError(
-                f"`num_branches` must be 'auto' or an integer from 1 to {draft_length}, the `draft_length` of this "
-                f"call: one for each number of tokens that may be accepted. It is {num_branches!r}."
-            )
-        exact, tie_margin = (getattr(generation_config, name, None) for name in ("exact", "tie_margin"))
-        _check_exact(exact, tie_margin, generation_config)
+        row = _mask_row(given["mask_embedding_id"], taught, vocab_size)
+        seed = _seed(given["seed"])
+        num_branches = _num_branches(given["num_branches"], draft_length, generation_config)
+        _check_exact(given["exact"], given["tie_margin"], generation_config)
         is_static = generation_config.cache_implementation == "static"
-        asks_to_compile = generation_config.compile_config is not None and not generation_config.disable_compile
-        if draft_length and asks_to_compile and generation_config.cache_implementation in (None, "dynamic"):
-            logger.warning_once(
-                "`compile_config` is left aside: it compiles steps of one shape, which `cache_implementation='static'` "
-                "makes, and that was not given."
-            )
-        if draft_length and is_static and exact:
-            raise ValueError(
-                f"`exact={exact!r}` runs steps of several shapes, and `cache_implementation='static'` has one. Leave "
-                "either out."
-            )
-        packed_weights = getattr(generation_config, "packed_weights", None) or False
-        if not isinstance(packed_weights, bool):
-            raise ValueError(f"`packed_weights` must be True or False, but is {packed_weights!r}.")
-        draft_head = getattr(generation_config, "draft_head", None)
-        if draft_head is not None and draft_head is not False and not (isinstance(draft_head, str) and draft_head):
-            raise ValueError(
-                f"`draft_head` must be a folder or Hub repository that has one, or False, but is {draft_head!r}."
-            )
+        if draft_length:
+            _check_static(is_static, given["exact"], generation_config)
         return cls(
             draft_length=draft_length,
             num_branches=num_branches,
-            exact=exact,
-            tie_margin=tie_margin,
-            seed=list(seed) if isinstance(seed, tuple) else seed,
+            exact=given["exact"],
+            tie_margin=given["tie_margin"],
+            seed=seed,
             mask_embedding_id=row,
             excluded_id=taught["mask_token_id"] if taught["mask_token_id"] < vocab_size else None,
             is_static=is_static,
-            packed_weights=packed_weights,
-            draft_head=draft_head,
+            packed_weights=_packed_weights(given["packed_weights"]),
+            draft_head=_draft_head(given["draft_head"]),
+            draft_acceptance=_acceptance(generation_config),
         )
 
     @property
@@ -191,6 +137,98 @@ class TiDAROptions:
                 f"`num_return_sequences`), but has {len(self.seed)} of them."
             )
         return self.seed
+
+
+def _taught_by_keywords(given: dict[str, Any], config: Any) -> dict[str, int]:
+    """What a checkpoint would say, where the call says all of it."""
+    if given["draft_length"] is None or given["mask_embedding_id"] is None:
+        raise ValueError(
+            f"This {config.model_type!r} config has no `tidar_config`, so both `draft_length` and "
+            "`mask_embedding_id` must be given, as they were when its adapter was taught. Or convert the "
+            "checkpoint: `wavedraft convert SOURCE TARGET`."
+        )
+    vocab_size = config.get_text_config().vocab_size
+    return {name: given[name] for name in ("draft_length", "mask_embedding_id")} | {"mask_token_id": vocab_size}
+
+
+def _draft_length(given: Any, longest: int) -> int:
+    draft_length = longest if given is None else given
+    if not _is_integer(draft_length) or not 0 <= draft_length <= longest:
+        raise ValueError(
+            f"`draft_length` must be an integer between 1 and {longest}, the length this checkpoint was taught to "
+            "draft (`config.tidar_config.draft_length`), or 0 to decode without drafts, "
+            f"but is {draft_length!r}."
+        )
+    return draft_length
+
+
+def _mask_row(given: Any, taught: dict[str, int], vocab_size: int) -> int:
+    stored_row = taught.get("mask_embedding_id")
+    stored_row = taught["mask_token_id"] if stored_row is None else stored_row
+    row = stored_row if given is None else given
+    if not _is_integer(row) or not 0 <= row < vocab_size:
+        raise ValueError(
+            f"`mask_embedding_id` must be a row of the embedding table, from 0 to {vocab_size - 1} "
+            f"(`config.vocab_size` is {vocab_size}), but is {row!r}."
+        )
+    return row
+
+
+def _seed(given: Any) -> int | list[int] | None:
+    seeds = given if isinstance(given, list | tuple) else [0 if given is None else given]
+    if not all(_is_integer(one) and 0 <= one < 2**63 for one in seeds):
+        raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, or one for each row, but is {given!r}.")
+    return list(given) if isinstance(given, tuple) else given
+
+
+def _num_branches(given: Any, draft_length: int, generation_config: Any) -> int | str:
+    if given is None:
+        return draft_length
+    if given == "auto":
+        _check_auto(draft_length, generation_config)
+    elif draft_length and not (_is_integer(given) and 1 <= given <= draft_length):
+        raise ValueError(
+            f"`num_branches` must be 'auto' or an integer from 1 to {draft_length}, the `draft_length` of this "
+            f"call: one for each number of tokens that may be accepted. It is {given!r}."
+        )
+    return given
+
+
+def _check_static(is_static: bool, exact: Any, generation_config: Any) -> None:
+    asks_to_compile = generation_config.compile_config is not None and not generation_config.disable_compile
+    if asks_to_compile and generation_config.cache_implementation in (None, "dynamic"):
+        logger.warning_once(
+            "`compile_config` is left aside: it compiles steps of one shape, which `cache_implementation='static'` "
+            "makes, and that was not given."
+        )
+    if is_static and exact:
+        raise ValueError(
+            f"`exact={exact!r}` runs steps of several shapes, and `cache_implementation='static'` has one. Leave "
+            "either out."
+        )
+
+
+def _packed_weights(given: Any) -> bool:
+    packed_weights = given or False
+    if not isinstance(packed_weights, bool):
+        raise ValueError(f"`packed_weights` must be True or False, but is {packed_weights!r}.")
+    return packed_weights
+
+
+def _draft_head(given: Any) -> str | bool | None:
+    if given is not None and given is not False and not (isinstance(given, str) and given):
+        raise ValueError(f"`draft_head` must be a folder or Hub repository that has one, or False, but is {given!r}.")
+    return given
+
+
+def _acceptance(generation_config: Any) -> tuple[float, ...]:
+    chances = getattr(generation_config, "draft_acceptance", None) or ()
+    if not isinstance(chances, list | tuple) or not all(isinstance(x, float | int) and 0 <= x <= 1 for x in chances):
+        raise ValueError(
+            "`draft_acceptance` must be a list of chances from 0 to 1, one for each slot of a draft after the first, "
+            f"but is {chances!r}. Leave it out of generation_config.json to begin without a record."
+        )
+    return tuple(chances)
 
 
 def _refuse_processors_that_count_calls(generation_config: Any) -> None:

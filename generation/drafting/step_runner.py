@@ -48,7 +48,7 @@ class StepRunner:
 
         inputs = tuple(cache.spread(tensor) for tensor in state)
         about = plan, choice.wants_confidence, choice.scores.excluded_id, self.network.head is not None
-        found = graphs.run(shape_of(self.network, inputs, about), run, inputs, self.network.form)
+        found = graphs.run(graph_key(self.network, inputs, about), run, inputs, self.network.form)
         *after, ids, num_accepted = (cache.gather(tensor) for tensor in found)
         return StepState(*after), Decided(ids, num_accepted)
 
@@ -87,11 +87,11 @@ class CapturedNetwork:
             return self.network.read(inputs.mapped(lambda _: next(left)))
 
         about = "forward", inputs.num_clean, inputs.draft_length, inputs.num_read
-        found = self.graphs.run(shape_of(self.network, tensors, about), run, tensors, self.network.form)
+        found = self.graphs.run(graph_key(self.network, tensors, about), run, tensors, self.network.form)
         return self.network.split(inputs, *(cache.gather(tensor) for tensor in found))
 
 
-def shape_of(network: DraftNetwork, tensors: tuple[torch.Tensor, ...], about: Any) -> Any:
+def graph_key(network: DraftNetwork, tensors: tuple[torch.Tensor, ...], about: Any) -> Any:
     """What tells one graph from another: shapes, whether the batch is padded, and what else a step hangs on."""
     return tuple(tuple(tensor.shape) for tensor in tensors), network.rows.is_real_slot is not None, about
 

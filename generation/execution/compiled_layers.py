@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
-from ..kept_with_model import kept_with
+from ..kept_with_model import compiled_for, kept_with
 from ..stock_model import decoder_layers
 from .step_graph import reason_not_to_record
 
@@ -73,7 +72,7 @@ class CompiledLayers:
     """
 
     def __init__(self, model: nn.Module, config: CompileConfig, of_inductor: dict[str, Any] | None = None):
-        self.kept = kept_with(model).compiled
+        self.model = model
         self.layers = decoder_layers(model)
         self.options = {name: value for name, value in config.to_dict().items() if value is not None}
         if (mode := self.options.get("mode")) in LAYER_MODES:
@@ -88,16 +87,15 @@ class CompiledLayers:
 
     def compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
         """The function as it is compiled for one shape of step, when it is first called."""
-        key = function.__name__, shape, tuple(sorted((name, str(value)) for name, value in self.options.items()))
-        if key not in self.kept:
+        known = kept_with(self.model).compiled
+        num_known = len(known)
+        found = compiled_for(self.model, function, shape, self.options)
+        if len(known) > num_known:
             logger.warning_once(
                 "The decoder's layers are compiled at the first step of each shape, which takes seconds to a minute. "
                 "Later texts of about this length do not wait for it."
             )
-            assert isinstance(function, FunctionType)
-            code = function.__code__.replace(co_name=f"{function.__name__}_{len(self.kept)}")
-            self.kept[key] = torch.compile(FunctionType(code, function.__globals__), **self.options)
-        return self.kept[key]
+        return found
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ PEFT's own layer costs a CPU as much time a forward as the adapter's arithmetic.
 decode. B rows, Q queries, D and E channels, r the adapter's rank.
 """
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -26,16 +27,24 @@ class GatedLinear(nn.Module):
 
     Args:
         adapted: PEFT's layer, whose hooks are run here too.
+        name: of the adapter.
+
+    Attributes:
         down, up: [D, r] and [r, E], the scaling in the latter.
+        state: what `adapted` was when they were made.
     """
 
-    def __init__(self, adapted: Any, down: torch.Tensor, up: torch.Tensor, gate: MaskGate):
+    def __init__(self, adapted: Any, name: str):
         super().__init__()
-        self.base = adapted.base_layer
-        self.down, self.up, self.gate = down, up, gate
-        self.training = adapted.training
-        for name in HOOKS:
-            setattr(self, name, getattr(adapted, name))
+        self.down, self.up = factors_of(adapted, name)
+        self.state = state_of(adapted, name)
+        for hooks in HOOKS:
+            setattr(self, hooks, getattr(adapted, hooks))
+
+    def in_decode(self, adapted: Any, gate: MaskGate) -> "GatedLinear":
+        """The layer as one decode uses it: over the base layer that stands below the adapter now."""
+        self.base, self.gate, self.training = adapted.base_layer, gate, adapted.training
+        return self
 
     def forward(self, x: torch.Tensor, **peft: Any) -> torch.Tensor:
         """[B, Q, D] -> [B, Q, E]. What PEFT hands to its layers beside x is of no concern here."""
@@ -71,6 +80,27 @@ def sole_adapter(module: Any) -> str | None:
     is_one_dtype = len({layer.weight.dtype for layer in (base, lora_a, lora_b)}) == 1
     has_dropout = module.training and not isinstance(module.lora_dropout[name], nn.Identity)
     return None if not is_one_dtype or has_dropout or lora_b.bias is not None else name
+
+
+def state_of(module: Any, name: str) -> tuple[Any, ...]:
+    """What an adapter's arithmetic depends on. An optimizer may leave no trace of a step but the numbers, so they are
+    summed, as integers; the matrices are small."""
+    weights = module.lora_A[name].weight, module.lora_B[name].weight
+    return module.scaling[name], *((w.data_ptr(), w.shape, w.dtype, w.device, sum_of(w)) for w in weights)
+
+
+def sum_of(weight: torch.Tensor) -> int:
+    numbers = weight.detach().flatten()
+    is_whole = numbers.numel() * numbers.element_size() % 8 == 0
+    return int(numbers.view(torch.int64 if is_whole else torch.uint8).sum())
+
+
+def gated_linear(adapted: Any, name: str, gate: MaskGate, kept: MutableMapping[nn.Module, Any]) -> GatedLinear:
+    """The layer that takes the place of PEFT's, kept from one decode to the next while the adapter is the same."""
+    layer = kept.get(adapted)
+    if layer is None or layer.state != state_of(adapted, name):
+        layer = kept[adapted] = GatedLinear(adapted, name)
+    return layer.in_decode(adapted, gate)
 
 
 def factors_of(module: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:

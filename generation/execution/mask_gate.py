@@ -110,6 +110,10 @@ def adapted_layers(model: nn.Module) -> dict[Any, tuple[dict[str, Any], str]]:
     return found
 
 
+def has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 @contextmanager
 def gate_for_decode(layers: list[tuple[Any, str]], gate: MaskGate) -> Iterator[None]:
     """While this is open, `gate` does the aLoRA arithmetic of these layers and adapters."""

@@ -13,11 +13,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, CompileConf
 from transformers.masking_utils import sdpa_mask
 
 from ..kept_with_model import kept_with
-from ..stock_model import last_module
+from ..stock_model import decoder_of
 from .attention_forms import attend
 from .compiled_layers import CompiledLayers
-from .gated_linear import GatedLinear, factors_of, sole_adapter
-from .mask_gate import MaskGate, adapted_layers, gate_for_decode, peft_variant
+from .gated_linear import gated_linear, sole_adapter
+from .mask_gate import MaskGate, adapted_layers, gate_for_decode, has_hooks, peft_variant
 from .packed_linear import PackedLinear, check_packable, options_of_compiler, pack, packable_linears
 from .token_by_token import Spans, attend_token_by_token, clean_tokens_alone, products_token_by_token, rounding_of
 
@@ -138,8 +138,13 @@ class ModelForm:
         ]
         self.gate = gate = MaskGate(variants[0][2])
         stack.enter_context(gate_for_decode([(layer, name) for layer, name, _ in variants], gate))
-        gated = {layer: GatedLinear(layer, *factors_of(layer, name), gate) for layer, name in sole.items()}
-        stack.enter_context(swapped([(*adapted[layer], own) for layer, own in gated.items()]))
+        stack.enter_context(swapped([(*adapted[layer], self._stand_in(layer, name)) for layer, name in sole.items()]))
+
+    def _stand_in(self, layer: Any, name: str) -> nn.Module:
+        """What stands in the place of a layer that one gated adapter adapts. In plain decoding it acts on no token."""
+        if not self.is_drafting and not has_hooks(layer):
+            return layer.base_layer
+        return gated_linear(layer, name, self.gate, kept_with(self.model).copies)
 
     @contextmanager
     def _attending_by(self, name: str, function: Any) -> Iterator[None]:
@@ -161,7 +166,7 @@ class ModelForm:
         def catch(module: nn.Module, args: Any, output: Any) -> None:
             self.last_states = output if isinstance(output, torch.Tensor) else output[0]
 
-        handle = last_module(self.model).register_forward_hook(catch)
+        handle = decoder_of(self.model).register_forward_hook(catch)
         try:
             yield
         finally:

@@ -1,6 +1,6 @@
 """Diffusion forcing for recurrent-depth models: the wavefront adds headway, recurs, freezes (arXiv 2510.14961).
 
-Corrected where the published code errs (`reference_wavefront` keeps that): only a run from the left freezes; a token
+Corrected where the published code errs (`decode_published` keeps that): only a run from the left freezes; a token
 only if its own state was computed from it, from the first recurrence on (a state that goes on from another token's may
 come to rest where that one led it); states are compared at the same position; a position that does not come to rest
 is begun anew, behind frozen tokens, and freezes at full depth; a position's first embedding is taken whole; sampling
@@ -8,6 +8,8 @@ noise is drawn once a position, so that a token moves only when its scores do; r
 
 A rows, W wavefront positions, E channels, V vocabulary.
 """
+
+from collections.abc import Callable
 
 import torch
 
@@ -20,7 +22,6 @@ from .freezing import (
     latent_difference,
     token_stability,
 )
-from .options_recurrent import noise_share
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
 from .session_recurrent import Session
 from .wavefront import Wavefront, of_width
@@ -91,11 +92,27 @@ def add_noise(wavefront: Wavefront, session: Session) -> torch.Tensor:
     return kept * states + fresh * noise
 
 
+def noise_share(
+    schedule: str, state_noise: float, counts: torch.Tensor, num_recurrences: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is kept of a state and what is mixed in, each [..., 1], for positions with `counts` [...] recurrences."""
+    shares: dict[str, Callable] = {
+        "constant": lambda: torch.full_like(counts, state_noise),
+        "dampened": lambda: state_noise / (1 + counts),
+        "linear": lambda: state_noise * (1 - counts / num_recurrences).clamp(min=0),
+        "sqrt": lambda: state_noise / (1 + counts),
+    }
+    share = shares[schedule]()[..., None]
+    if schedule == "sqrt":
+        return (1 - share).sqrt(), share.sqrt()
+    return 1 - share, share
+
+
 def choose(session: Session, wavefront: Wavefront, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Processed scores of [A, W, V] logits, and the token each position predicts by them, [A, W]."""
     if not session.is_prefix_free:
         session.transcript.write_undecided(wavefront.ids(logits.shape[1])[:, 1:])
-    scores = session.process(logits)
+    scores = session.scores(logits)
     return scores, (scores if wavefront.noise is None else scores + wavefront.noise).argmax(dim=-1)
 
 

@@ -1,6 +1,6 @@
 """The published diffusion-forcing sampler as its authors' code runs it (seal-rg/recurrent-pretraining, October 2025).
 
-Kept to be compared with: one row, and each of its habits that `decode_recurrent` mends is marked HABIT where it stands.
+Kept to be compared with. It takes one row. Each habit that `decode_diffusion_forcing` mends is marked HABIT.
 W wavefront positions, E channels, V vocabulary.
 """
 
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
+from ..transcript import Transcript
+from .decode_diffusion_forcing import noise_share
 from .freezing import latent_acceleration, latent_difference
-from .options_recurrent import RecurrentOptions, noise_share
+from .options_recurrent import PublishedOptions
 from .outputs_recurrent import Costs, RecurrentGenerateOutput, WavefrontStep
 
 
-class ReferenceChoice:
+class PublishedChoice:
     """The next token of each of several prefixes: the likeliest, or a fresh draw each time it is asked."""
 
     def __init__(self, processors: LogitsProcessorList, do_sample: bool, generator: torch.Generator | None):
@@ -23,7 +25,7 @@ class ReferenceChoice:
         self.generator = generator
 
     def __call__(self, frozen_ids: list[int], logits: torch.Tensor) -> list[int]:
-        """Tokens for logits [n, V], each processed behind the frozen tokens, wherever it stands (HABIT)."""
+        """Tokens for logits [n, V], each processed as if it followed the frozen tokens, wherever it stands (HABIT)."""
         if self.processors:
             logits = self.processors(torch.tensor([frozen_ids], device=logits.device).expand(len(logits), -1), logits)
         if self.do_sample:
@@ -31,14 +33,14 @@ class ReferenceChoice:
         return logits.argmax(dim=-1).tolist()
 
 
-class ReferenceFreezing:
+class PublishedFreezing:
     """The published freeze criteria, which look at one decode step's states beside the ones before.
 
     HABIT: earlier states were kept without the positions frozen since, but are counted from where the wavefront began
     then: after n tokens froze, a position is compared with the one n places on.
     """
 
-    def __init__(self, options: RecurrentOptions):
+    def __init__(self, options: PublishedOptions):
         self.options = options
         self.patience = options.num_recurrences // options.inner_recurrence
         self.kept: list[tuple[int, torch.Tensor]] = []  # of the latest two steps: where they began, what they kept
@@ -96,94 +98,151 @@ class ReferenceFreezing:
         self.kept = [*self.kept[-1:], (start, states)]
 
 
+class PublishedWavefront:
+    """One text and the positions begun after it.
+
+    Attributes:
+        frozen: the prompt and the tokens frozen so far.
+        ids: those, and what is drafted after them.
+        start: position of the wavefront's first token, the last one frozen.
+        states: [1, W, E].
+        counts: recurrences of each position.
+        fed_embeds: [1, W, E] the embeddings that the step before fed to the core, of the positions still there.
+    """
+
+    def __init__(self, model: Any, options: PublishedOptions, cache: Any, prompt: list[int], first_id: list[int]):
+        self.model, self.options, self.cache = model, options, cache
+        self.frozen = prompt + first_id
+        self.ids, self.start = list(self.frozen), len(prompt)
+        # HABIT: the first new position counts the prompt's recurrences as its own.
+        self.counts = [options.num_recurrences] * len(self.frozen)
+        self.blank = torch.zeros(1, 1, model.config.n_embd, dtype=model.dtype, device=cache.device)
+        self.states = self.draw(self.blank)
+        self.fed_embeds: torch.Tensor | None = None
+        self.num_looked_at = 0
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.states.shape[1]
+
+    def draw(self, like: torch.Tensor) -> torch.Tensor:
+        """Fresh initial states."""
+        return self.model.initial_states(like, self.options.init_scale, self.options.generator)
+
+    def recur(self, costs: Costs) -> torch.Tensor:
+        """`inner_recurrence` core passes of every position; logits [W, V]."""
+        options, width = self.options, self.width
+        window = self.model.window_at([self.start], width, self.cache)
+        fed_ids = torch.tensor([self.ids[self.start : self.start + width]], device=self.cache.device)
+        embeds = self.model.prelude(fed_ids, window)
+        before = embeds if self.fed_embeds is None else self.fed_embeds
+        # HABIT: a position with no earlier embedding is left with its own, shrunk.
+        mixed = (1 - options.embedding_ema) * embeds
+        mixed[:, : before.shape[1]] += options.embedding_ema * before[:, :width]
+        self.fed_embeds = mixed
+        if options.state_noise:
+            counts = self.counts[self.start : self.start + width]
+            tried = torch.tensor(counts, dtype=self.states.dtype, device=self.cache.device)
+            kept, fresh = noise_share(options.noise_schedule, options.state_noise, tried, options.num_recurrences)
+            self.states = kept * self.states + fresh * self.draw(self.states)
+        for inner in range(1, options.inner_recurrence + 1):
+            self.states = self.model.core_step(self.states, mixed, window, inner)
+            costs.add_core_pass(width, [0])
+        for position in range(self.start, self.start + width):
+            self.counts[position] += options.inner_recurrence
+        return self.model.coda(self.states, window)[0]
+
+    def add_headway(self) -> None:
+        """Begins positions with random tokens, cut where the wavefront is full."""
+        options = self.options
+        size = (options.headway - 1,)
+        extra = torch.randint(self.model.config.vocab_size, size, generator=options.generator).tolist()
+        self.ids = (self.ids + extra)[: self.start + options.max_wavefront]
+        begun = self.draw(self.blank.expand(1, options.headway, -1))
+        self.states = torch.cat([self.states, begun], dim=1)[:, : options.max_wavefront]
+        self.counts = (self.counts + [0] * (self.start + self.width))[: self.start + self.width]
+
+    def freeze(self, last: int | None) -> list[int]:
+        """Freezes the positions up to place `last`, and returns their tokens."""
+        newly_frozen = []
+        if last is not None:
+            num_before, self.frozen = len(self.frozen), self.ids[: self.start + last + 1]
+            newly_frozen = self.frozen[num_before:]
+            self.states = self.states[:, last:]
+            self.start += last
+        assert self.fed_embeds is not None
+        self.fed_embeds = self.fed_embeds[:, last or 0 :]
+        return newly_frozen
+
+    def has_ended(self, has_frozen: bool, num_steps: int, eos_token_ids: set[int]) -> bool:
+        """Whether the step that just froze tokens, or none, is the last.
+
+        HABIT: the end of the text is looked for late, and only among the tokens frozen in this very step (the first
+        step that freezes any stands for all before it, the prompt too), or in the last one where no states are
+        compared.
+        """
+        if self.options.freeze_criterion.startswith("latent"):
+            looked_at = self.frozen[self.num_looked_at :] if has_frozen else []
+            self.num_looked_at += len(looked_at)
+        else:
+            looked_at = self.frozen[-self.options.headway :]
+        has_end = num_steps > self.options.num_recurrences and not eos_token_ids.isdisjoint(looked_at)
+        return has_end or num_steps > self.options.max_steps
+
+
 @torch.no_grad()
-def decode_reference(
+def decode_published(
     model: Any,
-    prompt_ids: torch.Tensor,
-    options: RecurrentOptions,
+    transcript: Transcript,
+    options: PublishedOptions,
     cache: Any,
-    choose: ReferenceChoice,
-    max_new_tokens: int,
-    eos_token_ids: set[int],
+    choose: PublishedChoice,
     streamer: Any = None,
 ) -> RecurrentGenerateOutput:
-    """Decodes [1, P] ids; the text may run past `max_new_tokens` and past its end (HABIT)."""
+    """Decodes one row; the text may run past the transcript's `max_length` and past its end (HABIT)."""
+    check_criteria(transcript)
+    prompt_ids = transcript.ids[:, : transcript.prompt_length]
     prompt = prompt_ids[0].tolist()
-    device, num_recurrences = prompt_ids.device, options.num_recurrences
-    draw = lambda like: model.initial_states(like, options.init_scale, options.generator)  # noqa: E731
-    costs = Costs(1, num_recurrences)
-    freezing = ReferenceFreezing(options)
+    costs = Costs(1, options.num_recurrences)
+    freezing = PublishedFreezing(options)
     trace = []
 
     # Prefill: the prompt at full depth. Its token is frozen at once.
-    logits = model(
-        prompt_ids,
-        cache=cache,
-        num_recurrences=num_recurrences,
-        init_scale=options.init_scale,
-        generator=options.generator,
-        logits_to_keep=1,
-    ).logits[0]
+    drawn = {"init_scale": options.init_scale, "generator": options.generator}
+    read = model(prompt_ids, cache=cache, num_recurrences=options.num_recurrences, logits_to_keep=1, **drawn)
+    first_id = choose(prompt, read.logits[0])
     costs.num_core_passes, costs.num_positions = 1, len(prompt)
-    frozen = prompt + choose(prompt, logits)
-    start, ids = len(prompt), list(frozen)
-    counts = [num_recurrences] * len(frozen)  # HABIT: the first new position counts the prompt's recurrences as its own
-    blank = torch.zeros(1, 1, model.config.n_embd, dtype=model.dtype, device=device)
-    states = draw(blank)
-    old_embeds, num_looked_at = None, 0
-
-    while len(frozen) - len(prompt) < max_new_tokens and len(ids) <= model.config.block_size:
-        width = states.shape[1]
-        window = model.window_at([start], width, cache)
-        embeds = model.prelude(torch.tensor([ids[start : start + width]], device=device), window)
-        old_embeds = embeds if old_embeds is None else old_embeds
-        # HABIT: a position with no earlier embedding is left with its own, shrunk.
-        mixed = (1 - options.embedding_ema) * embeds
-        mixed[:, : old_embeds.shape[1]] += options.embedding_ema * old_embeds[:, :width]
-        if options.state_noise:
-            tried = torch.tensor(counts[start : start + width], dtype=states.dtype, device=device)
-            kept, fresh = noise_share(options.noise_schedule, options.state_noise, tried, num_recurrences)
-            states = kept * states + fresh * draw(states)
-        for inner in range(1, options.inner_recurrence + 1):
-            states = model.core_step(states, mixed, window, inner)
-            costs.add_core_pass(width, [0])
-        for position in range(start, start + width):
-            counts[position] += options.inner_recurrence
-        new_ids = choose(frozen, model.coda(states, window)[0, len(frozen) - 1 - start :])
-        old_ids, ids = ids, frozen + new_ids
-
-        # Headway, cut where the wavefront is full.
-        extra = torch.randint(model.config.vocab_size, (options.headway - 1,), generator=options.generator).tolist()
-        ids = (ids + extra)[: start + options.max_wavefront]
-        states = torch.cat([states, draw(blank.expand(1, options.headway, -1))], dim=1)[:, : options.max_wavefront]
-        counts = (counts + [0] * (start + states.shape[1]))[: start + states.shape[1]]
-
-        last = freezing.last_settled(costs.num_steps, start, states[0, :width], old_ids, ids, len(new_ids))
-        num_frozen = 0 if last is None else last
-        trace.append(WavefrontStep(start, old_ids[start : start + width], new_ids, num_frozen))
-        newly_frozen = []
-        if last is not None:
-            before, frozen = len(frozen), ids[: start + last + 1]
-            newly_frozen = frozen[before:]
-            states = states[:, last:]
-        old_embeds = mixed[:, num_frozen:]
-        freezing.keep(start, states[0])
-        start += num_frozen
+    wavefront = PublishedWavefront(model, options, cache, prompt, first_id)
+    while len(wavefront.frozen) < transcript.max_length and len(wavefront.ids) <= model.config.block_size:
+        start, width = wavefront.start, wavefront.width
+        logits = wavefront.recur(costs)
+        new_ids = choose(wavefront.frozen, logits[len(wavefront.frozen) - 1 - start :])
+        old_ids, wavefront.ids = wavefront.ids, wavefront.frozen + new_ids
+        wavefront.add_headway()
+        states = wavefront.states[0, :width]
+        last = freezing.last_settled(costs.num_steps, start, states, old_ids, wavefront.ids, len(new_ids))
+        trace.append(WavefrontStep(start, old_ids[start : start + width], new_ids, last or 0))
+        newly_frozen = wavefront.freeze(last)
+        freezing.keep(start, wavefront.states[0])
         if streamer is not None and newly_frozen:
             streamer.put(torch.tensor(newly_frozen))
-        # HABIT: the end of the text is looked for late, and only among the tokens frozen in this very step (the first
-        # that freezes any stands for all before it, the prompt too), or in the last one where no states are compared.
-        if options.freeze_criterion.startswith("latent"):
-            looked_at = frozen[num_looked_at:] if last is not None else []
-            num_looked_at += len(looked_at)
-        else:
-            looked_at = frozen[-options.headway :]
-        has_ended = costs.num_steps > num_recurrences and not eos_token_ids.isdisjoint(looked_at)
-        if has_ended or costs.num_steps > options.max_steps:
+        if wavefront.has_ended(last is not None, costs.num_steps, transcript.eos_token_ids):
             break
         costs.add_step()
 
-    places = range(len(frozen) - len(prompt))
+    places = range(len(wavefront.frozen) - len(prompt))
+    counts = wavefront.counts
     costs.recurrences[0] = {place: (counts[len(prompt) + place :] or [0])[0] for place in places}
-    sequences = torch.tensor([frozen], device=device)
+    sequences = torch.tensor([wavefront.frozen], device=prompt_ids.device)
     return costs.output(sequences, [len(places)], wavefront=trace if options.record_wavefront else None)
+
+
+def check_criteria(transcript: Transcript) -> None:
+    """Raises where the text is to end by what the published code does not know."""
+    if transcript.criteria:
+        raise ValueError(
+            f"`stopping_criteria`, `stop_strings` and `max_time` must be left out under `reference_compat` (the "
+            f"published code knows end tokens alone), but {type(transcript.criteria[0]).__name__} was given. Leave "
+            f"`reference_compat` out."
+        )

@@ -6,88 +6,94 @@ B rows, A rows still being written, P prompt columns, V vocabulary.
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList
-from transformers.generation import logits_process
 
 from ..cache_name import CACHE
 from ..processed_scores import ProcessedScores
 from ..transcript import Transcript
 from .draws_recurrent import STATE, Draws, state_hashes
 from .freezing import latent_difference
-from .options_recurrent import RecurrentOptions
+from .options_recurrent import RecurrentOptions, check
 from .outputs_recurrent import Costs, RecurrentGenerateOutput
 
-# Processors that look at the scores alone, so that all positions may be given to them at once.
-PREFIX_FREE = (
-    logits_process.TemperatureLogitsWarper,
-    logits_process.TopKLogitsWarper,
-    logits_process.TopPLogitsWarper,
-    logits_process.MinPLogitsWarper,
-    logits_process.TypicalLogitsWarper,
-    logits_process.EpsilonLogitsWarper,
-    logits_process.EtaLogitsWarper,
-)
+
+class Prompts:
+    """The prompts of one call, without their padding.
+
+    Attributes:
+        num_columns: P, of the padded batch.
+        columns: which columns of each row are tokens.
+        ids: the tokens of each row.
+        pads: padding columns of each row. A new token's column is its position plus the pad.
+    """
+
+    def __init__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None):
+        self.num_columns = input_ids.shape[1]
+        self.columns = token_columns(input_ids, attention_mask)
+        self.ids = [[ids[i] for i in where] for ids, where in zip(input_ids.tolist(), self.columns, strict=True)]
+        self.pads = [self.num_columns - len(ids) for ids in self.ids]
+
+    def check_length(self, max_length: int, block_size: int) -> None:
+        """Raises where a text may grow longer than the model was trained for."""
+        longest = max_length - min(self.pads)
+        if longest > block_size:
+            raise ValueError(
+                f"Prompt and new tokens together must be at most {block_size} (`config.block_size`, the "
+                f"length this checkpoint was trained for), but may reach {longest}. Lower `max_new_tokens`."
+            )
 
 
 class Session:
     """One call of `generate`: its rows, unpadded, and what they cost.
 
     Attributes:
+        parts: what computes prelude, core steps and coda after the prompt: the model, or the same in few shapes.
         rows: which of the batch are still being written.
-        pads: padding columns of each of them: a new token's column is its position plus the pad.
+        pads: padding columns of each of them.
         cache, draws: theirs.
-        parts: what computes prelude, core steps and coda behind the prompt: the model, or the same in few shapes.
+        seeds: one for each row of the batch.
+        set_aside: what rows that have ended held in the cache, where the cache is returned.
         steps: logits and scores of each token, where a caller asked for them.
     """
 
     def __init__(
         self,
         model: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        parts: Any,
+        prompts: Prompts,
         transcript: Transcript,
-        processors: LogitsProcessorList,
-        do_sample: bool,
-        options: RecurrentOptions,
+        scores: ProcessedScores,
+        options: Any,
         cache: Any,
+        do_sample: bool,
         returns_cache: bool = False,
-        parts: Any = None,
     ):
-        self.model = model
-        self.parts = model if parts is None else parts
+        assert transcript.max_length is not None, "generate always sets a maximum length"
+        self.model, self.parts = model, parts
         self.options = options
-        self.transcript = transcript
-        self.processors = processors
-        self.scores = ProcessedScores(processors, transcript)
-        self.is_prefix_free = all(isinstance(processor, PREFIX_FREE) for processor in processors)
+        self.transcript, self.scores, self.steps = transcript, scores, transcript.token_scores
+        self.is_prefix_free = not scores.depend_on_prefix
         self.do_sample = do_sample
-        self.steps = transcript.token_scores
-        self.device, self.dtype = input_ids.device, model.dtype  # asking a model takes its time
-        self.num_columns = input_ids.shape[1]
-        self.columns = token_columns(input_ids, attention_mask)
-        self.prompts = [[ids[i] for i in where] for ids, where in zip(input_ids.tolist(), self.columns, strict=True)]
-        self.rows = list(range(len(input_ids)))
-        self.pads = [input_ids.shape[1] - len(prompt) for prompt in self.prompts]
+        self.device, self.dtype = transcript.ids.device, model.dtype  # asking a model takes its time
+        self.prompts, self.num_columns = prompts, prompts.num_columns
+        self.rows, self.pads = list(range(len(prompts.ids))), list(prompts.pads)
         self.cache, self.returns_cache = cache, returns_cache
         self.set_aside: dict[int, list[torch.Tensor]] = {}
         self.num_cached = self._take_over(cache)
-        self.seeds = options.seeds(len(input_ids), do_sample)  # one a row of the batch
+        self.seeds = options.seeds(len(prompts.ids), do_sample)
         self.draws = Draws(self.seeds, self.device)
-        self.costs = Costs(len(input_ids), options.num_recurrences)
-        assert transcript.max_length is not None, "generate always sets a maximum length"
-        longest = transcript.max_length - min(self.pads)
-        if longest > model.config.block_size:
-            raise ValueError(
-                f"Prompt and new tokens together must be at most {model.config.block_size} (`config.block_size`, the "
-                f"length this checkpoint was trained for), but may reach {longest}. Lower `max_new_tokens`."
-            )
+        self.costs = Costs(len(prompts.ids), options.num_recurrences)
+        prompts.check_length(transcript.max_length, model.config.block_size)
 
-    def initial_states(self, embeds: torch.Tensor, starts: list[int]) -> torch.Tensor:
-        """[A, T, E] states of the tokens from the positions `starts` on, whose prelude outputs are given."""
+    def initial_states(self, embeds: torch.Tensor, starts: list[int], seeds: list[int] | None = None) -> torch.Tensor:
+        """[A, T, E] states of the tokens from the positions `starts` on, whose prelude outputs are given.
+
+        `seeds` are those of the rows still being written, or others.
+        """
         if not self.options.init_scale:
             return self.model.initial_states(embeds, 0.0)
         position_ids = torch.tensor(starts)[:, None] + torch.arange(embeds.shape[1])
-        hashes = state_hashes(torch.tensor(self.draws.seeds), position_ids).to(self.device)
+        seeds = self.draws.seeds if seeds is None else seeds
+        hashes = state_hashes(torch.tensor(seeds), position_ids).to(self.device)
         return self.model.initial_states(embeds, self.options.init_scale, hashes=hashes)
 
     def packed_states(
@@ -108,11 +114,11 @@ class Session:
         """Tokens of each prompt that the cache holds; it is unpadded, as all decoding here is."""
         length = cache.get_seq_length()
         if length:
-            self.options.check_cache(cache, len(self.columns), self.num_columns)
-            held = [[i for i in where if i < length] for where in self.columns]
+            check_cache(self.options, cache, len(self.rows), self.num_columns)
+            held = [[i for i in where if i < length] for where in self.prompts.columns]
             cache.gather(held)
             return [len(where) for where in held]
-        return [0] * len(self.prompts)
+        return [0] * len(self.rows)
 
     def prefill(self, exit_threshold: float = 0.0, is_filled: bool = False) -> torch.Tensor:
         """Reads the prompts at full depth, or until their states move less than that on average; logits [B, 1, V].
@@ -120,7 +126,7 @@ class Session:
         `is_filled`: so that a row comes out as it would alone (`filled_window` of the model).
         """
         starts = self.num_cached
-        unread = [prompt[start:] for prompt, start in zip(self.prompts, starts, strict=True)]
+        unread = [prompt[start:] for prompt, start in zip(self.prompts.ids, starts, strict=True)]
         self.costs.num_prefill_positions = sum(map(len, unread))
         longest = max(map(len, unread))
         if is_filled:
@@ -137,31 +143,22 @@ class Session:
         last = torch.tensor([[len(prompt) - 1] * num_kept for prompt in unread], device=self.device)
         return self.model.coda(states, window, logits_to_keep=last)[:, :1]
 
-    def process(self, logits: torch.Tensor) -> torch.Tensor:
-        """Processed scores of [A, n, V] logits that stand behind each row's decided tokens and 0 .. n-1 more."""
-        if not self.processors:
-            return logits
-        if self.is_prefix_free:
-            flat = logits.flatten(0, 1)
-            return self.processors(self.transcript.ids[:1, :1].expand(len(flat), 1), flat).view_as(logits)
-        return self.scores(logits)
-
     def process_packed(self, logits: torch.Tensor, rows: list[int], columns: list[int]) -> torch.Tensor:
-        """Processed scores of [n, V] logits, each standing behind the first columns[i] columns of its own row.
+        """Processed scores of [n, V] logits, each following the first columns[i] columns of its own row.
 
         `rows` are places among the rows still being written. Processors see the whole batch, as they would in plain
         decoding.
         """
         ids, active = self.transcript.ids, self.transcript.active
         if self.is_prefix_free:
-            return self.processors(ids[:1, :1].expand(len(logits), 1), logits)
+            return self.scores.processors(ids[:1, :1].expand(len(logits), 1), logits)
         scores = torch.empty_like(logits)
         for column in set(columns):
             index = [i for i, other in enumerate(columns) if other == column]
             in_batch = [active[rows[i]] for i in index]
             batch = torch.zeros(len(ids), logits.shape[1], device=logits.device)
             batch[in_batch] = logits[index]
-            scores[index] = self.processors(ids[:, :column], batch)[in_batch]
+            scores[index] = self.scores.processors(ids[:, :column], batch)[in_batch]
         return scores
 
     def write_draft(self, row: int, position: int, token: int) -> None:
@@ -177,12 +174,12 @@ class Session:
         return self.packed_states(like, rows, positions, purpose, times)[:, 0]
 
     def draw_gumbel(self, rows: list[int], positions: list[int]) -> torch.Tensor:
-        """[n, V] Gumbel noise by which the tokens behind positions are chosen."""
+        """[n, V] Gumbel noise by which the tokens after positions are chosen."""
         return self.draws.gumbel(rows, positions, self.model.config.vocab_size)
 
     def choose_first(self, logits: torch.Tensor) -> list[int]:
-        """Decides, and writes down, the first token behind each prompt from [B, 1, V] logits."""
-        scores = self.process(logits)
+        """Decides, and writes down, the first token after each prompt from [B, 1, V] logits."""
+        scores = self.scores(logits)
         favoured = scores
         if self.do_sample:
             rows = list(range(len(scores)))
@@ -199,7 +196,7 @@ class Session:
                 self.steps.add(self.rows[place], logits[place, : len(ids)], scores[place, : len(ids)])
 
     def show_draft(self, row: int, draft_ids: list[int]) -> None:
-        """Shows a draft-aware streamer what stands behind the last frozen token of the row."""
+        """Shows a draft-aware streamer what follows the last frozen token of the row."""
         if (
             draft_ids
             and hasattr(self.transcript.streamer, "put_draft")
@@ -226,58 +223,67 @@ class Session:
         if self.steps is not None:
             extra["logits"], extra["scores"] = self.steps.columns(num_new_tokens)
         if self.returns_cache:
-            extra[CACHE] = self._final_cache()
+            extra[CACHE] = final_cache(self)
         return self.costs.output(self.transcript.sequences(), num_new_tokens, **extra)
 
-    def _final_cache(self) -> Any:
-        """The cache, its columns those of the sequences: of each row all tokens, but of the longest ones the last,
-        which nobody has read."""
-        ends = self.transcript.lengths
-        columns = [[*where, *range(self.num_columns, end)] for where, end in zip(self.columns, ends, strict=True)]
-        length = max(ends) - 1
-        columns = [[column for column in where if column < length] for where in columns]
-        early = [row for row, end in enumerate(ends) if end <= length]
-        if all(where == list(range(length)) for where in columns) and not self.set_aside:
-            self.cache.lengths = [length] * len(columns)
-        else:
-            held = self.set_aside | {row: self.cache.row(place) for place, row in enumerate(self.rows)}
-            if early:
-                held |= self._with_last_tokens(early, held, [columns[row][:-1] for row in early])
-            self.cache.scatter([held[row] for row in range(len(columns))], columns, length)
-        self.cache.note_depth(self._cached_depth())
-        return self.cache
 
-    def _cached_depth(self) -> int:
-        """Recurrences each new token has in the cache: diffusion forcing stores those of one decode step, numbered
-        afresh at each."""
-        is_forced = self.options.policy == "diffusion-forcing"
-        return self.options.inner_recurrence if is_forced else self.options.num_recurrences
+def final_cache(session: Session) -> Any:
+    """The cache of a decode that has ended, its columns those of the sequences; nobody has read the last one."""
+    cache, num_columns = session.cache, session.num_columns
+    ends = session.transcript.lengths
+    columns = [[*where, *range(num_columns, end)] for where, end in zip(session.prompts.columns, ends, strict=True)]
+    length = max(ends) - 1
+    columns = [[column for column in where if column < length] for where in columns]
+    early = [row for row, end in enumerate(ends) if end <= length]
+    if all(where == list(range(length)) for where in columns) and not session.set_aside:
+        cache.lengths = [length] * len(columns)
+    else:
+        held = session.set_aside | {row: cache.row(place) for place, row in enumerate(session.rows)}
+        if early:
+            held |= with_last_tokens(session, early, held, [columns[row][:-1] for row in early])
+        cache.scatter([held[row] for row in range(len(columns))], columns, length)
+    cache.note_depth(session.options.cached_depth)
+    return cache
 
-    def _with_last_tokens(
-        self, rows: list[int], held: dict[int, list[torch.Tensor]], columns: list[list[int]]
-    ) -> dict[int, list[torch.Tensor]]:
-        """What these rows of the batch hold (`RecurrentCache.row`), their tokens before the last in `columns`, and
-        their last token: read at full depth, as a prompt is, or as deep as the tokens before it are stored."""
-        starts = [len(where) for where in columns]
-        self.cache.scatter([held[row] for row in rows], [list(range(start)) for start in starts], max(starts))
-        self.cache.lengths = starts
-        ends = [self.transcript.lengths[row] - 1 for row in rows]
-        ids = self.transcript.ids[torch.tensor(rows), torch.tensor(ends)][:, None]
-        window = self.model.window_at(starts, 1, self.cache)
-        embeds = self.model.prelude(ids, window)
-        if self.options.init_scale:
-            seeds = torch.tensor([self.seeds[row] for row in rows])
-            hashes = state_hashes(seeds, torch.tensor(starts)[:, None])
-            states = self.model.initial_states(embeds, self.options.init_scale, hashes=hashes.to(self.device))
-        else:
-            states = self.model.initial_states(embeds, 0.0)
-        is_shallow = self.cache.stored_recurrences > self._cached_depth()  # deeper planes hold the prompts alone
-        depth = self._cached_depth() if is_shallow else self.options.num_recurrences
-        for recurrence in range(1, depth + 1):
-            states = self.model.core_step(states, embeds, window, recurrence)
-        self.model.coda(states, window)
-        self.costs.num_prefill_core_passes += depth
-        return {row: self.cache.row(place) for place, row in enumerate(rows)}
+
+def with_last_tokens(
+    session: Session, rows: list[int], held: dict[int, list[torch.Tensor]], columns: list[list[int]]
+) -> dict[int, list[torch.Tensor]]:
+    """What these rows of the batch hold (`RecurrentCache.row`) after their last token was read too.
+
+    `columns` are those of the tokens before it. It is read at full depth, as a prompt is, or as deep as the tokens
+    before it are stored.
+    """
+    model, cache, options = session.model, session.cache, session.options
+    starts = [len(where) for where in columns]
+    cache.scatter([held[row] for row in rows], [list(range(start)) for start in starts], max(starts))
+    cache.lengths = starts
+    ends = [session.transcript.lengths[row] - 1 for row in rows]
+    ids = session.transcript.ids[torch.tensor(rows), torch.tensor(ends)][:, None]
+    window = model.window_at(starts, 1, cache)
+    embeds = model.prelude(ids, window)
+    states = session.initial_states(embeds, starts, [session.seeds[row] for row in rows])
+    is_shallow = cache.stored_recurrences > options.cached_depth  # deeper planes hold the prompts alone
+    depth = options.cached_depth if is_shallow else options.num_recurrences
+    for recurrence in range(1, depth + 1):
+        states = model.core_step(states, embeds, window, recurrence)
+    model.coda(states, window)
+    session.costs.num_prefill_core_passes += depth
+    return {row: cache.row(place) for place, row in enumerate(rows)}
+
+
+def check_cache(options: RecurrentOptions, cache: Any, batch_size: int, num_columns: int) -> None:
+    """Raises where a cache handed in holds what this decode cannot go on from."""
+    length, stored = cache.get_seq_length(), cache.stored_recurrences
+    check(CACHE, cache.batch_size == batch_size, f"of {cache.batch_size}", f"of {batch_size} rows", "the batch's")
+    check(CACHE, length < num_columns, f"of {length}", f"of fewer than {num_columns} tokens",
+          "`input_ids`, which begin with those the cache holds and have at least one more")  # fmt: skip
+    is_right = options.policy == "autoregressive" or stored == options.stored_recurrences
+    check(CACHE, is_right, f"of {stored}", f"of {options.stored_recurrences} recurrences a token",
+          f"what `policy={options.policy!r}` reads with this `kv_cache`")  # fmt: skip
+    needed = min(stored, options.num_recurrences)
+    check(CACHE, stored == 1 or cache.depth >= needed, f"of {cache.depth}", f"of tokens given {needed} recurrences",
+          "those the prompt is read at")  # fmt: skip
 
 
 def token_columns(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:

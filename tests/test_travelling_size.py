@@ -1,0 +1,48 @@
+"""A recurrent-depth checkpoint carries little code. None of it drafts for stock models or starts a program."""
+
+import ast
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from wavedraft.generation.drafting.draft_head import HEAD_FILE
+from wavedraft.hub.hub_repository import WEIGHT_FILES
+from wavedraft.hub.travelling_code import imported_first
+
+ROOT = Path(__file__).parents[1]
+MODELS = ("modeling_recurrent/modeling_recurrent.py", "modeling_recurrent/ouro_recurrent.py")
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module of others that a file imports, inside functions too."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_recurrent_checkpoint_carries_little_code(model):
+    files = imported_first(ROOT / model)
+    assert len(files) <= 30
+    assert sum(path.stat().st_size for path in files) <= 260_000
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_recurrent_checkpoint_carries_nothing_that_drafts_for_stock_models(model):
+    names = [str(path.relative_to(ROOT)) for path in imported_first(ROOT / model)]
+    foreign = ("generation/drafting/*", "generation/execution/*", "modeling_tidar/*", "*_tidar.py", "hub/custom_*")
+    assert not [name for name in names if any(fnmatch(name, pattern) for pattern in foreign)]
+
+
+@pytest.mark.parametrize("model", [*MODELS, "modeling_tidar/modeling_tidar.py"])
+def test_travelling_code_starts_no_program_and_loads_no_library_of_its_own(model):
+    barred = {"subprocess", "ctypes", "cffi", "distutils", "setuptools", "multiprocessing", "torch.utils.cpp_extension"}
+    for path in imported_first(ROOT / model):
+        found = {one for one in imported_modules(path) if one in barred or one.split(".")[0] in barred}
+        assert not found, path
+        assert "os.system" not in path.read_text(encoding="utf-8"), path
+
+
+def test_a_draft_head_is_published_though_hub_does_not_import_its_code():
+    assert any(fnmatch(HEAD_FILE, pattern) for pattern in WEIGHT_FILES)
