@@ -282,7 +282,7 @@ def test_a_custom_decode_refuses_what_it_has_no_answer_to(models, keywords, word
 
 
 def test_a_custom_decode_refuses_ranks_that_share_the_model(models):
-    """What several ranks do is in helpers_two_shards.py; a lone one has no group to ask."""
+    """What several ranks do is in helpers_two_ranks.py; a lone one has no group to ask."""
     _, stock = models
     with pytest.raises(ValueError, match="`synced_gpus`"):
         stock.generate(random_prompts(1, 5), max_new_tokens=5, custom_generate=partial(tidar, synced_gpus=True))
