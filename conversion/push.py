@@ -10,18 +10,18 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from ..hub.card_tidar import ADAPTER_CARD
 from ..hub.hub_repository import (
     LICENCE_FILES,
     TOKENIZER_FILES,
     WEIGHT_FILES,
+    HubRepository,
     matching_files,
-    publish,
 )
-from ..hub.model_card import CardKind, is_hub_id, metadata_of, write_card
+from ..hub.model_card import is_hub_id, metadata_of, write_card
 from ..modeling_recurrent import OuroForCausalLM, RecurrentDepthForCausalLM
 from ..modeling_tidar import TiDARConfig
-from ..modeling_tidar.modeling_tidar import stock_class_of, tidar_class, write_adapter_code
+from ..modeling_tidar.auto_tidar import stock_class_of
+from ..modeling_tidar.modeling_tidar import tidar_class, write_adapter_code
 from .stock_config import read_json
 
 RECURRENT = {
@@ -80,7 +80,7 @@ def push(
             base_model=base_model,
             license=license,
         )
-        return publish(
+        return HubRepository.files.publish(
             staged,
             repo_id,
             private=private,
@@ -106,10 +106,10 @@ def stage(folder: Path, staged: Path, include: Iterable[str]) -> None:
             shutil.copyfile(folder / name, staged / name)
 
 
-def complete(staged: Path, model: str | os.PathLike | None, base_model: str | None) -> tuple[CardKind, Path | None]:
+def complete(staged: Path, model: str | os.PathLike | None, base_model: str | None) -> tuple[str, Path | None]:
     """Writes the code of a staged folder; says of which kind it is and which folder it was made from."""
     if (staged / "adapter_config.json").is_file():
-        return ADAPTER_CARD, complete_adapter(staged, model, base_model)
+        return "adapter", complete_adapter(staged, model, base_model)
     values = read_json(staged / "config.json")
     if (recurrent := RECURRENT.get(values.get("model_type"))) is not None:
         recurrent.write_code(staged)

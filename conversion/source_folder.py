@@ -6,8 +6,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from ..hub.hub_repository import LICENCE_FILES, TOKENIZER_FILES, matching_files
-from ..hub.model_card import CARD
+from ..hub.hub_repository import CARD, LICENCE_FILES, TOKENIZER_FILES, matching_files
 from .gguf import gguf_file_of, write_stock_checkpoint
 from .safetensors_headers import INDEX_FILE
 

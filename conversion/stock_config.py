@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from ..generation.cache_name import CACHE
-from ..modeling_tidar.modeling_tidar import stock_class_of
+from ..generation.stock_model import CACHE
+from ..modeling_tidar.auto_tidar import stock_class_of
 
 NEVER_KEPT = ("tidar_config", "auto_map", "custom_pipelines")
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}

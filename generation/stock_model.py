@@ -1,15 +1,21 @@
-"""What decoding must know of a stock model: its decoder and layers, where it computes, its logits, its positions.
+"""What decoding must know of a stock model: decoder, layers, where it computes, its logits, positions and cache.
 
 D channels, C candidates, V vocabulary.
 """
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import distributed, nn
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
+
+# What transformers calls the cache of keys and values: `cache` from 5.24 on, `past_key_values` before.
+CACHE_NAMES = ("cache", "past_key_values")
+CACHE = next(name for name in CACHE_NAMES if name in {field.name for field in fields(GenerateDecoderOnlyOutput)})
 
 # -- its parts
 
@@ -126,3 +132,17 @@ def finished_logits(model: Any, logits: torch.Tensor) -> torch.Tensor:
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+# -- its cache
+
+
+def one_cache(cache: Any, past_key_values: Any) -> Any:
+    """What a forward of ours was given, by either name.
+
+    Raises:
+        ValueError: by both.
+    """
+    if cache is not None and past_key_values is not None:
+        raise ValueError("`past_key_values` must be left out beside `cache`: the two are names of one argument.")
+    return past_key_values if cache is None else cache

@@ -1,18 +1,31 @@
-"""A model's folder as a repository that needs nothing of ours installed, and its way to the Hub in one commit."""
+"""A model's folder as a repository that needs nothing of ours installed, and its way to the Hub in one commit.
+
+This is the only file of hub/ that travels with a checkpoint. A model that was loaded from its own code passes on the
+files it came with. Where wavedraft is installed, `WrittenFiles` writes them afresh.
+"""
 
 import contextlib
+import inspect
 import json
+import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    snapshot_download,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel
-
-from .model_card import CARD, HEAD_WEIGHTS, CardKind, is_replaceable, write_card
-from .travelling_code import imported_first
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
 
 if TYPE_CHECKING:
 
@@ -20,6 +33,9 @@ if TYPE_CHECKING:
 else:
     Stock = object
 
+logger = logging.get_logger(__name__)
+CARD = "README.md"
+CUSTOM_GENERATE = ("custom_generate/*",)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -34,32 +50,141 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
 )
 LICENCE_FILES = ("LICENSE*", "NOTICE*")
-WEIGHT_FILES = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model.safetensors", HEAD_WEIGHTS)
-OWN_FILES = ("config.json", "generation_config.json", "adapter_config.json", CARD, "custom_generate/*")
+WEIGHT_FILES = (
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "adapter_model.safetensors",
+    "draft_head.safetensors",
+)
+OWN_FILES = ("config.json", "generation_config.json", "adapter_config.json", CARD, *CUSTOM_GENERATE)
+
+
+class CarriedFiles:
+    """Code and card of a model that was loaded with `trust_remote_code`: copies of the files it came with."""
+
+    def origin_of(self, model: Any) -> Path | None:
+        """The folder with the files a model came with."""
+        fetch_beside_weights(model)
+        return origin_folder(model)
+
+    def write_code(self, model_class: type, folder: Path) -> None:
+        """Writes the code of a class into a saved checkpoint."""
+        for path in source_file(model_class).parent.glob("*.py"):
+            if path.name != "__init__.py":
+                (folder / path.name).write_bytes(path.read_bytes())
+
+    def write_custom_generate(
+        self, generate: Any, folder: Path, origin: Path | None, taught: dict[str, int] | None = None
+    ) -> None:
+        """Writes custom_generate/, with which an unmodified stock model drafts.
+
+        Args:
+            generate: the function that drafts.
+            origin: where the model came from.
+            taught: the `tidar_config` of an adapter, for stock models, whose configs have none.
+        """
+        names = matching_files(origin, CUSTOM_GENERATE) if origin is not None and origin.is_dir() else []
+        if not names:
+            logger.warning(f"{folder} gets no custom_generate/, with which a stock model drafts: {origin} has none.")
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            text = (origin / name).read_text(encoding="utf-8")
+            (folder / name).write_text(text + for_adapter(taught) * (name.suffix == ".py"), encoding="utf-8")
+
+    def write_card(
+        self, model: Any, folder: Path, name: str, *, origin: Path | None = None, tags: list[str] | None = None
+    ) -> None:
+        """Writes the README.md of a saved model, which snippets load by `name`, with more `tags` in its head."""
+        copy_missing(origin, folder, [CARD])
+        if tags and (folder / CARD).is_file():
+            card = ModelCard.load(folder / CARD, ignore_metadata_errors=True)
+            card.data.tags = [*(card.data.tags or []), *(tag for tag in tags if tag not in (card.data.tags or []))]
+            card.save(folder / CARD)
+
+    def replaces_card(self, card: Path, fetch_theirs: Callable[[], str]) -> bool:
+        """Whether `card` takes the place of the one that is on the Hub, which `fetch_theirs` brings here."""
+        return False
+
+    def publish(
+        self,
+        folder: Path,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        include: Iterable[str] = (),
+    ) -> Any:
+        """Uploads a folder's model files in one commit: the repository has all of them, or what it had before.
+
+        Shards of an older upload that the new one does not have are taken out, so that no loader mixes them. A card
+        that a user wrote on the Hub stays.
+
+        Args:
+            include: patterns of other files to upload.
+
+        Returns:
+            the commit's `CommitInfo`.
+
+        Raises:
+            ValueError: there are no weights to upload.
+        """
+        files = matching_files(folder, [*OWN_FILES, *WEIGHT_FILES, *TOKENIZER_FILES, *LICENCE_FILES, *include])
+        files += [name for name in code_files(folder) if name not in files]
+        weights = set(matching_files(folder, WEIGHT_FILES))
+        if not weights:
+            raise ValueError(
+                f"{folder} has no safetensors to push. Save the model there first; pickles are not pushed."
+            )
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = set(api.list_repo_files(repo_id, revision=revision))
+        if CARD in there and Path(CARD) in files:
+            fetch = partial(api.hf_hub_download, repo_id, CARD, revision=revision)
+            if not self.replaces_card(folder / CARD, fetch):
+                files.remove(Path(CARD))
+        stale = [n for n in there if any(Path(n).match(p) for p in WEIGHT_FILES) and Path(n) not in weights]
+        operations: list[Any] = [CommitOperationDelete(name) for name in sorted(stale) if "/" not in name]
+        operations += [CommitOperationAdd(name.as_posix(), folder / name) for name in files]
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message or "Upload model",
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
 
 
 class HubRepository(Stock):
     """`save_pretrained` and `push_to_hub` of a model whose code travels with it.
 
     Attributes:
+        files: how its code and card are written, and how they are published.
         card_kind: which card it gets.
         adapter_card_kind: which card an adapter of it gets; PEFT's own where absent.
     """
 
-    card_kind: CardKind
-    adapter_card_kind: CardKind | None = None
+    files = CarriedFiles()
+    card_kind: str
+    adapter_card_kind: str | None = None
 
     @classmethod
-    def write_code(cls, folder: Path) -> None:
-        """Writes the model's code into a saved checkpoint."""
+    def write_code(cls, folder: Path, origin: Path | None = None) -> None:
+        """Writes the model's code into a saved checkpoint. Code that travels copies some of it from `origin`."""
         raise NotImplementedError
 
     def write_repository(self, folder: Path) -> None:
         """Writes all that stands beside the weights: code, card, and the tokenizer of where the model came from."""
-        self.write_code(folder)
-        origin = origin_folder(self)
+        origin = self.files.origin_of(self)
+        self.write_code(folder, origin)
         copy_missing(origin, folder, (*TOKENIZER_FILES, *LICENCE_FILES))
-        write_card(folder, self.card_kind, folder.name, origin=origin, loaded_from=self.name_or_path)
+        self.files.write_card(self, folder, folder.name, origin=origin)
 
     def save_pretrained(
         self,
@@ -79,7 +204,7 @@ class HubRepository(Stock):
             self.write_repository(Path(save_directory))
             if push_to_hub:
                 hub_kwargs.setdefault("repo_id", Path(save_directory).name)
-                publish(Path(save_directory), token=kwargs.get("token"), **hub_kwargs)
+                self.files.publish(Path(save_directory), token=kwargs.get("token"), **hub_kwargs)
 
     def push_to_hub(
         self,
@@ -104,9 +229,8 @@ class HubRepository(Stock):
             folder = Path(name)
             self.save_pretrained(folder, max_shard_size=max_shard_size)
             given = [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
-            if (kind := card_kind_of(folder, self)) is not None:
-                write_card(folder, kind, repo_id, tags=given or None)
-            return publish(
+            self.files.write_card(self, folder, repo_id, tags=given or None)
+            return self.files.publish(
                 folder,
                 repo_id,
                 private=private,
@@ -118,9 +242,38 @@ class HubRepository(Stock):
             )
 
 
-def card_kind_of(folder: Path, model: Any) -> CardKind | None:
-    """Which card a saved model gets, or an adapter saved of it."""
-    return model.adapter_card_kind if (folder / "adapter_config.json").exists() else model.card_kind
+def point_config_at(
+    model_class: type, folder: Path, architecture: str | None = None, config_class: type | None = None
+) -> None:
+    """Makes a saved checkpoint's config name the code of `model_class` beside it.
+
+    Args:
+        folder: a checkpoint folder with a config.json.
+        architecture: the class of transformers to leave in `architectures`, where tools look one up by name.
+        config_class: of a model whose config is not transformers' own.
+    """
+    config_path = folder / "config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    if architecture is not None:
+        config["architectures"] = [architecture]
+    config["auto_map"] = {"AutoModelForCausalLM": f"{source_file(model_class).stem}.{model_class.__name__}"}
+    if config_class is not None:
+        config["auto_map"]["AutoConfig"] = f"{source_file(config_class).stem}.{config_class.__name__}"
+    partial_path = config_path.with_suffix(".json.partial")
+    partial_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial_path.replace(config_path)
+
+
+def source_file(defined: Any) -> Path:
+    """The file in which a class or function was defined."""
+    return Path(inspect.getsourcefile(sys.modules[defined.__module__]) or "").resolve()
+
+
+def for_adapter(taught: dict[str, int] | None) -> str:
+    """What custom_generate/generate.py says after its code: nothing, or what an adapter was taught."""
+    if taught is None:
+        return ""
+    return f"\n\nimport functools  # noqa: E402\n\ngenerate = functools.partial(generate, taught={taught!r})\n"
 
 
 def origin_folder(model: Any) -> Path | None:
@@ -136,12 +289,12 @@ def origin_folder(model: Any) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def fetch_beside_weights(model: Any, token: bool | str | None) -> None:
-    """Brings card, tokenizer and licence of the repository a model was loaded from into the Hub's cache, where
-    `from_pretrained` left them out."""
+def fetch_beside_weights(model: Any, token: bool | str | None = None) -> None:
+    """Brings card, tokenizer, licence and custom_generate/ of the repository a model was loaded from into the Hub's
+    cache. `from_pretrained` leaves them out."""
     origin, revision = origin_folder(model), getattr(model.config, "_commit_hash", None)
     if origin is not None and not Path(model.name_or_path).is_dir():
-        patterns = [CARD, *TOKENIZER_FILES, *LICENCE_FILES]
+        patterns = [CARD, *CUSTOM_GENERATE, *TOKENIZER_FILES, *LICENCE_FILES]
         with contextlib.suppress(OSError):  # what is not there any more cannot be carried over
             snapshot_download(model.name_or_path, revision=revision, allow_patterns=patterns, token=token)
 
@@ -156,9 +309,9 @@ def code_files(folder: Path) -> list[Path]:
     """The files of code a checkpoint's config leads to, relative to it."""
     config = folder / "config.json"
     auto_map = json.loads(config.read_text(encoding="utf-8")).get("auto_map", {}) if config.is_file() else {}
-    modules = {str(reference).split(".")[0] for reference in auto_map.values()}
-    files = {path for module in modules for path in imported_first(folder / f"{module}.py")}
-    return sorted(path.relative_to(folder.resolve()) for path in files)
+    modules = {folder.resolve() / f"{str(reference).split('.')[0]}.py" for reference in auto_map.values()}
+    imported = {Path(file).resolve() for module in modules for file in get_relative_import_files(module)}
+    return sorted(path.relative_to(folder.resolve()) for path in modules | imported)
 
 
 def copy_missing(origin: Path | None, folder: Path, patterns: Iterable[str]) -> None:
@@ -171,93 +324,3 @@ def copy_missing(origin: Path | None, folder: Path, patterns: Iterable[str]) -> 
         if not (folder / name).exists() and not (has_tokenizer and name in tokenizer):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes((origin / name).read_bytes())
-
-
-def publish(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: bool | str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
-    include: Iterable[str] = (),
-) -> Any:
-    """Uploads a folder's model files in one commit: the repository has all of them, or what it had before.
-
-    Shards of an older upload that the new one does not have are taken out, so that no loader mixes them. A card that a
-    user wrote on the Hub stays.
-
-    Args:
-        include: patterns of other files to upload.
-
-    Returns:
-        the commit's `CommitInfo`.
-
-    Raises:
-        ValueError: there are no weights to upload.
-        PermissionError: the Hub refused the token.
-        ConnectionError: the Hub cannot be reached, or broke off.
-    """
-    files = matching_files(folder, [*OWN_FILES, *WEIGHT_FILES, *TOKENIZER_FILES, *LICENCE_FILES, *include])
-    files += [name for name in code_files(folder) if name not in files]
-    weights = set(matching_files(folder, WEIGHT_FILES))
-    if not weights:
-        raise ValueError(f"{folder} has no safetensors to push. Save the model there first; pickles are not pushed.")
-    api = HfApi(token=token)
-    try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not revision.startswith("refs/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        there = set(api.list_repo_files(repo_id, revision=revision))
-        if CARD in there and Path(CARD) in files and is_replaceable((folder / CARD).read_text(encoding="utf-8")):
-            card = api.hf_hub_download(repo_id, CARD, revision=revision)
-            if not is_replaceable(Path(card).read_text(encoding="utf-8")):
-                files.remove(Path(CARD))
-        stale = [n for n in there if any(Path(n).match(p) for p in WEIGHT_FILES) and Path(n) not in weights]
-        operations: list[Any] = [CommitOperationDelete(name) for name in sorted(stale) if "/" not in name]
-        operations += [CommitOperationAdd(name.as_posix(), folder / name) for name in files]
-        return api.create_commit(
-            repo_id,
-            operations,
-            commit_message=commit_message or "Upload model",
-            commit_description=commit_description,
-            revision=revision,
-            create_pr=create_pr,
-        )
-    except Exception as error:
-        if (told := refusal(error, repo_id, api.endpoint)) is None:
-            raise
-        raise told from error
-
-
-def refusal(error: BaseException, repo_id: str, endpoint: str) -> Exception | None:
-    """What went wrong with the Hub, in a sentence; None where it was something else."""
-    if isinstance(error, ValueError):  # the card's head, a repository's name: said well enough
-        return None
-    causes = [error]
-    while cause := causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(cause)
-    remedy = "A commit is whole or absent. Run the same again: what was uploaded already is not sent twice."
-    for cause in causes:
-        if isinstance(cause, LocalTokenNotFoundError):
-            return PermissionError(f"There is no token for {endpoint}. Log in with `hf auth login`, or pass a token.")
-        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-            status = cause.response.status_code
-            if status in (401, 403):
-                return PermissionError(
-                    f"{endpoint} refused the token for {repo_id} (HTTP {status}): it must be one that may write "
-                    "there. Nothing was published. Log in with `hf auth login`, or pass another token."
-                )
-            reason = " ".join(str(cause).split())
-            return ConnectionError(f"{endpoint} refused the upload to {repo_id} (HTTP {status}): {reason}. {remedy}")
-    for cause in causes:  # uploads through Xet break off with a RuntimeError
-        is_transport = type(cause).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "hf_xet")
-        if is_transport or isinstance(cause, RuntimeError | TimeoutError | ConnectionError):
-            reason = " ".join(str(cause).split())
-            return ConnectionError(
-                f"The connection to {endpoint} broke off while {repo_id} was uploaded ({reason}). {remedy}"
-            )
-    return None

@@ -2,35 +2,23 @@
 
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-CARD = "README.md"
-HEAD_WEIGHTS = "draft_head*.safetensors"
+from ..generation.drafting.draft_head import HEAD_FILE
+from .card_texts import KINDS
+from .hub_repository import CARD
+
 CARRIED = ("base_model", "license", "license_name", "license_link", "language")  # from the card of what it was made of
 SIGNATURE = re.compile(r"\n<!-- wavedraft wrote this card \((\w+)\) and replaces it until you change its text. -->\n")
 LIBRARY_LINES = ("### Framework versions", "- PEFT ", "This is the model card of a 🤗 transformers model that")
 
 
-class CardKind(NamedTuple):
-    """What the cards of one kind of repository say. Each kind stands beside the code that it is about.
-
-    Attributes:
-        text: of what the snippets load, and the card's head.
-        library: by which the Hub loads it.
-    """
-
-    tags: list[str]
-    text: Callable[[str, dict[str, Any]], str]
-    library: str = "transformers"
-
-
 def write_card(
     folder: Path,
-    kind: CardKind,
+    kind: str,
     name: str,
     *,
     origin: Path | None = None,
@@ -41,7 +29,7 @@ def write_card(
     """Writes a folder's README.md, unless a user wrote one.
 
     Args:
-        kind: whose card it is.
+        kind: one of `KINDS`.
         name: what the snippets load: a Hub id or a path.
         origin: the folder this model was made from; base model, licence and language of its card are carried over.
         loaded_from: the base model where no card names one.
@@ -58,10 +46,11 @@ def write_card(
     known = {**carried_metadata(origin), **metadata_of(path), **given}
     if "base_model" not in known and is_hub_id(loaded_from):
         known["base_model"] = loaded_from
-    tags = [*kind.tags, *(tag for tag in known.pop("tags", None) or [] if tag not in kind.tags)]
-    head = {"library_name": kind.library, "pipeline_tag": "text-generation", **known, "tags": tags}
-    has_draft_head = bool(list(folder.glob(HEAD_WEIGHTS)))
-    body = kind.text(name, {**known, "has_draft_head": has_draft_head}) + measured(figures) + licence_of(known)
+    tags, text, library = KINDS[kind]
+    tags = [*tags, *(tag for tag in known.pop("tags", None) or [] if tag not in tags)]
+    head = {"library_name": library, "pipeline_tag": "text-generation", **known, "tags": tags}
+    has_draft_head = (folder / HEAD_FILE).is_file()
+    body = text(name, {**known, "has_draft_head": has_draft_head}) + measured(figures) + licence_of(known)
     data = ModelCardData(**head)
     signature = f"\n<!-- wavedraft wrote this card ({digest(body)}) and replaces it until you change its text. -->\n"
     path.write_text(f"---\n{data.to_yaml()}\n---\n\n{body}{signature}", encoding="utf-8")
@@ -107,15 +96,6 @@ def carried_metadata(origin: Path | None) -> dict[str, Any]:
 def is_hub_id(name: Any) -> bool:
     """Whether a base model can be linked to: an id, and not a path on this machine that looks like one."""
     return isinstance(name, str) and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
-
-
-def base_of(known: dict[str, Any]) -> str:
-    base = known.get("base_model")
-    return f"[{base}](https://huggingface.co/{base})" if base else "A language model"
-
-
-def short(name: str) -> str:
-    return Path(name).name
 
 
 def measured(figures: dict[str, Any] | None) -> str:

@@ -4,47 +4,10 @@ The files are the package's own, flattened into one folder as the Hub wants them
 """
 
 import ast
-import inspect
-import json
 import re
-import sys
 from pathlib import Path
-from typing import Any
 
 RELATIVE_IMPORT = re.compile(r"^(\s*from\s+)\.+([\w.]*\b(\w+)|\w+)(\s+import\b)", re.MULTILINE)
-
-
-def write_travelling_code(
-    model_class: type, folder: Path, *, architecture: str | None = None, config_class: type | None = None
-) -> None:
-    """Writes the source files of `model_class` into a saved checkpoint and points its config at them.
-
-    Args:
-        folder: a checkpoint folder with a config.json.
-        architecture: the class of transformers to leave in `architectures`, where tools look one up by name.
-        config_class: of a model whose config is not transformers' own.
-
-    Raises:
-        ValueError: two files of the same name would overwrite each other.
-    """
-    source = source_file(model_class)
-    for name, text in flat_sources(source).items():
-        (folder / name).write_text(text, encoding="utf-8")
-    config_path = folder / "config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8"))
-    if architecture is not None:
-        config["architectures"] = [architecture]
-    config["auto_map"] = {"AutoModelForCausalLM": f"{source.stem}.{model_class.__name__}"}
-    if config_class is not None:
-        config["auto_map"]["AutoConfig"] = f"{source_file(config_class).stem}.{config_class.__name__}"
-    partial = config_path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(config_path)
-
-
-def source_file(defined: Any) -> Path:
-    """The file in which a class or function was defined."""
-    return Path(inspect.getsourcefile(sys.modules[defined.__module__]) or "").resolve()
 
 
 def flat_sources(source: Path) -> dict[str, str]:

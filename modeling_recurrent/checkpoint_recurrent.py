@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, told by its config and the names of its weights, and the card it gets."""
+"""What a checkpoint folder holds, told by its config and the names of its weights."""
 
 import json
 from collections.abc import Iterable
@@ -8,8 +8,6 @@ import torch
 from safetensors import safe_open
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
-
-from ..hub.model_card import CardKind, base_of, short
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -71,33 +69,3 @@ def weight_names(path: Any, keywords: dict[str, Any]) -> list[str] | None:
 def hub_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
     """Those of `from_pretrained`'s keywords that say where files come from."""
     return {name: keywords[name] for name in HUB_KEYWORDS if keywords.get(name) is not None}
-
-
-def recurrent_text(name: str, known: dict[str, Any]) -> str:
-    return f"""# {short(name)}
-
-{base_of(known)} of recurrent depth ([arXiv 2502.05171](https://arxiv.org/abs/2502.05171)), with the decoders that
-refine several tokens at once ([arXiv 2510.14961](https://arxiv.org/abs/2510.14961)). Nothing but `transformers` is
-needed.
-
-## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-
-inputs = tokenizer("The sky is blue because", return_tensors="pt", return_token_type_ids=False)
-output = model.generate(**inputs, max_new_tokens=64, policy="exact", init_scale=0)
-
-print(tokenizer.decode(output[0], skip_special_tokens=True))
-```
-
-`policy="exact"` writes the text of full depth from a wavefront; `policy="autoregressive"` decodes one token after the
-other; `preset="diffusion-forcing-r4"` is the sampler of the paper, where the model's core sees its tokens at every
-recurrence: faster, and not the same text.
-"""
-
-
-RECURRENT_CARD = CardKind(["recurrent-depth", "parallel-decoding"], recurrent_text)

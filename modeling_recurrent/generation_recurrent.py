@@ -14,7 +14,6 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import logging
 
-from ..generation.cache_name import CACHE
 from ..generation.processed_scores import ProcessedScores
 from ..generation.recurrent.decode_adaptive import decode_adaptive
 from ..generation.recurrent.decode_diffusion_forcing import decode_diffusion_forcing
@@ -24,7 +23,7 @@ from ..generation.recurrent.decode_self_speculative import decode_self_speculati
 from ..generation.recurrent.options_recurrent import RecurrentOptions
 from ..generation.recurrent.outputs_recurrent import Costs, RecurrentGenerateOutput
 from ..generation.recurrent.session_recurrent import Prompts, Session, check_cache
-from ..generation.stock_model import device_of, devices_of, is_hooked
+from ..generation.stock_model import CACHE, device_of, devices_of, is_hooked
 from ..generation.transcript import TokenScores, Transcript, pad_token_of
 from .cache_recurrent import RecurrentCache
 from .static_recurrent import CompiledParts, StaticParts, StaticRecurrentCache

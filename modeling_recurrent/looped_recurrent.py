@@ -22,13 +22,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
-from ..generation.cache_name import CACHE, one_cache
 from ..generation.recurrent.draws_recurrent import state_hashes
-from ..generation.stock_model import device_of
-from ..hub.hub_repository import HubRepository
-from ..hub.travelling_code import write_travelling_code
+from ..generation.stock_model import CACHE, device_of, one_cache
+from ..hub.hub_repository import HubRepository, point_config_at
 from .cache_recurrent import Packing, RecurrentCache, Window
-from .checkpoint_recurrent import RECURRENT_CARD
 from .generation_recurrent import RecurrentGenerationMixin
 from .rotary_recurrent import rotate_halves
 from .static_recurrent import StaticParts, StaticRecurrentCache
@@ -191,7 +188,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
       `mean_backprop_depth`, under these names or by `attribute_map`.
     """
 
-    card_kind = RECURRENT_CARD
+    card_kind = "recurrent"
     reinjects_input = True
     has_random_depth = True
     supports_gradient_checkpointing = True
@@ -210,11 +207,12 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         self.depth_sampler = DepthSampler(config.mean_recurrence)
 
     @classmethod
-    def write_code(cls, folder: Path) -> None:
+    def write_code(cls, folder: Path, origin: Path | None = None) -> None:
         """Writes the code a checkpoint needs to load and decode where wavedraft is not installed."""
+        cls.files.write_code(cls, folder)
         # `transformers serve` and others look for `architectures[0]` in transformers, which has none of these classes;
         # its auto class finds ours through `auto_map`.
-        write_travelling_code(cls, folder, architecture="AutoModelForCausalLM", config_class=cls.config_class)
+        point_config_at(cls, folder, architecture="AutoModelForCausalLM", config_class=cls.config_class)
 
     def write_repository(self, folder: Path) -> None:
         """Writes all that stands beside the weights; nothing of ours beside those of an adapter."""

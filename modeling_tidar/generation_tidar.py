@@ -12,13 +12,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..generation.cache_name import CACHE
 from ..generation.drafting.decode_tidar import decode_tidar
 from ..generation.drafting.draft_head import find_draft_head
 from ..generation.drafting.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
 from ..generation.execution.model_form import in_plain_form
 from ..generation.execution.packed_linear import check_packable
 from ..generation.kept_with_model import one_thread_at_a_time
+from ..generation.stock_model import CACHE
 
 if TYPE_CHECKING:
 

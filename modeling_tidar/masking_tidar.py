@@ -60,22 +60,6 @@ def document_positions(document_ids: torch.Tensor) -> torch.Tensor:
     return index - starts
 
 
-def training_mask(sequence_length: int, draft_length: int) -> torch.Tensor:
-    """The doubled sequence's mask as booleans, [2S, 2S], row sees column (arXiv 2511.08923, figure 2)."""
-    branch_lengths = training_branch_lengths(sequence_length, draft_length)
-    may_see = draft_mask_function(sequence_length, draft_length, branch_lengths)
-    index = torch.arange(2 * sequence_length)
-    return may_see(0, 0, index[:, None], index[None, :])
-
-
-def decode_mask(draft_length: int, branch_lengths: list[int] | None = None) -> torch.Tensor:
-    """The decode step's mask without the cached prefix, as booleans, [K + M*K, K + M*K]; by default M = K branches."""
-    branches = torch.tensor(branch_lengths or range(1, draft_length + 1))
-    may_see = draft_mask_function(draft_length, draft_length, branches)
-    index = torch.arange(draft_length * (1 + len(branches)))
-    return may_see(0, 0, index[:, None], index[None, :])
-
-
 def training_attention_mask(
     config: Any,
     draft_length: int,

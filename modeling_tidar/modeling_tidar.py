@@ -8,30 +8,20 @@ B sequences, S tokens, D channels, V vocabulary.
 
 import inspect
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import logging
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
 from ..generation.drafting.structured_mask import attention_windows
 from ..generation.stock_model import lm_head_logits
-from ..hub.card_tidar import ADAPTER_CARD, TIDAR_CARD
-from ..hub.custom_generate import write_custom_generate
-from ..hub.hub_repository import HubRepository, origin_folder
-from ..hub.model_card import write_card
-from ..hub.travelling_code import write_travelling_code
+from ..hub.hub_repository import HubRepository, point_config_at
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
 from .objective_tidar import DraftObjective, objective_loss, training_batch
@@ -45,8 +35,8 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
     """Drafting, in front of a stock `...ForCausalLM` class. Without `objective`, `forward` is the stock one."""
 
     stock_class: type[PreTrainedModel]
-    card_kind = TIDAR_CARD
-    adapter_card_kind = ADAPTER_CARD
+    card_kind = "tidar"
+    adapter_card_kind = "adapter"
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         TiDARConfig.from_model_config(config)
@@ -136,30 +126,33 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         self.__dict__.pop("generate", None)
 
     @classmethod
-    def write_code(cls, folder: Path) -> None:
+    def write_code(cls, folder: Path, origin: Path | None = None) -> None:
         """Writes the code a checkpoint needs to draft where wavedraft is not installed.
 
         The config keeps the stock architecture, so that the folder also loads as the stock model.
         """
-        write_travelling_code(cls, folder, architecture=cls.stock_class.__name__)
-        write_custom_generate(generate, folder)
+        cls.files.write_code(cls, folder)
+        cls.files.write_custom_generate(generate, folder, origin)
+        point_config_at(cls, folder, architecture=cls.stock_class.__name__)
 
     def write_repository(self, folder: Path) -> None:
         """Writes all that stands beside the weights; with an adapter, its weights alone are saved."""
         save_draft_head(self, folder)
         if not getattr(self, "_hf_peft_config_loaded", False):
             return super().write_repository(folder)
-        write_adapter_code(folder, self.tidar_config)
-        write_card(folder, ADAPTER_CARD, folder.name, origin=origin_folder(self), loaded_from=self.name_or_path)
+        origin = self.files.origin_of(self)
+        write_adapter_code(folder, self.tidar_config, origin)
+        self.files.write_card(self, folder, folder.name, origin=origin)
 
 
-def write_adapter_code(folder: Path, taught: TiDARConfig) -> None:
+def write_adapter_code(folder: Path, taught: TiDARConfig, origin: Path | None = None) -> None:
     """Writes, beside a gated adapter, the code with which a stock model drafts, and the adapter's options.
 
     Args:
         taught: what the adapter was trained for.
+        origin: where its model came from.
     """
-    write_custom_generate(generate, folder, taught=taught.to_dict())
+    HubRepository.files.write_custom_generate(generate, folder, origin, taught.to_dict())
     path = folder / "generation_config.json"
     options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     options |= {"draft_length": taught.draft_length, "mask_embedding_id": taught.mask_embedding_id}
@@ -169,66 +162,6 @@ def write_adapter_code(folder: Path, taught: TiDARConfig) -> None:
 def hub_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The keywords of `from_pretrained` that say how to find a file."""
     return {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
-
-
-class TiDARForCausalLM:
-    """Loads drafting models: chooses the class that fits a checkpoint's own architecture."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        raise TypeError(
-            "TiDARForCausalLM has no architecture of its own: use `TiDARForCausalLM.from_pretrained(folder_or_hub_id)` "
-            "or `TiDARForCausalLM.from_config(config)`."
-        )
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> PreTrainedModel:
-        """Loads a TiDAR checkpoint, without running any code in it; keywords as in transformers' `from_pretrained`.
-
-        Raises:
-            ValueError: the checkpoint was not converted, or its architecture cannot draft.
-        """
-        config = AutoConfig.from_pretrained(name_or_path, **hub_keywords(kwargs))
-        refuse_recurrent_depth(config)
-        TiDARConfig.from_model_config(config)
-        return tidar_class(stock_class_of(config)).from_pretrained(name_or_path, *args, **kwargs)
-
-    @classmethod
-    def from_config(cls, config: Any, **kwargs: Any) -> PreTrainedModel:
-        """A drafting model of random weights for a stock config with a `tidar_config` in it."""
-        return tidar_class(stock_class_of(config))._from_config(config, **kwargs)
-
-
-def refuse_recurrent_depth(config: Any) -> None:
-    """Raises for a recurrent-depth model, which decodes by policies of its own."""
-    if hasattr(config, "mean_recurrence"):
-        raise ValueError(
-            f"A {config.model_type!r} model has a recurrent depth and is no TiDAR model: it decodes several tokens at "
-            "once without drafts by masks. Load it with `RecurrentDepthForCausalLM.from_pretrained` and decode with "
-            "its own `generate(policy='exact')`."
-        )
-
-
-def stock_class_of(config: Any) -> type[PreTrainedModel]:
-    """The stock `...ForCausalLM` class of a config.
-
-    Raises:
-        ValueError: it is not a decoder-only language model of transformers, or it cannot take back a rejected token.
-    """
-    refuse_recurrent_depth(config)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{config.model_type!r} is an encoder-decoder: its decoder does not read its own prompt, so it cannot "
-            "draft in the same forward. Use a decoder-only model, such as Llama, Mistral, Qwen3, Gemma, Phi or OLMo."
-        )
-    try:
-        stock_class = AutoModelForCausalLM._model_mapping[type(config)]
-    except KeyError:
-        raise ValueError(
-            f"transformers has no causal language model for the architecture {config.model_type!r}. Supported are its "
-            "decoder-only models, such as Llama, Mistral, Qwen2, Qwen3, Gemma, Phi or OLMo."
-        ) from None
-    attention_windows(config)
-    return stock_class
 
 
 def tidar_class(stock_class: type[PreTrainedModel]) -> type[PreTrainedModel]:

@@ -2,9 +2,10 @@
 
 One forward reads the clean tokens and, after them, blocks of masks (arXiv 2511.08923, figure 2).
 
-B sequences, S clean tokens, M blocks of K masks, D channels, V vocabulary.
+B sequences, S clean tokens, M blocks of K masks, T positions with a label, D channels, V vocabulary.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,10 +15,9 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
-from ..generation.cache_name import CACHE
 from ..generation.drafting.draft_head import draft_head_of
 from ..generation.execution.mask_gate import MaskGate
-from .losses_tidar import DRAFT_LOSSES, IGNORED, cross_entropy
+from ..generation.stock_model import CACHE
 from .masking_tidar import (
     at_positions,
     blocks_with_labels,
@@ -25,6 +25,35 @@ from .masking_tidar import (
     mask_positions,
     training_attention_mask,
 )
+
+IGNORED = -100
+
+
+def cross_entropy(
+    draft_logits: torch.Tensor, token_ids: torch.Tensor, target_logits: torch.Tensor | None = None
+) -> torch.Tensor:
+    """-log draft(token), [T]: the tokens themselves teach (arXiv 2511.08923)."""
+    return nn.functional.cross_entropy(draft_logits.float(), token_ids, reduction="none")
+
+
+def kl_divergence(draft_logits: torch.Tensor, token_ids: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
+    """KL(target || draft), [T]: the autoregressive side teaches."""
+    target = target_logits.float().log_softmax(dim=-1)
+    draft = draft_logits.float().log_softmax(dim=-1)
+    return (target.exp() * (target - draft)).sum(dim=-1)
+
+
+def total_variation(draft_logits: torch.Tensor, token_ids: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
+    """Half the L1 distance of the two distributions, [T], in [0, 1]: one minus the chance that a sampled draft token
+    is accepted (arXiv 2211.17192, corollary 3.6)."""
+    return (target_logits.float().softmax(dim=-1) - draft_logits.float().softmax(dim=-1)).abs().sum(dim=-1) / 2
+
+
+DRAFT_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "kl": kl_divergence,
+    "tv": total_variation,
+}
 
 
 @dataclass

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers_recurrent import HUGINN_CONFIG, random_model
-from wavedraft.generation.cache_name import CACHE, NAMES
+from wavedraft.generation.stock_model import CACHE, CACHE_NAMES
 from wavedraft.modeling_recurrent import RecurrentCache, RecurrentDepthConfig
 
 
@@ -109,7 +109,7 @@ def test_a_returned_cache_goes_on_where_it_stopped():
 def test_a_forward_takes_its_cache_by_either_name_but_not_by_both():
     model, ids = random_model(), torch.tensor([[5, 6, 7]])
     caches = [RecurrentCache.every_recurrence(model.config, 1, 8, 6, torch.float32, "cpu") for _ in range(2)]
-    by_name = [model(ids, **{name: cache}) for name, cache in zip(NAMES, caches, strict=True)]
+    by_name = [model(ids, **{name: cache}) for name, cache in zip(CACHE_NAMES, caches, strict=True)]
     assert by_name[0].logits.equal(by_name[1].logits)
     assert [cache.get_seq_length() for cache in caches] == [3, 3]
     assert by_name[0][CACHE] is caches[0] and by_name[1][CACHE] is caches[1]

@@ -21,7 +21,7 @@ from helpers_recurrent import random_model, settling_model
 from helpers_tidar import VOCAB_SIZE
 from helpers_tokenizers import LETTERS, LetterTokenizer, letter_tokenizer
 from wavedraft.generation import RowStreamer
-from wavedraft.generation.cache_name import CACHE
+from wavedraft.generation.stock_model import CACHE
 from wavedraft.modeling_recurrent import RecurrentCache, RecurrentDepthForCausalLM
 
 DEPTH = 3

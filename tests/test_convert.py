@@ -348,14 +348,15 @@ def test_a_mask_reads_the_row_that_text_uses_least():
 
 SLOW_CONVERT = """
     import importlib, sys, time
-    module = importlib.import_module("wavedraft.conversion.convert")
+    from wavedraft.conversion import convert
+    module = importlib.import_module("wavedraft.conversion.checkpoint_files")
     copy = module.copy_shard
     def slow_copy(*args):
         copy(*args)
         print("copied", flush=True)
         time.sleep(60)
     module.copy_shard = slow_copy
-    module.convert(sys.argv[1], sys.argv[2], overwrite=True)
+    convert(sys.argv[1], sys.argv[2], overwrite=True)
 """
 
 

@@ -1,14 +1,17 @@
 """Drafting changes the number of forwards and not the text."""
 
+import itertools
+
 import pytest
 import torch
 
 from helpers_tidar import FAMILIES, CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
-from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.drafting.draft_cache import stack_rows
 from wavedraft.generation.drafting.draft_inputs import draft_inputs
 from wavedraft.generation.drafting.draft_network import DraftNetwork
 from wavedraft.generation.drafting.draft_step import StepState
+from wavedraft.generation.drafting.step_runner import StepRunner
+from wavedraft.generation.stock_model import CACHE
 
 
 @pytest.mark.parametrize("draft_length", [1, 2, 4, 8, 16])
@@ -163,3 +166,26 @@ def test_a_mask_token_inside_the_vocabulary_is_never_written():
     for draft_length in (4, 0):
         output = model.generate(prompt_ids, max_new_tokens=30, do_sample=False, draft_length=draft_length)
         assert favourite not in output[0, 6:].tolist()
+
+
+@pytest.mark.parametrize("how", [{"do_sample": False}, {"do_sample": True, "seed": 1}])
+@pytest.mark.parametrize("num_branches", [None, 1])
+def test_a_step_waits_for_the_device_once(how, num_branches, monkeypatch):
+    model, waits, begun = tiny_tidar(draft_length=4), [], []
+    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *a, plain=plain, name=name: (waits.append(name), plain(self, *a))[1]
+        )
+    run_step = StepRunner.__call__
+
+    def noted(run, plan, state):
+        begun.append(len(waits))
+        after = run_step(run, plan, state)
+        assert len(waits) == begun[-1], "a step waits inside"
+        return after
+
+    monkeypatch.setattr(StepRunner, "__call__", noted)
+    model.generate(random_prompts(2, 6), max_new_tokens=20, num_branches=num_branches, **how)
+    assert len(begun) > 5
+    assert all(later - earlier == 1 for earlier, later in itertools.pairwise(begun))

@@ -17,7 +17,7 @@ from wavedraft.generation.drafting import draft_head
 from wavedraft.generation.drafting.draft_head import HEAD_FILE, DraftChain, draft_head_of
 from wavedraft.generation.stock_model import lm_head_logits
 from wavedraft.modeling_tidar import DraftObjective
-from wavedraft.modeling_tidar.losses_tidar import cross_entropy
+from wavedraft.modeling_tidar.objective_tidar import cross_entropy
 from wavedraft.training import finetune
 
 

@@ -22,9 +22,9 @@ from helpers_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_ti
 from helpers_tokenizers import LETTERS, LetterTokenizer, letter_tokenizer
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation import RowStreamer, tidar
-from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.drafting import options_tidar
 from wavedraft.generation.processed_scores import ProcessedScores
+from wavedraft.generation.stock_model import CACHE
 from wavedraft.generation.transcript import Transcript
 
 

@@ -18,10 +18,9 @@ from helpers_tidar import VOCAB_SIZE, random_prompts, tiny_tidar
 from helpers_tokenizers import LETTERS, letter_tokenizer
 from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM
 from wavedraft.generation import tidar
-from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.execution.model_form import ModelForm
 from wavedraft.generation.execution.packed_linear import why_no_packed_products
-from wavedraft.generation.stock_model import devices_of
+from wavedraft.generation.stock_model import CACHE, devices_of
 from wavedraft.modeling_recurrent import RecurrentCache, generation_recurrent
 from wavedraft.modeling_tidar import generation_tidar
 

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, SynthIDTextWatermarkingConfig, T5Config
 
 from helpers_tidar import FAMILIES, gated, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_whole_masks import training_mask
 from wavedraft.generation import tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARConfig, TiDARForCausalLM
-from wavedraft.modeling_tidar.masking_tidar import training_mask
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,10 +16,10 @@ from helpers_tidar import (
     random_prompts,
     tiny_tidar,
 )
-from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.drafting import draft_planner, options_tidar
-from wavedraft.generation.drafting.static_draft_cache import num_slots_for
+from wavedraft.generation.drafting.draft_cache import num_slots_for
 from wavedraft.generation.execution.step_graph import what_a_step_reads
+from wavedraft.generation.stock_model import CACHE
 from wavedraft.modeling_tidar.generation_tidar import drafting_view, generate
 
 STATIC = {"cache_implementation": "static"}

@@ -11,8 +11,8 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from helpers_recurrent import PROMPTS, left_padded, random_model
-from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.kept_with_model import kept_with
+from wavedraft.generation.stock_model import CACHE
 from wavedraft.modeling_recurrent import generation_recurrent
 from wavedraft.modeling_recurrent.looped_recurrent import eager_attention
 from wavedraft.modeling_recurrent.static_recurrent import (

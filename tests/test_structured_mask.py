@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from helpers_tidar import tiny_tidar
+from helpers_whole_masks import decode_mask, training_mask
 from wavedraft.generation.drafting.structured_mask import (
     attention_windows,
     draft_mask_function,
@@ -13,11 +14,9 @@ from wavedraft.generation.drafting.structured_mask import (
 )
 from wavedraft.modeling_tidar.masking_tidar import (
     blocks_with_labels,
-    decode_mask,
     mask_positions,
     training_attention_mask,
     training_branch_lengths,
-    training_mask,
 )
 
 

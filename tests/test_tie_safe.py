@@ -5,10 +5,10 @@ import torch
 from transformers import DynamicCache
 
 from helpers_tidar import CountedForwards, random_prompts, tiny_tidar
-from wavedraft.generation.cache_name import CACHE
 from wavedraft.generation.drafting.draft_inputs import with_masks
 from wavedraft.generation.drafting.draft_network import DraftNetwork
 from wavedraft.generation.execution.token_by_token import NUM_BELIEVED, rounding_of
+from wavedraft.generation.stock_model import CACHE
 
 
 def half(family="llama", implementation="sdpa"):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARForCausalLM
-from wavedraft.modeling_tidar.losses_tidar import cross_entropy, kl_divergence, total_variation
+from wavedraft.modeling_tidar.objective_tidar import cross_entropy, kl_divergence, total_variation
 from wavedraft.training import finetune, gated_adapter_config, measure_drafting
 from wavedraft.training.dialogue import IGNORED, PaddingCollator, encode_row, pack_rows, read_jsonl
 

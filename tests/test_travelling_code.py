@@ -280,6 +280,39 @@ def test_another_installed_version_does_not_touch_a_trusted_checkpoint(tmp_path)
     ]
 
 
+def test_a_trusted_checkpoint_passes_on_the_files_it_came_with(tmp_path, caplog):
+    model = tiny_tidar("llama", draft_length=3)
+    model.save_pretrained(tmp_path / "tidar")
+    generate = tmp_path / "tidar" / "custom_generate" / "generate.py"
+    generate.write_text(generate.read_text() + "# its own\n")
+    (tmp_path / "tidar" / "README.md").write_text("---\nlicense: mit\n---\n\nIt talks about the weather.\n")
+    trusted = AutoModelForCausalLM.from_pretrained(tmp_path / "tidar", trust_remote_code=True)
+    trusted.save_pretrained(tmp_path / "again")
+    for name in (*sorted(path.name for path in (tmp_path / "tidar").glob("*.py")), "README.md", "config.json"):
+        assert (tmp_path / "again" / name).read_text() == (tmp_path / "tidar" / name).read_text(), name
+    assert (tmp_path / "again" / "custom_generate" / "generate.py").read_text().endswith("# its own\n")
+
+    torch.manual_seed(0)
+    get_peft_model(model, gated_adapter_config(model, rank=4, init_lora_weights=False)).save_pretrained(
+        tmp_path / "adapter"
+    )
+    trusted.load_adapter(str(tmp_path / "adapter"))
+    trusted.save_pretrained(tmp_path / "saved")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "tidar")
+    stock.load_adapter(str(tmp_path / "saved"))
+    ids, way = random_prompts(2, 7), {"max_new_tokens": 10, "return_dict_in_generate": True}
+    expected = trusted.generate(ids, **way)
+    found = stock.generate(ids, **way, custom_generate=str(tmp_path / "saved"), trust_remote_code=True)
+    assert found.sequences.tolist() == expected.sequences.tolist()
+    assert found.accepted_lengths.tolist() == expected.accepted_lengths.tolist()
+    assert "taught={" in (tmp_path / "saved" / "custom_generate" / "generate.py").read_text()
+
+    shutil.rmtree(tmp_path / "tidar" / "custom_generate")
+    trusted.save_pretrained(tmp_path / "without")
+    assert (tmp_path / "without" / "modeling_tidar.py").exists()
+    assert "gets no custom_generate/" in caplog.text
+
+
 def test_options_in_generation_config_json_survive_and_count_for_every_way_in(tmp_path):
     tiny_tidar("llama", draft_length=4).save_pretrained(tmp_path)
     path = tmp_path / "generation_config.json"
@@ -331,4 +364,32 @@ def test_one_file_holds_every_part_once_and_refuses_two_meanings_of_a_name(tmp_p
     assert namespace["main"]() is json
     (tmp_path / "c.py").write_text("def helper():\n    return 2\n\n\ndef deep():\n    return helper()\n")
     with pytest.raises(ValueError, match="define `helper` differently"):
+        one_file(tmp_path / "a.py")
+
+
+def test_one_file_imports_others_once_at_its_top_and_leaves_out_what_nothing_uses(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "from typing import TYPE_CHECKING\n\nimport torch.nn.functional as F\n\nfrom .b import kept\n\n"
+        "if TYPE_CHECKING:\n    from pathlib import Path\n\n\n"
+        'def generate() -> "Path":\n    import json\n\n    return kept(F, json)\n'
+    )
+    (tmp_path / "b.py").write_text(
+        "import os\nfrom typing import Any, TypeVar\n\nimport torch.nn.functional as F\n\n\n"
+        "def kept(*given: Any):\n    return F, *given\n\n\n"
+        "# Nothing needs it.\ndef unused(given: TypeVar):\n    return also_unused(os)\n\n\n"
+        "def also_unused(given):\n    return given\n"
+    )
+    text = one_file(tmp_path / "a.py")
+    assert text.split("\n\n")[1:3] == [
+        "from typing import Any, TYPE_CHECKING",
+        "import torch.nn.functional as F",
+    ], text
+    assert "    from pathlib import Path" in text and "    import json" in text
+    assert "unused" not in text and "needs it" not in text
+    namespace = {}
+    exec(text, namespace)
+    assert namespace["generate"]()[0] is torch.nn.functional
+
+    (tmp_path / "b.py").write_text("import torch.fx as F\n\n\ndef kept(*given):\n    return F\n")
+    with pytest.raises(ValueError, match="define `F` differently"):
         one_file(tmp_path / "a.py")

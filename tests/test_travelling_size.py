@@ -1,4 +1,4 @@
-"""A recurrent-depth checkpoint carries little code. None of it drafts for stock models or starts a program."""
+"""A checkpoint carries little code. None of it starts a program, and a recurrent-depth model's drafts for no other."""
 
 import ast
 from fnmatch import fnmatch
@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from wavedraft.generation.drafting.draft_head import HEAD_FILE
+from wavedraft.hub.custom_generate import one_file
 from wavedraft.hub.hub_repository import WEIGHT_FILES
-from wavedraft.hub.travelling_code import imported_first
+from wavedraft.hub.travelling_code import flat_sources, imported_first
 
 ROOT = Path(__file__).parents[1]
+TIDAR, GENERATE = "modeling_tidar/modeling_tidar.py", "modeling_tidar/generation_tidar.py"
 MODELS = ("modeling_recurrent/modeling_recurrent.py", "modeling_recurrent/ouro_recurrent.py")
 
 
@@ -21,11 +23,27 @@ def imported_modules(path: Path) -> set[str]:
     return plain | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
 
 
+def test_a_tidar_checkpoint_carries_little_code():
+    sources = flat_sources(ROOT / TIDAR)
+    assert len(sources) <= 33
+    assert sum(len(text.encode()) for text in sources.values()) <= 272_000
+
+
+def test_custom_generate_is_short_enough_to_be_read_before_it_is_trusted():
+    assert len(one_file(ROOT / GENERATE).encode()) <= 215_000
+
+
+@pytest.mark.parametrize("model", [*MODELS, TIDAR])
+def test_of_hub_one_file_travels(model):
+    names = [path.name for path in imported_first(ROOT / model) if path.parent == ROOT / "hub"]
+    assert names == ["hub_repository.py"]
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_recurrent_checkpoint_carries_little_code(model):
     files = imported_first(ROOT / model)
     assert len(files) <= 30
-    assert sum(path.stat().st_size for path in files) <= 260_000
+    assert sum(path.stat().st_size for path in files) <= 251_000
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -35,7 +53,7 @@ def test_a_recurrent_checkpoint_carries_nothing_that_drafts_for_stock_models(mod
     assert not [name for name in names if any(fnmatch(name, pattern) for pattern in foreign)]
 
 
-@pytest.mark.parametrize("model", [*MODELS, "modeling_tidar/modeling_tidar.py"])
+@pytest.mark.parametrize("model", [*MODELS, TIDAR, GENERATE])
 def test_travelling_code_starts_no_program_and_loads_no_library_of_its_own(model):
     barred = {"subprocess", "ctypes", "cffi", "distutils", "setuptools", "multiprocessing", "torch.utils.cpp_extension"}
     for path in imported_first(ROOT / model):
@@ -44,5 +62,5 @@ def test_travelling_code_starts_no_program_and_loads_no_library_of_its_own(model
         assert "os.system" not in path.read_text(encoding="utf-8"), path
 
 
-def test_a_draft_head_is_published_though_hub_does_not_import_its_code():
+def test_a_draft_head_is_published_though_hub_repository_does_not_import_its_code():
     assert any(fnmatch(HEAD_FILE, pattern) for pattern in WEIGHT_FILES)

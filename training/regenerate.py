@@ -52,12 +52,7 @@ def regenerate(
     Raises:
         ValueError: a length, a batch size or a temperature is out of range.
     """
-    if max_new_tokens < 1 or batch_size < 1:
-        raise ValueError(
-            f"`max_new_tokens` and `batch_size` must be at least 1, but are {max_new_tokens} and {batch_size}."
-        )
-    if temperature < 0:
-        raise ValueError(f"`temperature` must be 0 (greedy) or more, but is {temperature}.")
+    check_regeneration(max_new_tokens, batch_size, temperature)
     output_path = Path(output_path)
     drop_torn_line(output_path)
     answered = {row["prompt"]: row["num_tokens"] for row in read_rows(output_path)} if output_path.exists() else {}
@@ -65,6 +60,7 @@ def regenerate(
 
     rows = list({row["prompt"]: row for row in prompts}.values())
     num_answered = sum(row["prompt"] in answered for row in rows)
+    generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     with (
         output_path.open("ab") as file,
         tqdm(total=len(rows), initial=num_answered, unit="prompt", disable=not has_progress_bar) as bar,
@@ -75,18 +71,22 @@ def regenerate(
             missing = [row for row in batch if row["prompt"] not in answered]
             if not missing:
                 continue
-            answers = answer_batch(
-                model,
-                tokenizer,
-                [row["prompt"] for row in batch],
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=seed + number,
-            )
+            questions = [row["prompt"] for row in batch]
+            answers = answer_batch(model, tokenizer, questions, seed=seed + number, **generation)
             num_tokens += append_answers(file, batch, answers, answered)
             bar.update(len(missing))
             bar.set_postfix(tokens=num_tokens)
     return num_tokens
+
+
+def check_regeneration(max_new_tokens: int, batch_size: int, temperature: float) -> None:
+    """Raises where one of these is out of its range."""
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(
+            f"`max_new_tokens` and `batch_size` must be at least 1, but are {max_new_tokens} and {batch_size}."
+        )
+    if temperature < 0:
+        raise ValueError(f"`temperature` must be 0 (greedy) or more, but is {temperature}.")
 
 
 def append_answers(

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers.utils import logging
 
-from ..hub.hub_repository import card_kind_of
 from ..hub.model_card import write_card
+from ..hub.written_files import card_kind_of
 from .curve import draw_curve
 from .dialogue import chat_prompt_ids, encode_row, read_jsonl
 from .row_sources import TrainingRows

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from .generation.cache_name import CACHE
+from .generation.stock_model import CACHE
 
 
 class Chat:

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from stock_recurrent import drafting_model, num_masks_of
 from teach import rows_of_text, teach
 from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM, convert
-from wavedraft.generation.cache_name import CACHE
+from wavedraft.generation.stock_model import CACHE
 from wavedraft.modeling_recurrent import OuroConfig, OuroForCausalLM, RecurrentDepthConfig
 
 torch.set_num_threads(1)

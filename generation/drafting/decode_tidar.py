@@ -9,16 +9,15 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, StaticCache
 
-from ..cache_name import CACHE
 from ..execution.compiled_layers import compile_config_of, is_captured
 from ..execution.model_form import ModelForm
 from ..execution.step_graph import StepGraphs
 from ..kept_with_model import one_thread_at_a_time
 from ..processed_scores import ProcessedScores
-from ..stock_model import device_of, is_shared_by_ranks, num_cache_layers
+from ..stock_model import CACHE, device_of, is_shared_by_ranks, num_cache_layers
 from ..transcript import TokenScores, Transcript, pad_token_of
 from .choice import Choice, Greedy, Sampled, TieSafeGreedy
-from .draft_cache import DraftCache
+from .draft_cache import DraftCache, StaticDraftCache, num_slots_for
 from .draft_head import draft_head_of, find_draft_head
 from .draft_network import DraftNetwork
 from .draft_planner import planner_of
@@ -26,7 +25,6 @@ from .draft_rows import DraftRows
 from .draft_step import PLAIN, Decided, Plan, StepState
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
 from .outputs_tidar import Record, TiDARGenerateOutput
-from .static_draft_cache import StaticDraftCache, num_slots_for
 from .step_runner import StepRunner
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from ..cache_name import CACHE
 from ..execution.attention_forms import mask_over_prompt
 from ..execution.model_form import ModelForm
 from ..execution.token_by_token import Spans
-from ..stock_model import device_of, last_position_of, num_cache_layers
+from ..stock_model import CACHE, device_of, last_position_of, num_cache_layers
 from .draft_cache import DraftCache, stack_rows
 from .draft_head import DraftHead
 from .draft_inputs import DraftInputs, Masks, with_masks

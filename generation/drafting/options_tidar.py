@@ -8,7 +8,7 @@ from transformers import SynthIDTextWatermarkingConfig
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.utils import logging
 
-from ..cache_name import CACHE
+from ..stock_model import CACHE
 
 logger = logging.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from ..cache_name import CACHE
+from ..stock_model import CACHE
 from ..transcript import Transcript
 
 

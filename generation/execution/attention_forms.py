@@ -101,8 +101,3 @@ def attend_over_prompt(
     of_tokens, _ = sdpa_attention_forward(module, *tokens, None, is_causal=True, **kwargs)
     of_masks, _ = sdpa_attention_forward(module, query[:, :, num_tokens:], key, value, None, is_causal=False, **kwargs)
     return torch.cat([of_tokens, of_masks], dim=1), None
-
-
-def has_attention_interface(model: Any) -> bool:
-    """Whether the model's attention is transformers' sdpa, reached through its attention interface."""
-    return model.config._attn_implementation == "sdpa" and getattr(model, "_supports_attention_backend", False)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..cache_name import CACHE
 from ..processed_scores import ProcessedScores
+from ..stock_model import CACHE
 from ..transcript import Transcript
 from .draws_recurrent import STATE, Draws, state_hashes
 from .freezing import latent_difference

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
-from ..generation.cache_name import CACHE
 from ..generation.drafting.draft_network import DraftNetwork
 from ..generation.drafting.step_runner import StepRunner
+from ..generation.stock_model import CACHE
 from .contenders import Contender
 
 QUERY_LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

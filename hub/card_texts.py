@@ -1,8 +1,21 @@
-"""The model cards of checkpoints that draft by masks, and of adapters that teach a stock model to."""
+"""What model cards say: one text for each kind of repository."""
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from .model_card import CardKind, base_of, short
+
+class CardKind(NamedTuple):
+    """What the cards of one kind of repository say.
+
+    Attributes:
+        text: of what the snippets load, and the card's head.
+        library: by which the Hub loads it.
+    """
+
+    tags: list[str]
+    text: Callable[[str, dict[str, Any]], str]
+    library: str = "transformers"
 
 
 def tidar_text(name: str, known: dict[str, Any]) -> str:
@@ -62,6 +75,45 @@ print(output.num_forwards, "forwards after the prompt's")
 """
 
 
+def recurrent_text(name: str, known: dict[str, Any]) -> str:
+    return f"""# {short(name)}
+
+{base_of(known)} of recurrent depth ([arXiv 2502.05171](https://arxiv.org/abs/2502.05171)), with the decoders that
+refine several tokens at once ([arXiv 2510.14961](https://arxiv.org/abs/2510.14961)). Nothing but `transformers` is
+needed.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+
+inputs = tokenizer("The sky is blue because", return_tensors="pt", return_token_type_ids=False)
+output = model.generate(**inputs, max_new_tokens=64, policy="exact", init_scale=0)
+
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+```
+
+`policy="exact"` writes the text of full depth from a wavefront; `policy="autoregressive"` decodes one token after the
+other; `preset="diffusion-forcing-r4"` is the sampler of the paper, where the model's core sees its tokens at every
+recurrence: faster, and not the same text.
+"""
+
+
+def base_of(known: dict[str, Any]) -> str:
+    base = known.get("base_model")
+    return f"[{base}](https://huggingface.co/{base})" if base else "A language model"
+
+
+def short(name: str) -> str:
+    return Path(name).name
+
+
 DRAFTING_TAGS = ["custom_generate", "parallel-decoding", "speculative-decoding"]
-TIDAR_CARD = CardKind(["tidar", *DRAFTING_TAGS], tidar_text)
-ADAPTER_CARD = CardKind(["tidar", "alora", *DRAFTING_TAGS], adapter_text, library="peft")
+KINDS = {
+    "tidar": CardKind(["tidar", *DRAFTING_TAGS], tidar_text),
+    "adapter": CardKind(["tidar", "alora", *DRAFTING_TAGS], adapter_text, library="peft"),
+    "recurrent": CardKind(["recurrent-depth", "parallel-decoding"], recurrent_text),
+}

@@ -1,0 +1,120 @@
+"""Files of a checkpoint: reads a source's config and headers, and writes config, weights and side files of a target."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..generation.drafting.options_tidar import TiDAROptions
+from ..hub.hub_repository import CARD
+from ..hub.model_card import is_ours_to_write
+from .progress_steps import ProgressSteps
+from .proof import check_keys
+from .safetensors_headers import INDEX_FILE, SINGLE_FILE, TensorHeader, find_shards, read_tensors
+from .shard_copy import copy_shard, num_bytes_on_disk
+from .source_folder import side_files
+from .stock_config import draftable_class_of, load_config, read_json
+
+SPARE_BYTES = 64 * 2**20  # room for tokenizer, config and code
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A source folder whose headers were read and fit its config."""
+
+    folder: Path
+    values: dict[str, Any]  # of its config.json
+    stock_class: type[PreTrainedModel]
+    config: PreTrainedConfig
+    shards: list[Path]
+    tensors: dict[str, TensorHeader]
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the file: a tied pair that is stored twice counts twice."""
+        return sum(tensor.num_elements for tensor in self.tensors.values())
+
+
+def read_checkpoint(
+    folder: Path,
+    target: Path,
+    steps: ProgressSteps,
+    class_of: Callable[[PreTrainedConfig], type[PreTrainedModel]] = draftable_class_of,
+) -> Checkpoint:
+    """Reads config and headers; nothing is written before this has passed."""
+    steps.begin("Reading config and headers")
+    values = read_json(folder / "config.json")
+    config = load_config(values, folder / "config.json")
+    stock_class = class_of(config)
+    shards = find_shards(folder)
+    for path in [folder, *shards]:
+        real = path.resolve()
+        if target.resolve() in [real, *real.parents] or (path == folder and real in target.resolve().parents):
+            raise ValueError(f"{target} and the source {real} lie in one another. Choose a target elsewhere.")
+    tensors = read_tensors(folder, shards)
+    if config.num_hidden_layers > len(tensors):
+        raise ValueError(
+            f"{folder / 'config.json'} promises {config.num_hidden_layers} layers, but the shards hold no more than "
+            f"{len(tensors)} tensors. Config and weights are not of one checkpoint."
+        )
+    check_keys(folder, stock_class, config)
+    return Checkpoint(folder, values, stock_class, config, shards, tensors)
+
+
+def write_files(
+    checkpoint: Checkpoint, new: Path, values: dict[str, Any], *, link: bool, is_own: bool, steps: ProgressSteps
+) -> None:
+    """Writes config, weights and side files. `is_own`: the shards are our own rewriting of a GGUF file."""
+    must_copy = [] if link or is_own else checkpoint.shards
+    num_bytes = sum(map(num_bytes_on_disk, must_copy))
+    if (free := shutil.disk_usage(new).free) < num_bytes + SPARE_BYTES:
+        raise ValueError(
+            f"{new.parent.parent} has {free / 1e9:.1f} GB free, but the copy needs {num_bytes / 1e9:.1f} GB. Make "
+            "room, choose a target on another disk, or pass --link to write links to the source's shards."
+        )
+    (new / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name in side_files(checkpoint.folder):
+        (new / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(checkpoint.folder / name, new / name)
+    if (new / "tokenizer_config.json").exists():
+        tokenizer_values = read_json(new / "tokenizer_config.json")
+        if tokenizer_values.pop("auto_map", None):
+            text = json.dumps(tokenizer_values, indent=2, ensure_ascii=False) + "\n"
+            (new / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    if [shard.name for shard in checkpoint.shards] != [SINGLE_FILE]:
+        shutil.copyfile(checkpoint.folder / INDEX_FILE, new / INDEX_FILE)
+    steps.begin("Bringing the weights", num_bytes)
+    for shard in checkpoint.shards:
+        if is_own:
+            os.link(shard, new / shard.name)
+        elif link:
+            (new / shard.name).symlink_to(shard.resolve())
+        else:
+            copy_shard(shard, new / shard.name, steps.advance)
+
+
+def keep_users_card(target: Path, new: Path) -> None:
+    """What a user wrote into the card of a folder that is replaced stays."""
+    if not is_ours_to_write(target / CARD):
+        shutil.copyfile(target / CARD, new / CARD)
+
+
+def make_room_for_own_options(path: Path) -> None:
+    """A generation config that says it was made from the model config loses the keywords of our `generate` when it is
+    loaded, so that it no longer says so."""
+    if path.exists() and (values := read_json(path)).get("_from_model_config"):
+        path.write_text(json.dumps(values | {"_from_model_config": False}, indent=2) + "\n", encoding="utf-8")
+
+
+def drop_own_options(path: Path) -> None:
+    """Takes the keywords of our `generate` out of a generation config, which may say again what it was made from."""
+    if path.exists():
+        values = {key: value for key, value in read_json(path).items() if key not in TiDAROptions.KEYWORDS}
+        if values.get("_from_model_config") is False:
+            values["_from_model_config"] = True
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,70 @@
+"""Which drafting class fits a checkpoint. A checkpoint's own config names its class, so this file does not travel."""
+
+import os
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from ..generation.drafting.structured_mask import attention_windows
+from .configuration_tidar import TiDARConfig
+from .modeling_tidar import hub_keywords, tidar_class
+
+
+class TiDARForCausalLM:
+    """Loads drafting models: chooses the class that fits a checkpoint's own architecture."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        raise TypeError(
+            "TiDARForCausalLM has no architecture of its own: use `TiDARForCausalLM.from_pretrained(folder_or_hub_id)` "
+            "or `TiDARForCausalLM.from_config(config)`."
+        )
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> PreTrainedModel:
+        """Loads a TiDAR checkpoint, without running any code in it; keywords as in transformers' `from_pretrained`.
+
+        Raises:
+            ValueError: the checkpoint was not converted, or its architecture cannot draft.
+        """
+        config = AutoConfig.from_pretrained(name_or_path, **hub_keywords(kwargs))
+        refuse_recurrent_depth(config)
+        TiDARConfig.from_model_config(config)
+        return tidar_class(stock_class_of(config)).from_pretrained(name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: Any, **kwargs: Any) -> PreTrainedModel:
+        """A drafting model of random weights for a stock config with a `tidar_config` in it."""
+        return tidar_class(stock_class_of(config))._from_config(config, **kwargs)
+
+
+def refuse_recurrent_depth(config: Any) -> None:
+    """Raises for a recurrent-depth model, which decodes by policies of its own."""
+    if hasattr(config, "mean_recurrence"):
+        raise ValueError(
+            f"A {config.model_type!r} model has a recurrent depth and is no TiDAR model: it decodes several tokens at "
+            "once without drafts by masks. Load it with `RecurrentDepthForCausalLM.from_pretrained` and decode with "
+            "its own `generate(policy='exact')`."
+        )
+
+
+def stock_class_of(config: Any) -> type[PreTrainedModel]:
+    """The stock `...ForCausalLM` class of a config.
+
+    Raises:
+        ValueError: it is not a decoder-only language model of transformers, or it cannot take back a rejected token.
+    """
+    refuse_recurrent_depth(config)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{config.model_type!r} is an encoder-decoder: its decoder does not read its own prompt, so it cannot "
+            "draft in the same forward. Use a decoder-only model, such as Llama, Mistral, Qwen3, Gemma, Phi or OLMo."
+        )
+    try:
+        stock_class = AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        raise ValueError(
+            f"transformers has no causal language model for the architecture {config.model_type!r}. Supported are its "
+            "decoder-only models, such as Llama, Mistral, Qwen2, Qwen3, Gemma, Phi or OLMo."
+        ) from None
+    attention_windows(config)
+    return stock_class
