@@ -5,18 +5,16 @@
 Counted by timers around functions (the prefill taken off), or, with --prefill, by the first token's time beside a stock
 model's, in turns, medians:
 
-* engine: masks built, drafts chosen and verified, tokens sampled, the text, the cache's bookkeeping, all of
-  the decode outside the network, and, inside it, keys and values stored and the gate of the adapter.
-* draft head: choosing candidates, and each token of a draft behind the one before it.
-* products: linear layers (the lm_head too; ours in bfloat16 with the adapter's) and attention. adapter: its products at
-  the mask tokens.
+* engine: all of the decode outside the network (masks built, drafts chosen and verified, the text), and inside it the
+  keys and values stored.
+* draft head: choosing candidates, and each token of a draft after the one before it.
+* products: linear layers (the lm_head too) and attention. adapter: its products at the mask tokens.
 * rest: what is left of the network: norms, rotations, activations, residuals and the calls that bring them about.
 
 The network of a compiled step cannot be looked into: products, adapter and rest are one figure there.
 """
 
 import argparse
-import functools
 import json
 import time
 from contextlib import contextmanager
@@ -33,9 +31,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig
 
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation.drafting import draft_cache
-from wavedraft.generation.drafting.draft_forward import DraftForward
 from wavedraft.generation.drafting.draft_head import DraftChain
-from wavedraft.generation.execution import mask_gate, packed_weights
+from wavedraft.generation.execution import gated_linear
+from wavedraft.generation.execution.packed_linear import PackedLinear
+from wavedraft.generation.kept_with_model import kept_with
 from wavedraft.training.dialogue import chat_prompt_ids, read_jsonl
 
 PACKED = {"packed_weights": True}
@@ -55,54 +54,53 @@ SHARES = ("engine", "draft head", "products", "adapter", "rest")
 
 
 @contextmanager
-def timers(model: Any, stopwatch: Stopwatch, is_compiled: bool):
-    """Timers around the functions of a decode; inside compiled layers there are none."""
-    decoder, head = type(model.model), model.lm_head
-    places = [(decoder, "forward", "decoder"), (DraftForward, "_structured_mask", "mask")]
-    places += [(DraftForward, "draft_chain", "draft head"), (DraftChain, "likeliest_behind", "draft head")]
+def timers(model: Any, stopwatch: Stopwatch, is_packed: bool, is_compiled: bool):
+    """Timers around the functions of a decode; inside compiled layers there are none.
+
+    The lm_head is timed by hooks: its packed copy, once a decode has made it.
+    """
+    head = kept_with(model).copies[model.lm_head] if is_packed else model.lm_head
+    places = [(type(model.model), "forward", "decoder")]
+    places += [(DraftChain, "__init__", "draft head"), (DraftChain, "likeliest_behind", "draft head")]
     if not is_compiled:
         places += [
             (draft_cache.DraftCacheLayer, "update", "cache"),
             (nn.functional, "scaled_dot_product_attention", "products"),
-            (mask_gate, "product", "adapter"),
+            (gated_linear, "product", "adapter"),
         ]
     kept = [(place, name, getattr(place, name)) for place, name, _ in places]
+    kept += [(linear, "forward", linear.forward) for linear in (nn.Linear, PackedLinear)]
     for place, name, called in places:
         setattr(place, name, stopwatch.timed(called, getattr(place, name)))
-    stock, packed = nn.Linear.forward, packed_weights.packed_way
-
-    def timed_way(way: Any) -> Any:
-        timed = functools.wraps(way)(stopwatch.timed("products", way))
-        if hasattr(way, "adapted"):
-            timed.adapted = stopwatch.timed("products", way.adapted)
-        return timed
-
-    of_layers = stopwatch.timed("products", stock)
     starts: list[float] = []
     hooks = [
         head.register_forward_pre_hook(lambda *args: starts.append(stopwatch.now())),
         head.register_forward_hook(lambda *args: stopwatch.add("head", stopwatch.now() - starts.pop())),
     ]
     if not is_compiled:
-        nn.Linear.forward = lambda self, x: stock(self, x) if self is head else of_layers(self, x)
-        packed_weights.packed_way = lambda linear: packed(linear) if linear is head else timed_way(packed(linear))
+        for linear in (nn.Linear, PackedLinear):
+            linear.forward = without(head, linear.forward, stopwatch.timed("products", linear.forward))
     try:
         yield
     finally:
-        nn.Linear.forward, packed_weights.packed_way = stock, packed
         for hook in hooks:
             hook.remove()
         for place, name, function in kept:
             setattr(place, name, function)
 
 
+def without(head: nn.Module, plain: Any, timed: Any) -> Any:
+    """The timed forward of every layer but the lm_head."""
+    return lambda self, x: plain(self, x) if self is head else timed(self, x)
+
+
 def step_of(model: Any, ids: torch.Tensor, keywords: dict[str, Any], num_new: int) -> dict[str, float]:
     """Milliseconds of a step, and shares of it, the prefill taken off."""
-    is_compiled = "compile_config" in keywords
+    is_packed, is_compiled = "packed_weights" in keywords, "compile_config" in keywords
     runs = []
     for length in (1, num_new):
         stopwatch = Stopwatch(model.device, "wall")
-        with timers(model, stopwatch, is_compiled):
+        with timers(model, stopwatch, is_packed, is_compiled):
             begin = time.perf_counter()
             output = generate(model, ids, keywords, length)
             stopwatch.seconds["all"] = time.perf_counter() - begin

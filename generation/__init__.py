@@ -1,6 +1,7 @@
 """Decoding strategies: one file a strategy."""
 
-from .drafting.decode_tidar import decode_tidar, tidar
+from .drafting.custom_decode import tidar
+from .drafting.decode_tidar import decode_tidar
 from .drafting.outputs_tidar import TiDARGenerateOutput
 from .row_streamer import RowStreamer
 

@@ -200,7 +200,8 @@ class Transcript:
         """
         while self.num_checked < self.max_length:
             column = self.num_checked + 1
-            unfinished = [row for row, length in enumerate(self.lengths) if not self._is_final(row, self.num_checked)]
+            final = {row for row, length in enumerate(self.lengths) if self.is_ended[row] and length < column}
+            unfinished = [row for row in range(len(self.lengths)) if row not in final]
             if not unfinished or any(self.lengths[row] < column for row in unfinished):
                 return
             shown = self.ids[:, :column].clone()
@@ -216,9 +217,6 @@ class Transcript:
                 if self.is_stopped[row] and (self.rows_end_alone or all(self.is_stopped)):
                     self.lengths[row] = column
                     self.is_ended[row] = True
-
-    def _is_final(self, row: int, column: int) -> bool:
-        return self.is_ended[row] and self.lengths[row] <= column
 
     def _stream(self) -> None:
         if self.streamer is None:
@@ -244,12 +242,6 @@ class Transcript:
     @property
     def num_new_tokens(self) -> list[int]:
         return [length - self.prompt_length for length in self.lengths]
-
-    @property
-    def fewest_new_tokens(self) -> int:
-        """Of the rows that have not ended; of all where each has."""
-        unfinished = [row for row in self.active if not self.is_ended[row]] or self.active
-        return min(self.lengths[row] for row in unfinished) - self.prompt_length
 
     def last_ids(self) -> list[int]:
         """The last token of each row."""

@@ -14,16 +14,16 @@ from ..execution.model_form import ModelForm
 from ..execution.step_graph import StepGraphs
 from ..kept_with_model import one_thread_at_a_time
 from ..processed_scores import ProcessedScores
-from ..stock_model import CACHE, device_of, is_shared_by_ranks, num_cache_layers
+from ..stock_model import device_of, is_users_cache, num_cache_layers
 from ..transcript import TokenScores, Transcript, pad_token_of
 from .choice import Choice, Greedy, Sampled, TieSafeGreedy
 from .draft_cache import DraftCache, StaticDraftCache, num_slots_for
-from .draft_head import draft_head_of, find_draft_head
+from .draft_head import draft_head_of
 from .draft_network import DraftNetwork
 from .draft_planner import planner_of
 from .draft_rows import DraftRows
 from .draft_step import PLAIN, Decided, Plan, StepState
-from .options_tidar import TiDAROptions, reason_for_plain_decoding
+from .options_tidar import TiDAROptions
 from .outputs_tidar import Record, TiDARGenerateOutput
 from .step_runner import StepRunner
 
@@ -61,8 +61,7 @@ def decode_tidar(
     Returns:
         [B, P + N] ids, or `TiDARGenerateOutput` where `generation_config.return_dict_in_generate`.
     """
-    is_users_cache = getattr(past_key_values, "_is_user_defined", False)
-    returns_cache = is_users_cache or generation_config.return_dict_in_generate
+    returns_cache = is_users_cache(past_key_values) or generation_config.return_dict_in_generate
     token_scores = TokenScores.asked_for(generation_config, len(input_ids))
     pad_token_id = pad_token_of(generation_config)
     transcript = Transcript(input_ids, stopping_criteria, pad_token_id, options.draft_length, streamer, token_scores)
@@ -77,7 +76,7 @@ def decode_tidar(
         if streamer is not None:
             streamer.end()
         cache = network.final_cache(state, transcript.lengths, transcript.last_ids()) if returns_cache else None
-    if cache is not None and (is_users_cache or isinstance(past_key_values, StaticCache)):
+    if cache is not None and (is_users_cache(past_key_values) or isinstance(past_key_values, StaticCache)):
         cache = handed_back(past_key_values, cache)
     return record.output(transcript, network, cache)
 
@@ -205,74 +204,3 @@ def handed_back(given: Any, cache: DynamicCache) -> Any:
     for number, layer in enumerate(cache.layers):
         given.update(layer.keys, layer.values, number)
     return given
-
-
-@one_thread_at_a_time
-def tidar(
-    model: Any,
-    input_ids: torch.Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    draft_length: int | None = None,
-    num_branches: int | str | None = None,
-    seed: int | list[int] | None = None,
-    exact: str | None = None,
-    tie_margin: float | None = None,
-    mask_embedding_id: int | None = None,
-    packed_weights: bool | None = None,
-    draft_head: str | bool | None = None,
-    streamer: Any = None,
-    synced_gpus: bool | None = None,
-    **model_kwargs: Any,
-) -> TiDARGenerateOutput | torch.Tensor:
-    """The same decode for a stock model: `model.generate(..., custom_generate=tidar)`.
-
-    A stock model drafts usefully with a gated adapter (`model.load_adapter`). Its config may hold a `tidar_config`, as
-    that of a converted folder does; otherwise both `draft_length` and `mask_embedding_id` must be given, as they were
-    when the adapter was taught. transformers hands no streamer, no tokenizer and no `synced_gpus` to a custom decode:
-    pass `custom_generate=functools.partial(tidar, streamer=streamer)`, and for stop strings
-    `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
-
-    Args:
-        draft_length, num_branches, seed, exact, tie_margin, packed_weights, draft_head: as in `generate` of our own
-            classes.
-        mask_embedding_id: the row of the embedding table that masks read.
-        streamer: as of `decode_tidar`; it gets the prompt first.
-        synced_gpus: whether ranks share the model, which is refused; where absent, told by the model. False where each
-            rank has gathered all of it.
-    """
-    given: dict[str, Any] = {"draft_length": draft_length, "num_branches": num_branches, "seed": seed}
-    given |= {"exact": exact, "tie_margin": tie_margin, "mask_embedding_id": mask_embedding_id}
-    given |= {"packed_weights": packed_weights, "draft_head": draft_head}
-    for name, value in given.items():
-        if value is not None:
-            setattr(generation_config, name, value)
-    options = TiDAROptions.of(generation_config, model.config)
-    if not options.draft_length:
-        raise ValueError(
-            "`draft_length` must be at least 1 with `custom_generate=tidar`. Leave it out to decode plainly."
-        )
-    if (generation_config.num_beams or 1) > 1:
-        raise ValueError(
-            f"`num_beams` must be 1 with `custom_generate=tidar`, but is {generation_config.num_beams}: a draft "
-            "continues one text, not several. Leave `custom_generate` out to search with beams and without drafts."
-        )
-    is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
-    if reason := reason_for_plain_decoding(generation_config, is_shared, model_kwargs):
-        raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")
-    find_draft_head(model, options.draft_head)
-    used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
-    if streamer is not None:
-        streamer.put(input_ids.cpu())
-    return decode_tidar(
-        model,
-        input_ids,
-        logits_processor,
-        stopping_criteria,
-        generation_config,
-        options=options,
-        streamer=streamer,
-        past_key_values=model_kwargs.get(CACHE),
-        **used,
-    )

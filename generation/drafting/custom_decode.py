@@ -1,0 +1,89 @@
+"""The decode for a stock model: `model.generate(..., custom_generate=tidar)`."""
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from ..stock_model import CACHE, is_shared_by_ranks
+from .decode_tidar import decode_tidar
+from .draft_head import find_draft_head
+from .options_tidar import TiDAROptions, reason_for_plain_decoding
+from .outputs_tidar import TiDARGenerateOutput
+
+
+def tidar(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    draft_length: int | None = None,
+    num_branches: int | str | None = None,
+    seed: int | list[int] | None = None,
+    exact: str | None = None,
+    tie_margin: float | None = None,
+    mask_embedding_id: int | None = None,
+    packed_weights: bool | None = None,
+    draft_head: str | bool | None = None,
+    streamer: Any = None,
+    synced_gpus: bool | None = None,
+    **model_kwargs: Any,
+) -> TiDARGenerateOutput | torch.Tensor:
+    """The same decode for a stock model: `model.generate(..., custom_generate=tidar)`.
+
+    A stock model drafts usefully with a gated adapter (`model.load_adapter`). Its config may hold a `tidar_config`, as
+    that of a converted folder does; otherwise both `draft_length` and `mask_embedding_id` must be given, as they were
+    when the adapter was taught. transformers hands no streamer, no tokenizer and no `synced_gpus` to a custom decode:
+    pass `custom_generate=functools.partial(tidar, streamer=streamer)`, and for stop strings
+    `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
+
+    Args:
+        draft_length, num_branches, seed, exact, tie_margin, packed_weights, draft_head: as in `generate` of our own
+            classes.
+        mask_embedding_id: the row of the embedding table that masks read.
+        streamer: as of `decode_tidar`; it gets the prompt first.
+        synced_gpus: whether ranks share the model, which is refused; where absent, told by the model. False where each
+            rank has gathered all of it.
+    """
+    given: dict[str, Any] = {"draft_length": draft_length, "num_branches": num_branches, "seed": seed}
+    given |= {"exact": exact, "tie_margin": tie_margin, "mask_embedding_id": mask_embedding_id}
+    given |= {"packed_weights": packed_weights, "draft_head": draft_head}
+    for name, value in given.items():
+        if value is not None:
+            setattr(generation_config, name, value)
+    options = TiDAROptions.of(generation_config, model.config)
+    is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
+    refuse_plain_decoding(options, generation_config, is_shared, model_kwargs)
+    find_draft_head(model, options.draft_head)
+    used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
+    return decode_tidar(
+        model,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        options=options,
+        streamer=streamer,
+        past_key_values=model_kwargs.get(CACHE),
+        **used,
+    )
+
+
+def refuse_plain_decoding(
+    options: TiDAROptions, generation_config: GenerationConfig, is_shared: bool, model_kwargs: dict[str, Any]
+) -> None:
+    """Raises where nothing would be drafted: a stock model decodes plainly without this function."""
+    if not options.draft_length:
+        raise ValueError(
+            "`draft_length` must be at least 1 with `custom_generate=tidar`. Leave it out to decode plainly."
+        )
+    if (generation_config.num_beams or 1) > 1:
+        raise ValueError(
+            f"`num_beams` must be 1 with `custom_generate=tidar`, but is {generation_config.num_beams}: a draft "
+            "continues one text, not several. Leave `custom_generate` out to search with beams and without drafts."
+        )
+    if reason := reason_for_plain_decoding(generation_config, is_shared, model_kwargs):
+        raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")
