@@ -218,7 +218,7 @@ def test_a_gated_adapter_leaves_the_plain_logits_bit_for_bit_alone_and_changes_t
 
 
 def test_the_gate_gives_pefts_own_numbers():
-    from wavedraft.generation.execution.mask_gate import MaskGate
+    from wavedraft.generation.execution.gated_linear import MaskGate
 
     ids = random_prompts(2, 9)
     stock_peft = gated(tiny_tidar())
@@ -258,7 +258,7 @@ def test_a_closed_gate_leaves_the_model_as_it_found_it():
 @pytest.mark.parametrize("is_frozen", [True, False])
 @pytest.mark.parametrize("change", ["written to", "new tensor", "scaled", "double", "optimizer"])
 def test_the_gate_takes_an_adapter_as_it_is_now(change, is_frozen):
-    from wavedraft.generation.execution.mask_gate import MaskGate
+    from wavedraft.generation.execution.gated_linear import MaskGate
     from wavedraft.generation.execution.model_form import ModelForm
 
     ids = random_prompts(2, 9)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from ..execution.attention_forms import mask_over_prompt
+from ..execution.attention_forms import Spans, mask_over_prompt
 from ..execution.model_form import ModelForm
-from ..execution.token_by_token import Spans
 from ..stock_model import CACHE, device_of, last_position_of, num_cache_layers
 from .draft_cache import DraftCache, stack_rows
 from .draft_head import DraftHead
