@@ -4,14 +4,12 @@ import json
 
 import pytest
 import torch
-from peft import get_peft_model
 from transformers import AutoModelForCausalLM, SynthIDTextWatermarkingConfig, T5Config
-from whole_masks import training_mask
 
-from tiny_tidar import FAMILIES, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_tidar import FAMILIES, gated, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_whole_masks import training_mask
 from wavedraft.generation import tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARConfig, TiDARForCausalLM
-from wavedraft.training import gated_adapter_config
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -173,16 +171,6 @@ def test_slot_decay_weighs_each_slot_by_the_one_before_it():
     torch.testing.assert_close(whole, (by_slot[0] + 0.5 * by_slot[1] + 0.25 * by_slot[2]) / 1.75)
     with pytest.raises(ValueError, match="slot_decay"):
         DraftObjective(slot_decay=0.0)
-
-
-def gated(model, rank=4):
-    """A model with a gated adapter whose weights are random, so that it does something."""
-    peft_model = get_peft_model(model, gated_adapter_config(model, rank))
-    torch.manual_seed(1)
-    for name, parameter in peft_model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return peft_model
 
 
 def test_gated_training_teaches_the_masks_and_only_the_adapter():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tiny_tidar import CountedForwards, random_prompts, tiny_tidar
+from helpers_tidar import CountedForwards, random_prompts, tiny_tidar
 from wavedraft.generation.drafting.draft_inputs import with_masks
 from wavedraft.generation.drafting.draft_network import DraftNetwork
 from wavedraft.generation.execution.attention_forms import NUM_BELIEVED, rounding_of

@@ -35,8 +35,8 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from recurrent_golden import random_model
-from tiny_tidar import VOCAB_SIZE, random_prompts, with_random_head
+from helpers_recurrent import random_model
+from helpers_tidar import VOCAB_SIZE, random_prompts, with_random_head
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation import tidar
 
