@@ -25,7 +25,7 @@ from wavedraft.generation.recurrent.draws_recurrent import state_hashes
 from wavedraft.generation.stock_model import CACHE, one_cache
 from wavedraft.modeling_recurrent.cache_recurrent import Window
 from wavedraft.modeling_recurrent.looped_recurrent import RecurrentDepthLM
-from wavedraft.modeling_recurrent.windows_recurrent import positions_of
+from wavedraft.modeling_recurrent.windows_recurrent import check_positions, positions_of
 from wavedraft.modeling_tidar.modeling_tidar import tidar_class
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class StockDecoder(Looped):
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = positions_of(attention_mask, embeds, cache)
-        self._check_positions(position_ids, cache)
+        check_positions(self.config, position_ids, cache)
         mask = create_causal_mask(self.config, embeds, attention_mask, cache, position_ids)
         every: Any = None if cache is None else EveryRecurrence(cache, self.config)
         window = Window(self.rotary_at(position_ids, embeds.dtype), mask, self._attention_function(), every)
