@@ -13,9 +13,9 @@ def accept_by_equality(
     """Accepts the longest run in which each next draft token is the one the model itself would have written.
 
     Args:
-        draft_ids: [B, K]; the first is already decided.
-        target_ids: [B, K] the model's own choice behind each draft token.
-        num_drafted: [B] how many of a row's K are a draft, 1 to K; the rest only fills it up. None: all.
+        draft_ids: [B, K], the first is decided.
+        target_ids: [B, K] the model's own choice after each draft token.
+        num_drafted: [B] how many of a row's K are a draft, 1 to K (None: all).
 
     Returns:
         [B] number of accepted tokens, 1 to `num_drafted`.
@@ -36,11 +36,11 @@ def accept_by_rejection(
     (Leviathan et al., arXiv 2211.17192, algorithm 1).
 
     Args:
-        draft_ids: [B, K]; the first is already decided.
-        target_probs: [B, K, V] the autoregressive side behind each draft token.
+        draft_ids: [B, K], the first is decided.
+        target_probs: [B, K, V] the autoregressive side after each draft token.
         draft_probs: [B, K - 1, V] what draft tokens 2..K were drawn from.
         uniforms: [B, K - 1] in [0, 1).
-        num_drafted: [B] how many of a row's K are a draft, 1 to K; the rest only fills it up. None: all.
+        num_drafted: [B] how many of a row's K are a draft, 1 to K (None: all).
 
     Returns:
         [B] number of accepted tokens, 1 to `num_drafted`.
@@ -59,14 +59,14 @@ def residual_probs(
     num_accepted: torch.Tensor,
     num_drafted: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What the token behind the accepted run is drawn from: the normalised positive part of target - draft where a
-    draft token was rejected, the target itself where all were accepted (arXiv 2211.17192, section 2.3).
+    """What the token after the accepted run is drawn from: after a rejection the normalised positive part of
+    target - draft, else the target itself (arXiv 2211.17192, section 2.3).
 
     Args:
         target_probs: [B, K, V].
         draft_probs: [B, K - 1, V].
         num_accepted: [B], 1 to `num_drafted`.
-        num_drafted: [B] how many of a row's K were a draft. None: all.
+        num_drafted: [B], None: K.
 
     Returns:
         [B, V] probabilities.
@@ -80,12 +80,12 @@ def residual_probs(
     draft = draft_probs[rows, (num_accepted - 1).clamp(max=draft_length - 2)]
     residual = torch.where(is_rejected[:, None], (target - draft).clamp(min=0), target)
     total = residual.sum(dim=-1, keepdim=True)
-    # Rounding can leave nothing of two equal distributions; a rejection is then as good as a draw from the target.
+    # Rounding can leave nothing of two equal distributions: then draw from the target.
     return torch.where(total > 0, residual / total, target)
 
 
 def sample(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Draws one id a row by inverting the cumulative distribution, so that one uniform number is one draw.
+    """Draws one id a row by inverting the cumulative distribution.
 
     Args:
         probs: [..., V], need not be normalised.
@@ -109,11 +109,11 @@ def draft_confidence(draft_ids: torch.Tensor, draft_scores: torch.Tensor) -> tor
 
 
 def likely_lengths(confidence: torch.Tensor, num_drafted: torch.Tensor, num_branches: int) -> torch.Tensor:
-    """The numbers of accepted tokens that are most probable, if each token stands with the drafter's own confidence.
+    """The most probable numbers of accepted tokens, if each token stands with the drafter's own confidence.
 
     Args:
         confidence: [B, K - 1] in draft tokens 2..K.
-        num_drafted: [B] how many of a row's K are a draft: no more are accepted.
+        num_drafted: [B], 1 to K: no more are accepted.
         num_branches: how many to choose, 0 to K.
 
     Returns:
