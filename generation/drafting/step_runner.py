@@ -1,4 +1,4 @@
-"""Runs the steps of a decode: as they are, or where steps are captured, by CUDA graphs of the same functions.
+"""Runs the steps of a decode: as they are, or as CUDA graphs of the same functions.
 
 A unfinished rows of B.
 """
@@ -11,17 +11,15 @@ import torch
 from ..execution.step_graph import StepGraphs
 from ..processed_scores import ProcessedScores
 from .choice import Choice, Greedy
-from .draft_inputs import DraftInputs
 from .draft_network import DraftNetwork
-from .draft_step import Decided, Plan, StepState, step
+from .draft_step import Decided, DraftInputs, Plan, StepState, step
 from .mask_predictions import MaskPredictions
 
 
 class StepRunner:
     """
     Args:
-        graphs: where steps are captured; None elsewhere. A step whose tokens are chosen on the host has its forward
-            captured alone.
+        graphs: where steps are captured. If their tokens are chosen on the host, the forward alone is captured.
     """
 
     def __init__(self, network: DraftNetwork, choice: Choice, graphs: StepGraphs | None = None):
@@ -30,7 +28,6 @@ class StepRunner:
         self.graphs = graphs
 
     def __call__(self, plan: Plan, state: StepState) -> tuple[StepState, Decided]:
-        """One step, by whichever way."""
         self.network.check_positions(state.next_positions)
         if self.graphs is None:
             return step(self.network, self.choice, plan, state)
@@ -53,12 +50,7 @@ class StepRunner:
         return StepState(*after), Decided(ids, num_accepted)
 
     def seconds_of(self, shape: tuple[int, int, int], state: StepState) -> float:
-        """How long a step of N tokens and M blocks of K masks takes. It is run and thrown away: what it leaves in the
-        cache, the next step overwrites.
-
-        Args:
-            shape: N, M and K.
-        """
+        """How long a step of shape N, M and K takes. What it leaves in the cache, the next step overwrites."""
         num_tokens, num_blocks, draft_length = shape
         mine = self.choice
         scores = ProcessedScores([], mine.scores.transcript, mine.scores.excluded_id)
@@ -72,7 +64,7 @@ class StepRunner:
 
 
 class CapturedNetwork:
-    """The network, whose step forwards run by graphs."""
+    """The network, its step forwards captured."""
 
     def __init__(self, network: DraftNetwork, graphs: StepGraphs):
         self.network, self.graphs = network, graphs
@@ -92,11 +84,11 @@ class CapturedNetwork:
 
 
 def graph_key(network: DraftNetwork, tensors: tuple[torch.Tensor, ...], about: Any) -> Any:
-    """What tells one graph from another: shapes, whether the batch is padded, and what else a step hangs on."""
+    """All that a graph depends on: shapes, whether the batch is padded, and `about`."""
     return tuple(tuple(tensor.shape) for tensor in tensors), network.rows.is_real_slot is not None, about
 
 
 def scratch(state: StepState, num_tokens: int) -> StepState:
-    """A state like this one that nobody needs, with a draft of so many tokens."""
+    """A copy of a state with a draft of `num_tokens`."""
     new = StepState(*(tensor.clone() for tensor in state)).with_length(num_tokens)
     return new._replace(num_drafted=torch.full_like(new.num_drafted, num_tokens))
