@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..generation.drafting.options_tidar import TiDAROptions
-from ..hub.hub_repository import CARD
+from ..hub.hub_repository import CARD, FROM_MODEL_CONFIG
 from ..hub.model_card import is_ours_to_write
 from .progress_steps import ProgressSteps
 from .proof import check_keys
@@ -107,14 +107,14 @@ def keep_users_card(target: Path, new: Path) -> None:
 def make_room_for_own_options(path: Path) -> None:
     """A generation config that says it was made from the model config loses the keywords of our `generate` when it is
     loaded, so that it no longer says so."""
-    if path.exists() and (values := read_json(path)).get("_from_model_config"):
-        path.write_text(json.dumps(values | {"_from_model_config": False}, indent=2) + "\n", encoding="utf-8")
+    if path.exists() and (values := read_json(path)).get(FROM_MODEL_CONFIG):
+        path.write_text(json.dumps(values | {FROM_MODEL_CONFIG: False}, indent=2) + "\n", encoding="utf-8")
 
 
 def drop_own_options(path: Path) -> None:
     """Takes the keywords of our `generate` out of a generation config, which may say again what it was made from."""
     if path.exists():
         values = {key: value for key, value in read_json(path).items() if key not in TiDAROptions.KEYWORDS}
-        if values.get("_from_model_config") is False:
-            values["_from_model_config"] = True
+        if values.get(FROM_MODEL_CONFIG) is False:
+            values[FROM_MODEL_CONFIG] = True
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

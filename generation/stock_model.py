@@ -56,6 +56,32 @@ def last_position_of(model: Any) -> int | None:
     return config.max_position_embeddings - 1 if has_table else None
 
 
+# -- how it attends, and what it is made of by transformers' own choice
+
+
+def attention_of(config: Any) -> str | None:
+    """The attention implementation that a model of this config runs by."""
+    return getattr(config, "_attn_implementation", None)
+
+
+def attend_by(config: Any, implementation: str | None) -> None:
+    """Names the implementation by which a model of this config attends from now on.
+
+    transformers' `set_attn_implementation` also loads kernels and asks every part of a model. Here the name changes.
+    """
+    config._attn_implementation = implementation
+
+
+def has_loaded_adapter(model: Any) -> bool:
+    """Whether transformers' own `load_adapter` or `add_adapter` has put an adapter into the model."""
+    return getattr(model, "_hf_peft_config_loaded", False)
+
+
+def can_choose_experts(model: Any) -> bool:
+    """Whether a model, or its class, lets a caller choose how its experts are run: it has experts."""
+    return getattr(model, "_can_set_experts_implementation", bool)()
+
+
 # -- where it computes
 
 
@@ -135,6 +161,16 @@ def finished_logits(model: Any, logits: torch.Tensor) -> torch.Tensor:
 
 
 # -- its cache
+
+
+def is_users_cache(cache: Any) -> bool:
+    """Whether a caller of `generate` handed this cache in: it is then brought up to date, which costs time."""
+    return getattr(cache, "_is_user_defined", False)
+
+
+def mark_users_cache(cache: Any) -> None:
+    """Says of a cache what `is_users_cache` asks."""
+    cache._is_user_defined = True
 
 
 def one_cache(cache: Any, past_key_values: Any) -> Any:

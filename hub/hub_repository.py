@@ -23,7 +23,7 @@ from huggingface_hub import (
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import HFValidationError
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 
@@ -49,6 +49,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
+FROM_MODEL_CONFIG = "_from_model_config"  # of a generation config, in memory and in its file
 LICENCE_FILES = ("LICENSE*", "NOTICE*")
 WEIGHT_FILES = (
     "model*.safetensors",
@@ -173,6 +174,15 @@ class HubRepository(Stock):
     files = CarriedFiles()
     card_kind: str
     adapter_card_kind: str | None = None
+    loaded_revision: str | None = None  # of a Hub repository, as the caller named it
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stock; the model also keeps the revision that the caller named."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.loaded_revision = kwargs.get("revision")
+        return loaded
 
     @classmethod
     def write_code(cls, folder: Path, origin: Path | None = None) -> None:
@@ -197,8 +207,7 @@ class HubRepository(Stock):
         """Stock, plus all that the checkpoint needs where wavedraft is not installed."""
         hub_names = ("repo_id", "commit_message", "commit_description", "create_pr", "private", "revision")
         hub_kwargs = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
-        if self.generation_config._from_model_config:  # transformers would drop our keywords in it on loading
-            self.generation_config._from_model_config = False
+        keep_own_options(self.generation_config)
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         if self.should_save_on_this_rank(is_main_process):
             self.write_repository(Path(save_directory))
@@ -276,23 +285,35 @@ def for_adapter(taught: dict[str, int] | None) -> str:
     return f"\n\nimport functools  # noqa: E402\n\ngenerate = functools.partial(generate, taught={taught!r})\n"
 
 
+def keep_own_options(generation_config: GenerationConfig) -> None:
+    """Makes a generation config keep the keywords of our `generate` when it is saved and loaded.
+
+    transformers drops what it does not know from one that says that it was made from the model config.
+    """
+    setattr(generation_config, FROM_MODEL_CONFIG, False)
+
+
 def origin_folder(model: Any) -> Path | None:
     """Where a model was loaded from: its folder, or its snapshot in the Hub's cache."""
     name = model.name_or_path
     if not name or Path(name).is_dir():
         return Path(name) if name else None
     try:
-        revision = getattr(model.config, "_commit_hash", None)
-        config = try_to_load_from_cache(name, "config.json", revision=revision)
+        config = try_to_load_from_cache(name, "config.json", revision=revision_of(model))
     except HFValidationError:
         return None
     return Path(config).parent if isinstance(config, str) else None
 
 
+def revision_of(model: Any) -> str | None:
+    """The revision of the Hub repository that a model was loaded from; None for its main branch."""
+    return getattr(model, "loaded_revision", None)
+
+
 def fetch_beside_weights(model: Any, token: bool | str | None = None) -> None:
     """Brings card, tokenizer, licence and custom_generate/ of the repository a model was loaded from into the Hub's
     cache. `from_pretrained` leaves them out."""
-    origin, revision = origin_folder(model), getattr(model.config, "_commit_hash", None)
+    origin, revision = origin_folder(model), revision_of(model)
     if origin is not None and not Path(model.name_or_path).is_dir():
         patterns = [CARD, *CUSTOM_GENERATE, *TOKENIZER_FILES, *LICENCE_FILES]
         with contextlib.suppress(OSError):  # what is not there any more cannot be carried over

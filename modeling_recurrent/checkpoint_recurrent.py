@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+from ..generation.hub_file import file_if_there
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -52,7 +54,7 @@ def weight_names(path: Any, keywords: dict[str, Any]) -> list[str] | None:
     """Names of the weights of a folder or Hub repository; None where it has none in a known format."""
 
     def find(name: str) -> str | None:
-        return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub_keywords(keywords))
+        return file_if_there(path, name, **hub_keywords(keywords))
 
     if (file := find(SAFE_WEIGHTS_NAME)) is not None:
         with safe_open(file, framework="pt") as weights:

@@ -23,7 +23,8 @@ from ..generation.recurrent.decode_self_speculative import decode_self_speculati
 from ..generation.recurrent.options_recurrent import RecurrentOptions
 from ..generation.recurrent.outputs_recurrent import Costs, RecurrentGenerateOutput
 from ..generation.recurrent.session_recurrent import Prompts, Session, check_cache
-from ..generation.stock_model import CACHE, device_of, devices_of, is_hooked
+from ..generation.stock_model import CACHE, device_of, devices_of, is_hooked, is_users_cache, mark_users_cache
+from ..generation.torch_internals import compiler_options_of
 from ..generation.transcript import TokenScores, Transcript, pad_token_of
 from .cache_recurrent import RecurrentCache
 from .static_recurrent import CompiledParts, StaticParts, StaticRecurrentCache
@@ -121,7 +122,7 @@ class RecurrentGenerationMixin(Stock):
                     f"but is a {type(given).__name__}. Leave it out, or pass the one an earlier call returned."
                 )
             check_static(generation_config, options, given)
-            given._is_user_defined = True
+            mark_users_cache(given)
             return
         check_static(generation_config, options, None)
         if generation_config.use_cache:
@@ -198,7 +199,7 @@ class RecurrentGenerationMixin(Stock):
                 options,
                 cache,
                 generation_config.do_sample,
-                returns_cache=wants_dict or getattr(cache, "_is_user_defined", False),
+                returns_cache=wants_dict or is_users_cache(cache),
             )
             output = DECODERS[options.policy](session)
         if streamer is not None:
@@ -282,7 +283,7 @@ def compiled_parts(model: PreTrainedModel, generation_config: GenerationConfig) 
     if config.backend == "inductor":
         options = config.options
         if options is None:
-            options = torch._inductor.list_mode_options(config.mode)
+            options = compiler_options_of(config.mode)
             if is_on_cpu:
                 options = {**options, **LOOPS_ON_CPU}
         keywords["options"] = options

@@ -23,8 +23,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from ..generation.recurrent.draws_recurrent import state_hashes
-from ..generation.stock_model import CACHE, device_of, one_cache
-from ..hub.hub_repository import HubRepository, point_config_at
+from ..generation.stock_model import CACHE, attend_by, attention_of, device_of, has_loaded_adapter, one_cache
+from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .cache_recurrent import Packing, RecurrentCache, Window
 from .generation_recurrent import RecurrentGenerationMixin
 from .rotary_recurrent import rotate_halves
@@ -203,7 +203,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
     def __init__(self, config: Any):
         super().__init__(config)
         self.gradient_checkpointing = False
-        self.generation_config._from_model_config = False  # else saving drops the fields transformers does not know
+        keep_own_options(self.generation_config)
         self.depth_sampler = DepthSampler(config.mean_recurrence)
 
     @classmethod
@@ -216,7 +216,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
 
     def write_repository(self, folder: Path) -> None:
         """Writes all that stands beside the weights; nothing of ours beside those of an adapter."""
-        if not getattr(self, "_hf_peft_config_loaded", False):
+        if not has_loaded_adapter(self):
             super().write_repository(folder)
 
     # The three parts.
@@ -285,7 +285,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
         attentions: dict[int, torch.Tensor] | None = None
         if keeps_attentions:
             config, function, attentions = copy.copy(config), eager_attention, {}
-            config._attn_implementation = "eager"
+            attend_by(config, "eager")
         mask = create_causal_mask(config, input_embeds, attention_mask, cache, position_ids)
         if cache is not None:
             cache.reserve(start + length)
@@ -296,7 +296,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
     def filled_window(self, starts: list[int], length: int, cache: RecurrentCache) -> Window:
         """`window_at` that reads so many columns that their number does not tell in the result: see `FILL`."""
         kv_length = max(starts) + length
-        if device_of(self).type == "cpu" and self.config._attn_implementation in ("sdpa", "eager"):
+        if device_of(self).type == "cpu" and attention_of(self.config) in ("sdpa", "eager"):
             multiple = FILL_KEYS if kv_length <= MANY_KEYS else FILL_MANY_KEYS
             kv_length = -(-kv_length // multiple) * multiple
         return self.window_at(starts, length, cache, kv_length)
@@ -335,12 +335,12 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, PreTrainedModel,
 
     def _attention_function(self) -> Callable:
         """Looked up once a window: a config takes its time to answer."""
-        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(self.config), eager_attention)
 
     def _mask(self, position_ids: torch.Tensor, kv_length: int, dtype: torch.dtype, start: int | None = None) -> Any:
         """What lets tokens at [B, T] positions see the columns up to their own; `start` where all rows begin there."""
         num_rows, length = position_ids.shape
-        implementation = self.config._attn_implementation
+        implementation = attention_of(self.config)
         if "flash" in implementation and start is None:
             raise ValueError(
                 f"`attn_implementation` must be 'sdpa', 'eager' or 'flex_attention' to decode rows of different length "

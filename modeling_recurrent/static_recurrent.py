@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..generation.kept_with_model import compiled_for
-from ..generation.stock_model import device_of
+from ..generation.stock_model import attention_of, device_of
 from .cache_recurrent import RecurrentCache, Window
 
 COLUMNS = 128  # a cache has a multiple of them, so that texts of most lengths share their shapes
@@ -163,7 +163,7 @@ class StaticParts:
     """A model's prelude, core step and coda on a static cache: the model's own, in few shapes, compiled where asked."""
 
     def __init__(self, model: Any, compiled: CompiledParts | None):
-        implementation = model.config._attn_implementation
+        implementation = attention_of(model.config)
         if implementation not in ("sdpa", "eager"):
             raise ValueError(
                 f"`attn_implementation` must be 'sdpa' or 'eager' with `cache_implementation='static'`, whose unused "

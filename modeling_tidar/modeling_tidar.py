@@ -20,8 +20,8 @@ from transformers.utils import logging
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
 from ..generation.drafting.structured_mask import attention_windows
-from ..generation.stock_model import lm_head_logits
-from ..hub.hub_repository import HubRepository, point_config_at
+from ..generation.stock_model import can_choose_experts, has_loaded_adapter, lm_head_logits
+from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
 from .objective_tidar import DraftObjective, objective_loss, training_batch
@@ -42,8 +42,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         TiDARConfig.from_model_config(config)
         attention_windows(config)
         super().__init__(config, *args, **kwargs)
-        # A generation config that claims to come from the model config loses the options we keep in it on loading.
-        self.generation_config._from_model_config = False
+        keep_own_options(self.generation_config)
 
     @property
     def tidar_config(self) -> TiDARConfig:
@@ -138,7 +137,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
     def write_repository(self, folder: Path) -> None:
         """Writes all that stands beside the weights; with an adapter, its weights alone are saved."""
         save_draft_head(self, folder)
-        if not getattr(self, "_hf_peft_config_loaded", False):
+        if not has_loaded_adapter(self):
             return super().write_repository(folder)
         origin = self.files.origin_of(self)
         write_adapter_code(folder, self.tidar_config, origin)
@@ -179,7 +178,7 @@ def _new_drafting_class(stock_class: type[PreTrainedModel]) -> type[PreTrainedMo
     }
     # transformers reads the stock class's source for these; a class made at run time has none.
     members["_can_set_attn_implementation_cached_value"] = stock_class._can_set_attn_implementation()
-    members["_can_set_experts_implementation_cached_value"] = stock_class._can_set_experts_implementation()
+    members["_can_set_experts_implementation_cached_value"] = can_choose_experts(stock_class)
     members["forward"] = forward_with_signature_of(stock_class)
     name = PREFIX + stock_class.__name__
     # Some checkpoints name a tensor differently from the model (GPT-NeoX's head). transformers looks that up by class.

@@ -263,7 +263,7 @@ def test_a_layer_packed_anew_needs_no_new_compiling(dtype):
 
 
 def test_a_second_copy_of_this_code_shares_the_operator(dtype):
-    spec = importlib.util.spec_from_file_location("wavedraft.generation.another_copy", packed_linear.__file__)
+    spec = importlib.util.spec_from_file_location("wavedraft.generation.execution.another_copy", packed_linear.__file__)
     another = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = another
     try:

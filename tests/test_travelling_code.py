@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from peft import get_peft_model
@@ -162,6 +163,20 @@ def test_offline_snapshots_pinned_revisions_and_all_ways_in_give_the_same_text(t
 
     answer = run_alone(OFFLINE, {"ids": ids.tolist(), "pinned": pinned}, tmp_path, HF_HUB_OFFLINE="1")
     assert answer == dict.fromkeys(answer, expected)
+
+
+def test_a_pinned_revision_keeps_what_stood_beside_its_weights(tmp_path, monkeypatch):
+    main, pinned = "a" * 40, "b" * 40
+    for folder, licence in (("tidar", "of main"), ("older", "of the pinned revision")):
+        tiny_tidar().save_pretrained(tmp_path / folder)
+        (tmp_path / folder / "LICENSE").write_text(licence)
+    lay_in_cache(tmp_path / "hf", "me/thinker", {pinned: tmp_path / "older", main: tmp_path / "tidar"})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for revision, licence in ((pinned, "of the pinned revision"), (None, "of main")):
+        model = TiDARForCausalLM.from_pretrained("me/thinker", revision=revision)
+        model.save_pretrained(tmp_path / licence)
+        assert (tmp_path / licence / "LICENSE").read_text() == licence
 
 
 RECURRENT = """

@@ -16,7 +16,7 @@ from ..execution.model_form import ModelForm
 from ..execution.step_graph import StepGraphs
 from ..kept_with_model import one_thread_at_a_time
 from ..processed_scores import ProcessedScores
-from ..stock_model import CACHE, device_of, num_cache_layers
+from ..stock_model import CACHE, device_of, is_users_cache, num_cache_layers
 from ..transcript import TokenScores, Transcript, pad_token_of
 from .choice import Choice, Greedy, Sampled, TieSafeGreedy
 from .draft_cache import DraftCache, DraftRows, StaticDraftCache, num_slots_for
@@ -116,8 +116,7 @@ def decode_tidar(
     Returns:
         [B, P + N] ids, or `TiDARGenerateOutput` where `generation_config.return_dict_in_generate`.
     """
-    is_users_cache = getattr(past_key_values, "_is_user_defined", False)
-    returns_cache = is_users_cache or generation_config.return_dict_in_generate
+    returns_cache = is_users_cache(past_key_values) or generation_config.return_dict_in_generate
     token_scores = TokenScores.asked_for(generation_config, len(input_ids))
     pad_token_id = pad_token_of(generation_config)
     transcript = Transcript(input_ids, stopping_criteria, pad_token_id, options.draft_length, streamer, token_scores)
@@ -132,7 +131,7 @@ def decode_tidar(
         if streamer is not None:
             streamer.end()
         cache = network.final_cache(state, transcript.lengths, transcript.last_ids()) if returns_cache else None
-    if cache is not None and (is_users_cache or isinstance(past_key_values, StaticCache)):
+    if cache is not None and (is_users_cache(past_key_values) or isinstance(past_key_values, StaticCache)):
         cache = handed_back(past_key_values, cache)
     return record.output(transcript, network, cache)
 

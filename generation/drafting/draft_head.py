@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
 
+from ..hub_file import file_if_there
 from ..stock_model import candidate_logits, device_of, has_rows_to_read, lm_head_logits
 
 logger = logging.get_logger(__name__)
@@ -185,8 +186,8 @@ def load_draft_head(
             str(name_or_path), beside, cache_dir=hub.get("cache_dir"), revision=hub.get("revision")
         )
         commit = extract_commit_hash(fetched if isinstance(fetched, str) else None, None)
-        may_lack = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-        found = cached_file(str(name_or_path), HEAD_FILE, _commit_hash=commit, **may_lack, **hub)
+        hub |= {"revision": commit} if commit else {}
+        found = file_if_there(str(name_or_path), HEAD_FILE, may_be_offline=True, **hub)
     if found is None:
         return False
     attach_draft_head(model, read_draft_head(found).to(model.dtype))

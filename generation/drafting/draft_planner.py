@@ -149,8 +149,8 @@ def shape_of(plan: Plan, num_tokens: int) -> Shape:
 
 
 def plans_up_to(draft_length: int, is_wide: bool, is_static: bool) -> list[Plan]:
-    """Drafts of K, K/2 .. 2 tokens after one or two numbers of accepted tokens; after each, where width is cheap. Over a
-    static cache only drafts of K, since each shape is compiled."""
+    """Drafts of K, K/2 .. 2 tokens after one or two numbers of accepted tokens; after each, where width is cheap. Over
+    a static cache only drafts of K, since each shape is compiled."""
     lengths = [draft_length] if is_static else [draft_length >> i for i in range(8)]
     lengths = [length for length in lengths if length > 1]
     return [Plan(n, b) for n in lengths for b in dict.fromkeys((1, 2, *([n] if is_wide else [])))]

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
+from ..stock_model import attention_of
+
 MaskFunction = Callable[..., torch.Tensor]
 
 
@@ -131,7 +133,7 @@ def structured_attention_mask(
         `forward`'s `attention_mask`: an additive tensor (eager), a boolean one (sdpa) or a BlockMask (flex_attention),
         [B, 1, Q, keys]; a dictionary of them where layers differ in their window.
     """
-    implementation = implementation or config._attn_implementation
+    implementation = implementation or attention_of(config)
     if implementation not in ("eager", "sdpa", "flex_attention"):
         raise ValueError(
             f"Attention implementation {implementation!r} cannot express the structured mask of a draft. Load the "

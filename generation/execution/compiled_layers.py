@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..kept_with_model import compiled_for, kept_with
 from ..stock_model import decoder_layers
+from ..torch_internals import compiler_options_of
 from .step_graph import reason_not_to_record
 
 logger = logging.get_logger(__name__)
@@ -79,9 +80,10 @@ class CompiledLayers:
             self.options["mode"] = LAYER_MODES[mode]
         if of_inductor and self.options.get("backend", "inductor") == "inductor":
             # torch takes a mode or options, and a mode is a set of options.
-            of_mode = torch._inductor.list_mode_options(self.options.pop("mode", None) or "default")
+            of_mode = compiler_options_of(self.options.pop("mode", None) or "default")
             self.options["options"] = of_mode | of_inductor | self.options.get("options", {})
-        self.run: Callable[..., Any] | None = None  # by which the layers run now; None: as they are
+        self.changes: list[Any] = []  # what was changed in each layer by hand
+        self.runs: dict[Any, Callable[..., Any]] = {}  # by what was changed: how layers run now; empty: as they are
         self.cache: Any = None
         self.checked: set[Any] = set()  # functions that this decode has called
 
@@ -99,7 +101,8 @@ class CompiledLayers:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """While this is open, the layers run by `self.run` where there is one."""
+        """While this is open, the layers run by `self.runs` where there are any."""
+        self.changes = [own_forwards_in(layer) for layer in self.layers]
         kept = [layer.__dict__.get("forward") for layer in self.layers]
         for number, layer in enumerate(self.layers):
             layer.forward = self._forward_of(number, layer, layer.forward)
@@ -113,16 +116,16 @@ class CompiledLayers:
                     layer.forward = forward
 
     def _forward_of(self, number: int, layer: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
-        """A layer's forward by `self.run`, which gets no more of the cache than the layer's own slots."""
-        own = SlotsOfLayer()
+        """A layer's forward by `self.runs`, which gets no more of the cache than the layer's own slots."""
+        own, changes = SlotsOfLayer(), self.changes[number]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self.run is None:
+            if not self.runs:
                 return plain(*args, **kwargs)
             slots = self.cache.layers[number]
             own.keys, own.values = slots.keys, slots.values
             own.rows, own.slots = self.cache.write_index(slots.keys.device)
-            return self.run(
+            return self.runs[changes](
                 layer, *args, **{name: own if value is self.cache else value for name, value in kwargs.items()}
             )
 
@@ -133,12 +136,21 @@ class CompiledLayers:
         """While this is open, the layers run compiled, for a step of this shape over this cache.
 
         torch asks of each layer whether all is as it was when it was compiled. A decode asks once. Then it asks only
-        what tells one kind of layer from another, or where there is but one kind, nothing.
+        what tells one kind of layer from another, or where there is but one kind, nothing. From torch 2.15 on that
+        misses a part with a `forward` of its own, so a layer with such parts has a function of its own.
         """
-        self.run, self.cache = self.compiled(run_layer, shape), cache
+        self.runs = {changes: self.compiled(run_layer, (shape, changes)) for changes in set(self.changes)}
+        self.cache = cache
+        functions = set(self.runs.values())
         try:
-            with torch.compiler.set_stance(skip_guard_eval_unsafe=self.run in self.checked):
+            with torch.compiler.set_stance(skip_guard_eval_unsafe=functions <= self.checked):
                 yield
-            self.checked.add(self.run)
+            self.checked |= functions
         finally:
-            self.run = self.cache = None
+            self.runs, self.cache = {}, None
+
+
+def own_forwards_in(layer: nn.Module) -> tuple[tuple[str, int], ...]:
+    """The parts of a layer whose `forward` was replaced by hand, and by what."""
+    parts = ((name, part.__dict__.get("forward")) for name, part in layer.named_modules() if part is not layer)
+    return tuple((name, id(forward)) for name, forward in parts if forward is not None)

@@ -10,16 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..torch_internals import parts_of, share_hooks
 from .mask_gate import MaskGate
 
 MOST_SUMMED = 1 << 20  # multiplications that a compiled step does one by one on an accelerator, not as a product
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
 
 
 class GatedLinear(nn.Module):
@@ -38,8 +32,7 @@ class GatedLinear(nn.Module):
         super().__init__()
         self.down, self.up = factors_of(adapted, name)
         self.state = state_of(adapted, name)
-        for hooks in HOOKS:
-            setattr(self, hooks, getattr(adapted, hooks))
+        share_hooks(self, adapted)
 
     def in_decode(self, adapted: Any, gate: MaskGate) -> "GatedLinear":
         """The layer as one decode uses it: over the base layer that stands below the adapter now."""
@@ -67,13 +60,13 @@ def product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 def sole_adapter(module: Any) -> str | None:
     """The adapter that is all that PEFT's layer does beside its base layer; None where it does more or less."""
-    parts = module._modules  # read as they stand: a thousand look-ups by attribute take 2 ms
-    adapters = parts["lora_A"]._modules
+    parts = parts_of(module)  # read as they stand: a thousand look-ups by attribute take 2 ms
+    adapters = parts_of(parts["lora_A"])
     names = [name for name in module.active_adapters if name in adapters]
     if module.disable_adapters or module.merged or "forward" in module.__dict__ or len(names) != 1:
         return None
     (name,) = names
-    lora_a, lora_b = adapters[name], parts["lora_B"]._modules[name]
+    lora_a, lora_b = adapters[name], parts_of(parts["lora_B"])[name]
     base = parts["base_layer"]
     if not all(type(layer) is nn.Linear and "forward" not in layer.__dict__ for layer in (base, lora_a, lora_b)):
         return None

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..torch_internals import parts_of
+
 
 class MaskGate:
     """Takes the place of PEFT's aLoRA arithmetic in every adapted layer of one model.
@@ -36,14 +38,14 @@ class MaskGate:
         gate = None
         ungated = []
         for module in adapted_layers(model):
-            for name, variant in module.lora_variant.items():
+            for name, variant in variants_of(module).items():
                 if isinstance(variant, cls):
                     gate = gate or variant
                 elif (own := peft_variant(variant)) is not None:
                     ungated.append((module, name, own))
         for module, name, own in ungated:
             gate = gate or cls(own)
-            module.lora_variant[name] = gate
+            variants_of(module)[name] = gate
         return gate
 
     @contextmanager
@@ -96,6 +98,11 @@ def peft_variant(variant: Any) -> Any:
     return variant if type(variant).__name__ == "ALoraLinearVariant" else None
 
 
+def variants_of(layer: Any) -> dict[str, Any]:
+    """The arithmetic by which PEFT's layer applies each of its adapters that has one of its own, by adapter."""
+    return layer.lora_variant
+
+
 def adapted_layers(model: nn.Module) -> dict[Any, tuple[dict[str, Any], str]]:
     """PEFT's layers with an arithmetic of their own, each with its place: the modules it stands among, and its name.
     They are found without asking each of a thousand modules for what it has not."""
@@ -106,18 +113,15 @@ def adapted_layers(model: nn.Module) -> dict[Any, tuple[dict[str, Any], str]]:
         if module.__dict__.get("lora_variant"):
             found[module] = siblings, name
         else:
-            to_visit += [(module._modules, key, child) for key, child in module._modules.items() if child is not None]
+            parts = parts_of(module)
+            to_visit += [(parts, key, child) for key, child in parts.items() if child is not None]
     return found
-
-
-def has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @contextmanager
 def gate_for_decode(layers: list[tuple[Any, str]], gate: MaskGate) -> Iterator[None]:
     """While this is open, `gate` does the aLoRA arithmetic of these layers and adapters."""
-    kept = [(layer.lora_variant, name, layer.lora_variant[name]) for layer, name in layers]
+    kept = [(variants_of(layer), name, variants_of(layer)[name]) for layer, name in layers]
     for variants, name, _ in kept:
         variants[name] = gate
     try:

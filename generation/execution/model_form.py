@@ -13,11 +13,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, CompileConf
 from transformers.masking_utils import sdpa_mask
 
 from ..kept_with_model import kept_with
-from ..stock_model import decoder_of
+from ..stock_model import attend_by, attention_of, decoder_of
+from ..torch_internals import hooks_of, parts_of
 from .attention_forms import attend
 from .compiled_layers import CompiledLayers
 from .gated_linear import gated_linear, sole_adapter
-from .mask_gate import MaskGate, adapted_layers, gate_for_decode, has_hooks, peft_variant
+from .mask_gate import MaskGate, adapted_layers, gate_for_decode, peft_variant, variants_of
 from .packed_linear import PackedLinear, check_packable, options_of_compiler, pack, packable_linears
 from .token_by_token import Spans, attend_token_by_token, clean_tokens_alone, products_token_by_token, rounding_of
 
@@ -53,7 +54,7 @@ class ModelForm:
     ):
         self.model = model
         self.is_drafting, self.is_packed = is_drafting, is_packed
-        self.implementation = model.config._attn_implementation
+        self.implementation = attention_of(model.config)
         has_interface = self.implementation == "sdpa" and getattr(model, "_supports_attention_backend", False)
         self.is_token_by_token = has_interface and is_tie_safe and is_drafting
         self.is_grouped = has_interface and is_drafting and not is_tie_safe
@@ -113,12 +114,12 @@ class ModelForm:
         return {
             layer: place
             for layer, place in found.items()
-            if any(peft_variant(variant) is not None for variant in layer.lora_variant.values())
+            if any(peft_variant(variant) is not None for variant in variants_of(layer).values())
         }
 
     def _only_ours(self, layer: Any) -> str | None:
         name = sole_adapter(layer)
-        return name if name is not None and peft_variant(layer.lora_variant.get(name)) is not None else None
+        return name if name is not None and peft_variant(variants_of(layer).get(name)) is not None else None
 
     def _put_in_packed_weights(self, stack: ExitStack) -> None:
         places = packable_linears(self.model)
@@ -126,14 +127,14 @@ class ModelForm:
         packed = {linear: one for linear, one in copies.items() if isinstance(one, PackedLinear)}
         pack((place.linear for place in places), packed)
         copies.update(packed)
-        stack.enter_context(swapped([(parent._modules, name, packed[linear]) for parent, name, linear in places]))
+        stack.enter_context(swapped([(parts_of(parent), name, packed[linear]) for parent, name, linear in places]))
 
     def _put_in_gate(self, stack: ExitStack, adapted: dict[Any, Any], sole: dict[Any, str]) -> None:
         """A layer that one gated adapter adapts gives way to a `GatedLinear`. In others, PEFT's arithmetic does."""
         variants = [
             (layer, name, peft)
             for layer in adapted
-            for name, variant in layer.lora_variant.items()
+            for name, variant in variants_of(layer).items()
             if (peft := peft_variant(variant)) is not None
         ]
         self.gate = gate = MaskGate(variants[0][2])
@@ -142,7 +143,7 @@ class ModelForm:
 
     def _stand_in(self, layer: Any, name: str) -> nn.Module:
         """What stands in the place of a layer that one gated adapter adapts. In plain decoding it acts on no token."""
-        if not self.is_drafting and not has_hooks(layer):
+        if not self.is_drafting and not hooks_of(layer):
             return layer.base_layer
         return gated_linear(layer, name, self.gate, kept_with(self.model).copies)
 
@@ -152,11 +153,11 @@ class ModelForm:
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, sdpa_mask)  # for forwards without a mask of ours
         config = self.model.config
-        config._attn_implementation = name
+        attend_by(config, name)
         try:
             yield
         finally:
-            config._attn_implementation = self.implementation
+            attend_by(config, self.implementation)
 
     @contextmanager
     def _catching_last_states(self) -> Iterator[None]:

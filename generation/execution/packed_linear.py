@@ -1,7 +1,7 @@
 """A linear layer that also keeps its weight in the order in which a CPU's kernels read it.
 
 `nn.Linear` reorders its weight at every product of a few tokens. Here the weight is reordered once for all products.
-Every private name of torch that this needs stands in this file. E outputs, D inputs.
+The private operators of torch stand in this file. E outputs, D inputs.
 """
 
 from collections.abc import Iterable
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from ..torch_internals import has_compiler_option, hooks_of, parts_of, times_written
 
 PACKABLE = (torch.bfloat16, torch.float32)
 PRIVATE_OPERATORS = (
@@ -52,7 +54,7 @@ def options_of_compiler() -> dict[str, Any]:
     They are for the inductor backend alone. Where this torch has no such options, the compiled layers call the product
     through Python, which takes a few microseconds more.
     """
-    if SHIMS_OPTION in torch._inductor.list_options():
+    if has_compiler_option(SHIMS_OPTION):
         return {"cpp_wrapper": True, SHIMS_OPTION: {compilable_product: [C_FUNCTION]}}
     return {"size_asserts": False}  # generated Python would ask for the strides of a packed weight, which has none
 
@@ -136,14 +138,14 @@ def fingerprint_of(weight: torch.Tensor) -> tuple[Any, ...]:
     An optimizer may leave no trace but the numbers. The numbers of a weight that may be trained are therefore summed,
     as 64-bit integers. A sum reads the weight once, as a forward does.
     """
-    version = None if weight.is_inference() else weight._version
+    version = times_written(weight)
     if not weight.requires_grad and version is not None:
         return version, weight.data_ptr()
     return version, weight.data_ptr(), int(weight.detach().flatten().view(torch.int64).sum())
 
 
 class LinearPlace(NamedTuple):
-    """Where a layer stands: `parent._modules[name]`."""
+    """Where a layer stands: among the parts of `parent`, by this name."""
 
     parent: nn.Module
     name: str
@@ -156,8 +158,8 @@ def packable_linears(model: nn.Module) -> list[LinearPlace]:
     found, seen, to_visit = [], {model}, [model]
     while to_visit:
         module = to_visit.pop()
-        only_base = module._modules.get("base_layer") is not None
-        for name, child in module._modules.items():
+        only_base = parts_of(module).get("base_layer") is not None
+        for name, child in parts_of(module).items():
             if child is None or (only_base and name != "base_layer"):
                 continue
             if type(child) is nn.Linear:
@@ -173,7 +175,7 @@ def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
     """Whether a layer has a weight of the model's dtype, and neither a forward of its own nor hooks, which a
     `PackedLinear` in its place would not call."""
     weight = linear.weight
-    has_own_call = "forward" in linear.__dict__ or linear._forward_hooks or linear._forward_pre_hooks
+    has_own_call = "forward" in linear.__dict__ or hooks_of(linear)
     # The fingerprint reads the weight as 64-bit integers.
     is_whole = weight.numel() > 0 and not weight.numel() % 4 and not weight.storage_offset() % 4
     return weight.dtype == dtype and weight.is_contiguous() and is_whole and not has_own_call

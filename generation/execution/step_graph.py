@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ..kept_with_model import kept_with
+from ..stock_model import attention_of, can_choose_experts
+from ..torch_internals import hooks_of, tensors_of, times_written
 
 PLAIN_TYPES = {bool, int, float, str, type(None), torch.dtype}
 OF_PEFT = {"_active_adapter", "merged_adapters", "scaling"}  # what an adapted layer keeps in lists and dictionaries
@@ -116,11 +118,11 @@ def buffers_like(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
 def what_a_step_reads(model: nn.Module) -> list[Any]:
     """What must be equal for a graph of an earlier step to be valid: the modules with their plain attributes and hooks,
     where their tensors are and how often these were written to, and which adapter acts."""
-    seen: list[Any] = [getattr(model.config, "_attn_implementation", None)]
+    seen: list[Any] = [attention_of(model.config)]
     for module in model.modules():
         seen.append(id(vars(module)))  # which views of a model share
-        seen += map(_state_of, [*module._parameters.values(), *module._buffers.values()])
-        seen += [*module._forward_hooks, *module._forward_pre_hooks]
+        seen += map(_state_of, tensors_of(module))
+        seen += hooks_of(module)
         attributes = {} if module is model else vars(module)  # `generate` notes things on the model itself
         seen += [(name, value) for name, value in attributes.items() if type(value) in PLAIN_TYPES]
         seen += [(name, repr(attributes[name])) for name in OF_PEFT & attributes.keys()]
@@ -129,23 +131,20 @@ def what_a_step_reads(model: nn.Module) -> list[Any]:
 
 def _state_of(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        version = None if value.is_inference() else value._version
-        return value.data_ptr(), version, value.shape, value.dtype
+        return value.data_ptr(), times_written(value), value.shape, value.dtype
     return None
 
 
 def reason_not_to_record(model: nn.Module) -> str | None:
     """Why a forward may ask the GPU for a value that decides how it goes on, or runs more than kernels, by what
     transformers says of the model; None where nothing speaks against a graph."""
-    quantizer, has_experts = (
-        getattr(model, "hf_quantizer", None),
-        getattr(model, "_can_set_experts_implementation", bool),
-    )
+    quantizer = getattr(model, "hf_quantizer", None)
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         return "its weights are on several devices"
     if not getattr(model, "_can_compile_fullgraph", False):
         return "transformers does not call it compilable as a whole"
-    if has_experts() and getattr(model.config.get_text_config(), "_experts_implementation", None) == "eager":
+    experts = getattr(model.config.get_text_config(), "_experts_implementation", None)
+    if can_choose_experts(model) and experts == "eager":
         return "its experts run one after the other, as many as tokens chose (`experts_implementation='eager'`)"
     if quantizer is not None and not quantizer.is_compileable:
         return "transformers does not call its quantization compilable"
@@ -154,6 +153,6 @@ def reason_not_to_record(model: nn.Module) -> str | None:
         rope_types = rope_type.values() if isinstance(rope_type, dict) else [rope_type]
         if any("dynamic" in str(one) or one == "longrope" for one in rope_types):
             return f"its rotary embedding depends on the length of the text ({rope_type})"
-        if module._forward_hooks or module._forward_pre_hooks:
+        if hooks_of(module):
             return f"a hook waits for the forwards of {name or 'the model'}, which a graph would leave out"
     return None

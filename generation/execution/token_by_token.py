@@ -18,6 +18,7 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..kept_with_model import kept_with
+from ..stock_model import attention_of
 
 NUM_BELIEVED = 8  # tokens read alone that were bit for bit what the wide forward gave, before it is believed
 
@@ -94,7 +95,7 @@ class Rounding:
 def rounding_of(model: Any) -> Rounding:
     """Tries each shape of linear layer on random tokens the first time; on a CPU in half precision only: elsewhere
     hardly any shape is independent, and token by token they would cost more than plain decoding does."""
-    key = model.dtype, model.device, model.config._attn_implementation
+    key = model.dtype, model.device, attention_of(model.config)
     known = kept_with(model).roundings
     if key not in known:
         known[key] = Rounding()
@@ -125,9 +126,8 @@ def products_token_by_token(model: nn.Module, rounding: Rounding) -> Iterator[No
 
     def correct(layer: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
         spans = _spans.get()
-        for row in range(0 if spans is None else len(output)):
-            for i in range(spans.num_clean):
-                output[row, i : i + 1] = nn.functional.linear(args[0][row, i : i + 1], layer.weight, layer.bias)
+        for i in range(0 if spans is None else spans.num_clean):  # all rows together, as plain decoding multiplies them
+            output[:, i : i + 1] = nn.functional.linear(args[0][:, i : i + 1], layer.weight, layer.bias)
         return output
 
     layers = [layer for layer in linear_layers(model) if layer.weight.shape in rounding.dependent]

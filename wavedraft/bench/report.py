@@ -20,6 +20,7 @@ import torch
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from ..generation.stock_model import attention_of
 from .contenders import AR
 from .measure import Bench, Run
 from .settings import OWN_LENGTH, Settings
@@ -42,7 +43,7 @@ def report(results: Bench, model: PreTrainedModel, settings: Settings, options: 
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "num_threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.config._attn_implementation,
+        "attention": attention_of(model.config),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         **options,
