@@ -4,12 +4,10 @@ B sequences, K drafted tokens, V vocabulary.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
-def accept_by_equality(
-    draft_ids: torch.Tensor, target_ids: torch.Tensor, num_drafted: torch.Tensor | None = None
-) -> torch.Tensor:
+def accept_by_equality(draft_ids: Tensor, target_ids: Tensor, num_drafted: Tensor | None = None) -> Tensor:
     """Accepts the longest run in which each next draft token is the one the model itself would have written.
 
     Args:
@@ -26,12 +24,8 @@ def accept_by_equality(
 
 
 def accept_by_rejection(
-    draft_ids: torch.Tensor,
-    target_probs: torch.Tensor,
-    draft_probs: torch.Tensor,
-    uniforms: torch.Tensor,
-    num_drafted: torch.Tensor | None = None,
-) -> torch.Tensor:
+    draft_ids: Tensor, target_probs: Tensor, draft_probs: Tensor, uniforms: Tensor, num_drafted: Tensor | None = None
+) -> Tensor:
     """Accepts draft token d with probability min(1, target(d) / draft(d)), up to the first rejection
     (Leviathan et al., arXiv 2211.17192, algorithm 1).
 
@@ -54,11 +48,8 @@ def accept_by_rejection(
 
 
 def residual_probs(
-    target_probs: torch.Tensor,
-    draft_probs: torch.Tensor,
-    num_accepted: torch.Tensor,
-    num_drafted: torch.Tensor | None = None,
-) -> torch.Tensor:
+    target_probs: Tensor, draft_probs: Tensor, num_accepted: Tensor, num_drafted: Tensor | None = None
+) -> Tensor:
     """What the token after the accepted run is drawn from: after a rejection the normalised positive part of
     target - draft, else the target itself (arXiv 2211.17192, section 2.3).
 
@@ -84,7 +75,7 @@ def residual_probs(
     return torch.where(total > 0, residual / total, target)
 
 
-def sample(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
     """Draws one id a row by inverting the cumulative distribution.
 
     Args:
@@ -102,13 +93,13 @@ def sample(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return torch.minimum(ids, last_possible)
 
 
-def draft_confidence(draft_ids: torch.Tensor, draft_scores: torch.Tensor) -> torch.Tensor:
+def draft_confidence(draft_ids: Tensor, draft_scores: Tensor) -> Tensor:
     """The probability the drafter gave each of its tokens: [B, N] of ids [B, N] and scores [B, N, V]."""
     chosen = draft_scores.gather(2, draft_ids[..., None]).squeeze(2)
     return (chosen.float() - draft_scores.logsumexp(dim=-1).float()).exp()
 
 
-def likely_lengths(confidence: torch.Tensor, num_drafted: torch.Tensor, num_branches: int) -> torch.Tensor:
+def likely_lengths(confidence: Tensor, num_drafted: Tensor, num_branches: int) -> Tensor:
     """The most probable numbers of accepted tokens, if each token stands with the drafter's own confidence.
 
     Args:

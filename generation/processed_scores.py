@@ -4,6 +4,7 @@ A rows still being written, n positions, V vocabulary.
 """
 
 import torch
+from torch import Tensor
 from transformers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -49,7 +50,7 @@ class ProcessedScores:
         self.excluded_id = excluded_id
         self.depend_on_prefix = any(type(processor) not in PREFIX_FREE for processor in processors)
 
-    def __call__(self, logits: torch.Tensor, starts: list[int] | None = None) -> torch.Tensor:
+    def __call__(self, logits: Tensor, starts: list[int] | None = None) -> Tensor:
         """Processed `logits` [A, n, V]. Processors see the whole batch, one call for each prefix length.
 
         Args:
@@ -65,7 +66,7 @@ class ProcessedScores:
             return self.processors(self.transcript.ids[:1].expand(len(flat), -1), flat).view(logits.shape)
         return self._on_prefixes(logits, self.transcript.starts() if starts is None else starts)
 
-    def _on_prefixes(self, logits: torch.Tensor, starts: list[int]) -> torch.Tensor:
+    def _on_prefixes(self, logits: Tensor, starts: list[int]) -> Tensor:
         ids, active = self.transcript.ids, self.transcript.active
         num_positions = logits.shape[1]
         scores = logits.to(torch.float32, copy=True)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
@@ -123,13 +123,13 @@ def is_shared_by_ranks(model: Any) -> bool:
 # -- its logits
 
 
-def lm_head_logits(model: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+def lm_head_logits(model: Any, hidden_states: Tensor) -> Tensor:
     """The model's logits [..., V] of its last hidden states [..., D]. What its config says is done to them is done: a
     scale (Cohere), a divisor (Granite), a soft cap (Gemma 2). Conversion proves that this equals `forward`."""
     return finished_logits(model, model.get_output_embeddings()(hidden_states))
 
 
-def candidate_logits(model: Any, states: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor | None:
+def candidate_logits(model: Any, states: Tensor, candidates: Tensor) -> Tensor | None:
     """The same of `candidates` [A, C] only, for states [A, D]: [A, C]. None where the lm_head is no plain layer whose
     rows can be read (quantized, adapted or offloaded)."""
     if not has_rows_to_read(model, states.device):
@@ -148,7 +148,7 @@ def has_rows_to_read(model: Any, device: torch.device) -> bool:
     return is_plain and weight.device == device and weight.is_floating_point()
 
 
-def finished_logits(model: Any, logits: torch.Tensor) -> torch.Tensor:
+def finished_logits(model: Any, logits: Tensor) -> Tensor:
     """What the model makes of the lm_head's output, [..., n] of any tokens."""
     config = model.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:

@@ -6,6 +6,7 @@ B sequences, A rows still being written, L columns (prompt and new tokens), V vo
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
@@ -20,7 +21,7 @@ class TokenScores:
 
     def __init__(self, batch_size: int, has_logits: bool = True, has_scores: bool = True):
         self.has_logits, self.has_scores = has_logits, has_scores
-        self.rows: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(batch_size)]
+        self.rows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(batch_size)]
 
     @classmethod
     def asked_for(cls, generation_config: Any, batch_size: int) -> "TokenScores | None":
@@ -29,18 +30,18 @@ class TokenScores:
             return None
         return cls(batch_size, has_logits, has_scores)
 
-    def add(self, row: int, logits: torch.Tensor, scores: torch.Tensor) -> None:
+    def add(self, row: int, logits: Tensor, scores: Tensor) -> None:
         """Keeps those, [n, V], of a row's next n tokens."""
         self.rows[row] += zip(logits.float().clone(), scores.float().clone(), strict=True)
 
-    def column(self, place: int, num_new_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def column(self, place: int, num_new_tokens: list[int]) -> tuple[Tensor, Tensor]:
         """Logits and scores [B, V] of new column `place`; zeros where a row had ended."""
         nothing = (torch.zeros_like(self.rows[0][0][0]),) * 2
         pairs = [row[place] if place < num else nothing for row, num in zip(self.rows, num_new_tokens, strict=True)]
         logits, scores = zip(*pairs, strict=True)
         return torch.stack(logits), torch.stack(scores)
 
-    def columns(self, num_new_tokens: list[int]) -> tuple[tuple[torch.Tensor, ...] | None, ...]:
+    def columns(self, num_new_tokens: list[int]) -> tuple[tuple[Tensor, ...] | None, ...]:
         """Those of every new column; None for what was not asked for."""
         columns = [self.column(place, num_new_tokens) for place in range(max(num_new_tokens))]
         logits, scores = zip(*columns, strict=True)
@@ -58,7 +59,7 @@ class Transcript:
 
     def __init__(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Tensor,
         stopping_criteria: StoppingCriteriaList,
         pad_token_id: int | None,
         draft_length: int,
@@ -102,11 +103,11 @@ class Transcript:
                 "stopping criterion has an `eos_token_id`), but is None. Pass `pad_token_id`, or one row at a time."
             )
         self.num_checked = self.prompt_length  # columns the criteria have seen
-        self.shown_scores: tuple[torch.Tensor, ...] = ()  # with them
+        self.shown_scores: tuple[Tensor, ...] = ()  # with them
         self.is_stopped = [False] * batch_size  # by a criterion
         self.is_ended = [False] * batch_size
 
-    def write_undecided(self, undecided_ids: torch.Tensor, offset: int = 0, ahead: list[int] | None = None) -> None:
+    def write_undecided(self, undecided_ids: Tensor, offset: int = 0, ahead: list[int] | None = None) -> None:
         """Puts [A, n] ids after each active row's text, where logits processors look for their prefix.
 
         Args:
@@ -135,10 +136,10 @@ class Transcript:
 
     def extend(
         self,
-        decided_ids: torch.Tensor,
-        num_decided: torch.Tensor,
-        also: torch.Tensor | None = None,
-        chosen_by: tuple[torch.Tensor, torch.Tensor] | None = None,
+        decided_ids: Tensor,
+        num_decided: Tensor,
+        also: Tensor | None = None,
+        chosen_by: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[list[int], list[int]]:
         """Adds the first `num_decided` [A] of `decided_ids` [A, K] to the active rows: the one host sync a forward.
 
@@ -216,7 +217,7 @@ class Transcript:
                 put_row(row, self.ids[row, self.num_streamed[row] : length].cpu())
                 self.num_streamed[row] = length
 
-    def show_draft(self, draft_ids: torch.Tensor) -> None:
+    def show_draft(self, draft_ids: Tensor) -> None:
         """Shows a draft-aware streamer the draft [1, K] of a batch of one."""
         if self.streamer is not None and len(self.lengths) == 1 and hasattr(self.streamer, "put_draft"):
             self.streamer.put_draft(value=draft_ids[:, 1:].cpu())
@@ -236,7 +237,7 @@ class Transcript:
         ends = torch.tensor(self.lengths, device=self.ids.device)[:, None] - 1
         return self.ids.gather(1, ends)[:, 0].tolist()
 
-    def sequences(self) -> torch.Tensor:
+    def sequences(self) -> Tensor:
         """[B, longest] prompt and new ids, padded after each row's end."""
         sequences = self.ids[:, : max(self.lengths)].clone()
         for row, length in enumerate(self.lengths):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import logging
@@ -50,10 +50,10 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
 
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
         *args: Any,
         objective: DraftObjective | None = None,
-        document_ids: torch.Tensor | None = None,
+        document_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The stock forward; with an `objective`, the TiDAR loss of `input_ids` [B, S] under `labels` [B, S].
@@ -84,7 +84,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
                 kwargs["logits_to_keep"] = torch.arange(length - kept, length, device=input_ids.device)
         return super().forward(input_ids, *args, **kwargs)
 
-    def lm_head_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def lm_head_logits(self, hidden_states: Tensor) -> Tensor:
         """Logits [..., V] of last hidden states [..., D], exactly as the stock forward makes them."""
         return lm_head_logits(self, hidden_states)
 

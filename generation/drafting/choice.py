@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..acceptance import accept_by_equality, accept_by_rejection, draft_confidence, residual_probs, sample
 from ..processed_scores import ProcessedScores
@@ -14,18 +15,18 @@ from .draft_step import Decided, Draft, StepState
 from .mask_predictions import SlotPredictions
 
 
-def decided_run(draft_ids: torch.Tensor, num_accepted: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
+def decided_run(draft_ids: Tensor, num_accepted: Tensor, next_ids: Tensor) -> Tensor:
     """What a forward decides, [A, N]: draft tokens 2..a, then the model's own next token, then anything."""
     place = torch.arange(draft_ids.shape[1], device=draft_ids.device)
     shifted_ids = torch.cat([draft_ids[:, 1:], next_ids[:, None]], dim=1)
     return torch.where(place == num_accepted[:, None] - 1, next_ids[:, None], shifted_ids)
 
 
-def last_decided(ids: torch.Tensor, num_decided: torch.Tensor) -> torch.Tensor:
+def last_decided(ids: Tensor, num_decided: Tensor) -> Tensor:
     return ids.gather(1, num_decided[:, None] - 1)  # [A, 1]
 
 
-def best_ids(scores: torch.Tensor) -> torch.Tensor:
+def best_ids(scores: Tensor) -> Tensor:
     """argmax of [..., V], the first of equals. (In bfloat16, `argmax` takes a CPU twice as long as `max`.)"""
     return scores.max(dim=-1).indices
 
@@ -47,11 +48,11 @@ class Choice:
         self.keeps_scores = keeps_scores
         self.is_pure = False
 
-    def first(self, target_logits: torch.Tensor) -> Decided:
+    def first(self, target_logits: Tensor) -> Decided:
         """Decides the first token from the prefill's logits [A, 1, V]."""
         raise NotImplementedError
 
-    def verify(self, state: StepState, target_logits: torch.Tensor) -> Decided:
+    def verify(self, state: StepState, target_logits: Tensor) -> Decided:
         """Decides 1 to N tokens by the logits after each token of the draft, [A, N, V]."""
         raise NotImplementedError
 
@@ -62,18 +63,16 @@ class Choice:
     def keep_rows(self, places: list[int]) -> None:
         """Takes every other row out of the decode."""
 
-    def target_scores(self, draft_ids: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
+    def target_scores(self, draft_ids: Tensor, target_logits: Tensor) -> Tensor:
         """Processed scores after each token of a draft, [A, N, V]."""
         if self.scores.depend_on_prefix:
             self.scores.transcript.write_undecided(draft_ids[:, 1:])
         return self.scores(target_logits)
 
-    def decided(self, ids: torch.Tensor, num: torch.Tensor, logits: torch.Tensor, scores: torch.Tensor) -> Decided:
+    def decided(self, ids: Tensor, num: Tensor, logits: Tensor, scores: Tensor) -> Decided:
         return Decided(ids, num, (logits, scores) if self.keeps_scores else None)
 
-    def slot_by_slot(
-        self, decided: Decided, slots: SlotPredictions, pick: Callable[[torch.Tensor, int], torch.Tensor]
-    ) -> torch.Tensor:
+    def slot_by_slot(self, decided: Decided, slots: SlotPredictions, pick: Callable[[Tensor, int], Tensor]) -> Tensor:
         """The next draft, [A, 1 + slots]: the last decided token, then what `pick(scores [A, n, V], slot)` takes for n
         slots. n is 1 where a slot depends on the token before it."""
         ids, num_slots = [last_decided(decided.ids, decided.num_accepted)], slots.logits.shape[1]
@@ -116,16 +115,16 @@ class Greedy(Choice):
         self.wants_confidence = wants_confidence
         self.is_pure = not scores.processors and not keeps_scores
 
-    def first(self, target_logits: torch.Tensor) -> Decided:
+    def first(self, target_logits: Tensor) -> Decided:
         scores = self.scores(target_logits)
         ids = best_ids(scores)
         return self.decided(ids, torch.ones_like(ids[:, 0]), target_logits, scores)
 
-    def verify(self, state: StepState, target_logits: torch.Tensor) -> Decided:
+    def verify(self, state: StepState, target_logits: Tensor) -> Decided:
         scores = self.target_scores(state.draft_ids, target_logits)
         return self.decided(*self.run_of(state, scores), target_logits, scores)
 
-    def run_of(self, state: StepState, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run_of(self, state: StepState, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The ids [A, N] that processed scores [A, N, V] decide, and how many they are [A]."""
         draft_ids, target_ids = state.draft_ids, best_ids(scores)
         if draft_ids.shape[1] == 1:  # nothing was drafted
@@ -143,7 +142,7 @@ class Greedy(Choice):
         else:
             confidence = slots.logits.new_zeros(slots.logits.shape[:2], dtype=torch.float32)
 
-            def pick(scores: torch.Tensor, slot: int) -> torch.Tensor:
+            def pick(scores: Tensor, slot: int) -> Tensor:
                 best = best_ids(scores)
                 if self.wants_confidence:
                     confidence[:, slot : slot + best.shape[1]] = draft_confidence(best, scores)
@@ -175,7 +174,7 @@ class TieSafeGreedy(Greedy):
         self.tie_margin = tie_margin
         self.is_pure = False
 
-    def verify(self, state: StepState, target_logits: torch.Tensor) -> Decided:
+    def verify(self, state: StepState, target_logits: Tensor) -> Decided:
         scores = self.target_scores(state.draft_ids, target_logits)
         ids, num_accepted = self.run_of(state, scores)
         first, second = scores.float().topk(2).values.unbind(-1)
@@ -213,18 +212,18 @@ class Sampled(Choice):
         if self.generators is not None:
             self.generators = [self.generators[place] for place in places]
 
-    def _uniforms(self, like: torch.Tensor, num: int) -> torch.Tensor:
+    def _uniforms(self, like: Tensor, num: int) -> Tensor:
         """[A, num] draws from [0, 1)."""
         if self.generators is None:
             return torch.rand(len(like), num, device=like.device)
         return torch.stack([torch.rand(num, generator=g) for g in self.generators]).to(like.device)
 
-    def first(self, target_logits: torch.Tensor) -> Decided:
+    def first(self, target_logits: Tensor) -> Decided:
         scores = self.scores(target_logits)
         ids = sample(scores.float().softmax(dim=-1), self._uniforms(target_logits, 1))
         return self.decided(ids, torch.ones_like(ids[:, 0]), target_logits, scores)
 
-    def verify(self, state: StepState, target_logits: torch.Tensor) -> Decided:
+    def verify(self, state: StepState, target_logits: Tensor) -> Decided:
         draft_ids, num_drafted = state.draft_ids, state.num_drafted
         scores = self.target_scores(draft_ids, target_logits)
         target_probs = scores.float().softmax(dim=-1)
@@ -238,7 +237,7 @@ class Sampled(Choice):
         uniforms = self._uniforms(slots.logits, self.draft_length - 1)
         probs = [slots.logits[:, :0].float()]
 
-        def pick(scores: torch.Tensor, slot: int) -> torch.Tensor:
+        def pick(scores: Tensor, slot: int) -> Tensor:
             probs.append(scores.float().softmax(dim=-1))
             return sample(probs[-1], uniforms[:, slot : slot + scores.shape[1]])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
@@ -48,8 +49,8 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
     num_forwards: int | None = None
     num_prefill_forwards: int | None = None
     num_tie_forwards: int | None = None
-    tokens_per_forward: torch.Tensor | None = None
-    accepted_lengths: torch.Tensor | None = None
+    tokens_per_forward: Tensor | None = None
+    accepted_lengths: Tensor | None = None
 
 
 class Record:
@@ -89,17 +90,17 @@ class Record:
 @torch.no_grad()
 def decode_tidar(
     model: Any,
-    input_ids: torch.Tensor,
+    input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     *,
     options: TiDAROptions,
-    attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
     past_key_values: Any = None,
     streamer: Any = None,
-) -> TiDARGenerateOutput | torch.Tensor:
+) -> TiDARGenerateOutput | Tensor:
     """Writes the text plain decoding would write, in fewer forwards.
 
     Greedy decoding gives the same tokens; sampling draws from the same distribution (arXiv 2211.17192).
@@ -137,7 +138,7 @@ def decode_tidar(
 
 
 def write(
-    run: StepRunner, transcript: Transcript, record: Record, options: TiDAROptions, position_ids: torch.Tensor | None
+    run: StepRunner, transcript: Transcript, record: Record, options: TiDAROptions, position_ids: Tensor | None
 ) -> StepState:
     """Writes the texts of a batch to their ends; returns the state after the last step."""
     network, choice = run.network, run.choice
@@ -167,7 +168,7 @@ def write(
 
 
 def begin(
-    run: StepRunner, transcript: Transcript, options: TiDAROptions, position_ids: torch.Tensor | None
+    run: StepRunner, transcript: Transcript, options: TiDAROptions, position_ids: Tensor | None
 ) -> tuple[StepState, Decided]:
     """Reads the prompts; the state before the first step, and the first tokens.
 
@@ -216,7 +217,7 @@ def network_of(
     options: TiDAROptions,
     generation_config: GenerationConfig,
     transcript: Transcript,
-    attention_mask: torch.Tensor | None,
+    attention_mask: Tensor | None,
     past_key_values: Any,
     returns_cache: bool,
 ) -> tuple[DraftNetwork, StepGraphs | None]:

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from .draft_step import StepState
 
 FEWEST_SLOTS = 256  # of a cache that never grows
 
-States = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer
+States = list[tuple[Tensor, Tensor]]  # keys and values of each layer
 
 
 class DraftCacheLayer(CacheLayerMixin):
@@ -24,13 +24,13 @@ class DraftCacheLayer(CacheLayerMixin):
         super().__init__()
         self.cache = cache
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[3])
         self.values = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[3])
         self.is_initialized = True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if not self.keys.shape[2] and not self.cache.max_length and key_states.shape[2] == self.cache.num_slots:
@@ -113,15 +113,15 @@ class DraftCache(Cache):
             mine.keys, mine.values = layer.keys[place : place + 1], layer.values[place : place + 1]
         return view
 
-    def begin_forward(self, lengths: torch.Tensor, num_queries: int) -> None:
+    def begin_forward(self, lengths: Tensor, num_queries: int) -> None:
         """Points each row's next `num_queries` writes at the slots after its first `lengths` [B]."""
         self.lengths = lengths
-        self._index: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._index: tuple[Tensor, Tensor] | None = None
         self._num_queries = num_queries
         self.num_slots = self.max_length + num_queries
         self.first_slot = self.max_length if self.max_length == self.min_length else None
 
-    def write_index(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def write_index(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rows [B, 1] and slots [B, Q] that the forward under way writes."""
         if self._index is None:
             slots = self.lengths[:, None] + torch.arange(self._num_queries, device=self.device)
@@ -129,11 +129,11 @@ class DraftCache(Cache):
         rows, slots = self._index
         return rows.to(device), slots.to(device)
 
-    def spread(self, of_unfinished: torch.Tensor) -> torch.Tensor:
+    def spread(self, of_unfinished: Tensor) -> Tensor:
         """The rows [A, ...] that a forward runs on, [B, ...] over a static cache."""
         return of_unfinished
 
-    def gather(self, of_rows: torch.Tensor) -> torch.Tensor:
+    def gather(self, of_rows: Tensor) -> Tensor:
         """The unfinished rows of a forward's results."""
         return of_rows
 
@@ -185,7 +185,7 @@ class StaticDraftCache(DraftCache):
         self.capacity = capacity
         self.unfinished = self.places = torch.arange(batch_size, device=device)
 
-    def begin_forward(self, lengths: torch.Tensor, num_queries: int) -> None:
+    def begin_forward(self, lengths: Tensor, num_queries: int) -> None:
         super().begin_forward(lengths, num_queries)
         if self.is_step:
             self.num_slots, self.first_slot = self.capacity, None
@@ -212,10 +212,10 @@ class StaticDraftCache(DraftCache):
             layer.keys, layer.values = slots
         self.is_step = True
 
-    def spread(self, of_unfinished: torch.Tensor) -> torch.Tensor:
+    def spread(self, of_unfinished: Tensor) -> Tensor:
         return of_unfinished if self.is_whole else of_unfinished[self.places]
 
-    def gather(self, of_rows: torch.Tensor) -> torch.Tensor:
+    def gather(self, of_rows: Tensor) -> Tensor:
         return of_rows if self.is_whole else of_rows[self.unfinished]
 
     @property
@@ -237,7 +237,7 @@ class EndedRow(NamedTuple):
     """Keys and values of a row that has left the forward, [H, length, D], and its next token's position, [1]."""
 
     states: States
-    next_position: torch.Tensor
+    next_position: Tensor
 
     @property
     def length(self) -> int:
@@ -255,7 +255,7 @@ class DraftRows:
         lengths: their slots in use, on the host.
     """
 
-    def __init__(self, cache: DraftCache, num_rows: int, is_real_slot: torch.Tensor | None, keeps_ended: bool = False):
+    def __init__(self, cache: DraftCache, num_rows: int, is_real_slot: Tensor | None, keeps_ended: bool = False):
         self.cache = cache
         self.batch_size = num_rows
         self.rows = list(range(num_rows))
@@ -264,7 +264,7 @@ class DraftRows:
         self.is_real_in_prompt = is_real_slot
         self.ended: dict[int, EndedRow] | None = {} if keeps_ended else None
 
-    def padding(self) -> torch.Tensor | None:
+    def padding(self) -> Tensor | None:
         """[A, C] of the forward under way, False for padding; None where there is none."""
         if self.is_real_slot is None:
             return None
@@ -307,7 +307,7 @@ class DraftRows:
         longest = max(text_lengths)
         return [row for row, n in enumerate(text_lengths) if n < longest and self.ended[row].length < n]
 
-    def of_ended(self, rows: list[int]) -> tuple["DraftRows", torch.Tensor]:
+    def of_ended(self, rows: list[int]) -> tuple["DraftRows", Tensor]:
         """Ended rows as rows of their own, and the positions [n, 1] of their next tokens."""
         assert self.ended is not None
         ended = [self.ended[row] for row in rows]

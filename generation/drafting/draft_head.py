@@ -17,7 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
@@ -50,20 +50,20 @@ class DraftHead(nn.Module):
         self.input_bias = nn.Parameter(torch.zeros(rank))
         self.output_weight = nn.Parameter(torch.zeros(num_channels, rank))  # at first it changes nothing
 
-    def forward(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: Tensor, previous: Tensor) -> Tensor:
         """Masks' last states [..., D], mended for the embeddings [..., D] of the tokens before them."""
         return self.mend(states, self.read(states), previous)
 
-    def read(self, states: torch.Tensor) -> torch.Tensor:
+    def read(self, states: Tensor) -> Tensor:
         """What the head's first layer makes of the states alone, [..., R]: asked before any token is known."""
         return functional.linear(self._normed(states), self.input_weight[:, : states.shape[-1]], self.input_bias)
 
-    def mend(self, states: torch.Tensor, read: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+    def mend(self, states: Tensor, read: Tensor, previous: Tensor) -> Tensor:
         """The same states with what `previous` says of them."""
         read = read + functional.linear(self._normed(previous), self.input_weight[:, states.shape[-1] :])
         return states + functional.linear(functional.silu(read), self.output_weight).to(states.dtype)
 
-    def _normed(self, channels: torch.Tensor) -> torch.Tensor:
+    def _normed(self, channels: Tensor) -> Tensor:
         return functional.rms_norm(channels.to(self.input_weight.dtype), channels.shape[-1:])
 
 
@@ -75,13 +75,13 @@ class DraftChain:
         states: [A, N, D] the masks' last states.
     """
 
-    def __init__(self, model: nn.Module, head: DraftHead, logits: torch.Tensor, states: torch.Tensor):
+    def __init__(self, model: nn.Module, head: DraftHead, logits: Tensor, states: Tensor):
         self.model, self.logits, self.states = model, logits, states
         self.head = head.to(states.device)  # an offloaded model's may be elsewhere
         self.read = self.head.read(states)
         self.candidates = logits.topk(min(NUM_CANDIDATES, logits.shape[-1]), sorted=False).indices.to(states.device)
 
-    def logits_behind(self, slot: int, previous_ids: torch.Tensor) -> torch.Tensor:
+    def logits_behind(self, slot: int, previous_ids: Tensor) -> Tensor:
         """Logits of one slot's mask behind the tokens [A, 1] that now stand before it, [A, 1, V]: its candidates are
         scored anew."""
         states = self._states_behind(slot, previous_ids)
@@ -92,9 +92,7 @@ class DraftChain:
         logits = self.logits[:, slot]
         return logits.scatter(1, candidates.to(logits.device), mended.to(logits))[:, None]
 
-    def likeliest_behind(
-        self, previous_ids: torch.Tensor, excluded_id: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def likeliest_behind(self, previous_ids: Tensor, excluded_id: int | None = None) -> tuple[Tensor, Tensor] | None:
         """The whole draft behind the tokens [A, 1], greedily: what the likeliest tokens of `logits_behind` are, slot by
         slot, but the vocabulary is gone through once for all slots. What its candidates leave has the logits its mask
         gave it, so that the best of it and its sum are known beforehand.
@@ -129,7 +127,7 @@ class DraftChain:
             confidences.append(1 / ((mended.float() - best).exp().sum(dim=1, keepdim=True) + of_left))
         return torch.cat(ids[1:], dim=1), torch.cat(confidences, dim=1)
 
-    def _states_behind(self, slot: int, previous_ids: torch.Tensor) -> torch.Tensor:
+    def _states_behind(self, slot: int, previous_ids: Tensor) -> Tensor:
         """One slot's states, mended for the tokens [A, 1] before it, [A, D]."""
         embedding = self.model.get_input_embeddings()
         previous = embedding(previous_ids[:, 0].to(device_of(self.model))).to(self.states.device)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from ..execution.attention_forms import mask_over_prompt
@@ -72,8 +73,8 @@ class DraftNetwork:
         return cls(model, DraftRows(cache, num_rows, None), ModelForm(model, **form), mask_embedding_id)
 
     def prefill(
-        self, prompt_ids: torch.Tensor, position_ids: torch.Tensor | None, draft_length: int, has_draft: bool = True
-    ) -> tuple[torch.Tensor, MaskPredictions, torch.Tensor]:
+        self, prompt_ids: Tensor, position_ids: Tensor | None, draft_length: int, has_draft: bool = True
+    ) -> tuple[Tensor, MaskPredictions, Tensor]:
         """Reads the uncached part of the prompts [A, P], and one block of masks after it where `has_draft`.
 
         Args:
@@ -100,11 +101,11 @@ class DraftNetwork:
         after_first = replace(predictions, branch_lengths=torch.ones_like(branch_lengths))  # the token decided here
         return logits, after_first, positions[:, -1:] + 1
 
-    def __call__(self, inputs: DraftInputs) -> tuple[torch.Tensor, MaskPredictions]:
+    def __call__(self, inputs: DraftInputs) -> tuple[Tensor, MaskPredictions]:
         """A decode step's forward: logits of each clean token [A, N, V], and what the masks predict."""
         return self.split(inputs, *self.read(inputs))
 
-    def read(self, inputs: DraftInputs) -> tuple[torch.Tensor, ...]:
+    def read(self, inputs: DraftInputs) -> tuple[Tensor, ...]:
         """Logits and the masks' states of a step. Over a static cache all B rows are read, in tensors of one layout, as
         compiled layers expect."""
         cache = self.rows.cache
@@ -115,7 +116,7 @@ class DraftNetwork:
         found = self._read(of_all, self.rows)
         return tuple(cache.gather(tensor) for tensor in found) if is_part else found
 
-    def read_alone(self, state: StepState, place: int, num_before: int) -> torch.Tensor:
+    def read_alone(self, state: StepState, place: int, num_before: int) -> Tensor:
         """Logits [1, 1, V] of the token after `num_before` of one row's draft, read again as plain decoding reads it.
         Its keys and values replace what the draft left in the cache."""
         rows = self.rows.alone(place, self.rows.lengths[place] + num_before)
@@ -144,7 +145,7 @@ class DraftNetwork:
         states = [ended[row].states for row in sorted(ended)]
         return stack_rows(states, [min(length, max(text_lengths) - 1) for length in text_lengths])
 
-    def check_positions(self, next_positions: torch.Tensor) -> None:
+    def check_positions(self, next_positions: Tensor) -> None:
         """Refuses decided tokens after the end of a learned position table. Drafted ones may stand there."""
         last_position = self.masks.last_position
         if last_position is not None and next_positions.max() > last_position:
@@ -154,7 +155,7 @@ class DraftNetwork:
                 "or lower `max_new_tokens`."
             )
 
-    def _read(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool = False) -> tuple[torch.Tensor, ...]:
+    def _read(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool = False) -> tuple[Tensor, ...]:
         """The network's one call.
 
         Returns:
@@ -179,9 +180,7 @@ class DraftNetwork:
         states = output.logits[:, :0] if not inputs.num_masks else self.form.last_states[:, inputs.num_clean :]
         return output.logits, states
 
-    def split(
-        self, inputs: DraftInputs, logits: torch.Tensor, states: torch.Tensor
-    ) -> tuple[torch.Tensor, MaskPredictions]:
+    def split(self, inputs: DraftInputs, logits: Tensor, states: Tensor) -> tuple[Tensor, MaskPredictions]:
         """The clean tokens' logits, where the ids came from, and what the masks predict."""
         of_masks = logits[:, inputs.num_read :] if logits.shape[1] > inputs.num_read else None
         predictions = MaskPredictions(
@@ -220,7 +219,7 @@ class DraftNetwork:
         make = self._compiled_mask if is_compiled else self._structured_mask
         return make(inputs, rows, padding)
 
-    def _structured_mask(self, inputs: DraftInputs, rows: DraftRows, padding: torch.Tensor | None) -> Any:
+    def _structured_mask(self, inputs: DraftInputs, rows: DraftRows, padding: Tensor | None) -> Any:
         num_clean, draft_length, lengths = inputs.num_clean, inputs.draft_length, inputs.cached_lengths
         conditions = [] if padding is None else [real_slot_function(padding, lengths)]
         return structured_attention_mask(
@@ -237,7 +236,7 @@ class DraftNetwork:
             implementation=self.form.implementation,
         )
 
-    def _compiled_mask(self, inputs: DraftInputs, rows: DraftRows, padding: torch.Tensor | None) -> Any:
+    def _compiled_mask(self, inputs: DraftInputs, rows: DraftRows, padding: Tensor | None) -> Any:
         """The same for a step of one shape, compiled."""
         windows = tuple(self.windows.values())
         about: tuple[Any, ...] = inputs.num_clean, inputs.draft_length, rows.cache.num_slots, windows

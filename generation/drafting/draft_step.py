@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..acceptance import likely_lengths
 from .structured_mask import draft_positions
@@ -46,12 +46,12 @@ class StepState(NamedTuple):
         draft_probs: [A, N - 1, V] what tokens 2..N were drawn from; [A, N - 1, 0] for greedy decoding.
     """
 
-    draft_ids: torch.Tensor
-    confidence: torch.Tensor
-    num_drafted: torch.Tensor
-    next_positions: torch.Tensor
-    cached_lengths: torch.Tensor
-    draft_probs: torch.Tensor
+    draft_ids: Tensor
+    confidence: Tensor
+    num_drafted: Tensor
+    next_positions: Tensor
+    cached_lengths: Tensor
+    draft_probs: Tensor
 
     def of_rows(self, places: list[int]) -> "StepState":
         return StepState(*(tensor[places] for tensor in self))
@@ -68,7 +68,7 @@ class StepState(NamedTuple):
             draft_probs=nn.functional.pad(self.draft_probs, (0, 0, 0, missing)),
         )
 
-    def num_with_position(self, last_position: int | None) -> torch.Tensor:
+    def num_with_position(self, last_position: int | None) -> Tensor:
         """How many tokens of the draft count and have a position, [A]."""
         if last_position is None:
             return self.num_drafted
@@ -96,18 +96,18 @@ class Decided(NamedTuple):
         chosen_by: logits and processed scores [A, N, V], where a caller asked for them.
     """
 
-    ids: torch.Tensor
-    num_accepted: torch.Tensor
-    chosen_by: tuple[torch.Tensor, torch.Tensor] | None = None
+    ids: Tensor
+    num_accepted: Tensor
+    chosen_by: tuple[Tensor, Tensor] | None = None
 
 
 class Draft(NamedTuple):
     """A draft as `StepState` holds it."""
 
-    ids: torch.Tensor  # [A, K]
-    confidence: torch.Tensor  # [A, K - 1]
-    num_drafted: torch.Tensor  # [A]
-    probs: torch.Tensor  # [A, K - 1, V]
+    ids: Tensor  # [A, K]
+    confidence: Tensor  # [A, K - 1]
+    num_drafted: Tensor  # [A]
+    probs: Tensor  # [A, K - 1, V]
 
 
 class Masks(NamedTuple):
@@ -132,17 +132,17 @@ class DraftInputs(NamedTuple):
         num_read: clean tokens, from the last backwards, whose logits are read.
     """
 
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    branch_lengths: torch.Tensor
-    cached_lengths: torch.Tensor
+    input_ids: Tensor
+    position_ids: Tensor
+    branch_lengths: Tensor
+    cached_lengths: Tensor
     num_clean: int
     draft_length: int
     num_read: int
 
-    def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "DraftInputs":
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "DraftInputs":
         """The same, each tensor mapped."""
-        return DraftInputs(*(function(x) if isinstance(x, torch.Tensor) else x for x in self))
+        return DraftInputs(*(function(x) if isinstance(x, Tensor) else x for x in self))
 
     @property
     def num_blocks(self) -> int:
@@ -154,10 +154,10 @@ class DraftInputs(NamedTuple):
 
 
 def with_masks(
-    clean_ids: torch.Tensor,
-    clean_positions: torch.Tensor,
-    branch_lengths: torch.Tensor,
-    cached_lengths: torch.Tensor,
+    clean_ids: Tensor,
+    clean_positions: Tensor,
+    branch_lengths: Tensor,
+    cached_lengths: Tensor,
     draft_length: int,
     num_read: int,
     masks: Masks,
@@ -180,7 +180,7 @@ def with_masks(
     return DraftInputs(input_ids, position_ids, branch_lengths, cached_lengths, num_clean, draft_length, num_read)
 
 
-def draft_inputs(state: StepState, branch_lengths: torch.Tensor, draft_length: int, masks: Masks) -> DraftInputs:
+def draft_inputs(state: StepState, branch_lengths: Tensor, draft_length: int, masks: Masks) -> DraftInputs:
     """Of a decode step: the draft at hand, and a block of K masks after each of its first `branch_lengths` [A, M]
     tokens."""
     num_clean = state.draft_ids.shape[1]
@@ -198,7 +198,7 @@ def step(network: Any, choice: Any, plan: Plan, state: StepState) -> tuple[StepS
     return state.after(decided, choice.draft(decided, predictions.after(decided.num_accepted))), decided
 
 
-def branches(state: StepState, num_blocks: int) -> torch.Tensor:
+def branches(state: StepState, num_blocks: int) -> Tensor:
     """The numbers of accepted tokens that are drafted after, [A, M]: each, or the likeliest."""
     num_rows, num_tokens = state.draft_ids.shape
     if num_blocks == num_tokens:

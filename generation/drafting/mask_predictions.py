@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..stock_model import lm_head_logits
 from .draft_head import DraftChain, DraftHead
@@ -21,8 +22,8 @@ class SlotPredictions(NamedTuple):
         chain: the same slots as the draft head reads them; None without a head or masks.
     """
 
-    num_masks: torch.Tensor
-    logits: torch.Tensor
+    num_masks: Tensor
+    logits: Tensor
     chain: DraftChain | None
 
 
@@ -39,22 +40,22 @@ class MaskPredictions:
     model: Any
     head: DraftHead | None
     draft_length: int
-    branch_lengths: torch.Tensor
-    states: torch.Tensor
-    logits: torch.Tensor | None
+    branch_lengths: Tensor
+    states: Tensor
+    logits: Tensor | None
     device: torch.device
 
     @property
     def num_blocks(self) -> int:
         return self.branch_lengths.shape[1]
 
-    def after(self, num_accepted: torch.Tensor) -> SlotPredictions:
+    def after(self, num_accepted: Tensor) -> SlotPredictions:
         """The predictions of what follows `num_accepted` [A] tokens of a draft and the model's own next one."""
         first, num_masks = self.first_mask(num_accepted)
         logits = self.logits_from(first)
         return SlotPredictions(num_masks, logits, self._chain(first, logits))
 
-    def first_mask(self, num_accepted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def first_mask(self, num_accepted: Tensor) -> tuple[Tensor, Tensor]:
         """The first of a row's M * K masks that predicts what follows `num_accepted` [A] tokens, and how many do, 0 to
         K - 1.
 
@@ -68,7 +69,7 @@ class MaskPredictions:
         first = block * self.draft_length + 1 + late
         return first.to(num_accepted.device), (self.draft_length - 1 - late).clamp(min=0).to(num_accepted.device)
 
-    def logits_from(self, first: torch.Tensor) -> torch.Tensor:
+    def logits_from(self, first: Tensor) -> Tensor:
         """Logits [A, K - 1, V] of the masks from `first` [A] on, anything after the end of their block. A block's first
         mask is never read: the model's own next token takes its place."""
         if not self.num_blocks or self.draft_length == 1:
@@ -81,14 +82,14 @@ class MaskPredictions:
         slots = slots.clamp(max=self.states.shape[1] - 1)
         return lm_head_logits(self.model, self.states[rows, slots]).to(self.device)
 
-    def _chain(self, first: torch.Tensor, logits: torch.Tensor) -> DraftChain | None:
+    def _chain(self, first: Tensor, logits: Tensor) -> DraftChain | None:
         if self.head is None or not logits.shape[1]:
             return None
         rows, slots = self._slots(first)
         states = self.states[rows, slots.clamp(max=self.states.shape[1] - 1)]
         return DraftChain(self.model, self.head, logits, states)
 
-    def _slots(self, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _slots(self, first: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [A, 1] and masks [A, K - 1] from `first` on."""
         device = self.states.device
         slots = first.to(device)[:, None] + torch.arange(self.draft_length - 1, device=device)

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..execution.step_graph import StepGraphs
 from ..processed_scores import ProcessedScores
@@ -39,7 +40,7 @@ class StepRunner:
         cache, choice = self.network.rows.cache, self.choice
         assert isinstance(choice, Greedy)
 
-        def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             after, decided = step(self.network, choice, plan, StepState(*tensors))
             return *after, decided.ids, decided.num_accepted
 
@@ -70,11 +71,11 @@ class CapturedNetwork:
         self.network, self.graphs = network, graphs
         self.masks, self.rounding, self.read_alone = network.masks, network.rounding, network.read_alone
 
-    def __call__(self, inputs: DraftInputs) -> tuple[torch.Tensor, MaskPredictions]:
+    def __call__(self, inputs: DraftInputs) -> tuple[Tensor, MaskPredictions]:
         cache = self.network.rows.cache
-        tensors = tuple(cache.spread(x) for x in inputs if isinstance(x, torch.Tensor))
+        tensors = tuple(cache.spread(x) for x in inputs if isinstance(x, Tensor))
 
-        def run(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def run(*given: Tensor) -> tuple[Tensor, ...]:
             left = iter(given)
             return self.network.read(inputs.mapped(lambda _: next(left)))
 
@@ -83,7 +84,7 @@ class CapturedNetwork:
         return self.network.split(inputs, *(cache.gather(tensor) for tensor in found))
 
 
-def graph_key(network: DraftNetwork, tensors: tuple[torch.Tensor, ...], about: Any) -> Any:
+def graph_key(network: DraftNetwork, tensors: tuple[Tensor, ...], about: Any) -> Any:
     """All that a graph depends on: shapes, whether the batch is padded, and `about`."""
     return tuple(tuple(tensor.shape) for tensor in tensors), network.rows.is_real_slot is not None, about
 

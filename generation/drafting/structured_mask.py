@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
 from ..stock_model import attention_of
 
-MaskFunction = Callable[..., torch.Tensor]
+MaskFunction = Callable[..., Tensor]
 
 
-def draft_positions(num_clean: int, draft_length: int, branch_lengths: torch.Tensor) -> torch.Tensor:
+def draft_positions(num_clean: int, draft_length: int, branch_lengths: Tensor) -> Tensor:
     """Position of each query after the first clean token, [N + M*K] or [B, N + M*K]: 0..N-1, then K from each
     branch's length on (`branch_lengths` [M] or [B, M])."""
     device = branch_lengths.device
@@ -27,8 +27,8 @@ def draft_positions(num_clean: int, draft_length: int, branch_lengths: torch.Ten
 def draft_mask_function(
     num_clean: int,
     draft_length: int,
-    branch_lengths: torch.Tensor,
-    cached_lengths: torch.Tensor | None = None,
+    branch_lengths: Tensor,
+    cached_lengths: Tensor | None = None,
     sliding_window: int | None = None,
 ) -> MaskFunction:
     """TiDAR's structured mask as an index function for transformers' mask interface.
@@ -48,14 +48,14 @@ def draft_mask_function(
     branch_lengths = nn.functional.pad(branch_lengths, (0, 1))  # one more, of no query: M may be 0
     num_blocks = branch_lengths.shape[-1]
 
-    def block_of(index: torch.Tensor) -> torch.Tensor:  # -1 for clean tokens and for what is cached
+    def block_of(index: Tensor) -> Tensor:  # -1 for clean tokens and for what is cached
         return torch.where(index < num_clean, -1, (index - num_clean) // draft_length)
 
-    def length_seen(batch_idx: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    def length_seen(batch_idx: Tensor, block: Tensor) -> Tensor:
         block = block.clamp(0, num_blocks - 1)
         return branch_lengths[block] if branch_lengths.dim() == 1 else branch_lengths[batch_idx, block]
 
-    def position(batch_idx: torch.Tensor, index: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    def position(batch_idx: Tensor, index: Tensor, block: Tensor) -> Tensor:
         after_branch = length_seen(batch_idx, block) + (index - num_clean) % draft_length
         return torch.where(block < 0, index, after_branch)
 
@@ -72,7 +72,7 @@ def draft_mask_function(
     return may_see
 
 
-def real_slot_function(is_real_slot: torch.Tensor, cached_lengths: torch.Tensor) -> MaskFunction:
+def real_slot_function(is_real_slot: Tensor, cached_lengths: Tensor) -> MaskFunction:
     """Hides slots that are padding, where `is_real_slot` [B, C] is false. A query always sees itself, so that a padding
     row stays finite."""
 
@@ -82,7 +82,7 @@ def real_slot_function(is_real_slot: torch.Tensor, cached_lengths: torch.Tensor)
     return may_see
 
 
-def same_document_function(document_ids: torch.Tensor) -> MaskFunction:
+def same_document_function(document_ids: Tensor) -> MaskFunction:
     """Hides other documents than each query's own in `document_ids` [B, Q]. Padding is one too."""
 
     def may_see(batch_idx, head_idx, q_idx, kv_idx):
@@ -156,14 +156,14 @@ def structured_attention_mask(
 
 
 def masks_of_step(
-    branch_lengths: torch.Tensor,
-    cached_lengths: torch.Tensor,
-    is_real_slot: torch.Tensor | None,
+    branch_lengths: Tensor,
+    cached_lengths: Tensor,
+    is_real_slot: Tensor | None,
     num_clean: int,
     draft_length: int,
     num_slots: int,
     windows: tuple[int | None, ...],
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[Tensor, ...]:
     """The structured mask for each window, [A, 1, Q, S], true where a query sees a slot.
 
     `branch_lengths` [A, M], `cached_lengths` [A], `is_real_slot` [A, S] false for padding, or None.
@@ -183,16 +183,16 @@ def masks_of_step(
 
 
 def masks_of_groups(
-    branch_lengths: torch.Tensor,
-    cached_lengths: torch.Tensor,
-    is_real_slot: torch.Tensor | None,
+    branch_lengths: Tensor,
+    cached_lengths: Tensor,
+    is_real_slot: Tensor | None,
     num_clean: int,
     draft_length: int,
     num_slots: int,
     windows: tuple[int | None, ...],
     num_groups: int,
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[Tensor, ...]:
     """`masks_of_step` to be added to the scores of the G query heads that share a key head, [A, 1, G*Q, S]: made once
     for all layers."""
     masks = []
