@@ -16,7 +16,7 @@ def accept_by_equality(draft_ids: Tensor, target_ids: Tensor, num_drafted: Tenso
         num_drafted: [B] how many of a row's K are a draft, 1 to K (None: all).
 
     Returns:
-        [B] number of accepted tokens, 1 to `num_drafted`.
+        [B] numbers of accepted tokens, 1 to `num_drafted`.
     """
     agrees = draft_ids[:, 1:] == target_ids[:, :-1]
     num_accepted = 1 + agrees.long().cumprod(dim=1).sum(dim=1)
@@ -30,14 +30,11 @@ def accept_by_rejection(
     (Leviathan et al., arXiv 2211.17192, algorithm 1).
 
     Args:
-        draft_ids: [B, K], the first is decided.
         target_probs: [B, K, V] the autoregressive side after each draft token.
         draft_probs: [B, K - 1, V] what draft tokens 2..K were drawn from.
         uniforms: [B, K - 1] in [0, 1).
-        num_drafted: [B] how many of a row's K are a draft, 1 to K (None: all).
 
-    Returns:
-        [B] number of accepted tokens, 1 to `num_drafted`.
+    The rest, and what is returned, as in `accept_by_equality`.
     """
     drawn = draft_ids[:, 1:, None]
     target = target_probs[:, :-1].gather(2, drawn).squeeze(2)
@@ -53,14 +50,8 @@ def residual_probs(
     """What the token after the accepted run is drawn from: after a rejection the normalised positive part of
     target - draft, else the target itself (arXiv 2211.17192, section 2.3).
 
-    Args:
-        target_probs: [B, K, V].
-        draft_probs: [B, K - 1, V].
-        num_accepted: [B], 1 to `num_drafted`.
-        num_drafted: [B], None: K.
-
     Returns:
-        [B, V] probabilities.
+        [B, V] probabilities, from arguments as in `accept_by_rejection`.
     """
     rows = torch.arange(len(num_accepted), device=num_accepted.device)
     draft_length = target_probs.shape[1]

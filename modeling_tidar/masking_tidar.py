@@ -23,7 +23,7 @@ def blocks_with_labels(has_label: Tensor, draft_length: int, first: int = 0) -> 
         has_label: [B, S] booleans.
 
     Returns:
-        [B, M]. A row with fewer blocks than another is filled up with blocks after its end, at S.
+        [B, M]. Rows with fewer blocks are filled up with blocks after their end, at S.
     """
     sequence_length = has_label.shape[1]
     starts = training_branch_lengths(sequence_length, draft_length, has_label.device, first)
@@ -34,7 +34,7 @@ def blocks_with_labels(has_label: Tensor, draft_length: int, first: int = 0) -> 
 
 
 def mask_positions(draft_length: int, branch_lengths: Tensor) -> Tensor:
-    """Positions of the masks of blocks [..., M], [..., M*K]. A last block may reach past the end of the sequence."""
+    """Positions [..., M*K] of the masks of blocks [..., M]. A last block may reach past the end."""
     return (branch_lengths[..., None] + torch.arange(draft_length, device=branch_lengths.device)).flatten(-2)
 
 
@@ -67,10 +67,8 @@ def training_attention_mask(
 
     Args:
         branch_lengths: the blocks that are drafted, [M] or [B, M]: `training_branch_lengths`, or some of them.
-        document_ids: [B, S] the document of each clean token; -1 marks padding. Masks after the end of the sequence
-            are padding too.
-        half: which queries to write rows for: "both"; "clean", which needs no masks as keys; or "masks", for clean
-            tokens that were run before and stand in a cache.
+        document_ids: [B, S] the document of each clean token; -1 marks padding.
+        half: the queries: "both"; "clean", without masks as keys; or "masks", with the clean tokens in a cache.
     """
     batch_size, sequence_length = document_ids.shape
     positions = mask_positions(draft_length, branch_lengths).expand(batch_size, -1)

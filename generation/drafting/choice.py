@@ -48,18 +48,6 @@ class Choice:
         self.keeps_scores = keeps_scores
         self.is_pure = False
 
-    def first(self, target_logits: Tensor) -> Decided:
-        """Decides the first token from the prefill's logits [A, 1, V]."""
-        raise NotImplementedError
-
-    def verify(self, state: StepState, target_logits: Tensor) -> Decided:
-        """Decides 1 to N tokens by the logits after each token of the draft, [A, N, V]."""
-        raise NotImplementedError
-
-    def draft(self, decided: Decided, slots: SlotPredictions) -> Draft:
-        """Writes the next draft: the last decided token, then what the masks predict."""
-        raise NotImplementedError
-
     def keep_rows(self, places: list[int]) -> None:
         """Takes every other row out of the decode."""
 
@@ -116,11 +104,13 @@ class Greedy(Choice):
         self.is_pure = not scores.processors and not keeps_scores
 
     def first(self, target_logits: Tensor) -> Decided:
+        """Decides the first token by the prefill's logits [A, 1, V]."""
         scores = self.scores(target_logits)
         ids = best_ids(scores)
         return self.decided(ids, torch.ones_like(ids[:, 0]), target_logits, scores)
 
     def verify(self, state: StepState, target_logits: Tensor) -> Decided:
+        """Decides 1 to N tokens by the logits after each token of the draft, [A, N, V]."""
         scores = self.target_scores(state.draft_ids, target_logits)
         return self.decided(*self.run_of(state, scores), target_logits, scores)
 
@@ -133,6 +123,7 @@ class Greedy(Choice):
         return decided_run(draft_ids, num_accepted, last_decided(target_ids, num_accepted)[:, 0]), num_accepted
 
     def draft(self, decided: Decided, slots: SlotPredictions) -> Draft:
+        """Writes the next draft: the last decided token, then what the masks predict."""
         ids = last_decided(decided.ids, decided.num_accepted)
         found = None
         if slots.chain and not self.scores.processors:

@@ -19,7 +19,7 @@ from ..kept_with_model import one_thread_at_a_time
 from ..processed_scores import ProcessedScores
 from ..stock_model import CACHE, device_of, is_users_cache, num_cache_layers
 from ..transcript import TokenScores, Transcript, pad_token_of
-from .choice import Choice, Greedy, Sampled, TieSafeGreedy
+from .choice import Greedy, Sampled, TieSafeGreedy
 from .draft_cache import DraftCache, DraftRows, StaticDraftCache, num_slots_for
 from .draft_head import draft_head_of
 from .draft_network import DraftNetwork
@@ -200,7 +200,7 @@ def num_read(plan: Plan, state: StepState, drafted: list[int], options: TiDAROpt
 
 def choice_of(
     network: DraftNetwork, scores: ProcessedScores, options: TiDAROptions, generation_config: GenerationConfig
-) -> Choice:
+) -> Greedy | Sampled:
     keeps_scores = scores.transcript.token_scores is not None
     if generation_config.do_sample:
         seeds = options.seeds(len(scores.transcript.lengths))

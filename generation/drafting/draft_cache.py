@@ -26,8 +26,7 @@ class DraftCacheLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[3])
-        self.values = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[3])
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
@@ -38,25 +37,20 @@ class DraftCacheLayer(CacheLayerMixin):
             return key_states, value_states
         self.reserve(self.cache.num_slots)
         num_queries = key_states.shape[2]  # fewer than announced, where the masks are done already
-        if (first := self.cache.first_slot) is not None:
-            self.keys[:, :, first : first + num_queries] = key_states
-            self.values[:, :, first : first + num_queries] = value_states
-        else:
-            rows, slots = self.cache.write_index(key_states.device)
-            self.keys[rows, :, slots[:, :num_queries]] = key_states.transpose(1, 2)
-            self.values[rows, :, slots[:, :num_queries]] = value_states.transpose(1, 2)
+        for kept, new in ((self.keys, key_states), (self.values, value_states)):
+            if (first := self.cache.first_slot) is not None:
+                kept[:, :, first : first + num_queries] = new
+            else:
+                rows, slots = self.cache.write_index(new.device)
+                kept[rows, :, slots[:, :num_queries]] = new.transpose(1, 2)
         return self.keys[:, :, : self.cache.num_slots], self.values[:, :, : self.cache.num_slots]
 
     def reserve(self, num_slots: int) -> None:
         """Makes room; grows by half, so that copies stay rare. Unused slots are zero: invisible keys must be finite."""
         capacity = self.keys.shape[2]
-        if num_slots > capacity:
-            capacity = max(num_slots, capacity + capacity // 2)
-            for name in ("keys", "values"):
-                old = getattr(self, name)
-                new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
-                new[:, :, : old.shape[2]] = old
-                setattr(self, name, new)
+        if (missing := num_slots - capacity) > 0:
+            more = (0, 0, 0, max(missing, capacity // 2))
+            self.keys, self.values = nn.functional.pad(self.keys, more), nn.functional.pad(self.values, more)
 
     def get_seq_length(self) -> int:
         return self.cache.max_length
@@ -71,8 +65,8 @@ class DraftCacheLayer(CacheLayerMixin):
 class DraftCache(Cache):
     """A cache whose rows have lengths of their own.
 
-    A forward of Q queries writes slots `lengths[b] .. lengths[b] + Q - 1` of row b. Accepting `a` tokens adds `a` to
-    the row's length. The next forward overwrites the keys after it, of rejected tokens and of masks.
+    A forward of Q queries writes slots `lengths[b] .. lengths[b] + Q - 1` of row b. Accepted tokens add to the row's
+    length. The next forward overwrites the keys after it.
 
     Attributes:
         lengths: [B] slots in use when the forward under way began, on the model's device.
@@ -147,8 +141,8 @@ class DraftCache(Cache):
         index = torch.tensor(rows, device=self.device)
         for layer in self.layers:
             if layer.is_initialized:
-                layer.keys = layer.keys[index.to(layer.keys.device)]
-                layer.values = layer.values[index.to(layer.values.device)]
+                of_layer = index.to(layer.keys.device)
+                layer.keys, layer.values = layer.keys[of_layer], layer.values[of_layer]
 
 
 def stack_rows(rows: list[States], lengths: list[int]) -> DynamicCache:
@@ -166,7 +160,7 @@ def stack_rows(rows: list[States], lengths: list[int]) -> DynamicCache:
 
 
 def num_slots_for(text_length: int, num_queries: int) -> int:
-    """Slots of a text and the queries of its last step, rounded up to a power of two, so that texts share shapes."""
+    """Slots of a text and its last step's queries, rounded up to a power of two, so that texts share shapes."""
     return max(FEWEST_SLOTS, 1 << (text_length + num_queries - 1).bit_length())
 
 

@@ -84,22 +84,22 @@ class DraftNetwork:
             logits of the last prompt token, [A, 1, V]; what the masks predict; the next token's position [A, 1].
         """
         self.device_of_ids = prompt_ids.device
-        cache = self.rows.cache
-        num_cached, num_rows = cache.max_length, len(prompt_ids)
+        device, num_cached, num_rows = self.rows.cache.device, self.rows.cache.max_length, len(prompt_ids)
         num_clean = prompt_ids.shape[1] - num_cached
         if position_ids is None:
-            position_ids = torch.arange(prompt_ids.shape[1], device=cache.device).expand(num_rows, -1)
-        positions = position_ids[:, -num_clean:].to(cache.device)
+            position_ids = torch.arange(prompt_ids.shape[1], device=device).expand(num_rows, -1)
+        positions = position_ids[:, -num_clean:].to(device)
         self.check_positions(positions[:, -1:])
-        branch_lengths = torch.full((num_rows, int(has_draft)), num_clean, device=cache.device)
-        cached_lengths = torch.full((num_rows,), num_cached, device=cache.device)
+        branch_lengths = torch.full((num_rows, int(has_draft)), num_clean, device=device)
+        cached_lengths = torch.full((num_rows,), num_cached, device=device)
         unread_ids = prompt_ids[:, -num_clean:]
         inputs = with_masks(unread_ids, positions, branch_lengths, cached_lengths, draft_length, 1, self.masks)
         logits, predictions = self.split(inputs, *self._read(inputs, self.rows, is_prefill=True))
         self.num_prefill_forwards += 1
         self.rows.advance([num_clean] * num_rows)
-        after_first = replace(predictions, branch_lengths=torch.ones_like(branch_lengths))  # the token decided here
-        return logits, after_first, positions[:, -1:] + 1
+        # The token decided here is the first of a draft.
+        predictions = replace(predictions, branch_lengths=torch.ones_like(branch_lengths))
+        return logits, predictions, positions[:, -1:] + 1
 
     def __call__(self, inputs: DraftInputs) -> tuple[Tensor, MaskPredictions]:
         """A decode step's forward: logits of each clean token [A, N, V], and what the masks predict."""
@@ -220,13 +220,11 @@ class DraftNetwork:
         return make(inputs, rows, padding)
 
     def _structured_mask(self, inputs: DraftInputs, rows: DraftRows, padding: Tensor | None) -> Any:
-        num_clean, draft_length, lengths = inputs.num_clean, inputs.draft_length, inputs.cached_lengths
+        lengths, of_blocks = inputs.cached_lengths, (inputs.num_clean, inputs.draft_length, inputs.branch_lengths)
         conditions = [] if padding is None else [real_slot_function(padding, lengths)]
         return structured_attention_mask(
             self.model.config,
-            lambda window: draft_mask_function(
-                num_clean, draft_length, inputs.branch_lengths, lengths, sliding_window=window
-            ),
+            lambda window: draft_mask_function(*of_blocks, lengths, window),
             *conditions,
             batch_size=len(lengths),
             query_length=inputs.input_ids.shape[1],

@@ -21,29 +21,29 @@ TIE_MARGINS = {torch.bfloat16: 0.5, torch.float16: 0.0625, torch.float32: 0.001}
 class TiDAROptions:
     """
     Args:
-        draft_length: K, tokens drafted at a time, at most and by default the length the checkpoint was taught. 0
-            decodes without drafts, as the stock model does.
+        draft_length: K, tokens drafted at a time; at most, and by default, the length the checkpoint was taught. 0
+            decodes without drafts.
         num_branches: B, 1 to K (the default). Each step prepares the next draft for the B most likely numbers of
             accepted tokens. After another outcome a shorter draft is left, or none. "auto" chooses K and B for each
-            step, as the most expected tokens a second; over a static cache B alone. Step times are measured once a
+            step (over a static cache B alone), as the most expected tokens a second. Step times are measured once a
             model. Where drafts do not pay, decoding is plain, and a draft is tried now and then.
-        seed: for sampling: one integer for each row, so that a row's text does not depend on its batch. A single
-            integer s gives row b the seed s + b. By default the device's global generator draws.
-        exact: "tie-safe", for greedy decoding in half precision, where wide forwards round differently from forwards
-            of one token: near-ties are decided by one of those. By default the wide forward decides.
-        tie_margin: with `exact`, the difference of the two best processed scores under which they are nearly tied, 0
+        seed: for sampling: one integer for each row, so that a row's text does not depend on its batch; s stands for
+            s + b in row b. By default the device's global generator draws.
+        exact: "tie-safe", for greedy decoding: forwards of one token decide near-ties, as in plain decoding. Wide
+            forwards round differently, above all in half precision. By default they decide.
+        tie_margin: with `exact`, the difference of the two best processed scores below which they are nearly tied, 0
             or more; by default 0.5 in bfloat16, 0.0625 in float16, 0.001 in float32. 0 asks for no such forward.
         mask_embedding_id: the row of the embedding table that masks read; by default the checkpoint's.
         excluded_id: an id that is never generated: a mask token inside the vocabulary.
         is_static: `cache_implementation="static"`: every step has one shape, over a cache as long as the longest text
-            may be. Its layers can then be compiled: on an accelerator unless `disable_compile`, on a CPU with a
+            may be. Its layers can be compiled: on an accelerator unless `disable_compile`, on a CPU with a
             `compile_config`. On a GPU a step becomes one CUDA graph, unless the config's `mode` is one without. Graphs
             and cache are kept with the model.
-        packed_weights: for bfloat16 or float32 on a CPU: linear layers read a second copy of their weights, in the
-            order of oneDNN's products. The copy takes as much memory again, and a second once. These products round
-            differently from a stock model's (in float32 only for several tokens), as those do between machines.
+        packed_weights: for bfloat16 or float32 on a CPU: linear layers read a second copy of their weights, in oneDNN's
+            order. It takes as much memory again, and a second once. These products round differently from a stock
+            model's (in float32 only for several tokens), as those do between machines.
         draft_acceptance: for each slot after the first, how often it stood after those before it in the checkpoint's
-            evaluation: what `num_branches="auto"` expects before it has seen drafts.
+            evaluation: what `num_branches="auto"` expects at first.
         draft_head: a folder or Hub repository with a stock model's draft head, read once; False drafts without one.
             By default the head that the model was loaded with is used, if any.
     """
@@ -60,7 +60,7 @@ class TiDAROptions:
     draft_head: str | bool | None = None
     draft_acceptance: tuple[float, ...] = ()
 
-    KEYWORDS: ClassVar[tuple[str, ...]] = (
+    KEYWORDS: ClassVar = (
         "draft_length",
         "num_branches",
         "seed",
@@ -91,10 +91,9 @@ class TiDAROptions:
         is_static = generation_config.cache_implementation == "static"
         if draft_length:
             _check_static(is_static, given["exact"], generation_config)
-        given["packed_weights"] = _packed_weights(given["packed_weights"])
-        _check_draft_head(given["draft_head"])
+        _check_weights_and_head(given["packed_weights"], given["draft_head"])
         return cls(
-            **given | {"draft_length": draft_length},
+            **given | {"draft_length": draft_length, "packed_weights": bool(given["packed_weights"])},
             excluded_id=taught["mask_token_id"] if taught["mask_token_id"] < vocab_size else None,
             is_static=is_static,
             draft_acceptance=_acceptance(generation_config),
@@ -135,26 +134,22 @@ def _taught_by_keywords(given: dict[str, Any], config: Any) -> dict[str, int]:
             "`mask_embedding_id` must be given, as they were when its adapter was taught. Or convert the "
             "checkpoint: `wavedraft convert SOURCE TARGET`."
         )
-    vocab_size = config.get_text_config().vocab_size
-    return {name: given[name] for name in ("draft_length", "mask_embedding_id")} | {"mask_token_id": vocab_size}
+    return given | {"mask_token_id": config.get_text_config().vocab_size}
 
 
 def _draft_length(given: Any, longest: int) -> int:
     draft_length = longest if given is None else given
-    if not _is_integer(draft_length) or not 0 <= draft_length <= longest:
+    if not _is_integer(draft_length, 0, longest):
         raise ValueError(
             f"`draft_length` must be an integer between 1 and {longest}, the length this checkpoint was taught to "
-            "draft (`config.tidar_config.draft_length`), or 0 to decode without drafts, "
-            f"but is {draft_length!r}."
+            f"draft (`config.tidar_config.draft_length`), or 0 to decode without drafts, but is {draft_length!r}."
         )
     return draft_length
 
 
 def _mask_row(given: Any, taught: dict[str, int], vocab_size: int) -> int:
-    stored_row = taught.get("mask_embedding_id")
-    stored_row = taught["mask_token_id"] if stored_row is None else stored_row
-    row = stored_row if given is None else given
-    if not _is_integer(row) or not 0 <= row < vocab_size:
+    row = next(row for row in (given, taught.get("mask_embedding_id"), taught["mask_token_id"]) if row is not None)
+    if not _is_integer(row, 0, vocab_size - 1):
         raise ValueError(
             f"`mask_embedding_id` must be a row of the embedding table, from 0 to {vocab_size - 1} "
             f"(`config.vocab_size` is {vocab_size}), but is {row!r}."
@@ -164,7 +159,7 @@ def _mask_row(given: Any, taught: dict[str, int], vocab_size: int) -> int:
 
 def _seed(given: Any) -> int | list[int] | None:
     seeds = given if isinstance(given, list | tuple) else [0 if given is None else given]
-    if not all(_is_integer(one) and 0 <= one < 2**63 for one in seeds):
+    if not all(_is_integer(one, 0, 2**63 - 1) for one in seeds):
         raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, or one for each row, but is {given!r}.")
     return list(given) if isinstance(given, tuple) else given
 
@@ -174,7 +169,7 @@ def _num_branches(given: Any, draft_length: int, generation_config: Any) -> int 
         return draft_length
     if given == "auto":
         _check_auto(draft_length, generation_config)
-    elif draft_length and not (_is_integer(given) and 1 <= given <= draft_length):
+    elif draft_length and not _is_integer(given, 1, draft_length):
         raise ValueError(
             f"`num_branches` must be 'auto' or an integer from 1 to {draft_length}, the `draft_length` of this "
             f"call: one for each number of tokens that may be accepted. It is {given!r}."
@@ -195,16 +190,11 @@ def _check_static(is_static: bool, exact: Any, generation_config: Any) -> None:
         )
 
 
-def _packed_weights(given: Any) -> bool:
-    packed_weights = given or False
-    if not isinstance(packed_weights, bool):
+def _check_weights_and_head(packed_weights: Any, head: Any) -> None:
+    if not isinstance(packed_weights or False, bool):
         raise ValueError(f"`packed_weights` must be True or False, but is {packed_weights!r}.")
-    return packed_weights
-
-
-def _check_draft_head(given: Any) -> None:
-    if given is not None and given is not False and not (isinstance(given, str) and given):
-        raise ValueError(f"`draft_head` must be a folder or Hub repository that has one, or False, but is {given!r}.")
+    if head is not None and head is not False and not (isinstance(head, str) and head):
+        raise ValueError(f"`draft_head` must be a folder or Hub repository that has one, or False, but is {head!r}.")
 
 
 def _acceptance(generation_config: Any) -> tuple[float, ...]:
@@ -286,7 +276,8 @@ def say_what_is_idle(given: dict[str, Any], options: TiDAROptions, do_sample: bo
     """Warns of keywords that change nothing in this call."""
     said = {name for name, value in given.items() if value is not None}
     if not options.draft_length and (idle := sorted(said - {"draft_length", "seed", "packed_weights"})):
-        logger.warning_once(f"{_listed(idle)} left aside: `draft_length=0` decodes without drafts.")
+        names = ", ".join(f"`{name}`" for name in idle) + (" is" if len(idle) == 1 else " are")
+        logger.warning_once(f"{names} left aside: `draft_length=0` decodes without drafts.")
     if "seed" in said and not do_sample:
         logger.warning_once("`seed` is left aside: greedy decoding draws nothing.")
 
@@ -300,9 +291,5 @@ def refuse_seed(options: TiDAROptions, reason: str) -> None:
         )
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names) + (" is" if len(names) == 1 else " are")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_integer(value: Any, smallest: int, largest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and smallest <= value <= largest

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..execution.step_graph import StepGraphs
 from ..processed_scores import ProcessedScores
-from .choice import Choice, Greedy
+from .choice import Greedy, Sampled
 from .draft_network import DraftNetwork
 from .draft_step import Decided, DraftInputs, Plan, StepState, step
 from .mask_predictions import MaskPredictions
@@ -23,7 +23,7 @@ class StepRunner:
         graphs: where steps are captured. If their tokens are chosen on the host, the forward alone is captured.
     """
 
-    def __init__(self, network: DraftNetwork, choice: Choice, graphs: StepGraphs | None = None):
+    def __init__(self, network: DraftNetwork, choice: Greedy | Sampled, graphs: StepGraphs | None = None):
         self.network = network
         self.choice = choice
         self.graphs = graphs

@@ -42,13 +42,13 @@ def draft_mask_function(
 
     Args:
         branch_lengths: integers in [0, N], [M] or [B, M].
-        cached_lengths: [B] slots cached in each row; None means none.
-        sliding_window: keys this many positions away or more are hidden; None hides none.
+        cached_lengths: [B] slots cached in each row, or None.
+        sliding_window: keys so many positions away or more are hidden.
     """
     branch_lengths = nn.functional.pad(branch_lengths, (0, 1))  # one more, of no query: M may be 0
     num_blocks = branch_lengths.shape[-1]
 
-    def block_of(index: Tensor) -> Tensor:  # -1 for clean tokens and for what is cached
+    def block_of(index: Tensor) -> Tensor:  # -1: clean or cached
         return torch.where(index < num_clean, -1, (index - num_clean) // draft_length)
 
     def length_seen(batch_idx: Tensor, block: Tensor) -> Tensor:
