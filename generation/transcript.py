@@ -86,15 +86,10 @@ class Transcript:
                 f"{type(streamer).__name__}'s `_takes_logits` must be False: drafts are shown as "
                 "tokens, not as logits. Leave it as transformers' `TextDiffusionStreamer` has it."
             )
-        self.eos_token_ids = {
-            int(token)
-            for criterion in stopping_criteria
-            if type(criterion) is EosTokenCriteria
-            for token in criterion.eos_token_id.tolist()
-        }
-        self.criteria = StoppingCriteriaList(
-            [c for c in stopping_criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria)]
-        )
+        of_eos = [c.eos_token_id.tolist() for c in stopping_criteria if type(c) is EosTokenCriteria]
+        self.eos_token_ids = {int(token) for ids in of_eos for token in ids}
+        others = [c for c in stopping_criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria)]
+        self.criteria = StoppingCriteriaList(others)
         # As in transformers: if no row may end by an end token, every row goes on until the last is stopped.
         self.rows_end_alone = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         if self.rows_end_alone and batch_size > 1 and pad_token_id is None:
@@ -114,14 +109,13 @@ class Transcript:
             offset: columns to leave out.
             ahead: more of them, for each active row.
         """
-        starts = self.starts(offset, ahead)
+        starts, device = self.starts(offset, ahead), self.ids.device
         if len(self.active) == len(self.lengths) and len(set(starts)) == 1:  # a slice is written quicker
             place = starts[0]
             self.ids[:, place : place + undecided_ids.shape[1]] = undecided_ids[:, : self.ids.shape[1] - place]
             return
-        start = torch.tensor(starts, device=self.ids.device)
-        columns = start[:, None] + torch.arange(undecided_ids.shape[1], device=self.ids.device)
-        rows = torch.tensor(self.active, device=self.ids.device)[:, None]
+        columns = torch.tensor(starts, device=device)[:, None] + torch.arange(undecided_ids.shape[1], device=device)
+        rows = torch.tensor(self.active, device=device)[:, None]
         self.ids[rows, columns.clamp(max=self.ids.shape[1] - 1)] = undecided_ids
 
     def starts(self, offset: int = 0, ahead: list[int] | None = None) -> list[int]:
@@ -189,13 +183,12 @@ class Transcript:
         """Shows the criteria each new column of the whole batch, once every unfinished row has reached it."""
         while self.num_checked < self.max_length:
             column = self.num_checked + 1
-            final = {row for row, length in enumerate(self.lengths) if self.is_ended[row] and length < column}
-            unfinished = [row for row in range(len(self.lengths)) if row not in final]
+            unfinished = [row for row, n in enumerate(self.lengths) if n >= column or not self.is_ended[row]]
             if not unfinished or any(self.lengths[row] < column for row in unfinished):
                 return
             shown = self.ids[:, :column].clone()
             for row, length in enumerate(self.lengths):
-                shown[row, length:] = self.pad_token_id if self.pad_token_id is not None else 0
+                shown[row, length:] = self.pad_token_id or 0
             if self.token_scores is not None and self.token_scores.has_scores:
                 place = column - 1 - self.prompt_length
                 self.shown_scores += (self.token_scores.column(place, self.num_new_tokens)[1],)

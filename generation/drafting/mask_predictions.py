@@ -45,15 +45,29 @@ class MaskPredictions:
     logits: Tensor | None
     device: torch.device
 
-    @property
-    def num_blocks(self) -> int:
-        return self.branch_lengths.shape[1]
-
     def after(self, num_accepted: Tensor) -> SlotPredictions:
-        """The predictions of what follows `num_accepted` [A] tokens of a draft and the model's own next one."""
-        first, num_masks = self.first_mask(num_accepted)
-        logits = self.logits_from(first)
-        return SlotPredictions(num_masks, logits, self._chain(first, logits))
+        """The predictions of what follows `num_accepted` [A] tokens of a draft and the model's own next one.
+
+        A block's first mask is never read: the model's own next token takes its place. What is read after the end of a
+        block does not count.
+        """
+        if not self.branch_lengths.shape[1] or self.draft_length == 1:
+            vocab_size = self.model.config.get_text_config().vocab_size
+            nothing = self.states.new_zeros(len(num_accepted), 0, vocab_size).to(self.device)
+            return SlotPredictions(torch.zeros_like(num_accepted), nothing, None)
+        first, num_masks = self.first_mask(num_accepted.to(self.branch_lengths.device))
+        device = self.states.device
+        rows = torch.arange(len(first), device=device)[:, None]  # [A, 1]
+        slots = first.to(device)[:, None] + torch.arange(self.draft_length - 1, device=device)  # [A, K - 1]
+        states = self.states[rows, slots.clamp(max=self.states.shape[1] - 1)]
+        if self.logits is None:
+            logits = lm_head_logits(self.model, states)
+        else:
+            places = slots - slots // self.draft_length - 1
+            logits = self.logits[rows, places.clamp(max=self.logits.shape[1] - 1)]
+        logits = logits.to(self.device)
+        chain = None if self.head is None else DraftChain(self.model, self.head, logits, states)
+        return SlotPredictions(num_masks.to(num_accepted.device), logits, chain)
 
     def first_mask(self, num_accepted: Tensor) -> tuple[Tensor, Tensor]:
         """The first of a row's M * K masks that predicts what follows `num_accepted` [A] tokens, and how many do, 0 to
@@ -62,35 +76,6 @@ class MaskPredictions:
         A block that saw just as many has K - 1 such masks. Of blocks that saw fewer, the one with the most is late by
         d = 1, 2, ...: its last K - 1 - d masks still stand at the right positions, but did not see the last d tokens.
         """
-        if not self.num_blocks:
-            return torch.zeros_like(num_accepted), torch.zeros_like(num_accepted)
-        late = num_accepted[:, None].to(self.branch_lengths.device) - self.branch_lengths  # [A, M]
+        late = num_accepted[:, None] - self.branch_lengths  # [A, M]
         late, block = late.masked_fill(late < 0, self.draft_length).min(dim=1)
-        first = block * self.draft_length + 1 + late
-        return first.to(num_accepted.device), (self.draft_length - 1 - late).clamp(min=0).to(num_accepted.device)
-
-    def logits_from(self, first: Tensor) -> Tensor:
-        """Logits [A, K - 1, V] of the masks from `first` [A] on, anything after the end of their block. A block's first
-        mask is never read: the model's own next token takes its place."""
-        if not self.num_blocks or self.draft_length == 1:
-            vocab_size = self.model.config.get_text_config().vocab_size
-            return self.states.new_zeros(len(first), 0, vocab_size).to(self.device)
-        rows, slots = self._slots(first)
-        if self.logits is not None:
-            places = slots - slots // self.draft_length - 1
-            return self.logits[rows, places.clamp(max=self.logits.shape[1] - 1)].to(self.device)
-        slots = slots.clamp(max=self.states.shape[1] - 1)
-        return lm_head_logits(self.model, self.states[rows, slots]).to(self.device)
-
-    def _chain(self, first: Tensor, logits: Tensor) -> DraftChain | None:
-        if self.head is None or not logits.shape[1]:
-            return None
-        rows, slots = self._slots(first)
-        states = self.states[rows, slots.clamp(max=self.states.shape[1] - 1)]
-        return DraftChain(self.model, self.head, logits, states)
-
-    def _slots(self, first: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [A, 1] and masks [A, K - 1] from `first` on."""
-        device = self.states.device
-        slots = first.to(device)[:, None] + torch.arange(self.draft_length - 1, device=device)
-        return torch.arange(len(first), device=device)[:, None], slots
+        return block * self.draft_length + 1 + late, (self.draft_length - 1 - late).clamp(min=0)
