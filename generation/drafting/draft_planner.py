@@ -123,6 +123,8 @@ class DraftPlanner:
 
     def see_time(self, shape: Shape, seconds: float) -> None:
         """A tenth of what is seen counts: for this shape, and for all, since the machine may have slowed."""
+        if shape not in self.times:  # a draft of one length, read by a plan of another
+            return
         change = min(max(seconds / self.times[shape], 0.5), 2.0) ** 0.1
         for other in self.times:
             self.times[other] *= change
