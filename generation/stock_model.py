@@ -3,6 +3,7 @@
 D channels, C candidates, V vocabulary.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, distributed, nn
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
+from transformers.utils import cached_file
 
 # What transformers calls the cache of keys and values: `cache` from 5.24 on, `past_key_values` before.
 CACHE_NAMES = ("cache", "past_key_values")
@@ -168,3 +170,23 @@ def one_cache(cache: Any, past_key_values: Any) -> Any:
     if cache is not None and past_key_values is not None:
         raise ValueError("`past_key_values` must be left out beside `cache`: the two are names of one argument.")
     return past_key_values if cache is None else cache
+
+
+# -- its files
+
+
+def file_if_there(name_or_path: str | os.PathLike, name: str, may_be_offline: bool = False, **hub: Any) -> str | None:
+    """The path of a file, downloaded where need be; None where the repository has none.
+
+    Args:
+        may_be_offline: None, and no error, where the Hub cannot be reached.
+        hub: `cache_dir`, `revision`, `token` and the like, of transformers' `from_pretrained`. Where the revision is a
+            commit, what the cache knows of it is believed, and the Hub is not asked.
+    """
+    return cached_file(
+        name_or_path,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=not may_be_offline,
+        **hub,
+    )

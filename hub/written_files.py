@@ -1,6 +1,7 @@
 """What a checkpoint carries, written afresh from the package's own sources, and told plainly when the Hub refuses."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from .custom_generate import OLDEST_TRANSFORMERS, one_file
 from .hub_repository import CarriedFiles, for_adapter, origin_folder, source_file
 from .model_card import is_replaceable, write_card
 from .travelling_code import flat_sources
+
+# Our own files do not change while they run, and reading them takes longer than writing a small checkpoint.
+flat_sources_once = cache(flat_sources)
+one_file_once = cache(one_file)
 
 
 class WrittenFiles(CarriedFiles):
@@ -25,7 +30,7 @@ class WrittenFiles(CarriedFiles):
         Raises:
             ValueError: two files of the same name would overwrite each other.
         """
-        for name, text in flat_sources(source_file(model_class)).items():
+        for name, text in flat_sources_once(source_file(model_class)).items():
             (folder / name).write_text(text, encoding="utf-8")
 
     def write_custom_generate(
@@ -38,7 +43,9 @@ class WrittenFiles(CarriedFiles):
         """
         target = folder / "custom_generate"
         target.mkdir(exist_ok=True)
-        (target / "generate.py").write_text(one_file(source_file(generate)) + for_adapter(taught), encoding="utf-8")
+        (target / "generate.py").write_text(
+            one_file_once(source_file(generate)) + for_adapter(taught), encoding="utf-8"
+        )
         (target / "requirements.txt").write_text(f"transformers>={OLDEST_TRANSFORMERS}\n", encoding="utf-8")
 
     def write_card(

@@ -183,7 +183,7 @@ class RecurrentCache(Cache):
 
         `recurrence` counts from 1, and is 1 for prelude and coda layers.
         """
-        self._follow(layer, keys.device)
+        follow(self, layer, keys.device)
         plane = (recurrence - 1) % self.planes[layer]
         stored_keys, stored_values = self.keys[layer][plane], self.values[layer][plane]  # [B, H, S, D]
         if isinstance(window.columns, slice):
@@ -199,16 +199,11 @@ class RecurrentCache(Cache):
     def write_packed(self, keys: torch.Tensor, values: torch.Tensor, layer: int, window: Window) -> None:
         """Store [N, H, 1, D] keys and values of a packed window's tokens, each at its own recurrence."""
         assert window.packing is not None and isinstance(window.columns, tuple)
-        self._follow(layer, keys.device)
+        follow(self, layer, keys.device)
         rows, columns = (index[:, 0] for index in window.columns)
         planes = window.packing.planes if self.planes[layer] > 1 else 0
         self.keys[layer][planes, rows, :, columns] = keys[:, :, 0]
         self.values[layer][planes, rows, :, columns] = values[:, :, 0]
-
-    def _follow(self, layer: int, device: torch.device) -> None:
-        """A layer's tensors go where the layer computes, at its first call."""
-        if self.keys[layer].device != device:
-            self.keys[layer], self.values[layer] = self.keys[layer].to(device), self.values[layer].to(device)
 
     def read_run(self, layer: int, run: Run, kv_length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values that the n tokens of a packed window's run may look at, [n, H, kv_length, D]."""
@@ -350,3 +345,9 @@ class RecurrentCache(Cache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
         self.batch_select_indices(torch.arange(self.batch_size).repeat_interleave(repeats))
+
+
+def follow(cache: RecurrentCache, layer: int, device: torch.device) -> None:
+    """A layer's tensors go where the layer computes, at its first call."""
+    if cache.keys[layer].device != device:
+        cache.keys[layer], cache.values[layer] = cache.keys[layer].to(device), cache.values[layer].to(device)

@@ -22,8 +22,9 @@ from ..generation.recurrent.draws_recurrent import CUT, normal_at
 from .cache_recurrent import Window
 from .checkpoint_recurrent import block_form_of, check_is_served, config_fields, weight_names
 from .configuration_recurrent import RecurrentDepthConfig
-from .looped_recurrent import GroupedHeads, RecurrentDepthLM, RecurrentMLP, RecurrentRMSNorm, attend
+from .looped_recurrent import GroupedHeads, RecurrentDepthLM, RecurrentMLP, RecurrentRMSNorm
 from .rotary_recurrent import SplitHalfRotary, paired_rotary, rotary_table, rotate_pairs
+from .windows_recurrent import attend
 
 
 class RecurrentAttention(nn.Module):

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
 from ..generation.drafting.draft_head import draft_head_of
-from ..generation.execution.mask_gate import MaskGate
+from ..generation.execution.gated_linear import MaskGate
 from ..generation.stock_model import CACHE
 from .masking_tidar import at_positions, blocks_with_labels, document_positions, mask_positions, training_attention_mask
 

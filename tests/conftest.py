@@ -1,5 +1,44 @@
-"""What every test shares: one thread, so that tests run side by side do not fight for cores."""
+"""What tests share: fixtures of several files, and one thread, so that tests side by side do not fight for cores."""
 
+import json
+import os
+
+# Processes that a test starts keep to one thread too. The compiler works in this process: workers would import torch.
+os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+
+import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from helpers_tidar import tiny_tidar
 
 torch.set_num_threads(1)
+
+WORDS = ["<pad>", "<end>", "<user>", "<assistant>", "the", "cat", "sat", "on", "a", "mat", "and", "slept", "all", "day"]
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% if m['role'] == 'assistant' %}<end> {% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer():
+    """A tokenizer of `WORDS`, with a chat template."""
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tokenizer):
+    """A tiny drafting checkpoint and a text it can learn by heart."""
+    folder = tmp_path / "model"
+    tiny_tidar(vocab_size=len(WORDS), draft_length=4, eos_token_id=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    answer = "sat on a mat and slept all day on the mat and slept on a cat"
+    rows = [{"prompt": "the " * n + "cat", "answer": answer} for n in range(8)]  # so that blocks start everywhere
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder, data

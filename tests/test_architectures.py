@@ -7,8 +7,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from tiny_stock import FAMILIES, save_tiny_stock
-from tiny_tidar import plain_greedy_loop
+from helpers_stock import FAMILIES, save_tiny_stock
+from helpers_tidar import plain_greedy_loop
 from wavedraft import TiDARForCausalLM, convert
 from wavedraft.conversion.proof import Proof
 

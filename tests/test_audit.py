@@ -3,15 +3,18 @@
 import json
 import re
 import sys
+from functools import partial
 
 import pytest
 import torch
-from test_generate_contract import letter_tokenizer
+from transformers import CompileConfig
 
 import wavedraft.audit as audit_of_texts
-from recurrent_golden import random_model
-from tiny_tidar import random_prompts, tiny_tidar
+from helpers_recurrent import random_model
+from helpers_tidar import random_prompts, tiny_tidar
+from helpers_tokenizers import letter_tokenizer
 from wavedraft.audit import audit
+from wavedraft.bench import contenders
 from wavedraft.bench.prompts import read_prompts
 from wavedraft.cli import main
 
@@ -154,6 +157,7 @@ def test_packed_weights_and_compiled_steps_can_be_audited(run, folders, monkeypa
         return generate(model, ids, options)
 
     monkeypatch.setattr(audit_of_texts, "_generate", spy)
+    monkeypatch.setattr(contenders, "CompileConfig", partial(CompileConfig, backend="aot_eager", mode="default"))
     common = ("--prompts", folders / "prompts.txt", "--max-new-tokens", 8, "--dtype", "float32")
     code, out, _ = run(folders / "tidar", *common, "--packed-weights", "--compiled", "--num-branches", 1)
     assert code == 0 and "parallel decoding: 3 of 3 texts identical" in out

@@ -1,19 +1,19 @@
 """The bench: it counts as hooks count, compares texts row by row, takes turns, and says what cannot be measured."""
 
 import json
-import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from peft import get_peft_model
-from test_convert import save_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, CompileConfig
 
-from recurrent_golden import random_model
-from tiny_stock import save_tiny_stock
-from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_recurrent import random_model
+from helpers_stock import save_tiny_stock
+from helpers_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_tokenizers import save_tokenizer
 from wavedraft import convert
 from wavedraft.bench import (
     OWN_LENGTH,
@@ -25,6 +25,7 @@ from wavedraft.bench import (
     peak_bytes,
     without_adapter,
 )
+from wavedraft.bench import contenders as bench_contenders
 from wavedraft.bench import report as bench_report
 from wavedraft.cli import main
 from wavedraft.generation.execution.packed_linear import PackedLinear
@@ -315,9 +316,8 @@ def test_the_command_prints_tables_and_writes_json_markdown_and_a_picture(run, f
     assert "query tokens a row are free" in said and "on the worst kind of prompt: lookup" in said
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_decoding_is_timed_behind_its_compilation(run, folders, tmp_path):
+def test_compiled_decoding_is_timed_behind_its_compilation(run, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_contenders, "CompileConfig", partial(CompileConfig, backend="eager", mode="default"))
     options = ["--compiled", "--batch-sizes", 1, "--num-branches", "1,auto", "--repeats", 1, "--max-new-tokens", 4]
     options += ["--draft-lengths", 2]
     options += ["--prompts", folders / "prompts.jsonl", "--dtype", "float32", "--prompt-lengths", 12]

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from test_modeling_recurrent import HUGINN_CONFIG
 
-from recurrent_golden import random_model
+from helpers_recurrent import HUGINN_CONFIG, random_model
 from wavedraft.generation.stock_model import CACHE, CACHE_NAMES
 from wavedraft.modeling_recurrent import RecurrentCache, RecurrentDepthConfig
 

@@ -4,11 +4,11 @@ import io
 
 import pytest
 import torch
-from test_convert import save_tokenizer
-from test_family_recurrent import tiny_model
 from transformers import AutoTokenizer
 
-from tiny_tidar import tiny_tidar
+from helpers_family import tiny_model
+from helpers_tidar import tiny_tidar
+from helpers_tokenizers import save_tokenizer
 from wavedraft.chat import Chat
 from wavedraft.cli import main
 

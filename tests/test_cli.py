@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 from peft import get_peft_model
-from test_convert import save_tokenizer
 
-from tiny_stock import save_tiny_stock
+from helpers_stock import save_tiny_stock
+from helpers_tokenizers import save_tokenizer
 from wavedraft import TiDARForCausalLM, convert
 from wavedraft.cli import main
 from wavedraft.training import gated_adapter_config

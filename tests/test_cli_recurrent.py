@@ -4,10 +4,10 @@ import sys
 
 import pytest
 import torch
-from test_convert import save_tokenizer
-from test_draws_recurrent import settling_model
 
-from tiny_stock import save_tiny_stock
+from helpers_recurrent import settling_model
+from helpers_stock import save_tiny_stock
+from helpers_tokenizers import save_tokenizer
 from wavedraft import RecurrentDepthForCausalLM
 from wavedraft.cli import main
 

@@ -8,16 +8,6 @@ import time
 
 import pytest
 import torch
-from test_draws_recurrent import settling_model
-from test_generate_contract import (
-    KEYWORDS,
-    LETTERS,
-    ForbidsTheLastTokenAgain,
-    LetterTokenizer,
-    StopsAfterSureTokens,
-    StopsAfterTheSum,
-    letter_tokenizer,
-)
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -26,8 +16,10 @@ from transformers import (
     TextStreamer,
 )
 
-from recurrent_golden import random_model
-from tiny_tidar import VOCAB_SIZE
+from helpers_generate import KEYWORDS, ForbidsTheLastTokenAgain, StopsAfterSureTokens, StopsAfterTheSum
+from helpers_recurrent import random_model, settling_model
+from helpers_tidar import VOCAB_SIZE
+from helpers_tokenizers import LETTERS, LetterTokenizer, letter_tokenizer
 from wavedraft.generation import RowStreamer
 from wavedraft.generation.stock_model import CACHE
 from wavedraft.modeling_recurrent import RecurrentCache, RecurrentDepthForCausalLM

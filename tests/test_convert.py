@@ -1,6 +1,5 @@
 """Conversion: what is kept, what is refused, and that a target is whole or absent."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,35 +15,15 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tiny_stock import edit_json, save_tiny_stock
+from helpers_stock import digests, edit_json, save_tiny_stock
+from helpers_tokenizers import save_tokenizer
 from wavedraft import TiDARForCausalLM, convert, to_ar
 from wavedraft.conversion.mask_token import mask_embedding_id
 from wavedraft.conversion.safetensors_headers import read_header
 
 SHARDED = "20KB"
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def save_tokenizer(folder: Path, num_words: int = 50) -> None:
-    words = ["<unk>", "<s>", "</s>", "<tool>", "<spare>", *(f"w{n}" for n in range(num_words - 5))]
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens=["<tool>", "<spare>"],
-    )
-    fast.chat_template = "{% for m in messages %}<tool>{{ m['content'] }}{% endfor %}"
-    fast.save_pretrained(folder)
 
 
 @pytest.fixture

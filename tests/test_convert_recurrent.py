@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_family_recurrent import CONFIGS, FORMS, ouro_shapes, raven_shapes
 from transformers import AutoConfig
 
-from recurrent_golden import random_model
-from tiny_stock import edit_json
+from helpers_family import CONFIGS, FORMS, ouro_shapes, raven_shapes
+from helpers_recurrent import random_model
+from helpers_stock import edit_json
 from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM, convert
 
 HUGINN_FIELDS = {

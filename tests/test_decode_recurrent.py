@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from recurrent_golden import random_model
+from helpers_recurrent import PROMPTS, left_padded, random_model
 from wavedraft.generation.recurrent.decode_diffusion_forcing import freeze
 from wavedraft.generation.recurrent.options_recurrent import (
     POLICIES,
@@ -21,7 +21,6 @@ from wavedraft.generation.recurrent.wavefront import Wavefront
 
 WAVEFRONT_POLICIES = ["adaptive", "self-speculative", "diffusion-forcing", "exact"]
 EXACT_POLICIES = ["self-speculative", "exact"]
-PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]]
 
 
 def plain_loop(model, prompt: list[int], num_new: int, process=None, **forward) -> list[int]:
@@ -38,13 +37,6 @@ def plain_loop(model, prompt: list[int], num_new: int, process=None, **forward) 
 def continuation(model, prompt: list[int], num_new: int, **options) -> list[int]:
     ids = torch.tensor([prompt])
     return model.generate(ids, max_new_tokens=num_new, init_scale=0.0, **options)[0, len(prompt) :].tolist()
-
-
-def left_padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
-    longest = max(len(row) for row in rows)
-    ids = [[0] * (longest - len(row)) + row for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from tiny_tidar import FAMILIES, CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
+from helpers_tidar import FAMILIES, CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.drafting.draft_cache import stack_rows
 from wavedraft.generation.drafting.draft_network import DraftNetwork
 from wavedraft.generation.drafting.draft_step import StepState, draft_inputs

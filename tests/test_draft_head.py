@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_sampling_tidar import NUM_DRAWS, SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
-from test_training_tidar import checkpoint, tokenizer  # noqa: F401
 from transformers import AutoModelForCausalLM
 
-from tiny_tidar import FAMILIES, VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar, with_random_head
+from helpers_sampling import NUM_DRAWS, SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
+from helpers_tidar import FAMILIES, VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar, with_random_head
+from helpers_without_wavedraft import run_alone
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation import tidar
 from wavedraft.generation.drafting import draft_head
@@ -19,7 +19,6 @@ from wavedraft.generation.stock_model import lm_head_logits
 from wavedraft.modeling_tidar import DraftObjective
 from wavedraft.modeling_tidar.objective_tidar import cross_entropy
 from wavedraft.training import finetune
-from without_wavedraft import run_alone
 
 
 def losses_of(run):
@@ -180,7 +179,7 @@ def test_a_packed_document_hears_nothing_of_another_through_the_head():
     assert losses[0] == losses[1]
 
 
-def test_a_head_is_taught_resumed_and_found_by_every_way_in(checkpoint, tokenizer, tmp_path, caplog, monkeypatch):  # noqa: F811
+def test_a_head_is_taught_resumed_and_found_by_every_way_in(checkpoint, tokenizer, tmp_path, caplog, monkeypatch):
     folder, data = checkpoint
     written = TiDARForCausalLM.from_pretrained(folder).generate(
         torch.arange(2, 10)[:, None], max_new_tokens=50, do_sample=True, temperature=0.5, seed=0, eos_token_id=None
@@ -255,7 +254,7 @@ def test_a_saved_head_travels_beside_weights_of_stock_names(tmp_path):
     assert not info["unexpected_keys"] and draft_head_of(half).input_weight.dtype == torch.bfloat16
 
 
-def test_what_is_no_head_for_this_model_is_refused_by_name(checkpoint, tmp_path):  # noqa: F811
+def test_what_is_no_head_for_this_model_is_refused_by_name(checkpoint, tmp_path):
     folder, data = checkpoint
     model, ids = tiny_tidar(), random_prompts(1, 4)
     for name in (str(tmp_path), str(tmp_path / "nowhere")):

@@ -1,12 +1,13 @@
 """`num_branches="auto"`: what to draft next is chosen by times and acceptance, and never changes the text."""
 
+import functools
 import random
 import sys
 
 import pytest
 import torch
 
-from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
+from helpers_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.drafting.draft_planner import (
     PLAIN_SHAPE,
     RETRY,
@@ -87,13 +88,20 @@ def play(chooser, chances, is_static, times, length=64, seed=0, noise=0.0):
     return text
 
 
-def rates(each_query, chance, prior, is_static, num_texts=30):
-    """Tokens a second over many texts: of the planner, of each fixed plan, and of the planner's slowest text."""
-    times, chances = times_of(each_query, is_static), [chance] * (LONGEST - 1)
-    fixed = {}
+@functools.cache
+def fixed_rates(each_query, chance, is_static, num_texts):
+    """Tokens a second of each plan that never changes, over many texts."""
+    times, chances, fixed = times_of(each_query, is_static), [chance] * (LONGEST - 1), {}
     for plan in (PLAIN, *plans_up_to(LONGEST, False, is_static)):
         texts = [play(OnePlan(plan), chances, is_static, times, seed=seed) for seed in range(num_texts)]
         fixed[plan] = sum(text.tokens for text in texts) / sum(text.seconds for text in texts)
+    return fixed
+
+
+def rates(each_query, chance, prior, is_static, num_texts=30):
+    """Tokens a second over many texts: of the planner, of each fixed plan, and of the planner's slowest text."""
+    times, chances = times_of(each_query, is_static), [chance] * (LONGEST - 1)
+    fixed = fixed_rates(each_query, chance, is_static, num_texts)
     usual, followed, texts = nothing_seen(), dict(times), []
     for seed in range(num_texts):
         chooser = planner(each_query, prior, is_static, usual=usual, times=followed)

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.generation.streamers import TextDiffusionStreamer
 
-from tiny_tidar import tiny_tidar
+from helpers_tidar import tiny_tidar
 from wavedraft.modeling_recurrent import RecurrentDepthForCausalLM
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "austen-recurrent-6m"

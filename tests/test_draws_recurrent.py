@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recurrent_golden import random_model
+from helpers_recurrent import random_model, settling_model
 from wavedraft.generation.recurrent.draws_recurrent import (
     CHOICE,
     STATE,
@@ -57,14 +57,6 @@ def prompts_of(batch_size: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
     lengths = [1, *torch.randint(2, 12, (15,), generator=generator).tolist()]
     return [torch.randint(1, 37, (length,), generator=generator).tolist() for length in lengths][:batch_size]
-
-
-def settling_model(seed: int, **changes):
-    """One whose states come to rest: where they do not, they double every rounding at each recurrence."""
-    model = random_model(seed, **{"mean_recurrence": 4, **changes})
-    with torch.no_grad():
-        model.transformer["adapter"].weight[:, : model.config.n_embd] *= 0.25
-    return model
 
 
 def left_padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from peft import PeftModel
-from test_training_tidar import tokenizer as tokenizer
 
 from wavedraft.modeling_recurrent import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from wavedraft.training import finetune

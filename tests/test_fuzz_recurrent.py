@@ -7,10 +7,9 @@ import random
 
 import pytest
 import torch
-from plain_wavefront import PlainRaven, published_run
-from test_decode_recurrent import left_padded
 
-from recurrent_golden import random_model
+from helpers_plain_wavefront import PlainRaven, published_run
+from helpers_recurrent import left_padded, random_model
 
 SEEDS = range(10)
 

@@ -1,80 +1,31 @@
 """Whatever `generate` promises, drafting keeps: the same call with and without drafts gives the same text."""
 
 import copy
-import string
 import time
 from functools import partial
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import Fuse
-from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     MaxLengthCriteria,
-    PreTrainedTokenizerFast,
-    StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
     TextStreamer,
-    WatermarkingConfig,
 )
 
-from tiny_stock import tiny_config
-from tiny_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_generate import KEYWORDS, StopsAfterSureTokens, StopsAfterTheSum
+from helpers_stock import tiny_config
+from helpers_tidar import VOCAB_SIZE, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_tokenizers import LETTERS, LetterTokenizer, letter_tokenizer
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation import RowStreamer, tidar
 from wavedraft.generation.drafting import options_tidar
 from wavedraft.generation.processed_scores import ProcessedScores
 from wavedraft.generation.stock_model import CACHE
 from wavedraft.generation.transcript import Transcript
-
-LETTERS = "-" + string.ascii_letters + "01234567"
-
-
-class ForbidsTheLastTokenAgain(LogitsProcessor):
-    """A user's own processor whose answer depends on the whole prefix, and that checks what it is shown."""
-
-    def __call__(self, input_ids, scores):
-        assert len(input_ids) == len(scores)
-        scores = scores.clone()
-        scores[torch.arange(len(scores)), input_ids[:, -1]] = -torch.inf
-        scores[torch.arange(len(scores)), input_ids.sum(dim=1) % VOCAB_SIZE] += 3.0
-        return scores
-
-
-def allowed_tokens(batch_id, prefix):
-    """Depends on the row's number and on the prefix."""
-    start = (batch_id + int(prefix[-1])) % 3
-    return list(range(1 + start, VOCAB_SIZE, 3))
-
-
-KEYWORDS = {
-    "nothing": {},
-    "temperature without sampling": {"temperature": 0.7},
-    "repetition_penalty": {"repetition_penalty": 1.7},
-    "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
-    "bad_words_ids": {"bad_words_ids": [[4], [7, 9], [12, 3, 5]]},
-    "suppress_tokens": {"suppress_tokens": [4, 7, 12, 25, 36]},
-    "begin_suppress_tokens": {"begin_suppress_tokens": [4, 7, 12, 25, 36]},
-    "min_new_tokens": {"min_new_tokens": 9, "eos_token_id": list(range(20, 50))},
-    "min_length": {"min_length": 14, "eos_token_id": list(range(20, 50))},
-    "eos list": {"eos_token_id": [25, 36, 44]},
-    "forced_eos": {"forced_eos_token_id": 33},
-    "exponential_decay": {"exponential_decay_length_penalty": (5, 1.3), "eos_token_id": 33},
-    "sequence_bias": {"sequence_bias": [[[5], 4.0], [[6, 7], 2.0]]},
-    "prefix_allowed_tokens_fn": {"prefix_allowed_tokens_fn": allowed_tokens},
-    "logits_processor": {"logits_processor": LogitsProcessorList([ForbidsTheLastTokenAgain()])},
-    "renormalize_logits": {"renormalize_logits": True, "repetition_penalty": 1.3},
-    "watermark": {"watermarking_config": WatermarkingConfig(bias=3.0)},
-    "max_length": {"max_length": 21, "max_new_tokens": None},
-    "several": {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "min_new_tokens": 4, "eos_token_id": [25, 36]},
-}
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +52,6 @@ def test_greedy_text_equals_transformers_own_generate(models, name, batch_size):
         assert found.tolist() == expected.tolist()
 
 
-class StopsAfterTheSum(StoppingCriteria):
-    """A user's own criterion, stateful: it must see each prefix once, in order, padded as plain decoding pads it."""
-
-    def __init__(self, limit):
-        self.limit, self.seen = limit, []
-
-    def __call__(self, input_ids, scores, **kwargs):
-        self.seen.append(input_ids.clone())
-        return input_ids.sum(dim=1) > self.limit
-
-
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_stopping_criteria_see_the_prefixes_plain_decoding_shows(models, batch_size):
     model, stock = models
@@ -122,17 +62,6 @@ def test_stopping_criteria_see_the_prefixes_plain_decoding_shows(models, batch_s
     expected = stock.generate(prompts, stopping_criteria=StoppingCriteriaList([theirs]), **common)
     assert found.tolist() == expected.tolist()
     assert [ids.tolist() for ids in mine.seen] == [ids.tolist() for ids in theirs.seen[: len(mine.seen)]]
-
-
-class StopsAfterSureTokens(StoppingCriteria):
-    """Adds up the best scores of all steps: it needs those of every step so far, in order."""
-
-    def __init__(self, limit):
-        self.limit, self.num_steps = limit, []
-
-    def __call__(self, input_ids, scores, **kwargs):
-        self.num_steps.append(len(scores))
-        return sum(step.max(dim=-1).values for step in scores) > self.limit
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -151,14 +80,6 @@ def test_stopping_criteria_get_the_scores_a_caller_asked_for(models, batch_size,
     assert len(mine.num_steps) < 30, "nothing was stopped"
 
 
-def letter_tokenizer():
-    """Every id is one letter, and text is the letters of its ids."""
-    letters = {letter: number for number, letter in enumerate(LETTERS)}
-    inner = Tokenizer(BPE(letters, merges=[], unk_token="-"))
-    inner.decoder = Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="-", unk_token="-")
-
-
 def test_stop_strings_stop_where_they_do_in_transformers(models):
     model, stock = models
     prompts = random_prompts(3, 6, seed=4)
@@ -170,14 +91,6 @@ def test_stop_strings_stop_where_they_do_in_transformers(models):
     expected = stock.generate(prompts, **common)
     assert model.generate(prompts, **common).tolist() == expected.tolist()
     assert (expected[1] == 0).any() or expected.shape[1] < 31, "nothing was stopped"
-
-
-class LetterTokenizer:
-    """Just enough of a tokenizer for streamers: id n is the letter 65 + n."""
-
-    def decode(self, ids, **kwargs):
-        ids = [ids] if isinstance(ids, int) else list(ids)
-        return "".join(chr(65 + int(i)) + " " for i in ids)
 
 
 def test_streamers_get_the_text_and_draft_aware_ones_the_drafts(models, capsys):
@@ -369,7 +282,7 @@ def test_a_custom_decode_refuses_what_it_has_no_answer_to(models, keywords, word
 
 
 def test_a_custom_decode_refuses_ranks_that_share_the_model(models):
-    """What several ranks do is in two_shards.py; a lone one has no group to ask."""
+    """What several ranks do is in helpers_two_ranks.py; a lone one has no group to ask."""
     _, stock = models
     with pytest.raises(ValueError, match="`synced_gpus`"):
         stock.generate(random_prompts(1, 5), max_new_tokens=5, custom_generate=partial(tidar, synced_gpus=True))

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from recurrent_golden import common_prefix, golden_model, keywords, kv_cache_of, new_tokens, prompt_ids, records
+from helpers_recurrent import common_prefix, golden_model, keywords, kv_cache_of, new_tokens, prompt_ids, records
 
 DF = list(enumerate(records()["df"]))
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tiny_tidar import random_prompts, tiny_tidar
+from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft.generation.drafting import draft_network
 from wavedraft.generation.drafting.structured_mask import draft_mask_function, masks_of_groups
 from wavedraft.generation.execution import attention_forms, model_form

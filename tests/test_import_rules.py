@@ -111,3 +111,17 @@ def test_what_travels_needs_only_what_every_user_of_transformers_has():
                 if root not in sys.stdlib_module_names
             ]
     assert not broken
+
+
+def test_no_test_file_imports_a_test_file():
+    """What several files share stands in `tests/helpers_*.py`, or is a fixture of `conftest.py`."""
+    broken = [
+        f"{path.relative_to(ROOT)}:{node.lineno} imports {name}"
+        for folder in ("tests", "experiments")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        if name.split(".")[-1].startswith(("test_", "conftest"))
+    ]
+    assert not broken

@@ -10,12 +10,12 @@ from functools import partial
 import pytest
 import torch
 from accelerate import cpu_offload
-from test_generate_contract import LETTERS, letter_tokenizer
 from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig, pipeline
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from recurrent_golden import random_model
-from tiny_tidar import VOCAB_SIZE, random_prompts, tiny_tidar
+from helpers_recurrent import random_model
+from helpers_tidar import VOCAB_SIZE, random_prompts, tiny_tidar
+from helpers_tokenizers import LETTERS, letter_tokenizer
 from wavedraft import RecurrentDepthForCausalLM, TiDARForCausalLM
 from wavedraft.generation import tidar
 from wavedraft.generation.execution.model_form import ModelForm

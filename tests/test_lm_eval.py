@@ -10,9 +10,9 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (`
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from test_generate_contract import letter_tokenizer
 
-from tiny_tidar import tiny_tidar
+from helpers_tidar import tiny_tidar
+from helpers_tokenizers import letter_tokenizer
 
 TASKS = ["letters_choice", "letters_write"]
 

@@ -9,7 +9,7 @@ from peft import get_peft_model
 from transformers import CompileConfig, LogitsProcessor, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from tiny_tidar import plain_greedy_loop, random_prompts, tiny_tidar, with_random_head
+from helpers_tidar import plain_greedy_loop, random_prompts, tiny_tidar, with_random_head
 from wavedraft.training import gated_adapter_config
 
 STATIC = {"cache_implementation": "static"}

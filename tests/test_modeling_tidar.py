@@ -4,14 +4,12 @@ import json
 
 import pytest
 import torch
-from peft import get_peft_model
 from transformers import AutoModelForCausalLM, SynthIDTextWatermarkingConfig, T5Config
-from whole_masks import training_mask
 
-from tiny_tidar import FAMILIES, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_tidar import FAMILIES, gated, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_whole_masks import training_mask
 from wavedraft.generation import tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARConfig, TiDARForCausalLM
-from wavedraft.training import gated_adapter_config
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -175,16 +173,6 @@ def test_slot_decay_weighs_each_slot_by_the_one_before_it():
         DraftObjective(slot_decay=0.0)
 
 
-def gated(model, rank=4):
-    """A model with a gated adapter whose weights are random, so that it does something."""
-    peft_model = get_peft_model(model, gated_adapter_config(model, rank))
-    torch.manual_seed(1)
-    for name, parameter in peft_model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    return peft_model
-
-
 def test_gated_training_teaches_the_masks_and_only_the_adapter():
     model = tiny_tidar(draft_length=3)
     peft_model = gated(model)
@@ -230,7 +218,7 @@ def test_a_gated_adapter_leaves_the_plain_logits_bit_for_bit_alone_and_changes_t
 
 
 def test_the_gate_gives_pefts_own_numbers():
-    from wavedraft.generation.execution.mask_gate import MaskGate
+    from wavedraft.generation.execution.gated_linear import MaskGate
 
     ids = random_prompts(2, 9)
     stock_peft = gated(tiny_tidar())
@@ -270,7 +258,7 @@ def test_a_closed_gate_leaves_the_model_as_it_found_it():
 @pytest.mark.parametrize("is_frozen", [True, False])
 @pytest.mark.parametrize("change", ["written to", "new tensor", "scaled", "double", "optimizer"])
 def test_the_gate_takes_an_adapter_as_it_is_now(change, is_frozen):
-    from wavedraft.generation.execution.mask_gate import MaskGate
+    from wavedraft.generation.execution.gated_linear import MaskGate
     from wavedraft.generation.execution.model_form import ModelForm
 
     ids = random_prompts(2, 9)

@@ -7,12 +7,10 @@ import os
 
 import pytest
 import torch
-from test_modeling_tidar import gated
-from test_static_decode import ragged
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
-from tiny_tidar import random_prompts, tiny_tidar, with_random_head
+from helpers_tidar import gated, ragged, random_prompts, tiny_tidar, with_random_head
 from wavedraft.generation.execution import step_graph
 from wavedraft.generation.stock_model import decoder_of
 

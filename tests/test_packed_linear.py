@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tiny_tidar import random_prompts, tiny_tidar
+from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft.generation.execution import packed_linear
 from wavedraft.generation.execution.packed_linear import (
     C_FUNCTION,

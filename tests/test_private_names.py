@@ -30,7 +30,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import cached_file
 
-from tiny_tidar import tiny_tidar
+from helpers_tidar import tiny_tidar
 from wavedraft.modeling_recurrent import RecurrentDepthForCausalLM
 from wavedraft.modeling_recurrent.generation_recurrent import RecurrentGenerationMixin
 from wavedraft.modeling_tidar.generation_tidar import TiDARGenerationMixin

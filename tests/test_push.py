@@ -8,17 +8,17 @@ import huggingface_hub.utils._http
 import pytest
 import torch
 from peft import get_peft_model
-from test_convert import digests, save_tokenizer
-from test_family_recurrent import tiny_model, write_folder
 from transformers import AutoModelForCausalLM
 
-from hub_server import TOKEN, HubServer
-from tiny_stock import save_tiny_stock
+from helpers_family import tiny_model, write_folder
+from helpers_hub_server import TOKEN, HubServer
+from helpers_stock import digests, save_tiny_stock
+from helpers_tokenizers import save_tokenizer
+from helpers_without_wavedraft import run_alone
 from wavedraft import TiDARForCausalLM, convert, push
 from wavedraft.cli import main
 from wavedraft.hub.model_card import is_replaceable, metadata_of
 from wavedraft.training import gated_adapter_config
-from without_wavedraft import run_alone
 
 FIGURES = {
     "about": {

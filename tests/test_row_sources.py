@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tiny_tidar import tiny_tidar
+from helpers_tidar import tiny_tidar
 from wavedraft.training import finetune
 from wavedraft.training.dialogue import IGNORED, RowEncoder, encode_row
 from wavedraft.training.row_sources import RowStream, open_rows

@@ -8,9 +8,9 @@ import itertools
 import pytest
 import torch
 
-from recurrent_golden import random_model
+from helpers_recurrent import random_model
+from helpers_sampling import ERROR_RATE, chance_of_worse
 
-ERROR_RATE = 1e-3
 VOCABULARY = 5
 PROMPT = [1, 3, 0, 2]
 
@@ -63,21 +63,6 @@ def true_probabilities(model, process) -> dict[tuple, float]:
     return probabilities
 
 
-def chance_of_worse(counts: dict[tuple, int], probabilities: dict[tuple, float]) -> float:
-    """The chi-square test's p-value; cells expecting fewer than five are pooled."""
-    num = sum(counts.values())
-    large = [text for text, prob in probabilities.items() if num * prob >= 5]
-    observed = [counts.get(text, 0) for text in large]
-    expected = [num * probabilities[text] for text in large]
-    observed, expected = [*observed, num - sum(observed)], [*expected, num - sum(expected)]
-    if expected[-1] < 1e-6 * num:
-        assert observed[-1] == 0, "texts that cannot be were written"
-        observed.pop(), expected.pop()
-    statistic = sum((o - e) ** 2 / e for o, e in zip(observed, expected, strict=True))
-    degrees = torch.tensor((len(observed) - 1) / 2, dtype=torch.float64)
-    return torch.special.gammaincc(degrees, torch.tensor(statistic / 2, dtype=torch.float64)).item()
-
-
 def draw(model, num: int, seed: int, **options) -> dict[tuple, int]:
     rows = torch.tensor([PROMPT]).expand(num // 10, -1)
     generator, counts = torch.Generator().manual_seed(seed), {}
@@ -86,6 +71,10 @@ def draw(model, num: int, seed: int, **options) -> dict[tuple, int]:
         for text in output[:, len(PROMPT) :].tolist():
             counts[tuple(text)] = counts.get(tuple(text), 0) + 1
     return counts
+
+
+def small_model():
+    return random_model(3, vocab_size=VOCABULARY, mean_recurrence=4, n_layers_in_recurrent_block=1)
 
 
 OPTIONS = [
@@ -103,7 +92,7 @@ OPTIONS = [
     ids=str,
 )
 def test_sampled_texts_have_their_true_probabilities(warper, options):
-    model = random_model(3, vocab_size=VOCABULARY, mean_recurrence=4)
+    model = small_model()
     keywords, process = WARPERS[warper]
     probabilities = true_probabilities(model, process)
     assert 10 < sum(probability > 0.002 for probability in probabilities.values()) < 125, "too sure, or all possible"
@@ -111,7 +100,7 @@ def test_sampled_texts_have_their_true_probabilities(warper, options):
 
 
 def test_the_test_sees_a_sampler_that_is_wrong():
-    model = random_model(3, vocab_size=VOCABULARY, mean_recurrence=4)
+    model = small_model()
     keywords, process = WARPERS["temperature and top-k"]
     shallow = {"policy": "exact", "num_recurrences": 2, "draft_recurrences": (1,)}
     counts = draw(model, 10_000, seed=7, **keywords, **shallow)

@@ -3,56 +3,11 @@
 The joint distribution of the first three tokens is enumerated exactly and compared with 24,000 draws.
 """
 
-import itertools
-import math
-
 import pytest
 import torch
-from transformers import GenerationConfig
 
-from tiny_tidar import random_prompts, tiny_tidar
-
-SMALL_VOCABULARY, NUM_DRAWS = 5, 24_000
-ERROR_RATE = 1e-6  # the chance that a right sampler fails one of these tests
-NORMAL_QUANTILE = 4.7534  # of 1 - ERROR_RATE
-
-
-def chi_square_bound(degrees: int) -> float:
-    """The quantile of 1 - ERROR_RATE (Wilson and Hilferty's approximation)."""
-    spread = 2 / (9 * degrees)
-    return degrees * (1 - spread + NORMAL_QUANTILE * math.sqrt(spread)) ** 3
-
-
-@torch.no_grad()
-def exact_joint(model, prompt_ids, num_new, **sampling) -> torch.Tensor:
-    """Probability of every continuation, [V] * num_new, with transformers' own processors, one step at a time."""
-    config = GenerationConfig(do_sample=True, max_new_tokens=num_new, **sampling)
-    config, _ = model._prepare_generation_config(config)
-    model._prepare_special_tokens(config, False, device="cpu")
-    processors = model._get_logits_processor(config, input_ids_seq_length=prompt_ids.shape[1], device="cpu")
-    joint = torch.ones(1)
-    for step in range(num_new):
-        prefixes = torch.tensor(list(itertools.product(range(SMALL_VOCABULARY), repeat=step)), dtype=torch.long)
-        ids = torch.cat([prompt_ids.expand(len(prefixes), -1), prefixes.view(len(prefixes), step)], dim=1)
-        probs = processors(ids, model(ids).logits[:, -1].float()).softmax(-1)
-        joint = (joint.flatten()[:, None] * probs).flatten()
-    return joint.view([SMALL_VOCABULARY] * num_new)
-
-
-def draw(model, prompt_ids, num_new, num_draws, seed, **sampling) -> torch.Tensor:
-    """Counts of every continuation, [V] * num_new."""
-    torch.manual_seed(seed)
-    counts = torch.zeros(SMALL_VOCABULARY**num_new)
-    for _ in range(num_draws // 4000):
-        batch = prompt_ids.expand(4000, -1)
-        output = model.generate(
-            batch, attention_mask=torch.ones_like(batch), do_sample=True, max_new_tokens=num_new, **sampling
-        )
-        new = output[:, prompt_ids.shape[1] :]
-        place = sum(new[:, i] * SMALL_VOCABULARY ** (num_new - 1 - i) for i in range(num_new))
-        counts += place.bincount(minlength=len(counts))
-    return counts.view([SMALL_VOCABULARY] * num_new)
-
+from helpers_sampling import NUM_DRAWS, SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
+from helpers_tidar import random_prompts, tiny_tidar
 
 SAMPLING = {
     "plain": {"top_k": 0},

@@ -1,35 +1,30 @@
 """Steps of one shape over a cache that never grows: the dynamic decode's text, compiled or not."""
 
 import shutil
-import sys
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, CompileConfig, StaticCache
 
-from tiny_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
+from helpers_restless_plans import restless_plans
+from helpers_tidar import (
+    CountedForwards,
+    gated,
+    plain_greedy_loop,
+    ragged,
+    random_prompts,
+    tiny_tidar,
+)
 from wavedraft.generation.drafting import draft_planner, options_tidar
 from wavedraft.generation.drafting.draft_cache import num_slots_for
-from wavedraft.generation.drafting.draft_planner import OnePlan
-from wavedraft.generation.drafting.draft_step import PLAIN, Plan
 from wavedraft.generation.execution.step_graph import what_a_step_reads
 from wavedraft.generation.stock_model import CACHE
 from wavedraft.modeling_tidar.generation_tidar import drafting_view, generate
 
-DECODER = sys.modules["wavedraft.generation.drafting.decode_tidar"]  # the package names its function so
-
 STATIC = {"cache_implementation": "static"}
 COMPILED = STATIC | {"compile_config": CompileConfig(backend="eager", mode="default", dynamic=False, fullgraph=True)}
 INDUCTOR = STATIC | {"compile_config": CompileConfig(mode="default", dynamic=False, fullgraph=True)}
-
-
-def ragged():
-    """Three left-padded prompts."""
-    prompts = random_prompts(3, 7)
-    mask = torch.ones_like(prompts)
-    mask[1, :3] = 0
-    return {"input_ids": prompts, "attention_mask": mask}
 
 
 @pytest.mark.parametrize("num_branches", [None, 1, 2])
@@ -119,8 +114,6 @@ def test_a_cache_has_its_own_capacity_however_long_the_prompt(prompt_length):
 
 
 def test_an_adapter_drafts_compiled_as_it_drafts_uncompiled():
-    from test_modeling_tidar import gated
-
     model = tiny_tidar(draft_length=4)
     peft_model = gated(model)
     keywords = ragged() | {"max_new_tokens": 16, "do_sample": False, "num_branches": 1, "return_dict_in_generate": True}
@@ -136,8 +129,6 @@ def test_an_adapter_drafts_compiled_as_it_drafts_uncompiled():
 
 def test_an_adapter_whose_first_masks_come_in_a_compiled_step():
     """`auto` reads the prompt without masks."""
-    from test_modeling_tidar import gated
-
     peft_model = gated(tiny_tidar(draft_length=4))
     keywords = ragged() | {"max_new_tokens": 16, "do_sample": False}
     expected = peft_model.generate(**keywords, draft_length=0)
@@ -151,8 +142,6 @@ def test_an_adapter_whose_first_masks_come_in_a_compiled_step():
 @pytest.mark.parametrize("num_branches", [None, 1])
 def test_code_made_by_the_compiler_writes_the_same_text(num_branches):
     """While all rows are written, and when some have ended."""
-    from test_modeling_tidar import gated
-
     peft_model = gated(tiny_tidar(draft_length=4))
     keywords = ragged() | {"max_new_tokens": 24, "do_sample": False, "num_branches": num_branches}
     keywords["eos_token_id"] = int(peft_model.generate(**keywords)[1, 14])
@@ -176,18 +165,6 @@ def test_auto_keeps_to_one_draft_length_and_leaves_the_text_alone():
     for _ in range(3):
         assert model.generate(**keywords, num_branches="auto", **STATIC).tolist() == expected.tolist()
     assert set(hook.num_queries) - {7} <= {1, 4 * 2, 4 * 3}
-
-
-def restless_plans(monkeypatch):
-    """From now on `auto` goes by chance."""
-    plans = [Plan(4, 2), PLAIN, PLAIN, Plan(4, 1), PLAIN, Plan(4, 1), Plan(4, 4), Plan(4, 2)]
-    generator = torch.Generator().manual_seed(0)
-
-    class Restless(OnePlan):
-        def choose(self):
-            return plans[int(torch.randint(len(plans), (), generator=generator))]
-
-    monkeypatch.setattr(DECODER, "planner_of", lambda *_: Restless(PLAIN))
 
 
 def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):

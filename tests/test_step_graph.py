@@ -5,13 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_modeling_tidar import gated
-from test_static_decode import ragged, restless_plans
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CompileConfig, GPT2Config
 
-from tiny_tidar import random_prompts, tiny_tidar, with_random_head
+from helpers_restless_plans import restless_plans
+from helpers_tidar import gated, ragged, random_prompts, tiny_tidar, with_random_head
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation.drafting.step_runner import StepRunner
 from wavedraft.generation.execution.compiled_layers import is_captured

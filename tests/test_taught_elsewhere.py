@@ -5,11 +5,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_convert import digests
 from transformers import AutoModelForCausalLM, Ministral3Config, Qwen2Config
 
-from tiny_stock import edit_json
-from tiny_tidar import SHAPE, VOCAB_SIZE, random_prompts
+from helpers_stock import digests, edit_json
+from helpers_tidar import SHAPE, VOCAB_SIZE, random_prompts
 from wavedraft import TiDARForCausalLM, convert, to_ar
 
 MASK = 44

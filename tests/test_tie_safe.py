@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tiny_tidar import CountedForwards, random_prompts, tiny_tidar
+from helpers_tidar import CountedForwards, random_prompts, tiny_tidar
 from wavedraft.generation.drafting.draft_network import DraftNetwork
 from wavedraft.generation.drafting.draft_step import with_masks
-from wavedraft.generation.execution.token_by_token import NUM_BELIEVED, rounding_of
+from wavedraft.generation.execution.attention_forms import NUM_BELIEVED, rounding_of
 from wavedraft.generation.stock_model import CACHE
 
 

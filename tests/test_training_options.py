@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import shutil
+from functools import partialmethod
 
 import pytest
 import typer
-from test_training_tidar import checkpoint as checkpoint
-from test_training_tidar import tokenizer as tokenizer
+from torch import nn
 
-from tiny_tidar import tiny_tidar
+from helpers_tidar import tiny_tidar
 from wavedraft.cli import app
 from wavedraft.modeling_tidar import TiDARForCausalLM
 from wavedraft.training import FinetuneArguments, finetune
@@ -20,7 +19,6 @@ def losses_of(run):
     return [row["loss"] for row in history if "loss" in row]
 
 
-COMPILES = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")]
 COMMON = {"rank": 4, "batch_size": 4, "max_steps": 4, "save_steps": 4, "learning_rate": 1e-2}
 
 
@@ -31,10 +29,12 @@ COMMON = {"rank": 4, "batch_size": 4, "max_steps": 4, "save_steps": 4, "learning
         ({"activation_checkpointing": True}, 1e-5),
         ({"attn_implementation": "sdpa"}, 1e-5),
         ({"bf16": True}, 0.05),
-        pytest.param({"torch_compile": True}, 1e-4, marks=COMPILES),
+        ({"torch_compile": True}, 1e-4),
     ],
 )
-def test_a_run_loses_the_same_however_it_is_computed(checkpoint, tmp_path, mode, options, tolerance):
+def test_a_run_loses_the_same_however_it_is_computed(checkpoint, tmp_path, mode, options, tolerance, monkeypatch):
+    # What is traced, forward and backward, is ours; what inductor makes of it is not.
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     finetune(*checkpoint, tmp_path / "plain", mode=mode, **COMMON)
     finetune(*checkpoint, tmp_path / "other", mode=mode, **COMMON, **options)
     assert losses_of(tmp_path / "other") == pytest.approx(losses_of(tmp_path / "plain"), rel=tolerance)

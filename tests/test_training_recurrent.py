@@ -3,13 +3,13 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from plain_recurrent import ouro_logits, raven_logits
-from test_family_recurrent import CONFIGS, FORMS, tiny_model
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from recurrent_golden import random_model
+from helpers_family import CONFIGS, FORMS, tiny_model
+from helpers_plain_recurrent import ouro_logits, raven_logits
+from helpers_recurrent import random_model
 from wavedraft.modeling_recurrent import (
     LORA_CORE_AND_ADAPTER,
     DepthSampler,

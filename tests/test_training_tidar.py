@@ -10,41 +10,13 @@ import sys
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
-from tiny_tidar import random_prompts, tiny_tidar
+from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARForCausalLM
 from wavedraft.modeling_tidar.objective_tidar import cross_entropy, kl_divergence, total_variation
 from wavedraft.training import finetune, gated_adapter_config, measure_drafting
 from wavedraft.training.dialogue import IGNORED, PaddingCollator, encode_row, pack_rows, read_jsonl
-
-WORDS = ["<pad>", "<end>", "<user>", "<assistant>", "the", "cat", "sat", "on", "a", "mat", "and", "slept", "all", "day"]
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% if m['role'] == 'assistant' %}<end> {% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
-)
-
-
-@pytest.fixture
-def tokenizer():
-    vocabulary = {word: number for number, word in enumerate(WORDS)}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE)
-
-
-@pytest.fixture
-def checkpoint(tmp_path, tokenizer):
-    """A tiny drafting checkpoint and a text it can learn by heart."""
-    folder = tmp_path / "model"
-    tiny_tidar(vocab_size=len(WORDS), draft_length=4, eos_token_id=1).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    answer = "sat on a mat and slept all day on the mat and slept on a cat"
-    rows = [{"prompt": "the " * n + "cat", "answer": answer} for n in range(8)]  # so that blocks start everywhere
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder, data
 
 
 def test_only_the_assistants_words_teach(tokenizer):

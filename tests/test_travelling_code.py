@@ -12,17 +12,17 @@ import huggingface_hub
 import pytest
 import torch
 from peft import get_peft_model
-from test_family_recurrent import tiny_model
 from transformers import AutoModelForCausalLM
 
-from tiny_stock import save_tiny_stock
-from tiny_tidar import random_prompts, tiny_tidar
+from helpers_family import tiny_model
+from helpers_stock import save_tiny_stock
+from helpers_tidar import random_prompts, tiny_tidar
+from helpers_without_wavedraft import run_alone
 from wavedraft import TiDARForCausalLM, convert
 from wavedraft.generation import tidar as tidar_decode
 from wavedraft.hub.custom_generate import one_file
 from wavedraft.hub.travelling_code import flat_sources
 from wavedraft.training import gated_adapter_config
-from without_wavedraft import run_alone
 
 WITHOUT_WAVEDRAFT = """
     ids = torch.tensor([arguments["ids"]])

@@ -20,11 +20,12 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
-from wavedraft.generation.execution.mask_gate import MaskGate
+from wavedraft.generation.execution.gated_linear import MaskGate
 from wavedraft.generation.recurrent.draws_recurrent import state_hashes
 from wavedraft.generation.stock_model import CACHE, one_cache
 from wavedraft.modeling_recurrent.cache_recurrent import Window
-from wavedraft.modeling_recurrent.looped_recurrent import RecurrentDepthLM, positions_of
+from wavedraft.modeling_recurrent.looped_recurrent import RecurrentDepthLM
+from wavedraft.modeling_recurrent.windows_recurrent import positions_of
 from wavedraft.modeling_tidar.modeling_tidar import tidar_class
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from torch.nn import functional
 from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
 
-from ..hub_file import file_if_there
-from ..stock_model import candidate_logits, device_of, has_rows_to_read, lm_head_logits
+from ..stock_model import candidate_logits, device_of, file_if_there, has_rows_to_read, lm_head_logits
 
 logger = logging.get_logger(__name__)
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from ..execution.attention_forms import mask_over_prompt
+from ..execution.attention_forms import Spans, mask_over_prompt
 from ..execution.model_form import ModelForm
-from ..execution.token_by_token import Spans
 from ..stock_model import CACHE, device_of, last_position_of, num_cache_layers
 from .draft_cache import DraftCache, DraftRows, stack_rows
 from .draft_head import DraftHead

@@ -15,12 +15,25 @@ from transformers.masking_utils import sdpa_mask
 from ..kept_with_model import kept_with
 from ..stock_model import attend_by, attention_of, decoder_of
 from ..torch_internals import hooks_of, parts_of
-from .attention_forms import attend
+from .attention_forms import (
+    Spans,
+    attend,
+    attend_token_by_token,
+    clean_tokens_alone,
+    products_token_by_token,
+    rounding_of,
+)
 from .compiled_layers import CompiledLayers
-from .gated_linear import gated_linear, sole_adapter
-from .mask_gate import MaskGate, adapted_layers, gate_for_decode, peft_variant, variants_of
+from .gated_linear import (
+    MaskGate,
+    adapted_layers,
+    gate_for_decode,
+    gated_linear,
+    peft_variant,
+    sole_adapter,
+    variants_of,
+)
 from .packed_linear import PackedLinear, check_packable, options_of_compiler, pack, packable_linears
-from .token_by_token import Spans, attend_token_by_token, clean_tokens_alone, products_token_by_token, rounding_of
 
 DRAFTING, TOKEN_BY_TOKEN = "wavedraft_drafting", "wavedraft_token_by_token"
 

@@ -10,7 +10,7 @@ from frozen_runs import rounded
 from frozen_tidar import DraftWatcher, RowWatcher, Watcher
 from transformers import CompileConfig
 
-from recurrent_golden import golden_model, keywords, kv_cache_of, prompt_ids, random_model, records
+from helpers_recurrent import golden_model, keywords, kv_cache_of, prompt_ids, random_model, records
 from wavedraft import RecurrentDepthConfig, RecurrentDepthForCausalLM
 from wavedraft.modeling_recurrent import OuroConfig, OuroForCausalLM
 

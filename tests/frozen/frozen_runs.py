@@ -13,7 +13,7 @@ from transformers import (
     CompileConfig,
 )
 
-from tiny_tidar import CountedForwards, random_prompts, tiny_tidar, with_random_head
+from helpers_tidar import CountedForwards, random_prompts, tiny_tidar, with_random_head
 from wavedraft.training import gated_adapter_config
 
 CACHE = "past_key_values"

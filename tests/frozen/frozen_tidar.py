@@ -35,8 +35,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from recurrent_golden import random_model
-from tiny_tidar import VOCAB_SIZE, random_prompts, with_random_head
+from helpers_tidar import VOCAB_SIZE, random_prompts, with_random_head
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation import tidar
 
@@ -152,17 +151,6 @@ def with_mask_inside(**keywords: Any) -> dict[str, Any]:
     return ran(model, **inputs("one"), **keywords)
 
 
-def over_depth(**keywords: Any) -> dict[str, Any]:
-    """TiDAR over a recurrent-depth model."""
-    plain = random_model(3)
-    config = type(plain.config)(**plain.config.to_dict())
-    config.tidar_config = {"draft_length": 4, "mask_token_id": config.vocab_size, "mask_embedding_id": 3}
-    model = TiDARForCausalLM.from_config(config).eval()
-    model.load_state_dict(plain.state_dict())
-    prompt = torch.tensor([[5, 6, 7, 8, 9, 10]])
-    return ran(model, False, input_ids=prompt, **{"do_sample": False, "max_new_tokens": 16} | keywords)
-
-
 def only_sequences(model: Any, **keywords: Any) -> Any:
     """Twice: `num_branches="auto"` measures first. What it drafts goes by the clock, its text does not."""
     return [model.generate(max_new_tokens=NUM_NEW, **keywords).tolist() for _ in range(2)]
@@ -268,8 +256,6 @@ def other_cases() -> Iterator[tuple[str, Any]]:
     yield "saved and loaded, without its head", partial(saved_and_loaded, **greedy, draft_head=False)
     yield "mask token of the vocabulary", partial(with_mask_inside, **greedy)
     yield "mask token of the vocabulary, sampled, static", partial(with_mask_inside, **sampled, **STATIC)
-    yield "over a recurrent depth", over_depth
-    yield "over a recurrent depth, sampled", partial(over_depth, do_sample=True, seed=2, num_branches=1)
     plain: dict[str, dict[str, Any]] = {
         "beams": greedy | {"num_beams": 3},
         "beams, two texts": greedy | {"num_beams": 2, "num_return_sequences": 2},

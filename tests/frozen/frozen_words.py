@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, SynthIDTextWatermarkingConfig, T5Config
 from typer.testing import CliRunner
 
-from recurrent_golden import random_model
-from tiny_stock import edit_json, save_tiny_stock
-from tiny_tidar import random_prompts, with_random_head
+from helpers_recurrent import random_model
+from helpers_stock import edit_json, save_tiny_stock
+from helpers_tidar import random_prompts, with_random_head
 from wavedraft import DraftObjective, RecurrentDepthConfig, TiDARForCausalLM, convert, push, to_ar
 from wavedraft.cli import app
 from wavedraft.generation import tidar

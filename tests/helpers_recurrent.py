@@ -15,6 +15,43 @@ from wavedraft.modeling_recurrent import RecurrentDepthConfig, RecurrentDepthFor
 
 torch.set_num_threads(1)
 STEM = os.environ.get("WAVEDRAFT_RAVEN_GOLDEN", str(Path(__file__).parent / "data" / "raven_tiny_golden"))
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]]
+# The fields of the released config.json.
+HUGINN_CONFIG = {
+    "architecture_class_name": "RecurrentGPT",
+    "architectures": ["RavenForCausalLM"],
+    "auto_map": {
+        "AutoConfig": "raven_config_minimal.RavenConfig",
+        "AutoModelForCausalLM": "raven_modeling_minimal.RavenForCausalLM",
+    },
+    "bias": False,
+    "block_class_name": "SandwichBlock",
+    "block_size": 4096,
+    "effective_expected_depth": 132,
+    "head_dim": 96,
+    "init_values": {"embed_scale": 72.6636084983398, "embedding": 0.008703882797784892, "std": 0.008703882797784892},
+    "injection_type": "linear",
+    "intermediate_size": 17920,
+    "mean_backprop_depth": 8,
+    "mean_recurrence": 32,
+    "model_type": "huginn_raven",
+    "n_embd": 5280,
+    "n_heads": 55,
+    "n_layers": 8,
+    "n_layers_in_coda": 2,
+    "n_layers_in_prelude": 2,
+    "n_layers_in_recurrent_block": 4,
+    "norm_eps": 1e-06,
+    "num_attention_heads": 55,
+    "num_key_value_heads": 55,
+    "padded_vocab_size": 65536,
+    "qk_bias": True,
+    "state_init": "like-init",
+    "test_time_noise": 0,
+    "tie_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 65536,
+}
 
 
 @functools.cache
@@ -114,3 +151,19 @@ def new_tokens(model, prompt: str, num: int, **options) -> list[int]:
 def common_prefix(one: list[int], other: list[int]) -> int:
     """How many tokens two texts share from the start."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def settling_model(seed: int, **changes):
+    """One whose states come to rest: where they do not, they double every rounding at each recurrence."""
+    model = random_model(seed, **{"mean_recurrence": 4, **changes})
+    with torch.no_grad():
+        model.transformer["adapter"].weight[:, : model.config.n_embd] *= 0.25
+    return model
+
+
+def left_padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    """The rows as one batch, with its attention mask."""
+    longest = max(len(row) for row in rows)
+    ids = [[0] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}

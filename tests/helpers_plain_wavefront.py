@@ -7,8 +7,9 @@ at zero. T tokens, E channels, H heads, D head width.
 import math
 
 import torch
-from plain_recurrent import heads_of, rms_norm
 from torch.nn.functional import linear, silu
+
+from helpers_plain_recurrent import heads_of, rms_norm
 
 
 class PlainRaven:

@@ -1,11 +1,13 @@
 """Tiny random TiDAR models and the slow, obvious twins the fast paths are compared with."""
 
 import torch
+from peft import get_peft_model
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from wavedraft.generation.drafting.choice import Greedy, Sampled
 from wavedraft.generation.drafting.draft_head import new_draft_head
 from wavedraft.modeling_tidar import TiDARForCausalLM
+from wavedraft.training import gated_adapter_config
 
 VOCAB_SIZE = 61
 # Weights wide enough that the two best tokens are far apart: at the default 0.02 every choice is a near-tie.
@@ -99,3 +101,21 @@ def scripted(draft, text, is_right, sureness, num_right):
         return draft(choice, decided, slots._replace(logits=logits, chain=None))
 
     return drafted
+
+
+def gated(model, rank=4):
+    """A model with a gated adapter whose weights are random, so that it does something."""
+    peft_model = get_peft_model(model, gated_adapter_config(model, rank))
+    torch.manual_seed(1)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return peft_model
+
+
+def ragged():
+    """Three left-padded prompts."""
+    prompts = random_prompts(3, 7)
+    mask = torch.ones_like(prompts)
+    mask[1, :3] = 0
+    return {"input_ids": prompts, "attention_mask": mask}

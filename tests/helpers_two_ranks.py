@@ -1,11 +1,10 @@
-"""One step of each mode, and `generate`, on two processes whose weights are sharded by PyTorch's `fully_shard` (FSDP2),
-on gloo.
+"""What each of two processes does, on gloo: steps and texts of weights that PyTorch's `fully_shard` (FSDP2) shards, and
+steps of a recurrent depth, which must go equally deep or wait for each other for ever.
 
-Started by `torch.distributed.run` from test_many_processes.py; prints nothing, fails by assertion.
+Started by `torch.multiprocessing.spawn` from test_many_processes.py; fails by assertion.
 """
 
-import sys
-from pathlib import Path
+import json
 
 import pytest
 import torch
@@ -14,11 +13,11 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parent))
-from recurrent_golden import random_model
-from tiny_tidar import random_prompts, tiny_tidar
+from helpers_recurrent import random_model
+from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft.generation import tidar
 from wavedraft.generation.drafting.draft_head import new_draft_head
 from wavedraft.modeling_tidar import DraftObjective
@@ -34,10 +33,19 @@ def model_of(mode):
     return get_peft_model(model, gated_adapter_config(model, 4)) if mode == "gated" else model
 
 
-def main() -> None:
-    distributed.init_process_group("gloo")
-    rank, size = distributed.get_rank(), distributed.get_world_size()
-    mesh = init_device_mesh("cpu", (size,))
+def main(rank: int, folder: str) -> None:
+    """Runs on one rank of two, which meet in the folder."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    check_losses(rank, mesh)
+    check_generate(rank, mesh)
+    train_recurrent(rank, folder)
+    distributed.barrier()  # a rank that goes while another waits may end it too
+    distributed.destroy_process_group()
+
+
+def check_losses(rank, mesh) -> None:
+    """A step of each mode loses and learns what one process does."""
     ids = random_prompts(4, 15)
     labels = ids.clone()
     labels[0, :9] = labels[3, :4] = -100
@@ -54,7 +62,7 @@ def main() -> None:
         loss = sharded(
             input_ids=ids[mine], labels=labels[mine], objective=objective, num_items_in_batch=num_labels
         ).loss
-        (loss * size).backward()  # gradients are averaged over the processes
+        (loss * mesh.size()).backward()  # gradients are averaged over the processes
         total = loss.detach().clone()
         distributed.all_reduce(total)
         torch.testing.assert_close(total, expected.detach())
@@ -66,9 +74,6 @@ def main() -> None:
                 torch.testing.assert_close(weight.grad.full_tensor(), gradients[name], atol=1e-5, rtol=1e-4)
                 num_sharded += 1
         assert num_sharded == len(gradients) > 0
-    check_generate(rank, mesh)
-    distributed.barrier()  # a rank that goes while another waits may end it too
-    distributed.destroy_process_group()
 
 
 def check_generate(rank, mesh) -> None:
@@ -94,5 +99,20 @@ def check_generate(rank, mesh) -> None:
     assert sharded.generate(ids % 37, **length, synced_gpus=True).tolist() == expected
 
 
-if __name__ == "__main__":
-    main()
+def train_recurrent(rank: int, folder: str) -> None:
+    """Three steps of a recurrent depth; leaves the depths it went to, and its gradients, in the folder."""
+    model = random_model(0, n_layers_in_recurrent_block=1, mean_recurrence=8).train()
+    torch.manual_seed(rank)  # as a rank's own data loader would leave it
+    torch.rand(10 * rank)
+    parallel = DistributedDataParallel(model)
+    depths = []
+    for _ in range(3):
+        ids = torch.randint(1, 37, (1, 6))
+        output = parallel(input_ids=ids, labels=ids, output_hidden_states=True)
+        depths.append(len(output.hidden_states) - 2)
+        output.loss.backward()
+    gradient = float(model.transformer["adapter"].weight.grad.double().sum())
+    with open(f"{folder}/rank{rank}.json", "w") as file:
+        json.dump({"depths": depths, "gradient": gradient, "ids": ids.tolist()}, file)
+    # The group's end waits for a gloo thread that may itself wait for Python: `parallel` must not outlive this line.
+    del parallel, output

@@ -1,0 +1,22 @@
+"""A planner that changes its mind at every step."""
+
+import sys
+
+import torch
+
+from wavedraft.generation.drafting.draft_planner import OnePlan
+from wavedraft.generation.drafting.draft_step import PLAIN, Plan
+
+DECODER = sys.modules["wavedraft.generation.drafting.decode_tidar"]  # the package names its function so
+
+
+def restless_plans(monkeypatch):
+    """From now on `auto` goes by chance."""
+    plans = [Plan(4, 2), PLAIN, PLAIN, Plan(4, 1), PLAIN, Plan(4, 1), Plan(4, 4), Plan(4, 2)]
+    generator = torch.Generator().manual_seed(0)
+
+    class Restless(OnePlan):
+        def choose(self):
+            return plans[int(torch.randint(len(plans), (), generator=generator))]
+
+    monkeypatch.setattr(DECODER, "planner_of", lambda *_: Restless(PLAIN))

@@ -1,0 +1,42 @@
+"""Tiny tokenizers: one of words, one of letters."""
+
+import string
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.decoders import Fuse
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+LETTERS = "-" + string.ascii_letters + "01234567"
+
+
+def letter_tokenizer():
+    """Every id is one letter, and text is the letters of its ids."""
+    letters = {letter: number for number, letter in enumerate(LETTERS)}
+    inner = Tokenizer(BPE(letters, merges=[], unk_token="-"))
+    inner.decoder = Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="-", unk_token="-")
+
+
+class LetterTokenizer:
+    """Just enough of a tokenizer for streamers: id n is the letter 65 + n."""
+
+    def decode(self, ids, **kwargs):
+        ids = [ids] if isinstance(ids, int) else list(ids)
+        return "".join(chr(65 + int(i)) + " " for i in ids)
+
+
+def save_tokenizer(folder: Path, num_words: int = 50) -> None:
+    words = ["<unk>", "<s>", "</s>", "<tool>", "<spare>", *(f"w{n}" for n in range(num_words - 5))]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=["<tool>", "<spare>"],
+    )
+    fast.chat_template = "{% for m in messages %}<tool>{{ m['content'] }}{% endfor %}"
+    fast.save_pretrained(folder)
