@@ -65,12 +65,7 @@ class Choice:
         slots. n is 1 where a slot depends on the token before it."""
         ids, num_slots = [last_decided(decided.ids, decided.num_accepted)], slots.logits.shape[1]
         transcript, reads_prefix = self.scores.transcript, self.scores.depend_on_prefix and num_slots > 0
-        starts = self.prefix_starts(decided) if reads_prefix else []
-        ahead = (
-            [max(start - length, 0) for start, length in zip(starts, transcript.starts(), strict=True)]
-            if starts
-            else []
-        )
+        starts, ahead = self.prefixes(decided) if reads_prefix else ([], [])
         width = 1 if slots.chain or reads_prefix else max(num_slots, 1)
         for slot in range(0, num_slots, width):
             logits = slots.chain.logits_behind(slot, ids[-1]) if slots.chain else slots.logits[:, slot : slot + width]
@@ -80,15 +75,15 @@ class Choice:
                 transcript.write_undecided(ids[-1], offset=slot, ahead=ahead)
         return torch.cat(ids, dim=1)
 
-    def prefix_starts(self, decided: Decided) -> list[int]:
-        """The ids before the first slot of each row's next draft, -1 for a row that ends here. What is decided is
-        written where processors look for it."""
+    def prefixes(self, decided: Decided) -> tuple[list[int], list[int]]:
+        """For each row, the ids before the first slot of its next draft (-1 for a row that ends here), and how many of
+        them are decided just now (0). These are written where processors look for them."""
         transcript = self.scores.transcript
         transcript.write_undecided(decided.ids)
         counts, ids = decided.num_accepted.tolist(), decided.ids.tolist()
-        ends = [transcript.ends_within(a, ids[a][:count]) for a, count in enumerate(counts)]
-        starts = transcript.starts(ahead=counts)
-        return [-1 if is_last else start for start, is_last in zip(starts, ends, strict=True)]
+        goes_on = [not transcript.ends_within(a, ids[a][:count]) for a, count in enumerate(counts)]
+        starts = [n if on else -1 for n, on in zip(transcript.starts(ahead=counts), goes_on, strict=True)]
+        return starts, [n * on for n, on in zip(counts, goes_on, strict=True)]
 
 
 class Greedy(Choice):

@@ -167,7 +167,7 @@ def new_draft_head(model: nn.Module, rank: int) -> DraftHead:
 def load_draft_head(
     model: Any, name_or_path: str | os.PathLike, beside: str = "adapter_config.json", **hub: Any
 ) -> bool:
-    """Attaches the head of a folder or Hub repository, in the model's dtype and frozen; says whether there is one.
+    """Attaches the head of a folder or Hub repository, frozen; says whether there is one.
 
     Args:
         beside: a file of the same repository that was fetched just now, which says the revision.
