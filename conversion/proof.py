@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..generation.drafting.draft_inputs import with_masks
 from ..generation.drafting.draft_network import DraftNetwork
+from ..generation.drafting.draft_step import with_masks
 from ..generation.stock_model import decoder_of, lm_head_logits
 from ..modeling_tidar.modeling_tidar import tidar_class
 from .quiet_transformers import quiet_transformers

@@ -1,8 +1,7 @@
 """Decoding strategies: one file a strategy."""
 
 from .drafting.custom_decode import tidar
-from .drafting.decode_tidar import decode_tidar
-from .drafting.outputs_tidar import TiDARGenerateOutput
+from .drafting.decode_tidar import TiDARGenerateOutput, decode_tidar
 from .row_streamer import RowStreamer
 
 __all__ = ["RowStreamer", "TiDARGenerateOutput", "decode_tidar", "tidar"]

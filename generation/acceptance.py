@@ -4,21 +4,19 @@ B sequences, K drafted tokens, V vocabulary.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
-def accept_by_equality(
-    draft_ids: torch.Tensor, target_ids: torch.Tensor, num_drafted: torch.Tensor | None = None
-) -> torch.Tensor:
+def accept_by_equality(draft_ids: Tensor, target_ids: Tensor, num_drafted: Tensor | None = None) -> Tensor:
     """Accepts the longest run in which each next draft token is the one the model itself would have written.
 
     Args:
-        draft_ids: [B, K]; the first is already decided.
-        target_ids: [B, K] the model's own choice behind each draft token.
-        num_drafted: [B] how many of a row's K are a draft, 1 to K; the rest only fills it up. None: all.
+        draft_ids: [B, K], the first is decided.
+        target_ids: [B, K] the model's own choice after each draft token.
+        num_drafted: [B] how many of a row's K are a draft, 1 to K (None: all).
 
     Returns:
-        [B] number of accepted tokens, 1 to `num_drafted`.
+        [B] numbers of accepted tokens, 1 to `num_drafted`.
     """
     agrees = draft_ids[:, 1:] == target_ids[:, :-1]
     num_accepted = 1 + agrees.long().cumprod(dim=1).sum(dim=1)
@@ -26,24 +24,17 @@ def accept_by_equality(
 
 
 def accept_by_rejection(
-    draft_ids: torch.Tensor,
-    target_probs: torch.Tensor,
-    draft_probs: torch.Tensor,
-    uniforms: torch.Tensor,
-    num_drafted: torch.Tensor | None = None,
-) -> torch.Tensor:
+    draft_ids: Tensor, target_probs: Tensor, draft_probs: Tensor, uniforms: Tensor, num_drafted: Tensor | None = None
+) -> Tensor:
     """Accepts draft token d with probability min(1, target(d) / draft(d)), up to the first rejection
     (Leviathan et al., arXiv 2211.17192, algorithm 1).
 
     Args:
-        draft_ids: [B, K]; the first is already decided.
-        target_probs: [B, K, V] the autoregressive side behind each draft token.
+        target_probs: [B, K, V] the autoregressive side after each draft token.
         draft_probs: [B, K - 1, V] what draft tokens 2..K were drawn from.
         uniforms: [B, K - 1] in [0, 1).
-        num_drafted: [B] how many of a row's K are a draft, 1 to K; the rest only fills it up. None: all.
 
-    Returns:
-        [B] number of accepted tokens, 1 to `num_drafted`.
+    The rest, and what is returned, as in `accept_by_equality`.
     """
     drawn = draft_ids[:, 1:, None]
     target = target_probs[:, :-1].gather(2, drawn).squeeze(2)
@@ -54,22 +45,13 @@ def accept_by_rejection(
 
 
 def residual_probs(
-    target_probs: torch.Tensor,
-    draft_probs: torch.Tensor,
-    num_accepted: torch.Tensor,
-    num_drafted: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """What the token behind the accepted run is drawn from: the normalised positive part of target - draft where a
-    draft token was rejected, the target itself where all were accepted (arXiv 2211.17192, section 2.3).
-
-    Args:
-        target_probs: [B, K, V].
-        draft_probs: [B, K - 1, V].
-        num_accepted: [B], 1 to `num_drafted`.
-        num_drafted: [B] how many of a row's K were a draft. None: all.
+    target_probs: Tensor, draft_probs: Tensor, num_accepted: Tensor, num_drafted: Tensor | None = None
+) -> Tensor:
+    """What the token after the accepted run is drawn from: after a rejection the normalised positive part of
+    target - draft, else the target itself (arXiv 2211.17192, section 2.3).
 
     Returns:
-        [B, V] probabilities.
+        [B, V] probabilities, from arguments as in `accept_by_rejection`.
     """
     rows = torch.arange(len(num_accepted), device=num_accepted.device)
     draft_length = target_probs.shape[1]
@@ -80,12 +62,12 @@ def residual_probs(
     draft = draft_probs[rows, (num_accepted - 1).clamp(max=draft_length - 2)]
     residual = torch.where(is_rejected[:, None], (target - draft).clamp(min=0), target)
     total = residual.sum(dim=-1, keepdim=True)
-    # Rounding can leave nothing of two equal distributions; a rejection is then as good as a draw from the target.
+    # Rounding can leave nothing of two equal distributions: then draw from the target.
     return torch.where(total > 0, residual / total, target)
 
 
-def sample(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Draws one id a row by inverting the cumulative distribution, so that one uniform number is one draw.
+def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """Draws one id a row by inverting the cumulative distribution.
 
     Args:
         probs: [..., V], need not be normalised.
@@ -102,18 +84,18 @@ def sample(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return torch.minimum(ids, last_possible)
 
 
-def draft_confidence(draft_ids: torch.Tensor, draft_scores: torch.Tensor) -> torch.Tensor:
+def draft_confidence(draft_ids: Tensor, draft_scores: Tensor) -> Tensor:
     """The probability the drafter gave each of its tokens: [B, N] of ids [B, N] and scores [B, N, V]."""
     chosen = draft_scores.gather(2, draft_ids[..., None]).squeeze(2)
     return (chosen.float() - draft_scores.logsumexp(dim=-1).float()).exp()
 
 
-def likely_lengths(confidence: torch.Tensor, num_drafted: torch.Tensor, num_branches: int) -> torch.Tensor:
-    """The numbers of accepted tokens that are most probable, if each token stands with the drafter's own confidence.
+def likely_lengths(confidence: Tensor, num_drafted: Tensor, num_branches: int) -> Tensor:
+    """The most probable numbers of accepted tokens, if each token stands with the drafter's own confidence.
 
     Args:
         confidence: [B, K - 1] in draft tokens 2..K.
-        num_drafted: [B] how many of a row's K are a draft: no more are accepted.
+        num_drafted: [B], 1 to K: no more are accepted.
         num_branches: how many to choose, 0 to K.
 
     Returns:

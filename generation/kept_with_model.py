@@ -19,11 +19,11 @@ class KeptWithModel:
     """
     Attributes:
         lock: held by the thread that decodes, since the model computes differently meanwhile.
-        step_times: seconds of a decode step of each shape, by what they hang on.
-        compiled: compiled functions, by what they are compiled of and for.
-        graphs: the CUDA graphs of its steps, with their cache; one set, as transformers keeps one static cache.
-        copies: copies of weights in another form, by the layer they are of.
-        roundings: how it rounds on one device in one dtype.
+        step_times: seconds of a decode step of each shape, by what they depend on.
+        compiled: compiled functions, by function, shape and options.
+        graphs: the CUDA graphs of its steps, with their cache: one set.
+        copies: packed weights, by their layer.
+        roundings: how it rounds, by device and dtype.
     """
 
     lock: Any = field(default_factory=threading.RLock)
@@ -39,7 +39,7 @@ _guard = threading.Lock()
 
 
 def kept_with(model: nn.Module) -> KeptWithModel:
-    """What is kept of a model: of its decoder, whichever class the model is seen through."""
+    """What is kept of a model's decoder, whichever class the model is seen through."""
     with _guard:
         return _kept.setdefault(decoder_of(model), KeptWithModel())
 
@@ -53,13 +53,11 @@ def forget(model: nn.Module) -> None:
 def compiled_for(
     model: nn.Module, function: Callable[..., Any], shape: tuple[Any, ...], options: dict[str, Any]
 ) -> Callable[..., Any]:
-    """The function, compiled for one shape of its arguments when it is first called, and kept with the model.
+    """The function, compiled for one shape of its arguments at its first call, and kept with the model.
 
-    Each shape has a function of its own, code and all. What torch keeps of one shape (its guards, its limit of
-    recompilations) then says nothing of another.
+    Each shape has a function and code of its own: torch's guards and its limit of recompilations concern one shape.
 
     Args:
-        model: which the function gets, whole or in parts, as an argument.
         options: keywords of `torch.compile`.
     """
     known = kept_with(model).compiled

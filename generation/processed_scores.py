@@ -1,9 +1,10 @@
-"""Logits as the user's processors leave them, each on the prefix that its position really has.
+"""Logits as the user's processors leave them, each on its position's own prefix.
 
 A rows still being written, n positions, V vocabulary.
 """
 
 import torch
+from torch import Tensor
 from transformers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -19,7 +20,7 @@ from transformers import (
 
 from .transcript import Transcript
 
-# transformers' own processors that look at the scores of a position alone: one call serves all positions.
+# Processors that read the scores of a position alone: one call serves all positions.
 PREFIX_FREE = (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -37,7 +38,7 @@ class ProcessedScores:
     """Runs the user's logits processors as plain decoding would.
 
     Args:
-        excluded_id: an id that must never be generated (the mask token, where it has a logit), or None.
+        excluded_id: an id that must never be generated: the mask token, if it has a logit.
 
     Attributes:
         depend_on_prefix: whether a processor reads the ids before a position.
@@ -49,15 +50,12 @@ class ProcessedScores:
         self.excluded_id = excluded_id
         self.depend_on_prefix = any(type(processor) not in PREFIX_FREE for processor in processors)
 
-    def __call__(self, logits: torch.Tensor, starts: list[int] | None = None) -> torch.Tensor:
-        """Processed logits, [A, n, V].
-
-        Processors see the whole batch, one call for each distinct prefix length, as their contract promises them.
+    def __call__(self, logits: Tensor, starts: list[int] | None = None) -> Tensor:
+        """Processed `logits` [A, n, V]. Processors see the whole batch, one call for each prefix length.
 
         Args:
-            logits: [A, n, V], where position i of a row follows its first `starts + i` ids.
-            starts: for each active row, the ids before its first position; -1 leaves the row as it is. By default the
-                row's text.
+            starts: for each active row, the number of ids before its first position, by default its text's; -1 leaves
+                the row as it is.
         """
         if self.excluded_id is not None:
             logits[..., self.excluded_id] = -torch.inf
@@ -68,11 +66,11 @@ class ProcessedScores:
             return self.processors(self.transcript.ids[:1].expand(len(flat), -1), flat).view(logits.shape)
         return self._on_prefixes(logits, self.transcript.starts() if starts is None else starts)
 
-    def _on_prefixes(self, logits: torch.Tensor, starts: list[int]) -> torch.Tensor:
+    def _on_prefixes(self, logits: Tensor, starts: list[int]) -> Tensor:
         ids, active = self.transcript.ids, self.transcript.active
         num_positions = logits.shape[1]
         scores = logits.to(torch.float32, copy=True)
-        if len(active) == len(ids) and len(set(starts)) == 1 and starts[0] >= 0:  # rows in step: the batch as it is
+        if len(active) == len(ids) and len(set(starts)) == 1 and starts[0] >= 0:  # the whole batch at one length
             for i in range(num_positions):
                 scores[:, i] = self.processors(ids[:, : starts[0] + i], scores[:, i].clone())
             return scores

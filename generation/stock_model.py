@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
@@ -23,23 +23,18 @@ CACHE = next(name for name in CACHE_NAMES if name in {field.name for field in fi
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """The decoder below the lm_head: one object, whichever class a model is seen through. `custom_generate` sees a
-    stock model through a new view at every call, so what is kept of a model is kept by its decoder."""
+    """The decoder below the lm_head: one object, whichever class or new view a model is seen through."""
     return getattr(model, model.base_model_prefix)
 
 
 def num_cache_layers(model: Any) -> int:
-    """Layers of keys and values: one a layer, unless the model says `num_cache_layers`."""
+    """Layers of keys and values: those of the config, unless the model says `num_cache_layers`."""
     own = getattr(model, "num_cache_layers", None)
     return model.config.get_text_config().num_hidden_layers if own is None else own
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder's stack of layers, one for each of `config.num_hidden_layers`.
-
-    Raises:
-        ValueError: the decoder holds no such list.
-    """
+    """The decoder's list of `config.num_hidden_layers` layers. Raises ValueError where there is none."""
     decoder = decoder_of(model)
     num_layers = model.config.get_text_config().num_hidden_layers
     stacks = (m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers)
@@ -67,20 +62,17 @@ def attention_of(config: Any) -> str | None:
 
 
 def attend_by(config: Any, implementation: str | None) -> None:
-    """Names the implementation by which a model of this config attends from now on.
-
-    transformers' `set_attn_implementation` also loads kernels and asks every part of a model. Here the name changes.
-    """
+    """Names that implementation, and no more: `set_attn_implementation` also loads kernels and asks every part."""
     config._attn_implementation = implementation
 
 
 def has_loaded_adapter(model: Any) -> bool:
-    """Whether transformers' own `load_adapter` or `add_adapter` has put an adapter into the model."""
+    """Whether transformers' own `load_adapter` or `add_adapter` has added an adapter."""
     return getattr(model, "_hf_peft_config_loaded", False)
 
 
 def can_choose_experts(model: Any) -> bool:
-    """Whether a model, or its class, lets a caller choose how its experts are run: it has experts."""
+    """Whether a model, or its class, has experts and lets a caller choose how they are run."""
     return getattr(model, "_can_set_experts_implementation", bool)()
 
 
@@ -88,7 +80,7 @@ def can_choose_experts(model: Any) -> bool:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model computes; weights that accelerate keeps elsewhere between forwards seem to be nowhere."""
+    """Where a model computes, though accelerate may keep its weights elsewhere."""
     if model.device.type != "meta":
         return model.device
     return next(torch.device(hook.execution_device) for hook in _placing_hooks(model))
@@ -113,8 +105,7 @@ def _placing_hooks(model: nn.Module) -> Iterator[Any]:
 
 
 def is_shared_by_ranks(model: Any) -> bool:
-    """Whether a forward needs every rank, since each holds a part of the weights (FSDP, ZeRO-3): what `generate`
-    decides where `synced_gpus` is not given, and a model that `fully_shard` alone has sharded."""
+    """Whether a forward needs every rank: where `generate` sets `synced_gpus` (FSDP, ZeRO-3), or by `fully_shard`."""
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return False
     from torch.distributed.fsdp import FSDPModule
@@ -125,15 +116,14 @@ def is_shared_by_ranks(model: Any) -> bool:
 # -- its logits
 
 
-def lm_head_logits(model: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """The model's logits [..., V] of its last hidden states [..., D]. What its config says is done to them is done: a
-    scale (Cohere), a divisor (Granite), a soft cap (Gemma 2). Conversion proves that this equals `forward`."""
+def lm_head_logits(model: Any, hidden_states: Tensor) -> Tensor:
+    """The model's logits [..., V] of its last hidden states [..., D]. Conversion proves that they equal `forward`'s."""
     return finished_logits(model, model.get_output_embeddings()(hidden_states))
 
 
-def candidate_logits(model: Any, states: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor | None:
-    """The same of `candidates` [A, C] only, for states [A, D]: [A, C]. None where the lm_head is no plain layer whose
-    rows can be read (quantized, adapted or offloaded)."""
+def candidate_logits(model: Any, states: Tensor, candidates: Tensor) -> Tensor | None:
+    """The same of `candidates` [A, C] only, for states [A, D]: [A, C]. None where the lm_head's rows cannot be read
+    (quantized, adapted or offloaded)."""
     if not has_rows_to_read(model, states.device):
         return None
     lm_head = model.get_output_embeddings()
@@ -143,15 +133,15 @@ def candidate_logits(model: Any, states: torch.Tensor, candidates: torch.Tensor)
 
 
 def has_rows_to_read(model: Any, device: torch.device) -> bool:
-    """Whether the lm_head is a plain layer on this device, a row of whose weight is a token's."""
+    """Whether the lm_head is a plain layer on this device, with a row of weights for each token."""
     lm_head = model.get_output_embeddings()
     weight = getattr(lm_head, "weight", None)
     is_plain = type(lm_head) is nn.Linear or getattr(lm_head, "has_plain_weight", False)
     return is_plain and weight.device == device and weight.is_floating_point()
 
 
-def finished_logits(model: Any, logits: torch.Tensor) -> torch.Tensor:
-    """What the model makes of the lm_head's output, [..., n] of any tokens."""
+def finished_logits(model: Any, logits: Tensor) -> Tensor:
+    """Logits [..., n] from the lm_head's output: scaled (Cohere), divided (Granite), soft-capped (Gemma 2)."""
     config = model.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale
@@ -166,7 +156,7 @@ def finished_logits(model: Any, logits: torch.Tensor) -> torch.Tensor:
 
 
 def is_users_cache(cache: Any) -> bool:
-    """Whether a caller of `generate` handed this cache in: it is then brought up to date, which costs time."""
+    """Whether a caller of `generate` handed this cache in, so that it must be brought up to date."""
     return getattr(cache, "_is_user_defined", False)
 
 
@@ -176,11 +166,7 @@ def mark_users_cache(cache: Any) -> None:
 
 
 def one_cache(cache: Any, past_key_values: Any) -> Any:
-    """What a forward of ours was given, by either name.
-
-    Raises:
-        ValueError: by both.
-    """
+    """What a forward of ours was given, by either name. Raises ValueError where by both."""
     if cache is not None and past_key_values is not None:
         raise ValueError("`past_key_values` must be left out beside `cache`: the two are names of one argument.")
     return past_key_values if cache is None else cache

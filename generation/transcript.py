@@ -1,4 +1,4 @@
-"""The text as it is written: what is decided, where each row ends, what the user is shown and has asked for.
+"""The text as it is written: what is decided, where each row ends, what the user is shown.
 
 B sequences, A rows still being written, L columns (prompt and new tokens), V vocabulary.
 """
@@ -6,14 +6,13 @@ B sequences, A rows still being written, L columns (prompt and new tokens), V vo
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 
 class TokenScores:
-    """The logits and processed scores by which each token was decided, for callers who ask for them.
-
-    They are kept row by row, since rows are decided at paces of their own.
+    """The logits and processed scores that decided each token, for callers who ask.
 
     Attributes:
         has_logits, has_scores: which of them was asked for.
@@ -22,30 +21,27 @@ class TokenScores:
 
     def __init__(self, batch_size: int, has_logits: bool = True, has_scores: bool = True):
         self.has_logits, self.has_scores = has_logits, has_scores
-        self.rows: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(batch_size)]
+        self.rows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(batch_size)]
 
     @classmethod
     def asked_for(cls, generation_config: Any, batch_size: int) -> "TokenScores | None":
-        """What `output_logits` and `output_scores` ask for; None where neither does."""
         has_logits, has_scores = bool(generation_config.output_logits), bool(generation_config.output_scores)
         if not generation_config.return_dict_in_generate or not (has_logits or has_scores):
             return None
         return cls(batch_size, has_logits, has_scores)
 
-    def add(self, row: int, logits: torch.Tensor, scores: torch.Tensor) -> None:
-        """Those, [n, V], of the next n tokens of a row."""
+    def add(self, row: int, logits: Tensor, scores: Tensor) -> None:
+        """Keeps those, [n, V], of a row's next n tokens."""
         self.rows[row] += zip(logits.float().clone(), scores.float().clone(), strict=True)
 
-    def column(self, place: int, num_new_tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and scores [B, V] of new column `place`, as transformers returns them; zeros where a row had ended."""
+    def column(self, place: int, num_new_tokens: list[int]) -> tuple[Tensor, Tensor]:
+        """Logits and scores [B, V] of new column `place`; zeros where a row had ended."""
         nothing = (torch.zeros_like(self.rows[0][0][0]),) * 2
         pairs = [row[place] if place < num else nothing for row, num in zip(self.rows, num_new_tokens, strict=True)]
         logits, scores = zip(*pairs, strict=True)
         return torch.stack(logits), torch.stack(scores)
 
-    def columns(
-        self, num_new_tokens: list[int]
-    ) -> tuple[tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
+    def columns(self, num_new_tokens: list[int]) -> tuple[tuple[Tensor, ...] | None, ...]:
         """Those of every new column; None for what was not asked for."""
         columns = [self.column(place, num_new_tokens) for place in range(max(num_new_tokens))]
         logits, scores = zip(*columns, strict=True)
@@ -56,15 +52,14 @@ class Transcript:
     """Rows of ids that grow at paces of their own and end on their own.
 
     Attributes:
-        ids: [B, L] the prompt and what is decided; behind a row's length stands what is not decided yet.
+        ids: [B, L] the prompt and what is decided; what stands after a row's length is undecided.
         lengths: columns in use in each row, a host list.
-        active: the rows still being written, in order; every tensor of the decode has one row for each.
-        token_scores: logits and scores of each token, where a caller asked for them.
+        active: the rows still being written, in order; A of every tensor.
     """
 
     def __init__(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Tensor,
         stopping_criteria: StoppingCriteriaList,
         pad_token_id: int | None,
         draft_length: int,
@@ -73,7 +68,7 @@ class Transcript:
     ):
         batch_size, self.prompt_length = input_ids.shape
         self.max_length = min(c.max_length for c in stopping_criteria if type(c) is MaxLengthCriteria)
-        self.max_length = max(self.max_length, self.prompt_length + 1)  # criteria are asked behind a token
+        self.max_length = max(self.max_length, self.prompt_length + 1)  # criteria are asked after a token
         self.ids = torch.nn.functional.pad(input_ids.long(), (0, self.max_length - self.prompt_length + draft_length))
         self.lengths = [self.prompt_length] * batch_size
         self.active = list(range(batch_size))
@@ -91,17 +86,11 @@ class Transcript:
                 f"{type(streamer).__name__}'s `_takes_logits` must be False: drafts are shown as "
                 "tokens, not as logits. Leave it as transformers' `TextDiffusionStreamer` has it."
             )
-        self.eos_token_ids = {
-            int(token)
-            for criterion in stopping_criteria
-            if type(criterion) is EosTokenCriteria
-            for token in criterion.eos_token_id.tolist()
-        }
-        self.criteria = StoppingCriteriaList(
-            [c for c in stopping_criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria)]
-        )
-        # transformers writes padding behind a row that was stopped only where a row may end by an end token; else
-        # every row goes on until the last is stopped.
+        of_eos = [c.eos_token_id.tolist() for c in stopping_criteria if type(c) is EosTokenCriteria]
+        self.eos_token_ids = {int(token) for ids in of_eos for token in ids}
+        others = [c for c in stopping_criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria)]
+        self.criteria = StoppingCriteriaList(others)
+        # As in transformers: if no row may end by an end token, every row goes on until the last is stopped.
         self.rows_end_alone = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         if self.rows_end_alone and batch_size > 1 and pad_token_id is None:
             raise ValueError(
@@ -109,66 +98,64 @@ class Transcript:
                 "stopping criterion has an `eos_token_id`), but is None. Pass `pad_token_id`, or one row at a time."
             )
         self.num_checked = self.prompt_length  # columns the criteria have seen
-        self.shown_scores: tuple[torch.Tensor, ...] = ()  # with them
+        self.shown_scores: tuple[Tensor, ...] = ()  # with them
         self.is_stopped = [False] * batch_size  # by a criterion
         self.is_ended = [False] * batch_size
 
-    def write_undecided(self, undecided_ids: torch.Tensor, offset: int = 0, ahead: list[int] | None = None) -> None:
+    def write_undecided(self, undecided_ids: Tensor, offset: int = 0, ahead: list[int] | None = None) -> None:
         """Puts [A, n] ids after each active row's text, where logits processors look for their prefix.
 
         Args:
-            offset: columns left out between the text and these ids.
-            ahead: for each active row, how many tokens of the row are decided but not yet part of the text.
+            offset: columns to leave out.
+            ahead: more of them, for each active row.
         """
-        starts = self.starts(offset, ahead)
+        starts, device = self.starts(offset, ahead), self.ids.device
         if len(self.active) == len(self.lengths) and len(set(starts)) == 1:  # a slice is written quicker
             place = starts[0]
             self.ids[:, place : place + undecided_ids.shape[1]] = undecided_ids[:, : self.ids.shape[1] - place]
             return
-        start = torch.tensor(starts, device=self.ids.device)
-        columns = start[:, None] + torch.arange(undecided_ids.shape[1], device=self.ids.device)
-        rows = torch.tensor(self.active, device=self.ids.device)[:, None]
+        columns = torch.tensor(starts, device=device)[:, None] + torch.arange(undecided_ids.shape[1], device=device)
+        rows = torch.tensor(self.active, device=device)[:, None]
         self.ids[rows, columns.clamp(max=self.ids.shape[1] - 1)] = undecided_ids
 
     def starts(self, offset: int = 0, ahead: list[int] | None = None) -> list[int]:
-        """The column of each active row that `offset` more tokens lead to."""
+        """The column after each active row's text and so many more."""
         ahead = ahead or [0] * len(self.active)
         return [self.lengths[row] + more + offset for row, more in zip(self.active, ahead, strict=True)]
 
     def ends_within(self, place: int, tokens: list[int]) -> bool:
-        """Whether an active row, by its place, ends with these tokens, as far as tokens and lengths tell."""
+        """Whether the active row at `place` ends with these tokens, unless a criterion stops it."""
         room = self.max_length - self.lengths[self.active[place]]
         return len(tokens) >= room or not self.eos_token_ids.isdisjoint(tokens)
 
     def extend(
         self,
-        decided_ids: torch.Tensor,
-        num_decided: torch.Tensor,
-        also: torch.Tensor | None = None,
-        chosen_by: tuple[torch.Tensor, torch.Tensor] | None = None,
+        decided_ids: Tensor,
+        num_decided: Tensor,
+        also: Tensor | None = None,
+        chosen_by: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[list[int], list[int]]:
         """Adds the first `num_decided` [A] of `decided_ids` [A, K] to the active rows: the one host sync a forward.
 
         Args:
             also: [A] what else the host wants to know.
-            chosen_by: logits and processed scores [A, K, V] the tokens were chosen by, kept where a caller asked.
+            chosen_by: logits and processed scores [A, K, V] of the tokens, kept where a caller asked.
 
         Returns:
-            `num_decided`, of which a row that ends here keeps fewer, and `also` [A], both on the host.
+            `num_decided` (a row that ends keeps fewer) and `also`, on the host.
         """
         self.write_undecided(decided_ids)
         also = torch.zeros_like(num_decided) if also is None else also
         on_host = torch.cat([num_decided[:, None], also[:, None], decided_ids], dim=1).tolist()
-        for row, (count, _, *tokens) in zip(self.active, on_host, strict=True):
+        for place, (row, (count, _, *tokens)) in enumerate(zip(self.active, on_host, strict=True)):
             self._lengthen(row, tokens[:count])
-        if self.token_scores is not None and chosen_by is not None:
-            for place, (row, (count, *_)) in enumerate(zip(self.active, on_host, strict=True)):
+            if self.token_scores is not None and chosen_by is not None:
                 self.token_scores.add(row, *(tensor[place, :count] for tensor in chosen_by))
         self._tell()
         return [count for count, *_ in on_host], [number for _, number, *_ in on_host]
 
     def write(self, decided_ids: list[list[int]]) -> None:
-        """Adds the tokens decided for each active row, where the host knows them: no sync at all."""
+        """Adds tokens that the host knows to each active row, without a sync."""
         written = []
         for row, tokens in zip(self.active, decided_ids, strict=True):
             start = self.lengths[row]
@@ -188,25 +175,20 @@ class Transcript:
                 break
 
     def _tell(self) -> None:
-        """Shows criteria and streamer what is new."""
         if self.criteria:
             self._apply_criteria()
         self._stream()
 
     def _apply_criteria(self) -> None:
-        """Shows the criteria each new column of the whole batch, as plain decoding would have.
-
-        A row ahead of the others waits, undisturbed, until they reach its column.
-        """
+        """Shows the criteria each new column of the whole batch, once every unfinished row has reached it."""
         while self.num_checked < self.max_length:
             column = self.num_checked + 1
-            final = {row for row, length in enumerate(self.lengths) if self.is_ended[row] and length < column}
-            unfinished = [row for row in range(len(self.lengths)) if row not in final]
+            unfinished = [row for row, n in enumerate(self.lengths) if n >= column or not self.is_ended[row]]
             if not unfinished or any(self.lengths[row] < column for row in unfinished):
                 return
             shown = self.ids[:, :column].clone()
             for row, length in enumerate(self.lengths):
-                shown[row, length:] = self.pad_token_id if self.pad_token_id is not None else 0
+                shown[row, length:] = self.pad_token_id or 0
             if self.token_scores is not None and self.token_scores.has_scores:
                 place = column - 1 - self.prompt_length
                 self.shown_scores += (self.token_scores.column(place, self.num_new_tokens)[1],)
@@ -228,13 +210,13 @@ class Transcript:
                 put_row(row, self.ids[row, self.num_streamed[row] : length].cpu())
                 self.num_streamed[row] = length
 
-    def show_draft(self, draft_ids: torch.Tensor) -> None:
-        """Shows a draft-aware streamer what is proposed behind the text of a batch of one, [1, K]."""
+    def show_draft(self, draft_ids: Tensor) -> None:
+        """Shows a draft-aware streamer the draft [1, K] of a batch of one."""
         if self.streamer is not None and len(self.lengths) == 1 and hasattr(self.streamer, "put_draft"):
             self.streamer.put_draft(value=draft_ids[:, 1:].cpu())
 
     def drop_ended(self) -> list[int]:
-        """Takes the ended rows out of `active`; returns which of the active rows stay, by their place in it."""
+        """Takes the ended rows out of `active`; returns the places of those that stay."""
         places = [place for place, row in enumerate(self.active) if not self.is_ended[row]]
         self.active = [self.active[place] for place in places]
         return places
@@ -248,8 +230,8 @@ class Transcript:
         ends = torch.tensor(self.lengths, device=self.ids.device)[:, None] - 1
         return self.ids.gather(1, ends)[:, 0].tolist()
 
-    def sequences(self) -> torch.Tensor:
-        """[B, longest] prompt and new ids, padded behind each row's end."""
+    def sequences(self) -> Tensor:
+        """[B, longest] prompt and new ids, padded after each row's end."""
         sequences = self.ids[:, : max(self.lengths)].clone()
         for row, length in enumerate(self.lengths):
             if length < sequences.shape[1]:
@@ -259,6 +241,6 @@ class Transcript:
 
 
 def pad_token_of(generation_config: GenerationConfig) -> int | None:
-    """What rows are padded with in a call that transformers has prepared: where no pad token is named, an end token."""
+    """What rows are padded with in a call that transformers has prepared: by default an end token."""
     prepared = getattr(generation_config, "_pad_token_tensor", None)
     return generation_config.pad_token_id if prepared is None else int(prepared)

@@ -8,16 +8,16 @@ from typing import Any
 class TiDARConfig:
     """How a checkpoint was taught to draft (arXiv 2511.08923).
 
-    The model's own config stays the stock one, with its stock `model_type`; these fields stand in it under
-    `tidar_config`. How one decodes (a shorter draft, a seed) is no property of a checkpoint: see `generate`.
+    These fields stand under `tidar_config` in the stock config, which keeps its `model_type`. How one decodes (a
+    shorter draft, a seed) is not a checkpoint's property: see `generate`.
 
     Args:
         draft_length: K, how many tokens one block of masks drafts; 1 or more.
-        mask_token_id: the id that stands for a mask in `input_ids`. At or above the vocabulary's size (where
-            conversion puts it) it is input-only: no text can contain it and no logit exists for it. Inside the
-            vocabulary (checkpoints trained elsewhere) its logit is excluded whenever text is generated.
-        mask_embedding_id: the row of the embedding table a mask reads, in [0, vocabulary size). Needed when
-            `mask_token_id` is outside the vocabulary; by default `mask_token_id` itself.
+        mask_token_id: the id that stands for a mask in `input_ids`. From the vocabulary's size on, where conversion
+            puts it, it is input-only: no text contains it and it has no logit. Inside the vocabulary (checkpoints
+            trained elsewhere), it is never generated.
+        mask_embedding_id: the row of the embedding table a mask reads, in [0, vocabulary size); by default
+            `mask_token_id`, if that is one.
         draft_head: whether a draft head stands beside the weights, in a file of its own.
     """
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -32,7 +33,7 @@ _drafting_views: dict[tuple, type[PreTrainedModel]] = {}
 
 
 class TiDARGenerationMixin(Stock):
-    """`generate` that drafts: the keywords of `TiDAROptions` beside transformers' own.
+    """`generate` that drafts, with the keywords of `TiDAROptions` too.
 
     Attributes:
         taught: the `tidar_config` of an adapter, for a model whose own config has none.
@@ -41,7 +42,7 @@ class TiDARGenerationMixin(Stock):
     taught: dict[str, int] | None = None
 
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
-        """Takes our own keywords out of `generate`'s, or from the generation config, and checks them first of all."""
+        """Takes our keywords out of `generate`'s, and checks them first of all."""
         given = {name: kwargs.pop(name) for name in TiDAROptions.KEYWORDS if name in kwargs}
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         for name, value in given.items():
@@ -57,7 +58,7 @@ class TiDARGenerationMixin(Stock):
     @one_thread_at_a_time
     def _sample(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
@@ -65,48 +66,41 @@ class TiDARGenerationMixin(Stock):
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """The decode `generate` runs for greedy search and sampling: drafting, unless it was turned off."""
+        """`generate`'s loop of greedy search and sampling: drafting, unless it was turned off."""
         options = generation_config.tidar_options
         reason = reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs) if options.draft_length else ""
-        if not options.draft_length or reason:
-            if generation_config.do_sample:
-                refuse_seed(options, reason or "`draft_length` is 0")
-            if reason:
-                kept = "probabilities are" if generation_config.do_sample else "text is"
-                logger.warning_once(f"Decoding without drafts: {reason}. The {kept} the same.")
-            with in_plain_form(self, options.packed_weights):
-                return super()._sample(
-                    input_ids,
-                    self._without_mask_token(logits_processor, options, input_ids.device),
-                    stopping_criteria,
-                    generation_config,
-                    synced_gpus=synced_gpus,
-                    streamer=streamer,
-                    **model_kwargs,
-                )
-        return decode_tidar(
-            self,
-            input_ids,
-            logits_processor,
-            stopping_criteria,
-            generation_config,
-            options=options,
-            streamer=streamer,
-            attention_mask=model_kwargs.get("attention_mask"),
-            position_ids=model_kwargs.get("position_ids"),
-            past_key_values=model_kwargs.get(CACHE),
-        )
+        if options.draft_length and not reason:
+            return decode_tidar(
+                self,
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                options=options,
+                streamer=streamer,
+                attention_mask=model_kwargs.get("attention_mask"),
+                position_ids=model_kwargs.get("position_ids"),
+                past_key_values=model_kwargs.get(CACHE),
+            )
+        if generation_config.do_sample:
+            refuse_seed(options, reason or "`draft_length` is 0")
+        if reason:
+            kept = "probabilities are" if generation_config.do_sample else "text is"
+            logger.warning_once(f"Decoding without drafts: {reason}. The {kept} the same.")
+        logits_processor = self._without_mask_token(logits_processor, options, input_ids.device)
+        call, loop = (input_ids, logits_processor, stopping_criteria, generation_config), super()._sample
+        with in_plain_form(self, options.packed_weights):
+            return loop(*call, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs)
 
     @one_thread_at_a_time
     def _beam_search(
         self,
-        input_ids: torch.Tensor,
+        input_ids: Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Any:
-        """transformers' own: a draft continues one text, and beams are several."""
         options = generation_config.tidar_options
         if options.draft_length:
             logger.warning_once("Searching with beams and without drafts: a draft continues one text, not several.")
@@ -115,7 +109,6 @@ class TiDARGenerationMixin(Stock):
             return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own: its paged loop reads every row one token at a time."""
         logger.warning_once("Decoding without drafts: continuous batching has a loop of its own. The text is the same.")
         return super().init_continuous_batching(*args, **kwargs)
 
@@ -132,12 +125,11 @@ class TiDARGenerationMixin(Stock):
 def generate(*args: Any, model: PreTrainedModel, taught: dict[str, int] | None = None, **kwargs: Any) -> Any:
     """`model.generate` with drafts, for a stock model too: what `custom_generate="path-or-repo"` runs.
 
-    transformers also puts it in place of `generate` on models it loads from a repository that carries it.
+    transformers also puts it in place of `generate` on models of a repository that carries it.
 
     Args:
         args, kwargs: of `generate`; those that only found this file on the Hub are left out.
-        model: a stock causal language model, or one of ours.
-        taught: the `tidar_config` the adapter of a stock model was taught with, where the model's config has none.
+        taught: the `tidar_config` of a stock model's adapter, where the model's config has none.
     """
     kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KEYWORDS}
     if kwargs.get("custom_generate") is None and not hasattr(type(model), "taught"):
@@ -146,7 +138,7 @@ def generate(*args: Any, model: PreTrainedModel, taught: dict[str, int] | None =
 
 
 def drafting_view(model: PreTrainedModel, taught: dict[str, int] | None = None) -> PreTrainedModel:
-    """A stock model seen through a class whose `generate` drafts: both share one `__dict__`, and nothing is copied."""
+    """A stock model seen through a class whose `generate` drafts: both share one `__dict__`."""
     stock_class = type(model)
     key = (stock_class, *sorted((taught or {}).items()))
     if key not in _drafting_views:

@@ -6,30 +6,24 @@ S clean tokens, then S masks in blocks of K.
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..generation.drafting.structured_mask import (
-    draft_mask_function,
-    same_document_function,
-    structured_attention_mask,
-)
+from ..generation.drafting.structured_mask import draft_mask_function, same_document_function, structured_attention_mask
 
 
-def training_branch_lengths(
-    sequence_length: int, draft_length: int, device: Any = None, first: int = 0
-) -> torch.Tensor:
+def training_branch_lengths(sequence_length: int, draft_length: int, device: Any = None, first: int = 0) -> Tensor:
     """`first` + 0, K, 2K, ...: how many clean tokens each block of the doubled sequence sees."""
     return torch.arange(first, sequence_length, draft_length, device=device)
 
 
-def blocks_with_labels(has_label: torch.Tensor, draft_length: int, first: int = 0) -> torch.Tensor:
+def blocks_with_labels(has_label: Tensor, draft_length: int, first: int = 0) -> Tensor:
     """How many clean tokens each block sees, of the blocks that hold a label. The others teach nothing.
 
     Args:
         has_label: [B, S] booleans.
 
     Returns:
-        [B, M]. A row with fewer blocks than another is filled up with blocks after its end, at S.
+        [B, M]. Rows with fewer blocks are filled up with blocks after their end, at S.
     """
     sequence_length = has_label.shape[1]
     starts = training_branch_lengths(sequence_length, draft_length, has_label.device, first)
@@ -39,12 +33,12 @@ def blocks_with_labels(has_label: torch.Tensor, draft_length: int, first: int = 
     return torch.where(teaches.gather(1, order), starts[order], sequence_length)
 
 
-def mask_positions(draft_length: int, branch_lengths: torch.Tensor) -> torch.Tensor:
-    """Positions of the masks of blocks [..., M], [..., M*K]. A last block may reach past the end of the sequence."""
+def mask_positions(draft_length: int, branch_lengths: Tensor) -> Tensor:
+    """Positions [..., M*K] of the masks of blocks [..., M]. A last block may reach past the end."""
     return (branch_lengths[..., None] + torch.arange(draft_length, device=branch_lengths.device)).flatten(-2)
 
 
-def at_positions(values: torch.Tensor, positions: torch.Tensor, after_end: int) -> torch.Tensor:
+def at_positions(values: Tensor, positions: Tensor, after_end: int) -> Tensor:
     """The `values` [B, S] at the masks' positions [B, M*K]; `after_end` at positions after the sequence."""
     sequence_length = values.shape[1]
     return values.gather(1, positions.clamp(max=sequence_length - 1)).masked_fill(
@@ -52,7 +46,7 @@ def at_positions(values: torch.Tensor, positions: torch.Tensor, after_end: int) 
     )
 
 
-def document_positions(document_ids: torch.Tensor) -> torch.Tensor:
+def document_positions(document_ids: Tensor) -> Tensor:
     """Each token's position in its own document, [B, S]: a packed document is read as if it stood alone."""
     before = nn.functional.pad(document_ids, (1, 0), value=-2)[:, :-1]
     index = torch.arange(document_ids.shape[1], device=document_ids.device)
@@ -63,8 +57,8 @@ def document_positions(document_ids: torch.Tensor) -> torch.Tensor:
 def training_attention_mask(
     config: Any,
     draft_length: int,
-    branch_lengths: torch.Tensor,
-    document_ids: torch.Tensor,
+    branch_lengths: Tensor,
+    document_ids: Tensor,
     *,
     dtype: torch.dtype,
     half: str = "both",
@@ -73,10 +67,8 @@ def training_attention_mask(
 
     Args:
         branch_lengths: the blocks that are drafted, [M] or [B, M]: `training_branch_lengths`, or some of them.
-        document_ids: [B, S] the document of each clean token; -1 marks padding. Masks after the end of the sequence
-            are padding too.
-        half: which queries to write rows for: "both"; "clean", which needs no masks as keys; or "masks", for clean
-            tokens that were run before and stand in a cache.
+        document_ids: [B, S] the document of each clean token; -1 marks padding.
+        half: the queries: "both"; "clean", without masks as keys; or "masks", with the clean tokens in a cache.
     """
     batch_size, sequence_length = document_ids.shape
     positions = mask_positions(draft_length, branch_lengths).expand(batch_size, -1)

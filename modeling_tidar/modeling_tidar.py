@@ -1,7 +1,7 @@
 """A TiDAR model: any stock decoder of transformers that also drafts (arXiv 2511.08923).
 
-The class is made for the checkpoint at hand: `TiDARQwen3ForCausalLM` is `Qwen3ForCausalLM` with the mixin below in
-front. Config, `model_type` and state-dict names stay stock, so the same folder is also the stock model.
+`TiDARQwen3ForCausalLM` is `Qwen3ForCausalLM` with the mixin below in front. Config, `model_type` and state-dict names
+stay stock, so the same folder is also the stock model.
 
 B sequences, S tokens, D channels, V vocabulary.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import logging
@@ -50,10 +50,10 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
 
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
         *args: Any,
         objective: DraftObjective | None = None,
-        document_ids: torch.Tensor | None = None,
+        document_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The stock forward; with an `objective`, the TiDAR loss of `input_ids` [B, S] under `labels` [B, S].
@@ -61,9 +61,8 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         `mask_token_id` in `input_ids` reads the checkpoint's mask embedding.
 
         Args:
-            objective: what to teach; None leaves the forward stock.
-            document_ids: [B, S], with an objective: the document of a packed row that each token belongs to. By
-                default a row is one document, and `attention_mask` [B, S] marks its padding.
+            document_ids: [B, S], with an objective: each token's document in a packed row. By default a row is one
+                document, and `attention_mask` [B, S] marks its padding.
 
         Returns:
             The stock output, or `TiDAROutput`.
@@ -79,13 +78,12 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             input_ids = input_ids.masked_fill(input_ids == tidar.mask_token_id, tidar.mask_embedding_id)
             kept, length = kwargs.get("logits_to_keep"), input_ids.shape[1]
             if isinstance(kept, int) and 0 < kept < length:
-                # If the lm_head is frozen, as `load_adapter` leaves it, torch multiplies a slice in batches, ten times
-                # as slowly on a CPU. An index copies the few rows.
+                # torch multiplies a slice and a frozen lm_head in batches, ten times as slow on a CPU. An index copies.
                 kwargs["logits_to_keep"] = torch.arange(length - kept, length, device=input_ids.device)
         return super().forward(input_ids, *args, **kwargs)
 
-    def lm_head_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] of last hidden states [..., D], exactly as the stock forward makes them."""
+    def lm_head_logits(self, hidden_states: Tensor) -> Tensor:
+        """Logits [..., V] of last hidden states [..., D], as the stock forward makes them."""
         return lm_head_logits(self, hidden_states)
 
     @classmethod
@@ -126,16 +124,13 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
 
     @classmethod
     def write_code(cls, folder: Path, origin: Path | None = None) -> None:
-        """Writes the code a checkpoint needs to draft where wavedraft is not installed.
-
-        The config keeps the stock architecture, so that the folder also loads as the stock model.
-        """
+        """Writes the code a checkpoint needs to draft without wavedraft. The config keeps the stock architecture."""
         cls.files.write_code(cls, folder)
         cls.files.write_custom_generate(generate, folder, origin)
         point_config_at(cls, folder, architecture=cls.stock_class.__name__)
 
     def write_repository(self, folder: Path) -> None:
-        """Writes all that stands beside the weights; with an adapter, its weights alone are saved."""
+        """Writes all that stands beside the weights, or an adapter's."""
         save_draft_head(self, folder)
         if not has_loaded_adapter(self):
             return super().write_repository(folder)

@@ -11,45 +11,37 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
 from ..generation.drafting.draft_head import draft_head_of
 from ..generation.execution.gated_linear import MaskGate
 from ..generation.stock_model import CACHE
-from .masking_tidar import (
-    at_positions,
-    blocks_with_labels,
-    document_positions,
-    mask_positions,
-    training_attention_mask,
-)
+from .masking_tidar import at_positions, blocks_with_labels, document_positions, mask_positions, training_attention_mask
 
 IGNORED = -100
 
 
-def cross_entropy(
-    draft_logits: torch.Tensor, token_ids: torch.Tensor, target_logits: torch.Tensor | None = None
-) -> torch.Tensor:
-    """-log draft(token), [T]: the tokens themselves teach (arXiv 2511.08923)."""
+def cross_entropy(draft_logits: Tensor, token_ids: Tensor, target_logits: Tensor | None = None) -> Tensor:
+    """-log draft(token), [T] (arXiv 2511.08923)."""
     return nn.functional.cross_entropy(draft_logits.float(), token_ids, reduction="none")
 
 
-def kl_divergence(draft_logits: torch.Tensor, token_ids: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
-    """KL(target || draft), [T]: the autoregressive side teaches."""
+def kl_divergence(draft_logits: Tensor, token_ids: Tensor, target_logits: Tensor) -> Tensor:
+    """KL(target || draft), [T]."""
     target = target_logits.float().log_softmax(dim=-1)
     draft = draft_logits.float().log_softmax(dim=-1)
     return (target.exp() * (target - draft)).sum(dim=-1)
 
 
-def total_variation(draft_logits: torch.Tensor, token_ids: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:
-    """Half the L1 distance of the two distributions, [T], in [0, 1]: one minus the chance that a sampled draft token
-    is accepted (arXiv 2211.17192, corollary 3.6)."""
+def total_variation(draft_logits: Tensor, token_ids: Tensor, target_logits: Tensor) -> Tensor:
+    """Half the L1 distance of target and draft, [T], in [0, 1]: the chance that a sampled draft token is rejected
+    (arXiv 2211.17192, corollary 3.6)."""
     return (target_logits.float().softmax(dim=-1) - draft_logits.float().softmax(dim=-1)).abs().sum(dim=-1) / 2
 
 
-DRAFT_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+DRAFT_LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "kl": kl_divergence,
     "tv": total_variation,
@@ -66,9 +58,9 @@ class TiDAROutput(ModelOutput):
         diffusion_loss: mean loss of the masks, each on the token of its own position.
     """
 
-    loss: torch.Tensor | None = None
-    ar_loss: torch.Tensor | None = None
-    diffusion_loss: torch.Tensor | None = None
+    loss: Tensor | None = None
+    ar_loss: Tensor | None = None
+    diffusion_loss: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -77,14 +69,14 @@ class DraftObjective:
 
     Args:
         mode: "joint" trains every token of the doubled sequence, as the paper does. "gated" runs the clean half
-            without gradient and opens the adapter's gate for the masks only. "head" runs both halves without gradient
-            and trains the draft head, which never predicts a block's first slot.
+            without gradient and the adapter on the masks only. "head" trains the draft head alone, which never predicts
+            a block's first slot.
         draft_loss: "cross_entropy" on the tokens; "kl" or "tv" against the autoregressive side's distribution.
         alpha: weight of the autoregressive loss in joint mode (arXiv 2511.08923, equation 3).
-        slot_decay: weight of each slot of a block relative to the slot before it, in (0, 1]. A token after a rejected
-            one is worth nothing, so the first slots decide what a draft is worth. 1, as in the paper, weighs all alike.
-        first_token: where the first block begins; 0 in the paper. If a trainer draws it anew for each step, from 0 to
-            K - 1, every token is learnt in every slot.
+        slot_decay: weight of each slot of a block relative to the slot before it, in (0, 1]; 1 in the paper. A token
+            after a rejected one is worth nothing, so the first slots matter most.
+        first_token: where the first block begins; 0 in the paper. If a trainer draws it from 0 to K - 1 for each step,
+            every token is learnt in every slot.
     """
 
     mode: str = "joint"
@@ -115,20 +107,19 @@ class TrainingBatch(NamedTuple):
         ar_labels: [B, S] what the autoregressive side learns, -100 for nothing.
         draft_labels: [B, S] what the masks learn, each at its own position.
         blocks: [B, M] how many clean tokens each block of masks sees; S marks a block that fills up a row.
-        draft_length: K.
-        num_labels: the labels of a whole training step, of which this batch is a part; None if it is all of the step.
+        num_labels: the labels of a whole training step, if this batch is a part of one.
     """
 
-    input_ids: torch.Tensor
-    document_ids: torch.Tensor
-    ar_labels: torch.Tensor
-    draft_labels: torch.Tensor
-    blocks: torch.Tensor
+    input_ids: Tensor
+    document_ids: Tensor
+    ar_labels: Tensor
+    draft_labels: Tensor
+    blocks: Tensor
     draft_length: int
-    num_labels: torch.Tensor | int | None = None
+    num_labels: Tensor | int | None = None
 
     @property
-    def mask_positions(self) -> torch.Tensor:
+    def mask_positions(self) -> Tensor:
         """The position of each mask, [B, M*K]."""
         return mask_positions(self.draft_length, self.blocks)
 
@@ -136,11 +127,11 @@ class TrainingBatch(NamedTuple):
 def training_batch(
     objective: DraftObjective,
     draft_length: int,
-    input_ids: torch.Tensor,
-    document_ids: torch.Tensor | None = None,
-    labels: torch.Tensor | None = None,
-    attention_mask: torch.Tensor | None = None,
-    num_items_in_batch: torch.Tensor | int | None = None,
+    input_ids: Tensor,
+    document_ids: Tensor | None = None,
+    labels: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
 ) -> TrainingBatch:
     """What rows [B, S] teach; their `document_ids`, `labels` and `attention_mask` are [B, S] too.
 
@@ -166,11 +157,7 @@ def training_batch(
 
 
 def objective_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
-    """The loss of a batch, and its parts.
-
-    Raises:
-        ValueError: the model lacks the adapter or the head that the objective trains.
-    """
+    """The loss of a batch, and its parts. Raises ValueError where the model lacks the adapter or head to train."""
     return {"joint": joint_loss, "gated": gated_loss, "head": head_loss}[objective.mode](model, objective, batch)
 
 
@@ -189,8 +176,8 @@ def joint_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> T
 def gated_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
     """The diffusion loss of the masks, which alone pass through the gated adapter.
 
-    Slot 1 teaches too, though decoding puts the model's own next token there: the slots after it read its states.
-    Without its loss, slot 2 of a first adapter was right 42% of the time after 260 steps of 4 rows.
+    Slot 1 teaches too, though decoding puts the model's own next token there, since later slots read its states:
+    without its loss, slot 2 of a first adapter was right 42% of the time after 260 steps of 4 rows.
     """
     gate = MaskGate.of(model)
     if gate is None:
@@ -223,15 +210,9 @@ def head_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> Ti
 
 
 def draft_loss(
-    model: Any,
-    objective: DraftObjective,
-    batch: TrainingBatch,
-    clean_states: torch.Tensor,
-    mask_states: torch.Tensor,
-) -> torch.Tensor:
-    """Weighted mean loss of the masks on the labels of their positions, a scalar.
-
-    If the batch is a part of a training step, the result is its part of the step's mean.
+    model: Any, objective: DraftObjective, batch: TrainingBatch, clean_states: Tensor, mask_states: Tensor
+) -> Tensor:
+    """Weighted mean loss of the masks on their positions' labels, or the batch's part of a training step's mean.
 
     Args:
         clean_states: [B, S, D] last hidden states of the clean tokens.
@@ -257,13 +238,8 @@ def draft_loss(
 
 
 def corrected_by_head(
-    model: Any,
-    batch: TrainingBatch,
-    states: torch.Tensor,
-    rows: torch.Tensor,
-    positions: torch.Tensor,
-    slots: torch.Tensor,
-) -> torch.Tensor:
+    model: Any, batch: TrainingBatch, states: Tensor, rows: Tensor, positions: Tensor, slots: Tensor
+) -> Tensor:
     """Mask states [N, D] after the model's draft head, if it has one.
 
     Args:
@@ -280,7 +256,7 @@ def corrected_by_head(
     return torch.where(is_corrected[:, None], head(states, previous), states)
 
 
-def doubled_states(model: Any, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def doubled_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """Last hidden states of the clean tokens [B, S, D] and of the masks [B, M*K, D], from one forward of both."""
     sequence_length, gate, positions = batch.input_ids.shape[1], MaskGate.of(model), batch.mask_positions
     clean_positions = document_positions(batch.document_ids)
@@ -299,8 +275,8 @@ def doubled_states(model: Any, batch: TrainingBatch) -> tuple[torch.Tensor, torc
     return states[:, :sequence_length], states[:, sequence_length:]
 
 
-def cached_states(model: Any, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same states, but the clean tokens, which do not learn, run first, without a graph and without the adapter."""
+def cached_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+    """The same states, but the clean tokens run first, without gradient and adapter."""
     gate, positions = MaskGate.of(model), batch.mask_positions
     clean_mask, mask = (
         training_attention_mask(
@@ -332,6 +308,6 @@ def cached_states(model: Any, batch: TrainingBatch) -> tuple[torch.Tensor, torch
     return clean_states, mask_states
 
 
-def decoder_states(model: Any, cache: DynamicCache | None = None, **inputs: Any) -> torch.Tensor:
+def decoder_states(model: Any, cache: DynamicCache | None = None, **inputs: Any) -> Tensor:
     """What the lm_head reads, [B, T, D]."""
     return model.base_model(**{CACHE: cache}, **inputs)[0]

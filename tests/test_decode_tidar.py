@@ -7,9 +7,8 @@ import torch
 
 from helpers_tidar import FAMILIES, CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.drafting.draft_cache import stack_rows
-from wavedraft.generation.drafting.draft_inputs import draft_inputs
 from wavedraft.generation.drafting.draft_network import DraftNetwork
-from wavedraft.generation.drafting.draft_step import StepState
+from wavedraft.generation.drafting.draft_step import StepState, draft_inputs
 from wavedraft.generation.drafting.step_runner import StepRunner
 from wavedraft.generation.stock_model import CACHE
 

@@ -178,6 +178,18 @@ def test_where_nothing_pays_a_draft_is_tried_now_and_then():
     assert tries[:2] == [0, 1] and 4 <= len(tries) <= 6
 
 
+def test_a_step_between_plans_of_two_lengths_has_no_time_of_its_own():
+    chooser = planner(0.02, 0.6)
+    before = dict(chooser.times)
+    longest = Plan(LONGEST, 1)
+
+    chooser.saw(longest, num_drafted=[2], num_tokens=2, counts=[1])
+
+    assert shape_of(longest, 2) not in before
+    assert chooser.times == before
+    assert chooser.own.reached[0] > 0
+
+
 def test_a_machine_that_slows_down_while_drafting_does_not_make_plain_decoding_look_cheap():
     of = planner(0.02, 0.9)
     ratio = of.times[8, 1, 8] / of.times[PLAIN_SHAPE]

@@ -8,8 +8,8 @@ import torch
 from helpers_sampling import SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 from helpers_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.acceptance import draft_confidence, likely_lengths
-from wavedraft.generation.drafting.draft_inputs import with_masks
 from wavedraft.generation.drafting.draft_network import DraftNetwork
+from wavedraft.generation.drafting.draft_step import with_masks
 from wavedraft.generation.stock_model import CACHE, lm_head_logits
 
 

@@ -5,8 +5,8 @@ import torch
 from transformers import DynamicCache
 
 from helpers_tidar import CountedForwards, random_prompts, tiny_tidar
-from wavedraft.generation.drafting.draft_inputs import with_masks
 from wavedraft.generation.drafting.draft_network import DraftNetwork
+from wavedraft.generation.drafting.draft_step import with_masks
 from wavedraft.generation.execution.attention_forms import NUM_BELIEVED, rounding_of
 from wavedraft.generation.stock_model import CACHE
 

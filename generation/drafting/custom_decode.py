@@ -6,10 +6,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from ..stock_model import CACHE, is_shared_by_ranks
-from .decode_tidar import decode_tidar
+from .decode_tidar import TiDARGenerateOutput, decode_tidar
 from .draft_head import find_draft_head
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
-from .outputs_tidar import TiDARGenerateOutput
 
 
 def tidar(

@@ -3,60 +3,116 @@
 B sequences, A of them unfinished, P prompt tokens, K drafted tokens, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, StaticCache
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from ..execution.compiled_layers import compile_config_of, is_captured
 from ..execution.model_form import ModelForm
 from ..execution.step_graph import StepGraphs
 from ..kept_with_model import one_thread_at_a_time
 from ..processed_scores import ProcessedScores
-from ..stock_model import device_of, is_users_cache, num_cache_layers
+from ..stock_model import CACHE, device_of, is_users_cache, num_cache_layers
 from ..transcript import TokenScores, Transcript, pad_token_of
-from .choice import Choice, Greedy, Sampled, TieSafeGreedy
-from .draft_cache import DraftCache, StaticDraftCache, num_slots_for
+from .choice import Greedy, Sampled, TieSafeGreedy
+from .draft_cache import DraftCache, DraftRows, StaticDraftCache, num_slots_for
 from .draft_head import draft_head_of
 from .draft_network import DraftNetwork
 from .draft_planner import planner_of
-from .draft_rows import DraftRows
 from .draft_step import PLAIN, Decided, Plan, StepState
 from .options_tidar import TiDAROptions
-from .outputs_tidar import Record, TiDARGenerateOutput
 from .step_runner import StepRunner
+
+
+@dataclass
+class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
+    """`generate(return_dict_in_generate=True)` of a model that drafts. B sequences, K drafted tokens.
+
+    Attributes:
+        sequences: [B, P + N] prompt and new ids, padded after each row's end.
+        num_forwards: decode forwards of the whole batch; the prefill is counted apart.
+        num_prefill_forwards: forwards that read the prompt, and one where the returned cache would lack the last
+            tokens of rows that ended before others.
+        num_tie_forwards: with `exact="tie-safe"`, forwards of one token of one row that decided near-ties. They are
+            not part of `num_forwards`.
+        tokens_per_forward: [B] tokens that a row got from each of its decode forwards; plain decoding has 1.0. The
+            prefill's token is not counted, nor what was drafted after the text's end. NaN for a row without a decode
+            forward.
+        accepted_lengths: [B, K] how often a forward of the row accepted 1, 2, ..., K tokens.
+    """
+
+    num_forwards: int | None = None
+    num_prefill_forwards: int | None = None
+    num_tie_forwards: int | None = None
+    tokens_per_forward: Tensor | None = None
+    accepted_lengths: Tensor | None = None
+
+
+class Record:
+    """What each forward of a batch accepted, as `TiDARGenerateOutput` tells it."""
+
+    def __init__(self, batch_size: int, draft_length: int, generation_config: GenerationConfig):
+        self.num_forwards = 0
+        self.generation_config = generation_config
+        self.accepted_lengths = torch.zeros(batch_size, draft_length, dtype=torch.long)
+
+    def add_forward(self, rows: list[int], num_accepted: list[int]) -> None:
+        self.num_forwards += 1
+        for row, count in zip(rows, num_accepted, strict=True):
+            self.accepted_lengths[row, count - 1] += 1
+
+    def output(self, transcript: Transcript, network: Any, cache: DynamicCache | None) -> Any:
+        """The ids [B, P + N], or all that a caller may ask for."""
+        if not self.generation_config.return_dict_in_generate:
+            return transcript.sequences()
+        num_new_tokens = transcript.num_new_tokens
+        kept = transcript.token_scores
+        logits, scores = kept.columns(num_new_tokens) if kept else (None, None)
+        return TiDARGenerateOutput(
+            sequences=transcript.sequences(),
+            scores=scores,
+            logits=logits,
+            num_forwards=self.num_forwards,
+            num_prefill_forwards=network.num_prefill_forwards,
+            num_tie_forwards=network.num_tie_forwards,
+            tokens_per_forward=(torch.tensor(num_new_tokens) - 1) / self.accepted_lengths.sum(dim=1),
+            accepted_lengths=self.accepted_lengths,
+            **{CACHE: cache},
+        )
 
 
 @one_thread_at_a_time
 @torch.no_grad()
 def decode_tidar(
     model: Any,
-    input_ids: torch.Tensor,
+    input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     *,
     options: TiDAROptions,
-    attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
     past_key_values: Any = None,
     streamer: Any = None,
-) -> TiDARGenerateOutput | torch.Tensor:
+) -> TiDARGenerateOutput | Tensor:
     """Writes the text plain decoding would write, in fewer forwards.
 
-    Greedy decoding gives the same tokens; sampling draws from the same distribution (arXiv 2211.17192), whatever
-    the drafts are worth.
+    Greedy decoding gives the same tokens; sampling draws from the same distribution (arXiv 2211.17192).
 
     Args:
         model: a stock causal language model, or one of ours.
         input_ids: [B, P] prompts, left-padded.
-        options: K, seeds and the mask token, checked.
         attention_mask: [B, P], 0 for padding.
         position_ids: [B, uncached part of P].
-        past_key_values: the cache of an earlier turn, a prefix of `input_ids`; a user's own is brought up to date.
-        streamer: gets tokens as they are decided, 1-D; a draft too where it has `put_draft` (transformers'
-            `TextDiffusionStreamer`); several rows where it has `put_row(row, ids)`.
+        past_key_values: the cache of a prefix of `input_ids`; a user's own is brought up to date.
+        streamer: gets decided tokens, 1-D; of several rows by `put_row(row, ids)`. It gets drafts if it has `put_draft`
+            (transformers' `TextDiffusionStreamer`).
 
     Returns:
         [B, P + N] ids, or `TiDARGenerateOutput` where `generation_config.return_dict_in_generate`.
@@ -82,11 +138,11 @@ def decode_tidar(
 
 
 def write(
-    run: StepRunner, transcript: Transcript, record: Record, options: TiDAROptions, position_ids: torch.Tensor | None
+    run: StepRunner, transcript: Transcript, record: Record, options: TiDAROptions, position_ids: Tensor | None
 ) -> StepState:
     """Writes the texts of a batch to their ends; returns the state after the last step."""
     network, choice = run.network, run.choice
-    # 1. Prefill: the prompt decides the first token, and on some devices a block of masks drafts what follows it.
+    # 1. Prefill: the prompt decides the first token, and a block of masks may draft what follows it.
     state, decided = begin(run, transcript, options, position_ids)
     _, drafted = transcript.extend(decided.ids, decided.num_accepted, state.num_drafted, decided.chosen_by)
     planner = planner_of(run, state, options)
@@ -94,7 +150,7 @@ def write(
         # 2. Ended rows leave the forward.
         state, drafted = network.rows.keep(state, places), [drafted[place] for place in places]
         choice.keep_rows(places)
-        # 3. The plan: how much of the draft at hand is read, and how much is drafted next.
+        # 3. The plan: how much is read of the draft at hand, and how much is drafted next.
         plan = planner.choose()
         state = state.with_length(num_read(plan, state, drafted, options))
         num_tokens = state.draft_ids.shape[1]
@@ -112,12 +168,12 @@ def write(
 
 
 def begin(
-    run: StepRunner, transcript: Transcript, options: TiDAROptions, position_ids: torch.Tensor | None
+    run: StepRunner, transcript: Transcript, options: TiDAROptions, position_ids: Tensor | None
 ) -> tuple[StepState, Decided]:
     """Reads the prompts; the state before the first step, and the first tokens.
 
-    On a CPU masks cost as much after a prompt as after the first token, which is then there sooner, and a captured step
-    costs less than masks in a forward that is not: only the paper's own form reads masks with the prompt there.
+    On a CPU, masks cost no less after a prompt than after the first token, and delay that. A captured step costs less
+    than masks in the prefill. There only the paper's own form, with every branch, reads masks with the prompt.
     """
     network, cache = run.network, run.network.rows.cache
     is_step_cheap = cache.device.type == "cpu" or run.graphs is not None
@@ -134,7 +190,7 @@ def begin(
 
 
 def num_read(plan: Plan, state: StepState, drafted: list[int], options: TiDAROptions) -> int:
-    """N of the next step: tokens of the draft at hand that are read. A static step has room for K, used or not."""
+    """N of the next step: tokens of the draft at hand that are read. A static step always has K."""
     if plan == PLAIN:
         return 1
     if options.is_static:
@@ -144,8 +200,7 @@ def num_read(plan: Plan, state: StepState, drafted: list[int], options: TiDAROpt
 
 def choice_of(
     network: DraftNetwork, scores: ProcessedScores, options: TiDAROptions, generation_config: GenerationConfig
-) -> Choice:
-    """How tokens are chosen."""
+) -> Greedy | Sampled:
     keeps_scores = scores.transcript.token_scores is not None
     if generation_config.do_sample:
         seeds = options.seeds(len(scores.transcript.lengths))
@@ -162,25 +217,20 @@ def network_of(
     options: TiDAROptions,
     generation_config: GenerationConfig,
     transcript: Transcript,
-    attention_mask: torch.Tensor | None,
+    attention_mask: Tensor | None,
     past_key_values: Any,
     returns_cache: bool,
 ) -> tuple[DraftNetwork, StepGraphs | None]:
-    """The model as steps call it, with its cache; and the graphs of its steps, where steps are captured."""
+    """The model as steps call it, with its cache; and the graphs of captured steps, or None."""
     batch_size, device = len(transcript.lengths), device_of(model)
     compile_config = compile_config_of(model, generation_config) if options.is_static else None
-    form = ModelForm(
-        model,
-        is_tie_safe=options.exact == "tie-safe",
-        is_packed=options.packed_weights,
-        compile_config=compile_config,
-    )
+    is_tie_safe, is_packed = options.exact == "tie-safe", options.packed_weights
+    form = ModelForm(model, is_tie_safe=is_tie_safe, is_packed=is_packed, compile_config=compile_config)
     graphs, cache = None, DraftCache(batch_size, num_cache_layers(model), device)
     if options.is_static:
         capacity = num_slots_for(transcript.max_length, options.num_queries)
         if is_captured(model, compile_config):
-            about = batch_size, form.compiled.options, options.mask_embedding_id
-            graphs = StepGraphs.of(model, capacity, *about)
+            graphs = StepGraphs.of(model, capacity, batch_size, form.compiled.options, options.mask_embedding_id)
             capacity = graphs.capacity
         cache = StaticDraftCache(batch_size, num_cache_layers(model), device, capacity)
     if past_key_values is not None and past_key_values.get_seq_length():
@@ -196,7 +246,7 @@ def network_of(
 
 
 def handed_back(given: Any, cache: DynamicCache) -> Any:
-    """The cache `generate` was given or has prepared, holding what `cache` holds."""
+    """The cache `generate` was given or has prepared, with what `cache` holds."""
     if type(given) is DynamicCache or cache.get_seq_length() > given.get_max_length() > 0:  # a static one, outgrown
         given.layers = cache.layers
         return given

@@ -1,15 +1,20 @@
-"""Keys and values at slots of their own per row, so that rejecting a draft costs nothing.
+"""The rows of a batch and their keys and values, at slots of their own per row: rejecting a draft costs nothing.
 
-B sequences, A of them unfinished, H key heads, C slots, Q queries, D channels a head.
+B sequences, A of them unfinished, P prompt tokens, H key heads, C slots, Q queries, D channels a head.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+from .draft_step import StepState
+
 FEWEST_SLOTS = 256  # of a cache that never grows
+
+States = list[tuple[Tensor, Tensor]]  # keys and values of each layer
 
 
 class DraftCacheLayer(CacheLayerMixin):
@@ -19,40 +24,33 @@ class DraftCacheLayer(CacheLayerMixin):
         super().__init__()
         self.cache = cache
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[3])
-        self.values = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[3])
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if not self.keys.shape[2] and not self.cache.max_length and key_states.shape[2] == self.cache.num_slots:
-            self.keys, self.values = key_states, value_states  # a prompt's, kept as they come
+            self.keys, self.values = key_states, value_states  # a prompt's
             return key_states, value_states
         self.reserve(self.cache.num_slots)
         num_queries = key_states.shape[2]  # fewer than announced, where the masks are done already
-        if (first := self.cache.first_slot) is not None:
-            self.keys[:, :, first : first + num_queries] = key_states
-            self.values[:, :, first : first + num_queries] = value_states
-        else:
-            rows, slots = self.cache.write_index(key_states.device)
-            self.keys[rows, :, slots[:, :num_queries]] = key_states.transpose(1, 2)
-            self.values[rows, :, slots[:, :num_queries]] = value_states.transpose(1, 2)
+        for kept, new in ((self.keys, key_states), (self.values, value_states)):
+            if (first := self.cache.first_slot) is not None:
+                kept[:, :, first : first + num_queries] = new
+            else:
+                rows, slots = self.cache.write_index(new.device)
+                kept[rows, :, slots[:, :num_queries]] = new.transpose(1, 2)
         return self.keys[:, :, : self.cache.num_slots], self.values[:, :, : self.cache.num_slots]
 
     def reserve(self, num_slots: int) -> None:
-        """Makes room for `num_slots`, growing by half so that the copies stay rare. Unused slots are zero: an
-        invisible key may be anything finite."""
+        """Makes room; grows by half, so that copies stay rare. Unused slots are zero: invisible keys must be finite."""
         capacity = self.keys.shape[2]
-        if num_slots > capacity:
-            capacity = max(num_slots, capacity + capacity // 2)
-            for name in ("keys", "values"):
-                old = getattr(self, name)
-                new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
-                new[:, :, : old.shape[2]] = old
-                setattr(self, name, new)
+        if (missing := num_slots - capacity) > 0:
+            more = (0, 0, 0, max(missing, capacity // 2))
+            self.keys, self.values = nn.functional.pad(self.keys, more), nn.functional.pad(self.values, more)
 
     def get_seq_length(self) -> int:
         return self.cache.max_length
@@ -67,16 +65,16 @@ class DraftCacheLayer(CacheLayerMixin):
 class DraftCache(Cache):
     """A cache whose rows have lengths of their own.
 
-    A forward of Q queries writes slots `lengths[b] .. lengths[b] + Q - 1` of row b. Accepting `a` tokens adds `a` to
-    the row's length. The keys of rejected tokens and of masks stand after it, and the next forward overwrites them.
+    A forward of Q queries writes slots `lengths[b] .. lengths[b] + Q - 1` of row b. Accepted tokens add to the row's
+    length. The next forward overwrites the keys after it.
 
     Attributes:
         lengths: [B] slots in use when the forward under way began, on the model's device.
-        min_length, max_length: the shortest and the longest row's length, known to the host without a sync.
+        min_length, max_length: the shortest and the longest row's length, on the host.
         is_step: whether every forward has one shape, as over a static cache.
         num_slots: slots visible in the forward under way: `max_length` + Q.
-        first_slot: where every row writes in the forward under way, if that is one slot: a slice is then written, in
-            half the time an index takes. None where rows differ.
+        first_slot: where all rows write in the forward under way: a slice takes half as long as an index. None where
+            rows differ.
     """
 
     def __init__(self, batch_size: int, num_layers: int, device: torch.device):
@@ -89,21 +87,19 @@ class DraftCache(Cache):
         self.first_slot: int | None = None
 
     def take_over(self, cache: DynamicCache) -> None:
-        """Begins with the keys and values of a conversation's earlier turns (copied: the original is untouched)."""
+        """Begins with a copy of another cache's keys and values."""
         length = int(cache.get_seq_length())
         self.know_lengths([length])
         for layer, past in zip(self.layers, cache.layers, strict=False):
             layer.lazy_initialization(past.keys, past.values)
             layer.keys, layer.values = past.keys[:, :, :length].clone(), past.values[:, :, :length].clone()
 
-    def row(self, place: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """One row's keys and values of each layer, [H, length, D], as tensors of their own."""
-        return [
-            (layer.keys[place, :, :length].clone(), layer.values[place, :, :length].clone()) for layer in self.layers
-        ]
+    def row(self, place: int, length: int) -> States:
+        """A copy of one row, [H, length, D]."""
+        return [(x.keys[place, :, :length].clone(), x.values[place, :, :length].clone()) for x in self.layers]
 
     def view_of_row(self, place: int, length: int) -> "DraftCache":
-        """The first `length` slots of one row as a cache of its own, over the same memory."""
+        """One row with `length` slots in use as a cache of its own, over the same memory."""
         view = DraftCache(1, len(self.layers), self.device)
         view.know_lengths([length])
         for mine, layer in zip(view.layers, self.layers, strict=True):
@@ -111,15 +107,15 @@ class DraftCache(Cache):
             mine.keys, mine.values = layer.keys[place : place + 1], layer.values[place : place + 1]
         return view
 
-    def begin_forward(self, lengths: torch.Tensor, num_queries: int) -> None:
+    def begin_forward(self, lengths: Tensor, num_queries: int) -> None:
         """Points each row's next `num_queries` writes at the slots after its first `lengths` [B]."""
         self.lengths = lengths
-        self._index: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._index: tuple[Tensor, Tensor] | None = None
         self._num_queries = num_queries
         self.num_slots = self.max_length + num_queries
         self.first_slot = self.max_length if self.max_length == self.min_length else None
 
-    def write_index(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def write_index(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rows [B, 1] and slots [B, Q] that the forward under way writes."""
         if self._index is None:
             slots = self.lengths[:, None] + torch.arange(self._num_queries, device=self.device)
@@ -127,16 +123,16 @@ class DraftCache(Cache):
         rows, slots = self._index
         return rows.to(device), slots.to(device)
 
-    def spread(self, of_unfinished: torch.Tensor) -> torch.Tensor:
-        """What a forward runs on, from what is known of each unfinished row: here the same rows."""
+    def spread(self, of_unfinished: Tensor) -> Tensor:
+        """The rows [A, ...] that a forward runs on, [B, ...] over a static cache."""
         return of_unfinished
 
-    def gather(self, of_rows: torch.Tensor) -> torch.Tensor:
-        """What the unfinished rows get of a forward's results."""
+    def gather(self, of_rows: Tensor) -> Tensor:
+        """The unfinished rows of a forward's results."""
         return of_rows
 
     def know_lengths(self, row_lengths: list[int]) -> None:
-        """Tells the host's side how many slots of each row are in use."""
+        """Tells the host how many slots of each row are in use."""
         self.min_length, self.max_length = min(row_lengths), max(row_lengths)
 
     def keep_rows(self, rows: list[int], row_lengths: list[int]) -> None:
@@ -145,13 +141,12 @@ class DraftCache(Cache):
         index = torch.tensor(rows, device=self.device)
         for layer in self.layers:
             if layer.is_initialized:
-                layer.keys = layer.keys[index.to(layer.keys.device)]
-                layer.values = layer.values[index.to(layer.values.device)]
+                of_layer = index.to(layer.keys.device)
+                layer.keys, layer.values = layer.keys[of_layer], layer.values[of_layer]
 
 
-def stack_rows(rows: list[list[tuple[torch.Tensor, torch.Tensor]]], lengths: list[int]) -> DynamicCache:
-    """Rows of `DraftCache.row` as one stock cache, cut to `lengths` and zero after them: column for column what
-    `generate` returns."""
+def stack_rows(rows: list[States], lengths: list[int]) -> DynamicCache:
+    """Rows as one stock cache, cut to `lengths` and zero after them, as `generate` returns it."""
     cache = DynamicCache()
     for index, layer in enumerate(zip(*rows, strict=True)):
         keys, values = (
@@ -165,18 +160,17 @@ def stack_rows(rows: list[list[tuple[torch.Tensor, torch.Tensor]]], lengths: lis
 
 
 def num_slots_for(text_length: int, num_queries: int) -> int:
-    """Slots that a text of this length and the queries of its last step need, rounded up to a power of two: texts of
-    about one length share a shape."""
+    """Slots of a text and its last step's queries, rounded up to a power of two, so that texts share shapes."""
     return max(FEWEST_SLOTS, 1 << (text_length + num_queries - 1).bit_length())
 
 
 class StaticDraftCache(DraftCache):
     """A cache that never grows, so that every decode step has one shape.
 
-    It has C slots for every row, finished or not. Prefill sees what is cached, a step all C slots.
+    Every row has C slots, finished or not. Prefill sees those in use, a step all.
 
     Attributes:
-        places: [B] of each row among the unfinished ones; 0 for a finished row, whose step nobody reads.
+        places: [B] each row's place among the unfinished ones; 0 for a finished row, whose step nobody reads.
         unfinished: [A] the rows still being written.
     """
 
@@ -185,18 +179,16 @@ class StaticDraftCache(DraftCache):
         self.capacity = capacity
         self.unfinished = self.places = torch.arange(batch_size, device=device)
 
-    def begin_forward(self, lengths: torch.Tensor, num_queries: int) -> None:
+    def begin_forward(self, lengths: Tensor, num_queries: int) -> None:
         super().begin_forward(lengths, num_queries)
         if self.is_step:
             self.num_slots, self.first_slot = self.capacity, None
 
-    def reserve_all(self, kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
-        """Gives every layer its C slots, no more and no less: from here on a step has one shape, and one place in
-        memory.
+    def reserve_all(self, kept: States | None = None) -> None:
+        """Gives every layer its C slots: from here on a step has one shape and one place in memory.
 
         Args:
-            kept: the slots [B, H, C, D] of an earlier decode, which this one writes too; its own are put here where
-                there are none.
+            kept: the slots [B, H, C, D] of an earlier decode, which this one uses too. If empty, its own are put here.
         """
         for number, layer in enumerate(self.layers):
             if kept and number < len(kept):
@@ -214,15 +206,15 @@ class StaticDraftCache(DraftCache):
             layer.keys, layer.values = slots
         self.is_step = True
 
-    def spread(self, of_unfinished: torch.Tensor) -> torch.Tensor:
+    def spread(self, of_unfinished: Tensor) -> Tensor:
         return of_unfinished if self.is_whole else of_unfinished[self.places]
 
-    def gather(self, of_rows: torch.Tensor) -> torch.Tensor:
+    def gather(self, of_rows: Tensor) -> Tensor:
         return of_rows if self.is_whole else of_rows[self.unfinished]
 
     @property
     def is_whole(self) -> bool:
-        """Whether every row is still being written."""
+        """Whether no row is finished."""
         return len(self.unfinished) == len(self.places)
 
     def keep_rows(self, rows: list[int], row_lengths: list[int]) -> None:
@@ -231,5 +223,92 @@ class StaticDraftCache(DraftCache):
         self.places = torch.zeros_like(self.places)
         self.places[self.unfinished] = torch.arange(len(rows), device=self.device)
 
-    def row(self, place: int, length: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def row(self, place: int, length: int) -> States:
         return super().row(int(self.unfinished[place]), length)
+
+
+class EndedRow(NamedTuple):
+    """Keys and values of a row that has left the forward, [H, length, D], and its next token's position, [1]."""
+
+    states: States
+    next_position: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.states[0][0].shape[1]
+
+
+class DraftRows:
+    """
+    Args:
+        is_real_slot: [B, P], False for padding; None where there is none.
+        keeps_ended: whether ended rows are kept, for a cache that will be returned.
+
+    Attributes:
+        rows: the unfinished rows, by their number in the batch.
+        lengths: their slots in use, on the host.
+    """
+
+    def __init__(self, cache: DraftCache, num_rows: int, is_real_slot: Tensor | None, keeps_ended: bool = False):
+        self.cache = cache
+        self.batch_size = num_rows
+        self.rows = list(range(num_rows))
+        self.lengths = [cache.max_length] * num_rows
+        self.is_real_slot = is_real_slot
+        self.is_real_in_prompt = is_real_slot
+        self.ended: dict[int, EndedRow] | None = {} if keeps_ended else None
+
+    def padding(self) -> Tensor | None:
+        """[A, C] of the forward under way, False for padding; None where there is none."""
+        if self.is_real_slot is None:
+            return None
+        num_new = self.cache.num_slots - self.is_real_slot.shape[1]
+        return nn.functional.pad(self.is_real_slot, (0, num_new), value=True) if num_new else self.is_real_slot
+
+    def advance(self, counts: list[int]) -> None:
+        """Adds to the slots in use."""
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        self.cache.know_lengths(self.lengths)
+
+    def keep(self, state: StepState, places: list[int]) -> StepState:
+        """Takes every other row out of the decode; returns the state of the rest."""
+        if len(places) == len(self.rows):
+            return state
+        self.set_aside(state, set(range(len(self.rows))) - set(places))
+        self.rows = [self.rows[place] for place in places]
+        self.lengths = [self.lengths[place] for place in places]
+        if self.is_real_slot is not None and not self.cache.is_step:
+            self.is_real_slot = self.is_real_slot[places]
+        self.cache.keep_rows(places, self.lengths)
+        return state.of_rows(places)
+
+    def alone(self, place: int, length: int) -> "DraftRows":
+        """One row with `length` slots in use by itself, over the same memory."""
+        is_real = None if self.is_real_slot is None else self.is_real_slot[place : place + 1]
+        return DraftRows(self.cache.view_of_row(place, length), 1, is_real)
+
+    def set_aside(self, state: StepState, places: Iterable[int]) -> None:
+        """Keeps what these rows leave, where the cache will be returned."""
+        if self.ended is None:
+            return
+        for place in places:
+            states = self.cache.row(place, self.lengths[place])
+            self.ended[self.rows[place]] = EndedRow(states, state.next_positions[place])
+
+    def lacking_last(self, text_lengths: list[int]) -> list[int]:
+        """The ended rows whose last token is not cached, though a longer row's cache would hold it."""
+        assert self.ended is not None
+        longest = max(text_lengths)
+        return [row for row, n in enumerate(text_lengths) if n < longest and self.ended[row].length < n]
+
+    def of_ended(self, rows: list[int]) -> tuple["DraftRows", Tensor]:
+        """Ended rows as rows of their own, and the positions [n, 1] of their next tokens."""
+        assert self.ended is not None
+        ended = [self.ended[row] for row in rows]
+        lengths = [one.length for one in ended]
+        cache = DraftCache(len(rows), len(self.cache.layers), self.cache.device)
+        cache.take_over(stack_rows([one.states for one in ended], lengths))
+        cache.know_lengths(lengths)
+        found = DraftRows(cache, len(rows), None if self.is_real_in_prompt is None else self.is_real_in_prompt[rows])
+        found.lengths = lengths
+        return found, torch.stack([one.next_position for one in ended])

@@ -1,9 +1,8 @@
-"""The draft head: each token of a draft is chosen knowing the one that stands before it.
+"""The draft head: each token of a draft is chosen knowing the one before it.
 
-The masks of a forward predict side by side: none knows what another will be, nor the token that verification puts in
-front of them. The head mends each mask's last state for that token, one slot after the other and without a forward of
-the network, as sequentially dependent draft heads do (Hydra, arXiv 2402.05109). It changes what is drafted, never what
-is written.
+The masks of a forward predict side by side: none knows the token that will stand before it. The head mends each mask's
+last state for that token, slot by slot and without a forward of the network, as sequentially dependent draft heads do
+(Hydra, arXiv 2402.05109). It changes what is drafted, never what is written.
 
 A rows, N slots, D channels, R channels of the head, C candidates, V vocabulary.
 """
@@ -17,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
@@ -27,13 +26,13 @@ from ..stock_model import candidate_logits, device_of, file_if_there, has_rows_t
 logger = logging.get_logger(__name__)
 
 HEAD_FILE = "draft_head.safetensors"
-NUM_CANDIDATES = 64  # of each slot that are scored anew: those its mask found most likely
+NUM_CANDIDATES = 64  # each mask's likeliest tokens, which are scored anew
 
 
 class DraftHead(nn.Module):
-    """Two layers between what a mask has come to, the token before it, and what the mask should have come to.
+    """Two layers from a mask's last state and the token before it to what that state should be.
 
-    Its weights are no `nn.Linear`, so that an adapter on "all-linear" layers leaves them alone.
+    Its weights are not an `nn.Linear`, so that an adapter on "all-linear" layers leaves them alone.
 
     Args:
         num_channels: D, of the model's last states and of its embeddings.
@@ -49,20 +48,19 @@ class DraftHead(nn.Module):
         self.input_bias = nn.Parameter(torch.zeros(rank))
         self.output_weight = nn.Parameter(torch.zeros(num_channels, rank))  # at first it changes nothing
 
-    def forward(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: Tensor, previous: Tensor) -> Tensor:
         """Masks' last states [..., D], mended for the embeddings [..., D] of the tokens before them."""
         return self.mend(states, self.read(states), previous)
 
-    def read(self, states: torch.Tensor) -> torch.Tensor:
-        """What the head's first layer makes of the states alone, [..., R]: asked before any token is known."""
+    def read(self, states: Tensor) -> Tensor:
+        """The first layer's part that depends on the states alone, [..., R]."""
         return functional.linear(self._normed(states), self.input_weight[:, : states.shape[-1]], self.input_bias)
 
-    def mend(self, states: torch.Tensor, read: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-        """The same states with what `previous` says of them."""
+    def mend(self, states: Tensor, read: Tensor, previous: Tensor) -> Tensor:
         read = read + functional.linear(self._normed(previous), self.input_weight[:, states.shape[-1] :])
         return states + functional.linear(functional.silu(read), self.output_weight).to(states.dtype)
 
-    def _normed(self, channels: torch.Tensor) -> torch.Tensor:
+    def _normed(self, channels: Tensor) -> Tensor:
         return functional.rms_norm(channels.to(self.input_weight.dtype), channels.shape[-1:])
 
 
@@ -74,15 +72,14 @@ class DraftChain:
         states: [A, N, D] the masks' last states.
     """
 
-    def __init__(self, model: nn.Module, head: DraftHead, logits: torch.Tensor, states: torch.Tensor):
+    def __init__(self, model: nn.Module, head: DraftHead, logits: Tensor, states: Tensor):
         self.model, self.logits, self.states = model, logits, states
         self.head = head.to(states.device)  # an offloaded model's may be elsewhere
         self.read = self.head.read(states)
         self.candidates = logits.topk(min(NUM_CANDIDATES, logits.shape[-1]), sorted=False).indices.to(states.device)
 
-    def logits_behind(self, slot: int, previous_ids: torch.Tensor) -> torch.Tensor:
-        """Logits of one slot's mask behind the tokens [A, 1] that now stand before it, [A, 1, V]: its candidates are
-        scored anew."""
+    def logits_behind(self, slot: int, previous_ids: Tensor) -> Tensor:
+        """Logits [A, 1, V] of one slot after the tokens [A, 1] before it: its candidates are scored anew."""
         states = self._states_behind(slot, previous_ids)
         candidates = self.candidates[:, slot]
         mended = candidate_logits(self.model, states, candidates)
@@ -91,12 +88,11 @@ class DraftChain:
         logits = self.logits[:, slot]
         return logits.scatter(1, candidates.to(logits.device), mended.to(logits))[:, None]
 
-    def likeliest_behind(
-        self, previous_ids: torch.Tensor, excluded_id: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The whole draft behind the tokens [A, 1], greedily: what the likeliest tokens of `logits_behind` are, slot by
-        slot, but the vocabulary is gone through once for all slots. What its candidates leave has the logits its mask
-        gave it, so that the best of it and its sum are known beforehand.
+    def likeliest_behind(self, previous_ids: Tensor, excluded_id: int | None = None) -> tuple[Tensor, Tensor] | None:
+        """The greedy draft after the tokens [A, 1]: the likeliest tokens of `logits_behind`, slot by slot.
+
+        The vocabulary is read once for all slots: tokens that are not candidates keep their mask's logits, so that
+        their best and their sum are known beforehand.
 
         Args:
             excluded_id: an id that must not be drafted.
@@ -128,8 +124,8 @@ class DraftChain:
             confidences.append(1 / ((mended.float() - best).exp().sum(dim=1, keepdim=True) + of_left))
         return torch.cat(ids[1:], dim=1), torch.cat(confidences, dim=1)
 
-    def _states_behind(self, slot: int, previous_ids: torch.Tensor) -> torch.Tensor:
-        """One slot's states, mended for the tokens [A, 1] before it, [A, D]."""
+    def _states_behind(self, slot: int, previous_ids: Tensor) -> Tensor:
+        """One slot's states [A, D], mended for the tokens [A, 1] before it."""
         embedding = self.model.get_input_embeddings()
         previous = embedding(previous_ids[:, 0].to(device_of(self.model))).to(self.states.device)
         return self.head.mend(self.states[:, slot], self.read[:, slot], previous)
@@ -141,7 +137,7 @@ def draft_head_of(model: nn.Module) -> DraftHead | None:
 
 
 def attach_draft_head(model: nn.Module, head: DraftHead) -> None:
-    """Gives a model its head, which is saved in a file of its own: the names of the model's weights stay stock."""
+    """Gives a model its head. It is saved in a file of its own: the model's weights keep their stock names."""
     num_channels = model.get_input_embeddings().weight.shape[-1]
     if head.output_weight.shape[0] != num_channels:
         raise ValueError(
@@ -171,7 +167,7 @@ def new_draft_head(model: nn.Module, rank: int) -> DraftHead:
 def load_draft_head(
     model: Any, name_or_path: str | os.PathLike, beside: str = "adapter_config.json", **hub: Any
 ) -> bool:
-    """Attaches the head of a folder or Hub repository, in the model's dtype and frozen; says whether there is one.
+    """Attaches the head of a folder or Hub repository, frozen; says whether there is one.
 
     Args:
         beside: a file of the same repository that was fetched just now, which says the revision.

@@ -7,16 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from ..execution.attention_forms import Spans, mask_over_prompt
 from ..execution.model_form import ModelForm
 from ..stock_model import CACHE, device_of, last_position_of, num_cache_layers
-from .draft_cache import DraftCache, stack_rows
+from .draft_cache import DraftCache, DraftRows, stack_rows
 from .draft_head import DraftHead
-from .draft_inputs import DraftInputs, Masks, with_masks
-from .draft_rows import DraftRows
-from .draft_step import StepState
+from .draft_step import DraftInputs, Masks, StepState, with_masks
 from .mask_predictions import MaskPredictions
 from .structured_mask import (
     attention_windows,
@@ -27,20 +26,19 @@ from .structured_mask import (
     structured_attention_mask,
 )
 
-MOST_READ_AT_ONCE = 256  # masks whose logits an accelerator reads before it is known whose draft they are
+MOST_READ_AT_ONCE = 256  # masks of several blocks whose logits an accelerator reads with the clean tokens'
 
 
 class DraftNetwork:
     """A model as decode steps call it.
 
     Args:
-        mask_embedding_id: the row of the embedding table that masks read.
         head: the draft head, if one is used.
-        is_captured: whether steps become CUDA graphs, which want their masks made for all layers at once.
+        is_captured: whether steps become CUDA graphs, whose masks are made once for all layers.
 
     Attributes:
-        num_prefill_forwards, num_tie_forwards: calls of the network besides those of steps. Each step calls it once,
-            and the decode counts its steps: a captured step runs none of this code.
+        num_prefill_forwards, num_tie_forwards: calls of the network besides those of steps, one a step. The decode
+            counts steps, since a captured one runs none of this code.
     """
 
     def __init__(
@@ -68,50 +66,47 @@ class DraftNetwork:
         """A model that begins with nothing, over a cache that grows.
 
         Args:
-            form: of `ModelForm`. Its `applied` must be open while the network is called.
+            form: of `ModelForm`, whose `applied` must be open during calls.
         """
         cache = DraftCache(num_rows, num_cache_layers(model), device_of(model))
         return cls(model, DraftRows(cache, num_rows, None), ModelForm(model, **form), mask_embedding_id)
 
-    # -- the forwards of a decode
-
     def prefill(
-        self, prompt_ids: torch.Tensor, position_ids: torch.Tensor | None, draft_length: int, has_draft: bool = True
-    ) -> tuple[torch.Tensor, MaskPredictions, torch.Tensor]:
-        """Reads the uncached part of the prompts [A, P], and one block of masks after it.
+        self, prompt_ids: Tensor, position_ids: Tensor | None, draft_length: int, has_draft: bool = True
+    ) -> tuple[Tensor, MaskPredictions, Tensor]:
+        """Reads the uncached part of the prompts [A, P], and one block of masks after it where `has_draft`.
 
         Args:
             position_ids: [A, at least the uncached part of P]; None counts the columns.
-            has_draft: false reads the prompts as plain decoding does, with no masks after them.
 
         Returns:
-            logits after the last prompt token, [A, 1, V]; what the masks predict; the next token's position [A, 1].
+            logits of the last prompt token, [A, 1, V]; what the masks predict; the next token's position [A, 1].
         """
         self.device_of_ids = prompt_ids.device
-        cache = self.rows.cache
-        num_cached, num_rows = cache.max_length, len(prompt_ids)
+        device, num_cached, num_rows = self.rows.cache.device, self.rows.cache.max_length, len(prompt_ids)
         num_clean = prompt_ids.shape[1] - num_cached
         if position_ids is None:
-            position_ids = torch.arange(prompt_ids.shape[1], device=cache.device).expand(num_rows, -1)
-        positions = position_ids[:, -num_clean:].to(cache.device)
+            position_ids = torch.arange(prompt_ids.shape[1], device=device).expand(num_rows, -1)
+        positions = position_ids[:, -num_clean:].to(device)
         self.check_positions(positions[:, -1:])
-        branch_lengths = torch.full((num_rows, int(has_draft)), num_clean, device=cache.device)
-        cached_lengths = torch.full((num_rows,), num_cached, device=cache.device)
+        branch_lengths = torch.full((num_rows, int(has_draft)), num_clean, device=device)
+        cached_lengths = torch.full((num_rows,), num_cached, device=device)
         unread_ids = prompt_ids[:, -num_clean:]
         inputs = with_masks(unread_ids, positions, branch_lengths, cached_lengths, draft_length, 1, self.masks)
         logits, predictions = self.split(inputs, *self._read(inputs, self.rows, is_prefill=True))
         self.num_prefill_forwards += 1
         self.rows.advance([num_clean] * num_rows)
-        after_first = replace(predictions, branch_lengths=torch.ones_like(branch_lengths))  # the token decided here
-        return logits, after_first, positions[:, -1:] + 1
+        # The token decided here is the first of a draft.
+        predictions = replace(predictions, branch_lengths=torch.ones_like(branch_lengths))
+        return logits, predictions, positions[:, -1:] + 1
 
-    def __call__(self, inputs: DraftInputs) -> tuple[torch.Tensor, MaskPredictions]:
-        """A decode step's forward: logits after each clean token [A, N, V], and what the masks predict."""
+    def __call__(self, inputs: DraftInputs) -> tuple[Tensor, MaskPredictions]:
+        """A decode step's forward: logits of each clean token [A, N, V], and what the masks predict."""
         return self.split(inputs, *self.read(inputs))
 
-    def read(self, inputs: DraftInputs) -> tuple[torch.Tensor, ...]:
-        """Logits and the masks' states of a step. Over a static cache, whose steps have one shape, all B rows of the
-        batch are read, in tensors of one layout: what is compiled for one is given no other."""
+    def read(self, inputs: DraftInputs) -> tuple[Tensor, ...]:
+        """Logits and the masks' states of a step. Over a static cache all B rows are read, in tensors of one layout, as
+        compiled layers expect."""
         cache = self.rows.cache
         if not cache.is_step:
             return self._read(inputs, self.rows)
@@ -120,13 +115,9 @@ class DraftNetwork:
         found = self._read(of_all, self.rows)
         return tuple(cache.gather(tensor) for tensor in found) if is_part else found
 
-    def read_alone(self, state: StepState, place: int, num_before: int) -> torch.Tensor:
-        """Reads one token of one row's draft once more, in the forward plain decoding would read it in, with
-        `num_before` tokens of that draft before it. What it leaves in the cache replaces what the draft left there.
-
-        Returns:
-            logits after it, [1, 1, V].
-        """
+    def read_alone(self, state: StepState, place: int, num_before: int) -> Tensor:
+        """Logits [1, 1, V] of the token after `num_before` of one row's draft, read again as plain decoding reads it.
+        Its keys and values replace what the draft left in the cache."""
         rows = self.rows.alone(place, self.rows.lengths[place] + num_before)
         token_id = state.draft_ids[place, num_before].view(1, 1)
         position = state.next_positions[place : place + 1] + num_before
@@ -137,9 +128,9 @@ class DraftNetwork:
         return logits.to(self.device_of_ids)
 
     def final_cache(self, state: StepState, text_lengths: list[int], last_ids: list[int]) -> DynamicCache:
-        """What is cached of texts of these lengths, each with its last token's id, as plain decoding leaves it: all but
-        the longest text's last token, which nobody has read, and zeros after shorter texts."""
-        self.rows.end_all(state)
+        """What is cached of texts of these lengths and last tokens, as plain decoding leaves it: all but the longest
+        text's last token, and zeros after shorter texts."""
+        self.rows.set_aside(state, range(len(self.rows.rows)))
         ended = self.rows.ended
         assert ended is not None
         if lacking := self.rows.lacking_last(text_lengths):
@@ -149,13 +140,12 @@ class DraftNetwork:
             self._read(with_masks(ids, positions, ids[:, :0], lengths, 0, 1, self.masks), rows)
             self.num_prefill_forwards += 1
             for place, row in enumerate(lacking):
-                ended[row].states = rows.cache.row(place, rows.lengths[place] + 1)
-        longest = max(text_lengths)
+                ended[row] = ended[row]._replace(states=rows.cache.row(place, rows.lengths[place] + 1))
         states = [ended[row].states for row in sorted(ended)]
-        return stack_rows(states, [min(length, longest - 1) for length in text_lengths])
+        return stack_rows(states, [min(length, max(text_lengths) - 1) for length in text_lengths])
 
-    def check_positions(self, next_positions: torch.Tensor) -> None:
-        """A token that is decided must have a row in a learned position table; what is drafted after it need not."""
+    def check_positions(self, next_positions: Tensor) -> None:
+        """Refuses decided tokens after the end of a learned position table. Drafted ones may stand there."""
         last_position = self.masks.last_position
         if last_position is not None and next_positions.max() > last_position:
             raise ValueError(
@@ -164,26 +154,22 @@ class DraftNetwork:
                 "or lower `max_new_tokens`."
             )
 
-    # -- the call
-
-    def _read(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool = False) -> tuple[torch.Tensor, ...]:
+    def _read(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool = False) -> tuple[Tensor, ...]:
         """The network's one call.
 
         Returns:
-            logits of the clean tokens that are read and, where they come with the same pass of the lm_head, of each
-            block's masks but its first, [A, num_read + M * (K - 1), V]; the masks' states, [A, M * K, D].
+            logits [A, num_read, V] or, with each block's masks but its first, [A, num_read + M * (K - 1), V]; the
+            masks' states, [A, M * K, D].
         """
         cache = rows.cache
         cache.begin_forward(inputs.cached_lengths, inputs.input_ids.shape[1])
-        attention_mask = self._attention_mask(inputs, rows, is_prefill)
-        spans = (
-            None if is_prefill else Spans(rows.lengths, inputs.num_clean, rows.padding(), any(self.windows.values()))
-        )
+        has_window = any(self.windows.values())
+        spans = None if is_prefill else Spans(rows.lengths, inputs.num_clean, rows.padding(), has_window)
         shape = len(inputs.input_ids), inputs.num_clean, inputs.num_masks, cache.num_slots
         with self.form.forward(inputs.num_masks, spans, (cache, shape) if cache.is_step else None):
             output = self.model(
                 input_ids=inputs.input_ids,
-                attention_mask=attention_mask,
+                attention_mask=self._attention_mask(inputs, rows, is_prefill),
                 position_ids=inputs.position_ids,
                 use_cache=True,
                 logits_to_keep=self._places_read(inputs),
@@ -193,10 +179,8 @@ class DraftNetwork:
         states = output.logits[:, :0] if not inputs.num_masks else self.form.last_states[:, inputs.num_clean :]
         return output.logits, states
 
-    def split(
-        self, inputs: DraftInputs, logits: torch.Tensor, states: torch.Tensor
-    ) -> tuple[torch.Tensor, MaskPredictions]:
-        """Logits of the clean tokens that are read, on the device the ids came from, and what the masks predict."""
+    def split(self, inputs: DraftInputs, logits: Tensor, states: Tensor) -> tuple[Tensor, MaskPredictions]:
+        """The clean tokens' logits, where the ids came from, and what the masks predict."""
         of_masks = logits[:, inputs.num_read :] if logits.shape[1] > inputs.num_read else None
         predictions = MaskPredictions(
             self.model, self.head, inputs.draft_length, inputs.branch_lengths, states, of_masks, self.device_of_ids
@@ -204,7 +188,7 @@ class DraftNetwork:
         return logits[:, : inputs.num_read].to(self.device_of_ids), predictions
 
     def _places_read(self, inputs: DraftInputs) -> Any:
-        """The queries whose logits are read: how many from the last backwards, or which."""
+        """The queries whose logits are read: how many of the last, or which."""
         if not inputs.num_masks:
             return inputs.num_read
         device = inputs.input_ids.device
@@ -215,35 +199,31 @@ class DraftNetwork:
         return torch.cat([places, inputs.num_clean + masks.flatten()])
 
     def reads_all_masks(self, num_rows: int, inputs: DraftInputs) -> bool:
-        """Whether the logits of every block's masks are read at once. Of one block they are. Of several, one is needed,
-        which only verification tells: a CPU reads it then. An accelerator reads the lm_head's weights once for as many
-        rows as it can take in meanwhile."""
+        """Whether every block's logits are read with the clean tokens'. One block's are. Of several blocks,
+        verification tells the one that is needed, and a CPU waits for that. An accelerator saves a second pass of the
+        lm_head."""
         num_masks = num_rows * inputs.num_blocks * (inputs.draft_length - 1)
         is_cpu = self.rows.cache.device.type == "cpu"
         return inputs.num_blocks == 1 or (not is_cpu and 0 < num_masks <= MOST_READ_AT_ONCE)
 
-    # -- who sees whom
-
     def _attention_mask(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool) -> Any:
-        """What the model is handed: nothing or a row of padding as by plain decoding, or the structured mask."""
+        """None or a row of padding, as in plain decoding, or the structured mask."""
         padding, num_masks = rows.padding(), inputs.num_masks
         is_bare = padding is None and not any(rows.lengths) and not any(self.windows.values())
         if is_prefill and is_bare and num_masks and self.form.is_grouped:
             return mask_over_prompt(num_masks, inputs.input_ids.shape[1], inputs.input_ids.device)
-        if num_masks or rows.cache.is_step or len(set(rows.lengths)) > 1:
-            is_compiled = self.form.compiled is not None and self.form.is_grouped and rows.cache.is_step
-            make = self._compiled_mask if is_compiled else self._structured_mask
-            return make(inputs, rows, padding)
-        return None if padding is None else padding.long()
+        if not (num_masks or rows.cache.is_step or len(set(rows.lengths)) > 1):
+            return None if padding is None else padding.long()
+        is_compiled = self.form.compiled is not None and self.form.is_grouped and rows.cache.is_step
+        make = self._compiled_mask if is_compiled else self._structured_mask
+        return make(inputs, rows, padding)
 
-    def _structured_mask(self, inputs: DraftInputs, rows: DraftRows, padding: torch.Tensor | None) -> Any:
-        num_clean, draft_length, lengths = inputs.num_clean, inputs.draft_length, inputs.cached_lengths
+    def _structured_mask(self, inputs: DraftInputs, rows: DraftRows, padding: Tensor | None) -> Any:
+        lengths, of_blocks = inputs.cached_lengths, (inputs.num_clean, inputs.draft_length, inputs.branch_lengths)
         conditions = [] if padding is None else [real_slot_function(padding, lengths)]
         return structured_attention_mask(
             self.model.config,
-            lambda window: draft_mask_function(
-                num_clean, draft_length, inputs.branch_lengths, lengths, sliding_window=window
-            ),
+            lambda window: draft_mask_function(*of_blocks, lengths, window),
             *conditions,
             batch_size=len(lengths),
             query_length=inputs.input_ids.shape[1],
@@ -253,14 +233,10 @@ class DraftNetwork:
             implementation=self.form.implementation,
         )
 
-    def _compiled_mask(self, inputs: DraftInputs, rows: DraftRows, padding: torch.Tensor | None) -> Any:
-        """The same for a step of one shape, made by a compiled function."""
-        about: tuple[Any, ...] = (
-            inputs.num_clean,
-            inputs.draft_length,
-            rows.cache.num_slots,
-            tuple(self.windows.values()),
-        )
+    def _compiled_mask(self, inputs: DraftInputs, rows: DraftRows, padding: Tensor | None) -> Any:
+        """The same for a step of one shape, compiled."""
+        windows = tuple(self.windows.values())
+        about: tuple[Any, ...] = inputs.num_clean, inputs.draft_length, rows.cache.num_slots, windows
         make_masks: Any = masks_of_step
         if self.has_grouped_masks:
             config = self.model.config.get_text_config()

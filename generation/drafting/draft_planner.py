@@ -16,10 +16,10 @@ from .step_runner import StepRunner
 Shape = tuple[int, int, int]  # N, M and K of a step
 PLAIN_SHAPE: Shape = (1, 0, 0)
 PRIOR_CHANCE = 0.6  # that a drafted token stands, where the checkpoint has no record of it
-RECORD_WEIGHT = 3.0  # drafts that the checkpoint's record counts for: a wrong one is outweighed by the fourth draft
-USUAL_WEIGHT = 24.0  # drafts that other texts count for beside a text's own: about as many as a short text has
-FORGETTING = 0.99  # what a draft seen is worth one draft later: the last hundred decide
-RETRY = 128  # plain forwards after which a draft is tried again: a try costs one to three of them
+RECORD_WEIGHT = 3.0  # drafts that the checkpoint's record counts for: the fourth draft outweighs a wrong one
+USUAL_WEIGHT = 24.0  # drafts that other texts count for beside a text's own: as many as a short text has
+FORGETTING = 0.99  # weight of a draft one draft later: the last hundred decide
+RETRY = 128  # plain forwards before a draft is tried again, which costs one to three of them
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Acceptance:
     """How often drafted tokens have stood, lately.
 
     Attributes:
-        reached, stood: for each slot after the first, drafts that were right up to it, and those in which it stood too.
+        reached, stood: for each slot after the first, drafts that were right before it, and those in which it stood.
         num_plain: forwards since a draft was last verified.
     """
 
@@ -36,7 +36,7 @@ class Acceptance:
     num_plain: int = RETRY
 
     def see(self, drafts: list[tuple[int, int]]) -> None:
-        """For each row, how many tokens of its draft counted, and how many of them stood."""
+        """Takes in each row's draft: how many tokens counted, and how many of them stood."""
         if max(length for length, _ in drafts) == 1:
             self.num_plain += 1
             return
@@ -49,8 +49,7 @@ class Acceptance:
                 self.stood[slot] += (count > slot + 1) / len(drafts)
 
     def chance(self, slot: int, prior: float, weight: float) -> float:
-        """That a slot stands where those before it do: the mean of the posterior, where a prior counts for so many
-        forwards."""
+        """That a slot stands after those before it: the posterior's mean, its prior worth `weight` drafts."""
         return (self.stood[slot] + weight * prior) / (self.reached[slot] + weight)
 
 
@@ -59,9 +58,9 @@ class DraftPlanner:
     """Chooses plans by what steps take and by how often drafted tokens stand.
 
     Attributes:
-        times: seconds of a step, by its shape; they follow what is seen, and are kept with the model.
-        usual: acceptance in all texts of the model, kept with it; the prior of a text's own.
+        times: seconds of a step, by its shape, kept with the model.
         prior: for each slot after the first, the chance that it stands, by the checkpoint's record.
+        usual: acceptance in all texts, kept with the model; the prior of a text's own.
     """
 
     times: dict[Shape, float]
@@ -75,7 +74,7 @@ class DraftPlanner:
         self.own = Acceptance([0.0] * len(self.prior), [0.0] * len(self.prior))
 
     def choose(self) -> Plan:
-        """The plan of the next step, whose time runs from here on."""
+        """The plan of the next step, which is timed from here on."""
         chances = self.chances()
         best = max(self.plans, key=lambda plan: self.tokens_per_second(plan, chances))
         if self.tokens_per_second(best, chances) <= 1 / self.times[PLAIN_SHAPE]:
@@ -85,8 +84,8 @@ class DraftPlanner:
         return best
 
     def chances(self) -> list[float]:
-        """For each slot after the first, the chance that it stands where those before it do. What a slot is seen to
-        be, against its record, is expected of the next one too."""
+        """For each slot after the first, the chance that it stands after those before it. How a slot differs from its
+        record is expected of the next one too."""
         found, exponent = [], 1.0
         for slot, prior in enumerate(self.prior):
             record = min(max(prior, 0.01), 0.99)
@@ -97,10 +96,10 @@ class DraftPlanner:
         return found
 
     def tokens_per_second(self, plan: Plan, chances: list[float]) -> float:
-        """Of a step that verifies a whole draft, and of the step after it where no branch came true: that one reads
+        """Of a step that verifies a whole draft, and of the step after it where no branch came true: this one reads
         what the block below still predicts, or only drafts."""
         length = plan.draft_length
-        reaches = [1.0]  # the chance that so many tokens and one more stand
+        reaches = [1.0]  # the chance that token 1, 2, ... stands
         for chance in chances[: length - 1]:
             reaches.append(reaches[-1] * chance)
         stops = [here - further for here, further in pairwise([*reaches, 0.0])]
@@ -116,19 +115,16 @@ class DraftPlanner:
         return tokens / seconds
 
     def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int]) -> None:
-        """Takes in what a step did.
-
-        Args:
-            num_drafted, counts: how many tokens of each row's draft counted, and how many stood.
-            num_tokens: N that were read.
-        """
+        """Takes in a step that read N tokens: how many of each row's draft counted, and how many of those stood."""
         self.see_time(shape_of(plan, num_tokens), time.perf_counter() - self.began)
         drafts = [(min(length, num_tokens), count) for length, count in zip(num_drafted, counts, strict=True)]
         self.usual.see(drafts)
         self.own.see(drafts)
 
     def see_time(self, shape: Shape, seconds: float) -> None:
-        """A tenth of what is seen counts at once: of this shape, and of the whole machine, which may have slowed."""
+        """A tenth of what is seen counts: for this shape, and for all, since the machine may have slowed."""
+        if shape not in self.times:  # a draft of one length, read by a plan of another
+            return
         change = min(max(seconds / self.times[shape], 0.5), 2.0) ** 0.1
         for other in self.times:
             self.times[other] *= change
@@ -137,7 +133,7 @@ class DraftPlanner:
 
 @dataclass
 class OnePlan:
-    """The plan that a call was given, for every step."""
+    """One plan for every step."""
 
     plan: Plan
 
@@ -149,26 +145,22 @@ class OnePlan:
 
 
 def shape_of(plan: Plan, num_tokens: int) -> Shape:
-    """The shape of a step of this plan that reads so many tokens."""
+    """The shape of a step of this plan that reads N = `num_tokens`."""
     num_blocks = plan.num_blocks(num_tokens)
     return num_tokens, num_blocks, plan.draft_length if num_blocks else 0
 
 
 def plans_up_to(draft_length: int, is_wide: bool, is_static: bool) -> list[Plan]:
-    """Drafts of K, K/2 .. 2 tokens after one or two numbers of accepted tokens; after each, where width is cheap. A
-    static cache has drafts of K alone: every other shape would have to be compiled."""
+    """Drafts of K, K/2 .. 2 tokens after one or two numbers of accepted tokens; after each, where width is cheap. Over
+    a static cache only drafts of K, since each shape is compiled."""
     lengths = [draft_length] if is_static else [draft_length >> i for i in range(8)]
     lengths = [length for length in lengths if length > 1]
     return [Plan(n, b) for n in lengths for b in dict.fromkeys((1, 2, *([n] if is_wide else [])))]
 
 
 def planner_of(run: StepRunner, state: StepState, options: TiDAROptions) -> DraftPlanner | OnePlan:
-    """The planner of one call. The times of steps are those of the model on one device, in one dtype and for so many
-    rows; they are measured the first time, over the prompt that was just read.
-
-    Args:
-        state: after the prefill.
-    """
+    """The planner of one call. A model's step times are measured once for each device, dtype and number of rows, over
+    the prompt that was just read (`state`)."""
     if options.num_branches != "auto":
         return OnePlan(Plan(options.draft_length, int(options.num_branches)))
     network, form, device = run.network, run.network.form, run.network.rows.cache.device
@@ -190,6 +182,6 @@ def planner_of(run: StepRunner, state: StepState, options: TiDAROptions) -> Draf
 
 
 def measured(shapes: list[Shape], run: StepRunner, state: StepState) -> dict[Shape, float]:
-    """Seconds of a step of each shape: the quickest of a few, in turn. The first of each only warms up."""
+    """Seconds of a step of each shape: the best of three rounds after one that warms up."""
     rounds = [[run.seconds_of(shape, state) for shape in shapes] for _ in range(4)]
     return dict(zip(shapes, map(min, zip(*rounds[1:], strict=True)), strict=True))

@@ -12,8 +12,8 @@ from ..stock_model import CACHE
 
 logger = logging.get_logger(__name__)
 
-# Differences of the two best scores under which a wide forward may order them otherwise than a forward of one token. In
-# bfloat16 the difference moved by up to 0.375 at 336 tokens of SmolLM2-135M; the others follow from their rounding.
+# Differences of the two best scores under which wide forwards may order them differently from forwards of one token. In
+# bfloat16 it moved by up to 0.375 at 336 tokens of SmolLM2-135M; the others follow from their rounding.
 TIE_MARGINS = {torch.bfloat16: 0.5, torch.float16: 0.0625, torch.float32: 0.001}
 
 
@@ -21,34 +21,31 @@ TIE_MARGINS = {torch.bfloat16: 0.5, torch.float16: 0.0625, torch.float32: 0.001}
 class TiDAROptions:
     """
     Args:
-        draft_length: K, tokens drafted at a time, from 1 to the length the checkpoint was taught; 0 decodes without
-            drafts, as the stock model does. By default the length the checkpoint was taught.
-        num_branches: B, 1 to K. Each step prepares the next draft for the B most likely numbers of accepted tokens. If
-            another outcome occurs, the step falls back to a shorter draft, or to none. By default K: every number. With
-            "auto", K (up to `draft_length`) and B are chosen anew for each step, as the most expected tokens a second.
-            What steps take is measured once a model. Where drafts do not pay, decoding is plain, and a draft is tried
-            now and then. Over a static cache K is fixed, and B is chosen.
-        seed: for sampling: one integer for each row, so that a row's text does not depend on the batch it is in;
-            a single integer s gives row b the seed s + b. By default the device's global generator draws.
-        exact: "tie-safe" for greedy decoding in half precision, where a wide forward and a forward of one token round
-            differently: near-ties are decided by a forward of one token, as plain decoding runs it. By default None:
-            the wide forward decides.
-        tie_margin: with `exact`, the difference of the two best processed scores under which they count as a near-tie,
-            0 or more; by default 0.5 in bfloat16, 0.0625 in float16, 0.001 in float32. 0 asks for no such forward.
-        mask_embedding_id: the row of the embedding table that masks read; the checkpoint's.
+        draft_length: K, tokens drafted at a time; at most, and by default, the length the checkpoint was taught. 0
+            decodes without drafts.
+        num_branches: B, 1 to K (the default). Each step prepares the next draft for the B most likely numbers of
+            accepted tokens. After another outcome a shorter draft is left, or none. "auto" chooses K and B for each
+            step (over a static cache B alone), as the most expected tokens a second. Step times are measured once a
+            model. Where drafts do not pay, decoding is plain, and a draft is tried now and then.
+        seed: for sampling: one integer for each row, so that a row's text does not depend on its batch; s stands for
+            s + b in row b. By default the device's global generator draws.
+        exact: "tie-safe", for greedy decoding: forwards of one token decide near-ties, as in plain decoding. Wide
+            forwards round differently, above all in half precision. By default they decide.
+        tie_margin: with `exact`, the difference of the two best processed scores below which they are nearly tied, 0
+            or more; by default 0.5 in bfloat16, 0.0625 in float16, 0.001 in float32. 0 asks for no such forward.
+        mask_embedding_id: the row of the embedding table that masks read; by default the checkpoint's.
         excluded_id: an id that is never generated: a mask token inside the vocabulary.
-        is_static: `cache_implementation="static"`, transformers' keyword: every step has one shape, over a cache as
-            long as the longest text may be, so that its layers can be compiled: on an accelerator they are unless
-            `disable_compile`, on a CPU where a `compile_config` is given. On a GPU a step then becomes one CUDA graph,
-            unless the config's `mode` is one of those without; graphs and cache are kept with the model.
-        packed_weights: for bfloat16 or float32 on a CPU: linear layers read a second copy of their weights, in the
-            order that oneDNN's products want. The copy takes as much memory again, and a second once. These products
-            round differently from a stock model's, as those do from one machine to the next (in float32 only where
-            there is more than one token).
-        draft_acceptance: for each slot of a draft after the first, how often it stood where those before it did, as the
-            checkpoint's evaluation has found: what `num_branches="auto"` expects before it has seen drafts of its own.
-        draft_head: False drafts without the checkpoint's or adapter's draft head; a folder or Hub repository is where
-            a stock model's is read from, once. By default the head that the model was loaded with is used, if any.
+        is_static: `cache_implementation="static"`: every step has one shape, over a cache as long as the longest text
+            may be. Its layers can be compiled: on an accelerator unless `disable_compile`, on a CPU with a
+            `compile_config`. On a GPU a step becomes one CUDA graph, unless the config's `mode` is one without. Graphs
+            and cache are kept with the model.
+        packed_weights: for bfloat16 or float32 on a CPU: linear layers read a second copy of their weights, in oneDNN's
+            order. It takes as much memory again, and a second once. These products round differently from a stock
+            model's (in float32 only for several tokens), as those do between machines.
+        draft_acceptance: for each slot after the first, how often it stood after those before it in the checkpoint's
+            evaluation: what `num_branches="auto"` expects at first.
+        draft_head: a folder or Hub repository with a stock model's draft head, read once; False drafts without one.
+            By default the head that the model was loaded with is used, if any.
     """
 
     draft_length: int
@@ -63,7 +60,7 @@ class TiDAROptions:
     draft_head: str | bool | None = None
     draft_acceptance: tuple[float, ...] = ()
 
-    KEYWORDS: ClassVar[tuple[str, ...]] = (
+    KEYWORDS: ClassVar = (
         "draft_length",
         "num_branches",
         "seed",
@@ -76,10 +73,7 @@ class TiDAROptions:
 
     @classmethod
     def of(cls, generation_config: Any, config: Any, taught: dict[str, int] | None = None) -> "TiDAROptions":
-        """Reads and checks the options of one call: keyword, then generation config, then the checkpoint's default.
-
-        Args:
-            taught: what an adapter was taught with, where the model's `config` has no `tidar_config`.
+        """Reads and checks the options of one call. `taught` stands in for a missing `config.tidar_config`.
 
         Raises:
             ValueError: an option is out of range, or a processor cannot follow drafts.
@@ -90,30 +84,24 @@ class TiDAROptions:
         draft_length = _draft_length(given["draft_length"], taught["draft_length"])
         if draft_length:
             _refuse_processors_that_count_calls(generation_config)
-        row = _mask_row(given["mask_embedding_id"], taught, vocab_size)
-        seed = _seed(given["seed"])
-        num_branches = _num_branches(given["num_branches"], draft_length, generation_config)
+        given["mask_embedding_id"] = _mask_row(given["mask_embedding_id"], taught, vocab_size)
+        given["seed"] = _seed(given["seed"])
+        given["num_branches"] = _num_branches(given["num_branches"], draft_length, generation_config)
         _check_exact(given["exact"], given["tie_margin"], generation_config)
         is_static = generation_config.cache_implementation == "static"
         if draft_length:
             _check_static(is_static, given["exact"], generation_config)
+        _check_weights_and_head(given["packed_weights"], given["draft_head"])
         return cls(
-            draft_length=draft_length,
-            num_branches=num_branches,
-            exact=given["exact"],
-            tie_margin=given["tie_margin"],
-            seed=seed,
-            mask_embedding_id=row,
+            **given | {"draft_length": draft_length, "packed_weights": bool(given["packed_weights"])},
             excluded_id=taught["mask_token_id"] if taught["mask_token_id"] < vocab_size else None,
             is_static=is_static,
-            packed_weights=_packed_weights(given["packed_weights"]),
-            draft_head=_draft_head(given["draft_head"]),
             draft_acceptance=_acceptance(generation_config),
         )
 
     @property
     def has_every_branch(self) -> bool:
-        """Whether a step drafts after each number of accepted tokens: the paper's own form."""
+        """Whether a step drafts after each number of accepted tokens, as in the paper."""
         return self.num_branches == self.draft_length
 
     @property
@@ -140,33 +128,28 @@ class TiDAROptions:
 
 
 def _taught_by_keywords(given: dict[str, Any], config: Any) -> dict[str, int]:
-    """What a checkpoint would say, where the call says all of it."""
     if given["draft_length"] is None or given["mask_embedding_id"] is None:
         raise ValueError(
             f"This {config.model_type!r} config has no `tidar_config`, so both `draft_length` and "
             "`mask_embedding_id` must be given, as they were when its adapter was taught. Or convert the "
             "checkpoint: `wavedraft convert SOURCE TARGET`."
         )
-    vocab_size = config.get_text_config().vocab_size
-    return {name: given[name] for name in ("draft_length", "mask_embedding_id")} | {"mask_token_id": vocab_size}
+    return given | {"mask_token_id": config.get_text_config().vocab_size}
 
 
 def _draft_length(given: Any, longest: int) -> int:
     draft_length = longest if given is None else given
-    if not _is_integer(draft_length) or not 0 <= draft_length <= longest:
+    if not _is_integer(draft_length, 0, longest):
         raise ValueError(
             f"`draft_length` must be an integer between 1 and {longest}, the length this checkpoint was taught to "
-            "draft (`config.tidar_config.draft_length`), or 0 to decode without drafts, "
-            f"but is {draft_length!r}."
+            f"draft (`config.tidar_config.draft_length`), or 0 to decode without drafts, but is {draft_length!r}."
         )
     return draft_length
 
 
 def _mask_row(given: Any, taught: dict[str, int], vocab_size: int) -> int:
-    stored_row = taught.get("mask_embedding_id")
-    stored_row = taught["mask_token_id"] if stored_row is None else stored_row
-    row = stored_row if given is None else given
-    if not _is_integer(row) or not 0 <= row < vocab_size:
+    row = next(row for row in (given, taught.get("mask_embedding_id"), taught["mask_token_id"]) if row is not None)
+    if not _is_integer(row, 0, vocab_size - 1):
         raise ValueError(
             f"`mask_embedding_id` must be a row of the embedding table, from 0 to {vocab_size - 1} "
             f"(`config.vocab_size` is {vocab_size}), but is {row!r}."
@@ -176,7 +159,7 @@ def _mask_row(given: Any, taught: dict[str, int], vocab_size: int) -> int:
 
 def _seed(given: Any) -> int | list[int] | None:
     seeds = given if isinstance(given, list | tuple) else [0 if given is None else given]
-    if not all(_is_integer(one) and 0 <= one < 2**63 for one in seeds):
+    if not all(_is_integer(one, 0, 2**63 - 1) for one in seeds):
         raise ValueError(f"`seed` must be an integer from 0 to 2^63 - 1, or one for each row, but is {given!r}.")
     return list(given) if isinstance(given, tuple) else given
 
@@ -186,7 +169,7 @@ def _num_branches(given: Any, draft_length: int, generation_config: Any) -> int 
         return draft_length
     if given == "auto":
         _check_auto(draft_length, generation_config)
-    elif draft_length and not (_is_integer(given) and 1 <= given <= draft_length):
+    elif draft_length and not _is_integer(given, 1, draft_length):
         raise ValueError(
             f"`num_branches` must be 'auto' or an integer from 1 to {draft_length}, the `draft_length` of this "
             f"call: one for each number of tokens that may be accepted. It is {given!r}."
@@ -198,8 +181,7 @@ def _check_static(is_static: bool, exact: Any, generation_config: Any) -> None:
     asks_to_compile = generation_config.compile_config is not None and not generation_config.disable_compile
     if asks_to_compile and generation_config.cache_implementation in (None, "dynamic"):
         logger.warning_once(
-            "`compile_config` is left aside: it compiles steps of one shape, which `cache_implementation='static'` "
-            "makes, and that was not given."
+            "`compile_config` is left aside: it compiles steps of one shape. Give `cache_implementation='static'` too."
         )
     if is_static and exact:
         raise ValueError(
@@ -208,31 +190,25 @@ def _check_static(is_static: bool, exact: Any, generation_config: Any) -> None:
         )
 
 
-def _packed_weights(given: Any) -> bool:
-    packed_weights = given or False
-    if not isinstance(packed_weights, bool):
+def _check_weights_and_head(packed_weights: Any, head: Any) -> None:
+    if not isinstance(packed_weights or False, bool):
         raise ValueError(f"`packed_weights` must be True or False, but is {packed_weights!r}.")
-    return packed_weights
-
-
-def _draft_head(given: Any) -> str | bool | None:
-    if given is not None and given is not False and not (isinstance(given, str) and given):
-        raise ValueError(f"`draft_head` must be a folder or Hub repository that has one, or False, but is {given!r}.")
-    return given
+    if head is not None and head is not False and not (isinstance(head, str) and head):
+        raise ValueError(f"`draft_head` must be a folder or Hub repository that has one, or False, but is {head!r}.")
 
 
 def _acceptance(generation_config: Any) -> tuple[float, ...]:
     chances = getattr(generation_config, "draft_acceptance", None) or ()
     if not isinstance(chances, list | tuple) or not all(isinstance(x, float | int) and 0 <= x <= 1 for x in chances):
         raise ValueError(
-            "`draft_acceptance` must be a list of chances from 0 to 1, one for each slot of a draft after the first, "
-            f"but is {chances!r}. Leave it out of generation_config.json to begin without a record."
+            f"`draft_acceptance` must be a list of chances from 0 to 1, but is {chances!r}. Leave it out of "
+            "generation_config.json to begin without a record."
         )
     return tuple(chances)
 
 
 def _refuse_processors_that_count_calls(generation_config: Any) -> None:
-    """A draft shows processors several prefixes a forward, some of which never become text."""
+    """A draft shows processors prefixes that may never become text."""
     scale = generation_config.guidance_scale
     if scale is not None and scale != 1:
         raise ValueError(
@@ -273,7 +249,7 @@ def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
 
 
 def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]) -> str | None:
-    """What `generate` was asked for that a drafting forward has no answer to; None is the rule."""
+    """What drafting forwards cannot do, of all that `generate` was asked for; usually None."""
     if synced_gpus:
         return "ranks that share a model (`synced_gpus`: FSDP, ZeRO-3) must run the same number of forwards"
     if generation_config.is_assistant:
@@ -297,16 +273,17 @@ def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_k
 
 
 def say_what_is_idle(given: dict[str, Any], options: TiDAROptions, do_sample: bool) -> None:
-    """Warns of keywords of one call that change nothing in it, as transformers does of its own."""
+    """Warns of keywords that change nothing in this call."""
     said = {name for name, value in given.items() if value is not None}
     if not options.draft_length and (idle := sorted(said - {"draft_length", "seed", "packed_weights"})):
-        logger.warning_once(f"{_listed(idle)} left aside: `draft_length=0` decodes without drafts.")
+        names = ", ".join(f"`{name}`" for name in idle) + (" is" if len(idle) == 1 else " are")
+        logger.warning_once(f"{names} left aside: `draft_length=0` decodes without drafts.")
     if "seed" in said and not do_sample:
         logger.warning_once("`seed` is left aside: greedy decoding draws nothing.")
 
 
 def refuse_seed(options: TiDAROptions, reason: str) -> None:
-    """Raises where plain decoding samples: it cannot keep the promise of a seed."""
+    """Refuses a seed where plain decoding samples."""
     if options.seed is not None:
         raise ValueError(
             f"`seed` must be left out where plain decoding samples ({reason}), but is {options.seed}: transformers' "
@@ -314,9 +291,5 @@ def refuse_seed(options: TiDAROptions, reason: str) -> None:
         )
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names) + (" is" if len(names) == 1 else " are")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_integer(value: Any, smallest: int, largest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and smallest <= value <= largest

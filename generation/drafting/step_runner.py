@@ -1,4 +1,4 @@
-"""Runs the steps of a decode: as they are, or where steps are captured, by CUDA graphs of the same functions.
+"""Runs the steps of a decode: as they are, or as CUDA graphs of the same functions.
 
 A unfinished rows of B.
 """
@@ -7,30 +7,28 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..execution.step_graph import StepGraphs
 from ..processed_scores import ProcessedScores
-from .choice import Choice, Greedy
-from .draft_inputs import DraftInputs
+from .choice import Greedy, Sampled
 from .draft_network import DraftNetwork
-from .draft_step import Decided, Plan, StepState, step
+from .draft_step import Decided, DraftInputs, Plan, StepState, step
 from .mask_predictions import MaskPredictions
 
 
 class StepRunner:
     """
     Args:
-        graphs: where steps are captured; None elsewhere. A step whose tokens are chosen on the host has its forward
-            captured alone.
+        graphs: where steps are captured. If their tokens are chosen on the host, the forward alone is captured.
     """
 
-    def __init__(self, network: DraftNetwork, choice: Choice, graphs: StepGraphs | None = None):
+    def __init__(self, network: DraftNetwork, choice: Greedy | Sampled, graphs: StepGraphs | None = None):
         self.network = network
         self.choice = choice
         self.graphs = graphs
 
     def __call__(self, plan: Plan, state: StepState) -> tuple[StepState, Decided]:
-        """One step, by whichever way."""
         self.network.check_positions(state.next_positions)
         if self.graphs is None:
             return step(self.network, self.choice, plan, state)
@@ -42,7 +40,7 @@ class StepRunner:
         cache, choice = self.network.rows.cache, self.choice
         assert isinstance(choice, Greedy)
 
-        def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             after, decided = step(self.network, choice, plan, StepState(*tensors))
             return *after, decided.ids, decided.num_accepted
 
@@ -53,12 +51,7 @@ class StepRunner:
         return StepState(*after), Decided(ids, num_accepted)
 
     def seconds_of(self, shape: tuple[int, int, int], state: StepState) -> float:
-        """How long a step of N tokens and M blocks of K masks takes. It is run and thrown away: what it leaves in the
-        cache, the next step overwrites.
-
-        Args:
-            shape: N, M and K.
-        """
+        """How long a step of shape N, M and K takes. What it leaves in the cache, the next step overwrites."""
         num_tokens, num_blocks, draft_length = shape
         mine = self.choice
         scores = ProcessedScores([], mine.scores.transcript, mine.scores.excluded_id)
@@ -72,17 +65,17 @@ class StepRunner:
 
 
 class CapturedNetwork:
-    """The network, whose step forwards run by graphs."""
+    """The network, its step forwards captured."""
 
     def __init__(self, network: DraftNetwork, graphs: StepGraphs):
         self.network, self.graphs = network, graphs
         self.masks, self.rounding, self.read_alone = network.masks, network.rounding, network.read_alone
 
-    def __call__(self, inputs: DraftInputs) -> tuple[torch.Tensor, MaskPredictions]:
+    def __call__(self, inputs: DraftInputs) -> tuple[Tensor, MaskPredictions]:
         cache = self.network.rows.cache
-        tensors = tuple(cache.spread(x) for x in inputs if isinstance(x, torch.Tensor))
+        tensors = tuple(cache.spread(x) for x in inputs if isinstance(x, Tensor))
 
-        def run(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def run(*given: Tensor) -> tuple[Tensor, ...]:
             left = iter(given)
             return self.network.read(inputs.mapped(lambda _: next(left)))
 
@@ -91,12 +84,12 @@ class CapturedNetwork:
         return self.network.split(inputs, *(cache.gather(tensor) for tensor in found))
 
 
-def graph_key(network: DraftNetwork, tensors: tuple[torch.Tensor, ...], about: Any) -> Any:
-    """What tells one graph from another: shapes, whether the batch is padded, and what else a step hangs on."""
+def graph_key(network: DraftNetwork, tensors: tuple[Tensor, ...], about: Any) -> Any:
+    """All that a graph depends on: shapes, whether the batch is padded, and `about`."""
     return tuple(tuple(tensor.shape) for tensor in tensors), network.rows.is_real_slot is not None, about
 
 
 def scratch(state: StepState, num_tokens: int) -> StepState:
-    """A state like this one that nobody needs, with a draft of so many tokens."""
+    """A copy of a state with a draft of `num_tokens`."""
     new = StepState(*(tensor.clone() for tensor in state)).with_length(num_tokens)
     return new._replace(num_drafted=torch.full_like(new.num_drafted, num_tokens))

@@ -7,24 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
 from ..stock_model import attention_of
 
-MaskFunction = Callable[..., torch.Tensor]
+MaskFunction = Callable[..., Tensor]
 
 
-def draft_positions(num_clean: int, draft_length: int, branch_lengths: torch.Tensor) -> torch.Tensor:
-    """Position of each query, counted from the first clean token: 0..N-1, then K from each branch's length on.
-
-    Args:
-        branch_lengths: how many clean tokens each block sees, [M] or, row by row, [B, M]: its first mask stands right
-            behind them.
-
-    Returns:
-        [N + M*K] or [B, N + M*K] integers.
-    """
+def draft_positions(num_clean: int, draft_length: int, branch_lengths: Tensor) -> Tensor:
+    """Position of each query after the first clean token, [N + M*K] or [B, N + M*K]: 0..N-1, then K from each
+    branch's length on (`branch_lengths` [M] or [B, M])."""
     device = branch_lengths.device
     blocks = branch_lengths[..., None] + torch.arange(draft_length, device=device)  # [..., M, K]
     clean = torch.arange(num_clean, device=device).expand(*branch_lengths.shape[:-1], -1)
@@ -34,38 +27,37 @@ def draft_positions(num_clean: int, draft_length: int, branch_lengths: torch.Ten
 def draft_mask_function(
     num_clean: int,
     draft_length: int,
-    branch_lengths: torch.Tensor,
-    cached_lengths: torch.Tensor | None = None,
+    branch_lengths: Tensor,
+    cached_lengths: Tensor | None = None,
     sliding_window: int | None = None,
 ) -> MaskFunction:
-    """The structured mask of TiDAR as an index function for transformers' mask interface.
+    """TiDAR's structured mask as an index function for transformers' mask interface.
 
-    Queries are N clean tokens, then M blocks of K masks. Keys are the same Q entries, standing in each row's
-    cache right behind what is already cached. Everyone sees the whole cache; a clean token sees the clean tokens up
-    to itself; block j sees the first `branch_lengths[j]` clean tokens and the whole of itself.
+    Queries are N clean tokens, then M blocks of K masks. Keys are each row's cached slots, then the same Q entries.
+    Everyone sees the whole cache. A clean token sees the clean tokens up to itself. Block j sees the first
+    `branch_lengths[j]` clean tokens and the whole of itself.
 
-    With N = S and branch lengths 0, K, 2K, ... this is the training mask; with N = P and the one length P it is the
-    prefill; with N = K and lengths 1..K it is the decode step (arXiv 2511.08923, figures 2 and 3).
+    N = S and lengths 0, K, 2K, ... are the training mask, N = P and length P the prefill, N = K and lengths 1..K the
+    decode step (arXiv 2511.08923, figures 2 and 3).
 
     Args:
-        branch_lengths: integers in [0, N], [M], or [B, M] where rows draft behind different tokens.
-        cached_lengths: [B] slots already cached in each row; None means none.
-        sliding_window: keys at a distance of this many positions or more are hidden; None hides none.
+        branch_lengths: integers in [0, N], [M] or [B, M].
+        cached_lengths: [B] slots cached in each row, or None.
+        sliding_window: keys so many positions away or more are hidden.
     """
-
-    branch_lengths = nn.functional.pad(branch_lengths, (0, 1))  # a last one that no query is of: M may be 0
+    branch_lengths = nn.functional.pad(branch_lengths, (0, 1))  # one more, of no query: M may be 0
     num_blocks = branch_lengths.shape[-1]
 
-    def block_of(index: torch.Tensor) -> torch.Tensor:  # -1 for clean tokens and for what is cached
+    def block_of(index: Tensor) -> Tensor:  # -1: clean or cached
         return torch.where(index < num_clean, -1, (index - num_clean) // draft_length)
 
-    def length_seen(batch_idx: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    def length_seen(batch_idx: Tensor, block: Tensor) -> Tensor:
         block = block.clamp(0, num_blocks - 1)
         return branch_lengths[block] if branch_lengths.dim() == 1 else branch_lengths[batch_idx, block]
 
-    def position(batch_idx: torch.Tensor, index: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
-        behind_branch = length_seen(batch_idx, block) + (index - num_clean) % draft_length
-        return torch.where(block < 0, index, behind_branch)
+    def position(batch_idx: Tensor, index: Tensor, block: Tensor) -> Tensor:
+        after_branch = length_seen(batch_idx, block) + (index - num_clean) % draft_length
+        return torch.where(block < 0, index, after_branch)
 
     def may_see(batch_idx, head_idx, q_idx, kv_idx):
         key = kv_idx if cached_lengths is None else kv_idx - cached_lengths[batch_idx]  # negative: cached
@@ -80,9 +72,9 @@ def draft_mask_function(
     return may_see
 
 
-def real_slot_function(is_real_slot: torch.Tensor, cached_lengths: torch.Tensor) -> MaskFunction:
-    """Hides padding: a slot counts only where `is_real_slot` [B, C] says so. A query always sees itself, so that
-    a padding row stays finite."""
+def real_slot_function(is_real_slot: Tensor, cached_lengths: Tensor) -> MaskFunction:
+    """Hides slots that are padding, where `is_real_slot` [B, C] is false. A query always sees itself, so that a padding
+    row stays finite."""
 
     def may_see(batch_idx, head_idx, q_idx, kv_idx):
         return is_real_slot[batch_idx, kv_idx] | (kv_idx - cached_lengths[batch_idx] == q_idx)
@@ -90,8 +82,8 @@ def real_slot_function(is_real_slot: torch.Tensor, cached_lengths: torch.Tensor)
     return may_see
 
 
-def same_document_function(document_ids: torch.Tensor) -> MaskFunction:
-    """Hides other documents. `document_ids` [B, Q] names each query's document; padding is a document of its own."""
+def same_document_function(document_ids: Tensor) -> MaskFunction:
+    """Hides other documents than each query's own in `document_ids` [B, Q]. Padding is one too."""
 
     def may_see(batch_idx, head_idx, q_idx, kv_idx):
         return document_ids[batch_idx, q_idx] == document_ids[batch_idx, kv_idx]
@@ -103,7 +95,7 @@ def attention_windows(config: Any) -> dict[str, int | None]:
     """Sliding window (in positions, None for full attention) of each kind of layer in a stock decoder.
 
     Raises:
-        ValueError: a kind of layer keeps no keys and values that a rejected draft could be taken back from.
+        ValueError: a kind of layer cannot take a rejected draft back.
     """
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
@@ -133,13 +125,13 @@ def structured_attention_mask(
     """Writes a mask in the form that an attention implementation reads.
 
     Args:
-        implementation: by default the config's.
-        mask_function_of_window: makes the index function for a given sliding window.
+        mask_function_of_window: makes the index function for a sliding window.
         other_conditions: index functions that must hold as well (padding, documents).
+        implementation: by default the config's.
 
     Returns:
-        What `forward(attention_mask=...)` takes: an additive tensor (eager), a boolean one (sdpa) or a BlockMask
-        (flex_attention), [B, 1, Q, keys]; a dictionary of them where layers differ in their window.
+        `forward`'s `attention_mask`: an additive tensor (eager), a boolean one (sdpa) or a BlockMask (flex_attention),
+        [B, 1, Q, keys]; a dictionary of them where layers differ in their window.
     """
     implementation = implementation or attention_of(config)
     if implementation not in ("eager", "sdpa", "flex_attention"):
@@ -164,20 +156,17 @@ def structured_attention_mask(
 
 
 def masks_of_step(
-    branch_lengths: torch.Tensor,
-    cached_lengths: torch.Tensor,
-    is_real_slot: torch.Tensor | None,
+    branch_lengths: Tensor,
+    cached_lengths: Tensor,
+    is_real_slot: Tensor | None,
     num_clean: int,
     draft_length: int,
     num_slots: int,
     windows: tuple[int | None, ...],
-) -> tuple[torch.Tensor, ...]:
-    """The structured mask for each window, [A, 1, Q, S], true where a query sees a slot: of constant shape.
+) -> tuple[Tensor, ...]:
+    """The structured mask for each window, [A, 1, Q, S], true where a query sees a slot.
 
-    Args:
-        branch_lengths: [A, M].
-        cached_lengths: [A].
-        is_real_slot: [A, S], false for padding; None where there is none.
+    `branch_lengths` [A, M], `cached_lengths` [A], `is_real_slot` [A, S] false for padding, or None.
     """
     device, num_rows = branch_lengths.device, len(branch_lengths)
     num_queries = num_clean + branch_lengths.shape[1] * draft_length
@@ -194,18 +183,18 @@ def masks_of_step(
 
 
 def masks_of_groups(
-    branch_lengths: torch.Tensor,
-    cached_lengths: torch.Tensor,
-    is_real_slot: torch.Tensor | None,
+    branch_lengths: Tensor,
+    cached_lengths: Tensor,
+    is_real_slot: Tensor | None,
     num_clean: int,
     draft_length: int,
     num_slots: int,
     windows: tuple[int | None, ...],
     num_groups: int,
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, ...]:
-    """`masks_of_step` as attention adds them to the scores of the G query heads that share a key head,
-    [A, 1, G*Q, S]: made once a forward; every layer would make them for itself."""
+) -> tuple[Tensor, ...]:
+    """`masks_of_step` to be added to the scores of the G query heads that share a key head, [A, 1, G*Q, S]: made once
+    for all layers."""
     masks = []
     for is_seen in masks_of_step(
         branch_lengths, cached_lengths, is_real_slot, num_clean, draft_length, num_slots, windows

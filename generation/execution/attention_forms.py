@@ -1,5 +1,4 @@
-"""Attention no dearer than the structured mask makes it: no copies for queries that share key heads, and over a prompt
-no mask at all.
+"""Attention under the structured mask: no copies for queries that share key heads, no mask over a prompt.
 
 A sequences, Q queries, S slots, H heads, G of them to a key head, D channels.
 """
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..kept_with_model import kept_with
@@ -22,14 +21,14 @@ LEFT_TO_SDPA = ("position_bias", "cache", "softcap")  # left to transformers' sd
 
 
 def attend(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
     """Attention of a model that drafts, [A, Q, H, D] -> [A, Q, H, D]: the form of the mask says how.
 
-    A mask of fewer rows than there are queries is `mask_over_prompt`; one that is added to scores is of
-    `masks_of_groups`; any other is the structured mask, or transformers' own.
+    A mask of fewer rows than queries is `mask_over_prompt`; one that is added to scores is of `masks_of_groups`; any
+    other is the structured mask, or transformers' own.
     """
-    if isinstance(attention_mask, torch.Tensor):
+    if isinstance(attention_mask, Tensor):
         if attention_mask.shape[-2] < query.shape[2]:
             return attend_over_prompt(module, query, key, value, attention_mask.shape[-2], **kwargs)
         if attention_mask.is_floating_point():
@@ -38,17 +37,16 @@ def attend(
 
 
 def attend_grouped(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
     """transformers' sdpa [A, Q, H, D], where the G heads that share a key head are read as G times as many queries.
 
-    transformers repeats every cached key and value G times where there is a mask: at 2048 slots a third of the time
-    attention takes. (Dense attention to the prefix, merged with the masked corner by log-sum-exp, is slower than this
-    on a CPU: `benchmarks/attention_forms.py`.)
+    With a mask, transformers repeats keys and values G times: at 2048 slots a third of attention's time. (Dense
+    attention to the prefix, merged by log-sum-exp, is slower on a CPU: `benchmarks/attention_forms.py`.)
     """
     num_groups = query.shape[1] // key.shape[1]
     has_more = kwargs.get("dropout") or any(kwargs.get(name) is not None for name in LEFT_TO_SDPA)
-    is_masked = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
+    is_masked = isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
     if num_groups == 1 or has_more or not is_masked:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     num_rows, num_heads, num_queries, _ = query.shape
@@ -60,18 +58,18 @@ def attend_grouped(
     return states.reshape(num_rows, num_heads, num_queries, -1).transpose(1, 2).contiguous(), None
 
 
-def mask_over_prompt(num_masks: int, num_queries: int, device: torch.device) -> torch.Tensor:
-    """Stands for the structured mask of P tokens and one block of masks after them, nothing cached and nothing padded:
-    its last rows [1, 1, K, Q], which see all; the tokens' are causal."""
+def mask_over_prompt(num_masks: int, num_queries: int, device: torch.device) -> Tensor:
+    """Stands for the structured mask of a prompt, nothing cached or padded, and one block of masks: its last rows
+    [1, 1, K, Q], which see all; the tokens' are causal."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, num_masks, num_queries)
 
 
 def attend_in_step(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any
+) -> tuple[Tensor, None]:
     """The same under a mask of `masks_of_groups`. A GPU's attention kernels give each tile of queries to one
-    multiprocessor, which reads all slots one after the other. Where there are fewer tiles than multiprocessors, two
-    products and a softmax, in float32 between them, are quicker: `benchmarks/gpu_attention.py`."""
+    multiprocessor. Where there are fewer tiles, two products and a softmax, in float32 between them, are quicker:
+    `benchmarks/gpu_attention.py`."""
     num_rows, num_heads, num_queries, num_channels = query.shape
     num_key_heads = key.shape[1]
     num_groups = num_heads // num_key_heads
@@ -89,8 +87,8 @@ def attend_in_step(
     return states.reshape(num_rows, num_heads, num_queries, num_channels).transpose(1, 2).contiguous(), None
 
 
-def float_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """[n, Q, D] times [n, D, S] in float32 (in float64 of such), which a GPU sums in anyway."""
+def float_product(left: Tensor, right: Tensor) -> Tensor:
+    """[n, Q, D] times [n, D, S] in float32, or float64 of such."""
     if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
         return torch.bmm(left, right, out_dtype=torch.float32)
     dtype = torch.promote_types(left.dtype, torch.float32)
@@ -98,10 +96,10 @@ def float_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def attend_over_prompt(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_masks: int, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
-    """transformers' sdpa, of the tokens as plain decoding reads them, and of the masks behind them; neither has a mask,
-    which would cost sdpa its quick way over long prompts."""
+    module: Any, query: Tensor, key: Tensor, value: Tensor, num_masks: int, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' sdpa, of the tokens as plain decoding reads them, and of the masks after them. Neither has a mask,
+    which would cost sdpa its quick way."""
     kwargs.pop("is_causal", None)
     num_tokens = query.shape[2] - num_masks
     tokens = (states[:, :, :num_tokens] for states in (query, key, value))
@@ -123,7 +121,7 @@ class Spans:
 
     cached: list[int]
     num_clean: int
-    is_real_slot: torch.Tensor | None
+    is_real_slot: Tensor | None
     has_window: bool
 
 
@@ -131,8 +129,8 @@ _spans: ContextVar[Spans | None] = ContextVar("spans", default=None)
 
 
 def attend_token_by_token(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
     """transformers' sdpa, once for each clean token and once for all masks: [A, Q, H, D]."""
     spans = _spans.get()
     if spans is None:  # a prompt's forward, or another thread's
@@ -173,7 +171,7 @@ class Rounding:
     dependent: set[torch.Size] = field(default_factory=set)
     num_equal: int | None = 0
 
-    def compare(self, alone: torch.Tensor, wide: torch.Tensor) -> None:
+    def compare(self, alone: Tensor, wide: Tensor) -> None:
         if self.num_equal is not None:
             self.num_equal = self.num_equal + 1 if torch.equal(alone, wide) else None
 
@@ -183,8 +181,8 @@ class Rounding:
 
 
 def rounding_of(model: Any) -> Rounding:
-    """Tries each shape of linear layer on random tokens the first time; on a CPU in half precision only: elsewhere
-    hardly any shape is independent, and token by token they would cost more than plain decoding does."""
+    """Tries each shape of linear layer on random tokens the first time. Only on a CPU in half precision: elsewhere
+    hardly any shape is independent, and token by token they cost more than plain decoding."""
     key = model.dtype, model.device, attention_of(model.config)
     known = kept_with(model).roundings
     if key not in known:
@@ -212,9 +210,9 @@ def depends_on_width(layer: nn.Linear) -> bool:
 
 @contextmanager
 def products_token_by_token(model: nn.Module, rounding: Rounding) -> Iterator[None]:
-    """While this is open, the linear layers that need it compute each clean token of a forward by itself."""
+    """While this is open, linear layers that depend on width compute each clean token by itself."""
 
-    def correct(layer: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+    def correct(layer: Any, args: Any, output: Tensor) -> Tensor:
         spans = _spans.get()
         for i in range(0 if spans is None else spans.num_clean):  # all rows together, as plain decoding multiplies them
             output[:, i : i + 1] = nn.functional.linear(args[0][:, i : i + 1], layer.weight, layer.bias)

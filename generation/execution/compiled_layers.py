@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
@@ -21,8 +21,8 @@ LAYER_MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cu
 
 
 def compile_config_of(model: Any, generation_config: GenerationConfig) -> CompileConfig | None:
-    """How the layers are to be compiled; None where they are not: as transformers has it, on an accelerator unless
-    `disable_compile`, on a CPU only where a `compile_config` is given, and never where weights are moved about."""
+    """How the layers are compiled, or None. As in transformers: on an accelerator unless `disable_compile`, on a CPU
+    with a `compile_config`, and never where weights are offloaded."""
     config = generation_config.compile_config
     if generation_config.disable_compile or (config is None and model.device.type == "cpu"):
         return None
@@ -34,8 +34,7 @@ def compile_config_of(model: Any, generation_config: GenerationConfig) -> Compil
 
 
 def is_captured(model: Any, config: CompileConfig | None) -> bool:
-    """Whether the steps of a model so compiled become CUDA graphs: on a GPU where the mode says so, as transformers'
-    own does, and nothing speaks against it, which is told."""
+    """Whether steps so compiled become CUDA graphs: on a GPU in such a mode, unless there is a reason not to."""
     if config is None or config.mode not in LAYER_MODES or model.device.type != "cuda":
         return False
     if (reason := reason_not_to_record(model)) is not None:
@@ -44,14 +43,14 @@ def is_captured(model: Any, config: CompileConfig | None) -> bool:
 
 
 class SlotsOfLayer:
-    """One layer's keys and values, and where this step writes: all that a compiled layer may know of the cache."""
+    """All that a compiled layer may know of the cache: its keys and values, and where this step writes."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    rows: torch.Tensor
-    slots: torch.Tensor
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
+    slots: Tensor
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
         self.keys[self.rows, :, self.slots] = key_states.transpose(1, 2)
         self.values[self.rows, :, self.slots] = value_states.transpose(1, 2)
         return self.keys, self.values
@@ -62,11 +61,8 @@ def run_layer(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 class CompiledLayers:
-    """The decoder's layers, each run by one function that is compiled once for all layers of a kind: their weights are
-    its arguments.
-
-    Every shape of a step has a function of its own, code and all, so that what torch knows of one (guards, its limit of
-    recompilations) says nothing of another.
+    """The decoder's layers, run by one function that is compiled once for all layers of a kind, whose weights are its
+    arguments. Every shape of a step has a function of its own (`compiled_for`).
 
     Args:
         of_inductor: options of torch's own compiler besides those of `config`.
@@ -88,7 +84,7 @@ class CompiledLayers:
         self.checked: set[Any] = set()  # functions that this decode has called
 
     def compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
-        """The function as it is compiled for one shape of step, when it is first called."""
+        """The function, compiled for one shape of step at its first call."""
         known = kept_with(self.model).compiled
         num_known = len(known)
         found = compiled_for(self.model, function, shape, self.options)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..torch_internals import parts_of, share_hooks
 
@@ -17,9 +17,9 @@ class MaskGate:
     """Takes the place of PEFT's aLoRA arithmetic in every adapted layer of one model.
 
     On disk the adapter is a stock PEFT aLoRA (arXiv 2504.12397), which acts on the last n tokens of a row. Masks are
-    always the last queries of a forward, so the gate is that n. PEFT finds those tokens with a boolean index, which
-    waits for the GPU in every layer; here they are a slice, with the same numbers. Closed (n = 0), the layer returns
-    the base layer's result untouched: the autoregressive side is bit for bit the base model's.
+    the last queries of a forward, so the gate is n. PEFT's boolean index waits for the GPU in every layer; here the
+    tokens are a slice. Closed (n = 0), the layer returns the base layer's result: the autoregressive side is bit for
+    bit the base model's.
 
     Attributes:
         num_masks: n, the queries at the end of each row that the adapter acts on.
@@ -31,10 +31,8 @@ class MaskGate:
 
     @classmethod
     def of(cls, model: nn.Module) -> "MaskGate | None":
-        """The gate of a model's aLoRA adapters, put in where PEFT's arithmetic still stands; None without any.
-
-        A gate of another copy of this code (the package's, a checkpoint's) gives way to this one's.
-        """
+        """The gate of a model's aLoRA adapters, put in the place of PEFT's arithmetic or of a gate of another copy of
+        this code; None without any."""
         gate = None
         ungated = []
         for module in adapted_layers(model):
@@ -57,21 +55,19 @@ class MaskGate:
         finally:
             self.num_masks = 0
 
-    def open_in_backward(self, loss: torch.Tensor, num_masks: int) -> None:
+    def open_in_backward(self, loss: Tensor, num_masks: int) -> None:
         """Opens the gate again while `loss` is differentiated: gradient checkpointing runs the layers once more."""
 
         def close() -> None:
             self.num_masks = 0
 
-        def reopen(gradient: torch.Tensor) -> None:
+        def reopen(gradient: Tensor) -> None:
             self.num_masks = num_masks
             torch.autograd.Variable._execution_engine.queue_callback(close)
 
         loss.register_hook(reopen)
 
-    def forward(
-        self, module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: Any
-    ) -> torch.Tensor:
+    def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """Adds the adapter to the last `num_masks` rows of `result` [B, Q, D], in place as PEFT does."""
         if self.num_masks:
             lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
@@ -99,13 +95,12 @@ def peft_variant(variant: Any) -> Any:
 
 
 def variants_of(layer: Any) -> dict[str, Any]:
-    """The arithmetic by which PEFT's layer applies each of its adapters that has one of its own, by adapter."""
+    """The arithmetic of each adapter of PEFT's layer that has one of its own."""
     return layer.lora_variant
 
 
 def adapted_layers(model: nn.Module) -> dict[Any, tuple[dict[str, Any], str]]:
-    """PEFT's layers with an arithmetic of their own, each with its place: the modules it stands among, and its name.
-    They are found without asking each of a thousand modules for what it has not."""
+    """PEFT's layers with an arithmetic of their own, each with its place: the modules it stands among, and its name."""
     found: dict[Any, tuple[dict[str, Any], str]] = {}
     to_visit: list[tuple[dict[str, Any], str, nn.Module]] = [({}, "", model)]
     while to_visit:
@@ -157,8 +152,8 @@ class GatedLinear(nn.Module):
         self.base, self.gate, self.training = adapted.base_layer, gate, adapted.training
         return self
 
-    def forward(self, x: torch.Tensor, **peft: Any) -> torch.Tensor:
-        """[B, Q, D] -> [B, Q, E]. What PEFT hands to its layers beside x is of no concern here."""
+    def forward(self, x: Tensor, **peft: Any) -> Tensor:
+        """[B, Q, D] -> [B, Q, E]"""
         result = self.base(x)
         num_masks = self.gate.num_masks
         if num_masks:
@@ -168,8 +163,8 @@ class GatedLinear(nn.Module):
         return result
 
 
-def product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """[n, D] times [D, E]. A compiled sum of a few rows runs beside the work around it, where a product would wait."""
+def product(x: Tensor, matrix: Tensor) -> Tensor:
+    """[n, D] times [D, E]. A compiled sum of a few rows runs beside the work around it; a product would wait."""
     is_small = len(x) <= 16 if x.device.type == "cpu" else len(x) * matrix.numel() <= MOST_SUMMED
     if torch.compiler.is_compiling() and is_small:
         return (x[:, None] * matrix.t()).sum(dim=-1)
@@ -194,13 +189,12 @@ def sole_adapter(module: Any) -> str | None:
 
 
 def state_of(module: Any, name: str) -> tuple[Any, ...]:
-    """What an adapter's arithmetic depends on. An optimizer may leave no trace of a step but the numbers, so they are
-    summed, as integers; the matrices are small."""
+    """What an adapter's arithmetic depends on. An optimizer may leave no trace but the numbers, so they are summed."""
     weights = module.lora_A[name].weight, module.lora_B[name].weight
     return module.scaling[name], *((w.data_ptr(), w.shape, w.dtype, w.device, sum_of(w)) for w in weights)
 
 
-def sum_of(weight: torch.Tensor) -> int:
+def sum_of(weight: Tensor) -> int:
     numbers = weight.detach().flatten()
     is_whole = numbers.numel() * numbers.element_size() % 8 == 0
     return int(numbers.view(torch.int64 if is_whole else torch.uint8).sum())
@@ -214,11 +208,9 @@ def gated_linear(adapted: Any, name: str, gate: MaskGate, kept: MutableMapping[n
     return layer.in_decode(adapted, gate)
 
 
-def factors_of(module: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The matrices of one adapter of PEFT's layer as products take them: [D, r] and [r, E], the scaling in the latter.
-
-    A small product takes a CPU half as long in float32 as in bfloat16, whose kernel is set up anew each time.
-    """
+def factors_of(module: Any, name: str) -> tuple[Tensor, Tensor]:
+    """One adapter's matrices [D, r] and [r, E], the scaling in the latter. A small product takes a CPU half as long in
+    float32 as in bfloat16."""
     lora_a, lora_b = module.lora_A[name].weight.detach(), module.lora_B[name].weight.detach()
     is_cpu = lora_a.device.type == "cpu"
     dtype = torch.promote_types(lora_a.dtype, torch.float32) if is_cpu else lora_a.dtype

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, CompileConfig
 from transformers.masking_utils import sdpa_mask
 
@@ -42,16 +41,16 @@ class ModelForm:
     """The form in which a decode runs its model.
 
     Args:
-        is_drafting: whether forwards hold masks. False for plain decoding, which an adapter and packed weights concern.
-        is_tie_safe: clean tokens are read beside others as they are alone, where the attention implementation is sdpa.
+        is_drafting: whether forwards hold masks; false for plain decoding.
+        is_tie_safe: clean tokens are read beside others as they are alone, where attention is sdpa.
         is_packed: linear layers read packed copies of their weights.
-        compile_config: how the layers of a step of one shape are compiled; None where they are not.
+        compile_config: how the layers of a step of one shape are compiled, if they are.
 
     Attributes:
-        gate: which queries a gated adapter acts on; None without such an adapter.
+        gate: which queries a gated adapter acts on; None without one.
         implementation: the attention implementation that masks are made for.
         is_grouped: whether attention is ours, which takes short and grouped masks.
-        rounding: how the model rounds, where it is asked to be tie-safe.
+        rounding: how the model rounds, where it is tie-safe.
         compiled: the layers as they are compiled, or None.
         last_states: [A, Q, D] what the decoder handed to the lm_head in the last forward.
     """
@@ -74,7 +73,7 @@ class ModelForm:
         self.rounding = rounding_of(model) if is_tie_safe else None
         self.gate: MaskGate | None = None
         self.compiled: CompiledLayers | None = None
-        self.last_states: torch.Tensor | None = None
+        self.last_states: Tensor | None = None
         if is_packed:
             check_packable(model)
         if compile_config is not None:
@@ -82,7 +81,7 @@ class ModelForm:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """While this is open, the model is in this form. After it, the model is as it was before, whatever happened."""
+        """While this is open, the model is in this form. After it, the model is as it was before."""
         with ExitStack() as stack:
             adapted = self._own_adapted_layers()
             sole = {layer: name for layer in adapted if (name := self._only_ours(layer))}
@@ -106,8 +105,7 @@ class ModelForm:
         """While this is open, one forward of this model is run.
 
         Args:
-            num_masks: masks at the end of each row.
-            spans: what each clean token sees, where clean tokens are read as they are alone.
+            spans: what each clean token sees, where these are read as they are alone.
             step: the cache and the shape of a step that runs compiled.
         """
         is_alone = self.is_token_by_token and spans is not None
@@ -118,8 +116,6 @@ class ModelForm:
             self.compiled.step(*step) if is_compiled else nullcontext(),
         ):
             yield
-
-    # -- what is put in
 
     def _own_adapted_layers(self) -> dict[Any, tuple[dict[str, Any], str]]:
         """PEFT's layers with an aLoRA, each with its place."""
@@ -143,7 +139,6 @@ class ModelForm:
         stack.enter_context(swapped([(parts_of(parent), name, packed[linear]) for parent, name, linear in places]))
 
     def _put_in_gate(self, stack: ExitStack, adapted: dict[Any, Any], sole: dict[Any, str]) -> None:
-        """A layer that one gated adapter adapts gives way to a `GatedLinear`. In others, PEFT's arithmetic does."""
         variants = [
             (layer, name, peft)
             for layer in adapted
@@ -155,7 +150,7 @@ class ModelForm:
         stack.enter_context(swapped([(*adapted[layer], self._stand_in(layer, name)) for layer, name in sole.items()]))
 
     def _stand_in(self, layer: Any, name: str) -> nn.Module:
-        """What stands in the place of a layer that one gated adapter adapts. In plain decoding it acts on no token."""
+        """What replaces a layer that one gated adapter adapts. In plain decoding the adapter acts on no token."""
         if not self.is_drafting and not hooks_of(layer):
             return layer.base_layer
         return gated_linear(layer, name, self.gate, kept_with(self.model).copies)
@@ -174,11 +169,8 @@ class ModelForm:
 
     @contextmanager
     def _catching_last_states(self) -> Iterator[None]:
-        """While this is open, `last_states` has what the decoder hands to the lm_head, which is then run on the rows
-        that are read only."""
-
         def catch(module: nn.Module, args: Any, output: Any) -> None:
-            self.last_states = output if isinstance(output, torch.Tensor) else output[0]
+            self.last_states = output if isinstance(output, Tensor) else output[0]
 
         handle = decoder_of(self.model).register_forward_hook(catch)
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..torch_internals import has_compiler_option, hooks_of, parts_of, times_written
 
@@ -29,11 +29,11 @@ if not hasattr(torch.ops.wavedraft, "_linear_pointwise"):  # the package and a c
     )
 
     @torch.library.impl("wavedraft::_linear_pointwise", "default")
-    def _linear_pointwise(*args: Any) -> torch.Tensor:
+    def _linear_pointwise(*args: Any) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.default(*args)
 
     @torch.library.register_fake("wavedraft::_linear_pointwise")
-    def _shape_of_product(x: torch.Tensor, packed: torch.Tensor, *others: Any) -> torch.Tensor:
+    def _shape_of_product(x: Tensor, packed: Tensor, *others: Any) -> Tensor:
         return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
@@ -49,11 +49,8 @@ C_FUNCTION = (
 
 
 def options_of_compiler() -> dict[str, Any]:
-    """Options for `torch.compile(..., options=...)` under which compiled layers call the product without Python.
-
-    They are for the inductor backend alone. Where this torch has no such options, the compiled layers call the product
-    through Python, which takes a few microseconds more.
-    """
+    """Options of the inductor backend under which compiled layers call the product without Python, where torch has such
+    options; a call through Python takes a few microseconds more."""
     if has_compiler_option(SHIMS_OPTION):
         return {"cpp_wrapper": True, SHIMS_OPTION: {compilable_product: [C_FUNCTION]}}
     return {"size_asserts": False}  # generated Python would ask for the strides of a packed weight, which has none
@@ -74,7 +71,7 @@ def why_no_packed_products(dtype: torch.dtype) -> str | None:
 
 
 def check_packable(model: nn.Module, exact: str | None = None) -> None:
-    """Raises where a packed weight would not be read, or where `exact` wants products that round differently."""
+    """Raises where packed weights would not be read, or `exact` wants other products."""
     if model.device.type != "cpu" or model.dtype not in PACKABLE:
         raise ValueError(
             f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
@@ -94,8 +91,7 @@ class PackedLinear(nn.Module):
     """Takes the place of an `nn.Linear` on a CPU, for use without gradients. It shares the layer's parameters.
 
     Attributes:
-        packed: the weight [E, D] in oneDNN's order, which takes as much memory again. A plain attribute, not a buffer:
-            it belongs in no checkpoint.
+        packed: the weight [E, D] in oneDNN's order. Not a buffer: it belongs in no checkpoint.
     """
 
     has_plain_weight = True  # a row of it is a token's, where this is the lm_head
@@ -110,12 +106,9 @@ class PackedLinear(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., D] -> [..., E]
-
-        In float32 a single token reads the plain weight, so that its result equals plain decoding's bit for bit. Under
-        autocast x may have another dtype than the weight, and reads the plain weight too.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., E]. The plain weight is read under autocast, where x may have another dtype, and by a
+        single token in float32, so that it equals plain decoding's bit for bit."""
         is_single = x.dtype == torch.float32 and x.numel() == x.shape[-1]
         if is_single or x.dtype != self.weight.dtype:
             return nn.functional.linear(x, self.weight, self.bias)
@@ -124,7 +117,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.default(x.contiguous(), self.packed, self.bias, *NO_EPILOGUE)
 
     def is_of(self, linear: nn.Linear) -> bool:
-        """Whether this is still that layer's product: with the same parameters, unchanged since they were packed."""
+        """Whether this was packed of that layer, and its parameters are unchanged since."""
         is_same = self.weight is linear.weight and self.bias is linear.bias
         return is_same and self.fingerprint == fingerprint_of(linear.weight)
 
@@ -132,12 +125,9 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def fingerprint_of(weight: torch.Tensor) -> tuple[Any, ...]:
-    """What changes where a weight is written to or moved.
-
-    An optimizer may leave no trace but the numbers. The numbers of a weight that may be trained are therefore summed,
-    as 64-bit integers. A sum reads the weight once, as a forward does.
-    """
+def fingerprint_of(weight: Tensor) -> tuple[Any, ...]:
+    """What changes where a weight is written to or moved. An optimizer may leave no trace but the numbers, so those of
+    a weight that may be trained are summed, as 64-bit integers."""
     version = times_written(weight)
     if not weight.requires_grad and version is not None:
         return version, weight.data_ptr()
@@ -153,8 +143,7 @@ class LinearPlace(NamedTuple):
 
 
 def packable_linears(model: nn.Module) -> list[LinearPlace]:
-    """The places of linear layers that a `PackedLinear` can take. Of an adapted layer, the place of the layer below
-    the adapter."""
+    """The places of linear layers that a `PackedLinear` can take; of an adapted layer, below the adapter."""
     found, seen, to_visit = [], {model}, [model]
     while to_visit:
         module = to_visit.pop()
@@ -172,8 +161,7 @@ def packable_linears(model: nn.Module) -> list[LinearPlace]:
 
 
 def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
-    """Whether a layer has a weight of the model's dtype, and neither a forward of its own nor hooks, which a
-    `PackedLinear` in its place would not call."""
+    """Whether a layer has a weight of the model's dtype, and no forward or hooks of its own, which would be lost."""
     weight = linear.weight
     has_own_call = "forward" in linear.__dict__ or hooks_of(linear)
     # The fingerprint reads the weight as 64-bit integers.
@@ -182,8 +170,7 @@ def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
 
 
 def pack(linears: Iterable[nn.Linear], kept: dict[nn.Linear, PackedLinear]) -> None:
-    """Brings `kept` up to date: a `PackedLinear` for each of these layers and no others, packed anew where the layer's
-    parameters have changed."""
+    """Brings `kept` up to date: a `PackedLinear` for each of these layers and no others."""
     linears = list(linears)
     for gone in kept.keys() - set(linears):
         del kept[gone]

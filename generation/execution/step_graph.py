@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..kept_with_model import kept_with
 from ..stock_model import attention_of, can_choose_experts
@@ -15,11 +15,11 @@ from ..torch_internals import hooks_of, tensors_of, times_written
 
 PLAIN_TYPES = {bool, int, float, str, type(None), torch.dtype}
 OF_PEFT = {"_active_adapter", "merged_adapters", "scaling"}  # what an adapted layer keeps in lists and dictionaries
-Step = Callable[..., tuple[torch.Tensor, ...]]
+Step = Callable[..., tuple[Tensor, ...]]
 
 
 class StepGraph:
-    """One step, which is recorded here and runs when it is called.
+    """One recorded step.
 
     Args:
         step: from tensors to tensors. All else that it reads must stay as it is, where it is.
@@ -28,7 +28,7 @@ class StepGraph:
         held: what the kernels read and nobody else may keep.
     """
 
-    def __init__(self, step: Step, inputs: tuple[torch.Tensor, ...], pool: Any, held: Any = None):
+    def __init__(self, step: Step, inputs: tuple[Tensor, ...], pool: Any, held: Any = None):
         self.held = held
         self.inputs = buffers_like(inputs)
         self.graph = torch.cuda.CUDAGraph()
@@ -36,7 +36,7 @@ class StepGraph:
             with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 self.outputs = step(*self.inputs)
 
-    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         for buffer, given in zip(self.inputs, inputs, strict=True):
             buffer.copy_(given)
         self.graph.replay()
@@ -48,10 +48,10 @@ class StepGraphs:
 
     Attributes:
         capacity: slots of their cache.
-        about: what they were recorded of; where that has changed they are recorded anew.
+        about: what they were recorded of; they are recorded anew where it changes.
         layers: keys and values [B, H, C, D] of each layer.
         is_real_slot: [B, C] where a padded batch says which slots count; written anew by each decode.
-        has_run: shapes of steps that have run once, which is when layers are compiled and libraries are loaded.
+        has_run: shapes of steps that have run once, which compiles layers and loads libraries.
     """
 
     record = StepGraph
@@ -59,16 +59,15 @@ class StepGraphs:
     def __init__(self, about: Any, capacity: int = 0):
         self.about = about
         self.capacity = capacity
-        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.is_real_slot: torch.Tensor | None = None
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        self.is_real_slot: Tensor | None = None
         self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self.has_run: set[Any] = set()
         self.graphs: dict[Any, StepGraph] = {}
 
     @classmethod
     def of(cls, model: nn.Module, num_slots: int, *about: Any) -> "StepGraphs":
-        """Those kept with the model, if they are still of what it is and their cache has slots enough. One set is kept,
-        as transformers keeps one static cache."""
+        """Those kept with the model, if it is unchanged and their cache has slots enough; else new ones."""
         kind = model.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         modes = torch.is_inference_mode_enabled(), autocast, torch.get_float32_matmul_precision()
@@ -79,7 +78,7 @@ class StepGraphs:
             kept.graphs = cls(about, num_slots)
         return kept.graphs
 
-    def padding_of(self, is_real_slot: torch.Tensor) -> torch.Tensor:
+    def padding_of(self, is_real_slot: Tensor) -> Tensor:
         """A decode's padding [B, P] where the graphs read it, [B, C]."""
         if self.is_real_slot is None:
             self.is_real_slot = is_real_slot.new_ones(len(is_real_slot), self.capacity)
@@ -87,8 +86,8 @@ class StepGraphs:
         self.is_real_slot[:, : is_real_slot.shape[1]] = is_real_slot
         return self.is_real_slot
 
-    def run(self, shape: Any, step: Step, inputs: tuple[torch.Tensor, ...], held: Any) -> tuple[torch.Tensor, ...]:
-        """What `step` makes of `inputs`: by its graph, once it has run as it is.
+    def run(self, shape: Any, step: Step, inputs: tuple[Tensor, ...], held: Any) -> tuple[Tensor, ...]:
+        """What `step` makes of `inputs`: by its graph, from its second call on.
 
         Raises:
             RuntimeError: the step cannot be recorded.
@@ -110,14 +109,14 @@ class StepGraphs:
         return self.graphs[shape](*inputs)
 
 
-def buffers_like(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """Copies in memory of their own, laid out in one way whatever the inputs are views of."""
+def buffers_like(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Contiguous copies."""
     return tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
 
 
 def what_a_step_reads(model: nn.Module) -> list[Any]:
-    """What must be equal for a graph of an earlier step to be valid: the modules with their plain attributes and hooks,
-    where their tensors are and how often these were written to, and which adapter acts."""
+    """What must be equal for an earlier graph to be valid: modules, plain attributes, hooks, where tensors are and how
+    often they were written to, and which adapter acts."""
     seen: list[Any] = [attention_of(model.config)]
     for module in model.modules():
         seen.append(id(vars(module)))  # which views of a model share
@@ -130,14 +129,13 @@ def what_a_step_reads(model: nn.Module) -> list[Any]:
 
 
 def _state_of(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value.data_ptr(), times_written(value), value.shape, value.dtype
     return None
 
 
 def reason_not_to_record(model: nn.Module) -> str | None:
-    """Why a forward may ask the GPU for a value that decides how it goes on, or runs more than kernels, by what
-    transformers says of the model; None where nothing speaks against a graph."""
+    """Why a forward may wait for the GPU or run more than kernels, by what transformers says of the model, or None."""
     quantizer = getattr(model, "hf_quantizer", None)
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         return "its weights are on several devices"
