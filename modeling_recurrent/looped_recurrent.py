@@ -263,7 +263,7 @@ def parts_and_window(
     position_ids: torch.Tensor,
     cache: Any,
     wants_attentions: bool,
-) -> tuple[Any, Window]:
+) -> tuple[Any, Any]:
     """What a forward calls, and on which tokens: the model's own parts, or those of steps of one shape."""
     if is_next_token(cache, embeds, attention_mask) and not wants_attentions:
         parts = StaticParts(model, cache.compiled)
