@@ -279,6 +279,14 @@ def test_the_record_of_a_checkpoint_is_what_is_expected_first(monkeypatch):
         model.generate(prompt, **keywords)
 
 
+def test_calls_of_other_draft_lengths_take_turns():
+    model, prompt = tiny_tidar(draft_length=4), random_prompts(1, 5)
+    text = plain_greedy_loop(model, prompt[0], num_new=20).tolist()
+    for draft_length in (2, 4, 3, 2):
+        keywords = {"max_new_tokens": 20, "do_sample": False, "num_branches": "auto", "draft_length": draft_length}
+        assert model.generate(prompt, **keywords)[0].tolist() == text
+
+
 def test_sampling_with_a_seed_is_refused():
     with pytest.raises(ValueError, match="clock"):
         tiny_tidar().generate(random_prompts(1, 4), max_new_tokens=3, do_sample=True, seed=1, num_branches="auto")

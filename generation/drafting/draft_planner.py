@@ -177,7 +177,7 @@ def planner_of(run: StepRunner, state: StepState, options: TiDAROptions) -> Draf
     num_slots = options.draft_length - 1
     prior = [*options.draft_acceptance[:num_slots]]
     prior += [PRIOR_CHANCE] * (num_slots - len(prior))
-    usual = known.setdefault("acceptance", Acceptance([0.0] * num_slots, [0.0] * num_slots))
+    usual = known.setdefault(num_slots, Acceptance([0.0] * num_slots, [0.0] * num_slots))
     return DraftPlanner(times, plans, prior, usual, options.is_static)
 
 
