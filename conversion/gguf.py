@@ -41,7 +41,7 @@ def write_stock_checkpoint(file: Path, folder: Path) -> None:
     """Rewrites a GGUF file as safetensors, config, tokenizer and generation config.
 
     Raises:
-        ValueError: transformers cannot read it, or its text would be split otherwise than the model was taught.
+        ValueError: transformers cannot read it, or its text would be split differently from what the model was taught.
     """
     try:
         import gguf

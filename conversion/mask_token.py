@@ -1,4 +1,4 @@
-"""Which row of the embedding table a mask reads. The mask's id itself lies behind the vocabulary: see `convert`."""
+"""Which row of the embedding table a mask reads. The mask's id itself lies after the vocabulary: see `convert`."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -6,7 +6,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 @strict
 class OuroConfig(PreTrainedConfig):
-    """A stack of layers run `total_ut_steps` times, with nothing before, between or behind but a norm.
+    """A stack of layers run `total_ut_steps` times, with nothing before, between or after but a norm.
 
     The exit gate's fields are kept and not used: every token gets all steps.
     """

@@ -136,7 +136,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
     """Huginn: sandwich blocks, the prelude's output injected at every recurrence, one final norm used twice.
 
     Or a model retrofitted with its recurrence (`config.block_form`): Llama's or OLMo-2's blocks, the final norm used
-    once, behind the coda.
+    once, after the coda.
     """
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012 (transformers reads a plain dict)

@@ -51,7 +51,7 @@ class OuroMLP(nn.Module):
 
 
 class OuroBlock(GradientCheckpointingLayer):
-    """A layer that norms before and behind each half: x += n2(attn(n1(x))); x += n4(mlp(n3(x)))."""
+    """A layer that norms before and after each half: x += n2(attn(n1(x))); x += n4(mlp(n3(x)))."""
 
     def __init__(self, config: OuroConfig, layer_idx: int):
         super().__init__()

@@ -3,7 +3,7 @@
 Corrected where the published code errs (`decode_published` keeps that): only a run from the left freezes; a token
 only if its own state was computed from it, from the first recurrence on (a state that goes on from another token's may
 come to rest where that one led it); states are compared at the same position; a position that does not come to rest
-is begun anew, behind frozen tokens, and freezes at full depth; a position's first embedding is taken whole; sampling
+is begun anew, after frozen tokens, and freezes at full depth; a position's first embedding is taken whole; sampling
 noise is drawn once a position, so that a token moves only when its scores do; rows end at their end.
 
 A rows, W wavefront positions, E channels, V vocabulary.

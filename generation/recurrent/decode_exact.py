@@ -1,7 +1,7 @@
 """The exact wavefront: shallow drafts, full-depth verification, the text of full-depth decoding (arXiv 2609.17184).
 
 Every position keeps a depth and, in the cache, keys and values of each depth, so that its trajectory is the one plain
-decoding would give it. At each draft depth it (re)writes the token behind it, which begins, or restarts, the position
+decoding would give it. At each draft depth it (re)writes the token after it, which begins, or restarts, the position
 there; at full depth it decides that token. A revised token replaces the earlier one by rejection sampling, so that at
 each depth it is distributed as that depth's own prediction; greedily, it is that depth's likeliest.
 
@@ -22,7 +22,7 @@ from .session_recurrent import Session
 
 @dataclass(eq=False)
 class Branch:
-    """A live position: the token it was fed, how deep it is, and the token it has written behind itself."""
+    """A live position: the token it was fed, how deep it is, and the token it has written after itself."""
 
     position: int
     token: int
@@ -57,7 +57,7 @@ class Chains:
         self.rows = [self.rows[place] for place in places]
 
     def begin(self) -> None:
-        """Begins the position behind the last of each row, where its token is known and can matter, and repacks."""
+        """Begins the position after the last of each row, where its token is known and can matter, and repacks."""
         begun = [(row, Branch(*place)) for row, place in self._next_places()]
         for row, branch in begun:
             self.rows[row].append(branch)
@@ -104,7 +104,7 @@ class Chains:
         self.session.costs.add_core_pass(len(self.packed), self.session.rows)
 
     def decode(self, depths: set[int]) -> tuple[list[tuple[int, Branch]], torch.Tensor | None]:
-        """The branches at one of `depths`, and the logits [n, V] behind them."""
+        """The branches at one of `depths`, and the logits [n, V] after them."""
         index = [i for i, (_, branch) in enumerate(self.packed) if branch.depth in depths]
         if not index:
             return [], None
@@ -127,7 +127,7 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
         if len(places) < len(chains.rows):
             session.keep_rows(places)
             chains.keep_rows(places)
-        # 1. Begin a position behind each freshly written token.  2. Recur, each position at its own depth.
+        # 1. Begin a position after each freshly written token.  2. Recur, each position at its own depth.
         chains.begin()
         chains.recur()
         # 3. Decode the positions that have reached a draft depth, or full depth.
@@ -135,10 +135,10 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
         if not due:
             continue
         costs.add_step()
-        # 4. Write the tokens behind them. The one moment the host waits for the device.
+        # 4. Write the tokens after them. The one moment the host waits for the device.
         scores = processed(session, due, logits)
         written = write_greedily(due, scores) if not session.do_sample else write_sampled(session, due, scores)
-        # 5. Decide what full depth wrote; prune what stands behind a token that has changed.
+        # 5. Decide what full depth wrote; prune what stands after a token that has changed.
         if options.record_wavefront and transcript.active[0] == 0:
             trace.append(snapshot(chains.rows[0]))
         frozen_ids = [decide(chains, row, written, full_depth) for row in range(len(chains.rows))]
@@ -151,20 +151,20 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
 
 
 def write_greedily(due: list[tuple[int, Branch]], scores: torch.Tensor) -> dict[Branch, int]:
-    """The likeliest token behind each branch that is due, by [n, V] scores."""
+    """The likeliest token after each branch that is due, by [n, V] scores."""
     ids = scores.argmax(dim=-1).tolist()
     return {branch: token for (_, branch), token in zip(due, ids, strict=True)}
 
 
 def write_sampled(session: Session, due: list[tuple[int, Branch]], scores: torch.Tensor) -> dict[Branch, int]:
-    """A token drawn behind each branch that is due: the one already there, if it may stand (arXiv 2211.17192)."""
+    """A token drawn after each branch that is due: the one already there, if it may stand (arXiv 2211.17192)."""
     probs = scores.softmax(dim=-1)
     nothing = torch.zeros_like(probs[0])
     old_probs = torch.stack([nothing if branch.next_probs is None else branch.next_probs for _, branch in due])
     old_ids = torch.tensor([[0, branch.next_id or 0] for _, branch in due], device=session.device)
     twice = probs[:, None].expand(-1, 2, -1)  # verified as drafts of one token each
     # A position's draws at a depth are the same each time it begins anew; that does not show in the text, since what
-    # they chose behind another token is gone.
+    # they chose after another token is gone.
     rows, branches = zip(*due, strict=True)
     key = list(rows), [branch.position for branch in branches], [branch.depth for branch in branches]
     stands = accept_by_rejection(old_ids, twice, old_probs[:, None], session.draws.uniform(ACCEPTANCE, *key)[:, None])
@@ -178,7 +178,7 @@ def write_sampled(session: Session, due: list[tuple[int, Branch]], scores: torch
 
 
 def processed(session: Session, due: list[tuple[int, Branch]], logits: torch.Tensor) -> torch.Tensor:
-    """[n, V] scores, each processed behind its own prefix of decided and drafted tokens."""
+    """[n, V] scores, each processed after its own prefix of decided and drafted tokens."""
     columns = [branch.position + 1 + session.pads[row] for row, branch in due]
     return session.process_packed(logits, [row for row, _ in due], columns)
 

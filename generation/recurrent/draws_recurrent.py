@@ -97,7 +97,7 @@ class Draws:
         return uniform_at(self.hashes(purpose, rows, positions, times), 1)[:, 0]
 
     def gumbel(self, rows: list[int], positions: list[int], vocab_size: int) -> torch.Tensor:
-        """[n, V] noise by which the token behind each position is chosen."""
+        """[n, V] noise by which the token after each position is chosen."""
         return gumbel_at(self.hashes(CHOICE, rows, positions), vocab_size)
 
 

@@ -41,8 +41,8 @@ def count_frozen(
     The token of position i + 1 is final when the states of positions 0 .. i + 1 have settled and its own state was
     computed from the very token now predicted for it. That state need not settle where it is exhausted (no more
     recurrences are allowed it), and there is none in a wavefront of one position. A position that `is_final` has had
-    all that plain decoding would give it: behind frozen tokens its prediction freezes as it is. A run ends at a token
-    that is news to its position, for what follows was written behind another.
+    all that plain decoding would give it: after frozen tokens its prediction freezes as it is. A run ends at a token
+    that is news to its position, for what follows was written after another.
     """
     num_frozen = 0
     while num_frozen < len(predicted_ids):
@@ -62,7 +62,7 @@ def count_frozen(
 
 
 def is_resting(fed_ids: list[int], predicted_ids: list[int], is_settled: list[bool], place: int) -> bool:
-    """Whether position `place` has settled, and still predicts what the position behind it was fed, if there is one."""
+    """Whether position `place` has settled, and still predicts what the position after it was fed, if there is one."""
     if place >= len(fed_ids):
         return True
     has_news = place + 1 < len(fed_ids) and fed_ids[place + 1] != predicted_ids[place]

@@ -183,7 +183,7 @@ class RecurrentOptions:
 
     @property
     def num_undecided(self) -> int:
-        """The most tokens that are written behind a text before they are decided."""
+        """The most tokens that are written after a text before they are decided."""
         return 0
 
 

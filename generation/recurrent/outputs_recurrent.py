@@ -11,7 +11,7 @@ class RecurrentGenerateOutput(GenerateDecoderOnlyOutput):
     """`generate(return_dict_in_generate=True)` of a recurrent-depth model. B sequences, N new tokens.
 
     Attributes:
-        sequences: [B, P + N] prompt and new ids, padded behind each row's end.
+        sequences: [B, P + N] prompt and new ids, padded after each row's end.
         num_core_passes: calls of the core that decoded, the prefill's not counted (under `reference_compat` the prefill
             counts as one, as in the published code).
         num_prefill_core_passes: calls of the core that read the prompt, and, for the returned cache, the last tokens of
@@ -45,7 +45,7 @@ class WavefrontStep:
     Attributes:
         start: position of the first, the last token frozen before the step.
         fed_ids: tokens the wavefront's positions were fed.
-        predicted_ids: what each predicts for the position behind it.
+        predicted_ids: what each predicts for the position after it.
         num_frozen: tokens frozen by the step.
     """
 

@@ -134,7 +134,7 @@ class Wavefront:
                 self.is_retried[row], self.ages[row][0] = True, 0
 
     def _shift(self, num_frozen: list[int]) -> None:
-        """Moves each row's positions to the left. What stands behind them is begun before it is read."""
+        """Moves each row's positions to the left. What stands after them is begun before it is read."""
         if not any(num_frozen):
             return
         is_even = min(num_frozen) == max(num_frozen)
