@@ -1,4 +1,4 @@
-"""In half precision a wide forward rounds differently from a forward of one token; `exact="tie-safe"` writes its text."""
+"""In half precision a wide forward and a forward of one token round differently; `exact="tie-safe"` writes its text."""
 
 import pytest
 import torch
