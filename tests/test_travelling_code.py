@@ -6,13 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from packaging import version
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from helpers_family import tiny_model
 from helpers_stock import save_tiny_stock
@@ -295,7 +298,7 @@ def test_another_installed_version_does_not_touch_a_trusted_checkpoint(tmp_path)
     ]
 
 
-def test_a_trusted_checkpoint_passes_on_the_files_it_came_with(tmp_path, caplog):
+def test_a_trusted_checkpoint_passes_on_the_files_it_came_with(tmp_path):
     model = tiny_tidar("llama", draft_length=3)
     model.save_pretrained(tmp_path / "tidar")
     generate = tmp_path / "tidar" / "custom_generate" / "generate.py"
@@ -307,6 +310,13 @@ def test_a_trusted_checkpoint_passes_on_the_files_it_came_with(tmp_path, caplog)
         assert (tmp_path / "again" / name).read_text() == (tmp_path / "tidar" / name).read_text(), name
     assert (tmp_path / "again" / "custom_generate" / "generate.py").read_text().endswith("# its own\n")
 
+
+def test_a_trusted_checkpoint_writes_beside_an_adapter_how_a_stock_model_drafts_with_it(tmp_path, caplog):
+    if version.parse(metadata.version("peft")) < version.parse(MIN_PEFT_VERSION):
+        pytest.skip(f"this transformers saves adapters with peft {MIN_PEFT_VERSION} or newer alone")
+    model = tiny_tidar("llama", draft_length=3)
+    model.save_pretrained(tmp_path / "tidar")
+    trusted = AutoModelForCausalLM.from_pretrained(tmp_path / "tidar", trust_remote_code=True)
     torch.manual_seed(0)
     get_peft_model(model, gated_adapter_config(model, rank=4, init_lora_weights=False)).save_pretrained(
         tmp_path / "adapter"
