@@ -44,12 +44,6 @@ def kept_with(model: nn.Module) -> KeptWithModel:
         return _kept.setdefault(decoder_of(model), KeptWithModel())
 
 
-def forget(model: nn.Module) -> None:
-    """Drops all that is kept of a model: the next decode measures, compiles and packs anew."""
-    with _guard:
-        _kept.pop(decoder_of(model), None)
-
-
 def compiled_for(
     model: nn.Module, function: Callable[..., Any], shape: tuple[Any, ...], options: dict[str, Any]
 ) -> Callable[..., Any]:

@@ -69,7 +69,7 @@ class CapturedNetwork:
 
     def __init__(self, network: DraftNetwork, graphs: StepGraphs):
         self.network, self.graphs = network, graphs
-        self.masks, self.rounding, self.read_alone = network.masks, network.rounding, network.read_alone
+        self.masks = network.masks
 
     def __call__(self, inputs: DraftInputs) -> tuple[Tensor, MaskPredictions]:
         cache = self.network.rows.cache

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import (
     CompileConfig,
 )
 
+from helpers_step_graph import Recording
 from helpers_tidar import CountedForwards, random_prompts, tiny_tidar, with_random_head
 from wavedraft.training import gated_adapter_config
 
@@ -37,38 +36,7 @@ AXES: dict[str, tuple] = {
 @contextmanager
 def recording_on_cpu() -> Iterator[None]:
     """Records steps on a CPU as CUDA graphs do. The one place here that reaches into the package."""
-    from wavedraft.generation.execution.step_graph import StepGraph, StepGraphs, buffers_like
-
-    class Kernels(TorchDispatchMode):
-        """Every kernel that runs, with the tensors it read and wrote."""
-
-        def __init__(self):
-            super().__init__()
-            self.calls = []
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            assert func is not torch.ops.aten._local_scalar_dense.default, "the host waits for a value"
-            written = func(*args, **(kwargs or {}))
-            self.calls.append((func, args, kwargs or {}, written))
-            return written
-
-        def replay(self):
-            for func, args, kwargs, before in self.calls:
-                for old, new in zip(tree_leaves(before), tree_leaves(func(*args, **kwargs)), strict=True):
-                    is_tensor = isinstance(old, torch.Tensor)
-                    if is_tensor and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
-                        old.copy_(new)
-
-    class Recording(StepGraph):
-        """A graph of kernels that run on a CPU."""
-
-        def __init__(self, step, inputs, pool, held=None):
-            self.held, self.graph = held, Kernels()
-            self.inputs = buffers_like(inputs)
-            with self.graph:
-                self.outputs = step(*self.inputs)
-            for output in self.outputs:  # a graph's outputs are nothing before it has run
-                output.fill_(-1e4)
+    from wavedraft.generation.execution.step_graph import StepGraphs
 
     decoder = sys.modules["wavedraft.generation.drafting.decode_tidar"]
     kept = decoder.is_captured, StepGraphs.record
