@@ -1,4 +1,4 @@
-"""Another checkpoint becomes ours; ours travels to the Hub."""
+"""Converts checkpoints to TiDAR and back; uploads to the Hub."""
 
 from .convert import Conversion, convert, to_ar
 from .push import push

@@ -1,4 +1,4 @@
-"""Files of a checkpoint: reads a source's config and headers, and writes config, weights and side files of a target."""
+"""Reads the source checkpoint's config and headers; writes the target's config, weights and side files."""
 
 import json
 import os
@@ -25,10 +25,10 @@ SPARE_BYTES = 64 * 2**20  # room for tokenizer, config and code
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A source folder whose headers were read and fit its config."""
+    """A source folder whose tensor headers fit its config."""
 
     folder: Path
-    values: dict[str, Any]  # of its config.json
+    values: dict[str, Any]  # the contents of config.json
     stock_class: type[PreTrainedModel]
     config: PreTrainedConfig
     shards: list[Path]
@@ -36,7 +36,7 @@ class Checkpoint:
 
     @property
     def num_parameters(self) -> int:
-        """Of the file: a tied pair that is stored twice counts twice."""
+        """Parameters in the files: a tied pair that is stored twice counts twice."""
         return sum(tensor.num_elements for tensor in self.tensors.values())
 
 
@@ -46,7 +46,7 @@ def read_checkpoint(
     steps: ProgressSteps,
     class_of: Callable[[PreTrainedConfig], type[PreTrainedModel]] = draftable_class_of,
 ) -> Checkpoint:
-    """Reads config and headers; nothing is written before this has passed."""
+    """Reads and checks config and headers, before anything is written."""
     steps.begin("Reading config and headers")
     values = read_json(folder / "config.json")
     config = load_config(values, folder / "config.json")
@@ -55,12 +55,12 @@ def read_checkpoint(
     for path in [folder, *shards]:
         real = path.resolve()
         if target.resolve() in [real, *real.parents] or (path == folder and real in target.resolve().parents):
-            raise ValueError(f"{target} and the source {real} lie in one another. Choose a target elsewhere.")
+            raise ValueError(f"{target} and the source {real} must not contain each other. Choose another target.")
     tensors = read_tensors(folder, shards)
     if config.num_hidden_layers > len(tensors):
         raise ValueError(
-            f"{folder / 'config.json'} promises {config.num_hidden_layers} layers, but the shards hold no more than "
-            f"{len(tensors)} tensors. Config and weights are not of one checkpoint."
+            f"{folder / 'config.json'} says {config.num_hidden_layers} layers, but the shards have only {len(tensors)} "
+            "tensors. Config and weights belong to different checkpoints."
         )
     check_keys(folder, stock_class, config)
     return Checkpoint(folder, values, stock_class, config, shards, tensors)
@@ -69,13 +69,13 @@ def read_checkpoint(
 def write_files(
     checkpoint: Checkpoint, new: Path, values: dict[str, Any], *, link: bool, is_own: bool, steps: ProgressSteps
 ) -> None:
-    """Writes config, weights and side files. `is_own`: the shards are our own rewriting of a GGUF file."""
+    """Writes config, weights and side files. `is_own`: the shards are our own temporary files."""
     must_copy = [] if link or is_own else checkpoint.shards
     num_bytes = sum(map(num_bytes_on_disk, must_copy))
     if (free := shutil.disk_usage(new).free) < num_bytes + SPARE_BYTES:
         raise ValueError(
-            f"{new.parent.parent} has {free / 1e9:.1f} GB free, but the copy needs {num_bytes / 1e9:.1f} GB. Make "
-            "room, choose a target on another disk, or pass --link to write links to the source's shards."
+            f"{new.parent.parent} has {free / 1e9:.1f} GB free, but the copy needs {num_bytes / 1e9:.1f} GB. Free "
+            "some space, choose a target on another disk, or pass --link to link to the source's shards."
         )
     (new / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name in side_files(checkpoint.folder):
@@ -88,7 +88,7 @@ def write_files(
             (new / "tokenizer_config.json").write_text(text, encoding="utf-8")
     if [shard.name for shard in checkpoint.shards] != [SINGLE_FILE]:
         shutil.copyfile(checkpoint.folder / INDEX_FILE, new / INDEX_FILE)
-    steps.begin("Bringing the weights", num_bytes)
+    steps.begin("Writing the weights", num_bytes)
     for shard in checkpoint.shards:
         if is_own:
             os.link(shard, new / shard.name)
@@ -99,20 +99,20 @@ def write_files(
 
 
 def keep_users_card(target: Path, new: Path) -> None:
-    """What a user wrote into the card of a folder that is replaced stays."""
+    """Keeps a model card that the user edited when its folder is replaced."""
     if not is_ours_to_write(target / CARD):
         shutil.copyfile(target / CARD, new / CARD)
 
 
 def make_room_for_own_options(path: Path) -> None:
-    """A generation config that says it was made from the model config loses the keywords of our `generate` when it is
-    loaded, so that it no longer says so."""
+    """Clears the flag that a generation config was made from the model config. With that flag, loading the config
+    would drop the keywords of our `generate`."""
     if path.exists() and (values := read_json(path)).get(FROM_MODEL_CONFIG):
         path.write_text(json.dumps(values | {FROM_MODEL_CONFIG: False}, indent=2) + "\n", encoding="utf-8")
 
 
 def drop_own_options(path: Path) -> None:
-    """Takes the keywords of our `generate` out of a generation config, which may say again what it was made from."""
+    """Removes the keywords of our `generate` from a generation config, and sets a cleared flag again."""
     if path.exists():
         values = {key: value for key, value in read_json(path).items() if key not in TiDAROptions.KEYWORDS}
         if values.get(FROM_MODEL_CONFIG) is False:

@@ -1,17 +1,16 @@
-"""Turns a stock autoregressive checkpoint into a TiDAR checkpoint, and back: `convert` and `to_ar`.
+"""Converts a stock autoregressive checkpoint to a TiDAR checkpoint (`convert`), and back (`to_ar`).
 
-Weights are copied, never rewritten. What makes the copy a TiDAR checkpoint is the key `tidar_config` in its config,
-and the code that travels with it.
+Weights are copied, never changed. The copy becomes a TiDAR checkpoint through the key `tidar_config` in its config, and
+the code beside it.
 
 The mask token is an input-only id: the first one after the vocabulary, `mask_token_id = vocab_size`. No text can
 contain it and no logit exists for it. The autoregressive distribution is therefore exactly the source's, and no tensor
-is rewritten or added. The mask's embedding is an existing row, `mask_embedding_id`: one that text uses least. A gated
-adapter sees a constant input at masks whichever vector it is, so a fixed one costs it nothing. Three other ways:
+is rewritten or added. The mask's embedding is an existing row, `mask_embedding_id`: the one that text uses least. Any
+fixed vector will do, since a gated adapter sees the same input at every mask. Three alternatives were rejected:
 
-- An unused reserved row as the id itself. Many vocabularies have none. Its logit exists and must be excluded, which
-  changes the distribution.
-- A vocabulary grown by one. It rewrites two tensors, and a stock server of the checkpoint could generate the id.
-- An embedding of its own beside an untouched vocabulary. The extra tensor makes strict stock loaders fail.
+- An unused reserved id. Many vocabularies have none. Such an id has a logit, and excluding it changes the distribution.
+- A new id in a larger vocabulary. Two tensors must be rewritten, and a stock server could generate the id.
+- A separate embedding tensor for the mask. The extra tensor makes strict stock loaders fail.
 """
 
 import os
@@ -46,20 +45,20 @@ from .taught_elsewhere import Taught, read_as_stock
 from .whole_folder import NEW, whole_folder
 
 LONGEST_DRAFT = 64
-LARGEST_WHOLE_PROOF = 2**30  # parameters; a larger model is proved on its first layers
+LARGEST_WHOLE_PROOF = 2**30  # parameters; of larger models the first layers are compared
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
         target: the folder written.
-        architecture: the stock class it also loads as.
-        num_parameters, num_layers: of the model, as headers and config say.
-        tidar_config: None where a stock checkpoint was written.
-        mask_reason: why masks read the row they read.
-        proof: None where the caller asked for none.
+        architecture: the stock class that also loads the target.
+        num_parameters, num_layers: from the tensor headers and the config.
+        tidar_config: None unless a TiDAR checkpoint was written.
+        mask_reason: why masks read this embedding row.
+        proof: None if the models were not compared.
     """
 
     target: Path
@@ -85,24 +84,24 @@ def convert(
 ) -> Conversion:
     """Writes `source` as a TiDAR checkpoint into the new folder `target`, and proves that it is the same model.
 
-    A recurrent-depth checkpoint gains the code to decode with, and does not become a TiDAR checkpoint. A checkpoint
-    that others taught to draft keeps its own mask token, which is then never generated. Files are never hard-linked: a
-    write into the target would change the source.
+    A recurrent-depth checkpoint gets the code to decode with, and does not become a TiDAR checkpoint. A checkpoint
+    that was trained to draft elsewhere keeps its own mask token, which is then never generated. The source's files are
+    never hard-linked: a write to the target would change the source.
 
     Args:
         source: a local folder or a Hub id with safetensors, or a GGUF file (or a folder with one).
-        draft_length: K, how many tokens a block of masks drafts, 1 to 64; by default 8. Training decides what drafts
-            are worth. A recurrent-depth checkpoint has none.
-        mask_token_id: the mask token of a checkpoint that was taught to draft elsewhere, where its config does not say.
-        overwrite: replace an existing checkpoint folder, which stays whole until the new one is.
-        link: write symbolic links to the source's shards. The target then costs megabytes and needs the source.
-        verify: run both models on the same ids. Up to 2^30 parameters all layers are run, in float32; of larger models
+        draft_length: K, how many tokens a block of masks drafts, 1 to 64; by default 8. How good the drafts are
+            depends on training. Leave it out for a recurrent-depth checkpoint.
+        mask_token_id: the mask token of a checkpoint that was trained to draft elsewhere, if its config names none.
+        overwrite: replace an existing checkpoint folder, once the new one is complete.
+        link: link symbolically to the source's shards. The target then takes megabytes, and needs the source.
+        verify: compare both models on the same ids: up to 2^30 parameters all layers, in float32; of larger models
             only the first layers, in the checkpoint's own dtype.
         revision: a branch, tag or commit of a Hub repository.
 
     Raises:
         ValueError: the source is damaged, quantized, or of an architecture that cannot draft; the target exists; the
-            disk is too small; or the proof fails. Nothing is left of the target then.
+            disk is too small; or the two models differ. No target is left then.
     """
     _check_draft_length(draft_length)
     target = Path(os.path.abspath(target))
@@ -111,17 +110,17 @@ def convert(
         folder = stock_folder(source, workplace, revision)
         place = _Workplace(source, target, workplace, link, verify, steps)
         if is_recurrent(folder):
-            _refuse_options_of_drafts(source, draft_length, mask_token_id)
+            _refuse_tidar_options(source, draft_length, mask_token_id)
             return _convert_recurrent(folder, place)
         return _convert_tidar(folder, place, draft_length or 8, mask_token_id)
 
 
 @dataclass(frozen=True)
 class _Workplace:
-    """Where a conversion works, and what the caller said of all kinds of checkpoint.
+    """The temporary folder of a conversion, and the options that all conversions share.
 
     Attributes:
-        folder: removed at the end; `new` in it becomes the target.
+        folder: removed at the end. Its subfolder `new` becomes the target.
     """
 
     source: str | os.PathLike
@@ -144,22 +143,22 @@ def _check_draft_length(draft_length: int | None) -> None:
         )
 
 
-def _refuse_options_of_drafts(source: str | os.PathLike, draft_length: int | None, mask_token_id: int | None) -> None:
-    """Raises for options that a recurrent-depth checkpoint does not have."""
+def _refuse_tidar_options(source: str | os.PathLike, draft_length: int | None, mask_token_id: int | None) -> None:
+    """Raises ValueError for options that only TiDAR checkpoints have."""
     if mask_token_id is not None:
         raise ValueError(
-            f"`mask_token_id` must be left out of a recurrent-depth checkpoint, which nobody taught to draft by "
-            f"masks, but is {mask_token_id}."
+            "`mask_token_id` must be left out for a recurrent-depth checkpoint, which has no mask token, but is "
+            f"{mask_token_id}."
         )
     if draft_length is not None:
         raise ValueError(
-            f"`draft_length` must be left out of a recurrent-depth checkpoint, but is {draft_length}: {source} "
-            "decodes several tokens at once by its own `generate(policy='exact')`, without drafts by masks."
+            f"`draft_length` must be left out for a recurrent-depth checkpoint, but is {draft_length}: {source} "
+            "decodes several tokens at once with its own `generate(policy='exact')`, without masks."
         )
 
 
 def _convert_recurrent(folder: Path, place: _Workplace) -> Conversion:
-    """Writes a recurrent-depth checkpoint that decodes by its own policies, and drafts nothing."""
+    """Writes a recurrent-depth checkpoint, which decodes by its own policies without masks."""
     checkpoint = read_checkpoint(folder, place.target, place.steps, recurrent_class_of)
     _write_recurrent(checkpoint, place)
     is_proved = place.verify and checkpoint.num_parameters <= LARGEST_WHOLE_PROOF
@@ -168,7 +167,7 @@ def _convert_recurrent(folder: Path, place: _Workplace) -> Conversion:
 
 
 def _convert_tidar(folder: Path, place: _Workplace, draft_length: int, mask_token_id: int | None) -> Conversion:
-    """Writes a checkpoint that drafts."""
+    """Writes a TiDAR checkpoint."""
     folder, taught = read_as_stock(folder, place.folder, mask_token_id, place.link, place.steps)
     checkpoint = read_checkpoint(folder, place.target, place.steps)
     _refuse_tidar(checkpoint, place.source)
@@ -201,7 +200,7 @@ def to_ar(
     revision: str | None = None,
     show_progress: bool = False,
 ) -> Conversion:
-    """Writes a TiDAR checkpoint as the stock one it was converted from: our config keys and our code are left out.
+    """Writes a TiDAR checkpoint as the stock checkpoint it was made from, without our config keys and code.
 
     Arguments and errors are those of `convert`.
     """
@@ -241,7 +240,7 @@ def _refuse_tidar(checkpoint: Checkpoint, source: str | os.PathLike) -> None:
 
 
 def _write_recurrent(checkpoint: Checkpoint, place: _Workplace) -> None:
-    """Writes a recurrent-depth checkpoint with our code beside it; its weights have the names we read already."""
+    """Writes a recurrent-depth checkpoint with our code beside it. Tensor names stay as they are."""
     new = place.new
     values = kept_values(checkpoint.values, checkpoint.folder / "config.json")
     values |= block_form_values(checkpoint.config, list(checkpoint.tensors))
@@ -256,11 +255,11 @@ def _write_recurrent(checkpoint: Checkpoint, place: _Workplace) -> None:
 
 
 def _tidar_config(checkpoint: Checkpoint, draft_length: int, taught: Taught | None) -> tuple[TiDARConfig, str]:
-    """Where a mask's id and embedding come from, and why from there."""
+    """The TiDAR config, and the reason for its mask embedding."""
     if taught is not None:
         taught.check_draft_length(draft_length)
         tidar = TiDARConfig(draft_length, taught.mask_token_id, mask_embedding_id=taught.mask_token_id)
-        return tidar, "the mask token it was taught with"
+        return tidar, "the mask token it was trained with"
     folder, vocab_size = checkpoint.folder, checkpoint.config.vocab_size
     end_ids = [checkpoint.config.eos_token_id]
     if (folder / "generation_config.json").is_file():
@@ -268,29 +267,29 @@ def _tidar_config(checkpoint: Checkpoint, draft_length: int, taught: Taught | No
     row, reason = mask_embedding_id(
         _tokenizer(folder),
         vocab_size,
-        [one for given in end_ids for one in (given if isinstance(given, list) else [given])],
+        [one for entry in end_ids for one in (entry if isinstance(entry, list) else [entry])],
         _zero_row_test(checkpoint),
     )
     return TiDARConfig(draft_length=draft_length, mask_token_id=vocab_size, mask_embedding_id=row), reason
 
 
 def _tokenizer(folder: Path) -> Any:
-    """The checkpoint's tokenizer, None where it has none; code it may bring is not run."""
+    """The checkpoint's tokenizer, or None if it has none. Code in the checkpoint is never run."""
     if not any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")):
         return None
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # each tokenizer class raises what it likes
+    except Exception as error:  # tokenizer classes raise errors of any type
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"The tokenizer of {folder} cannot be loaded without code of its own or a package that is missing: "
-            f"{reason}. Install the package, or put a tokenizer.json in its place."
+            f"The tokenizer of {folder} needs its own code, or a package that is not installed: {reason}. Install the "
+            "package, or add a tokenizer.json to the folder."
         ) from error
 
 
 def _zero_row_test(checkpoint: Checkpoint) -> Callable[[int], bool]:
-    """Whether a row of the source's embedding table is all zeros, read straight from its shard."""
+    """Tests whether a row of the source's embedding table is all zeros. It reads only that row."""
     with torch.device("meta"):
         model = checkpoint.stock_class(checkpoint.config)
     weight = model.get_input_embeddings().weight

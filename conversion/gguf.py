@@ -1,4 +1,4 @@
-"""A GGUF file as a stock checkpoint folder: weights dequantized to float32, config, tokenizer and chat template."""
+"""Writes a GGUF file as a stock checkpoint: weights dequantized to float32, config, tokenizer and chat template."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from .quiet_transformers import quiet_transformers
 
-# Files name their pre-tokenizer; transformers 5.23 builds plain ByteLevel (GPT-2's) for most byte-level vocabularies.
+# A file names its pre-tokenizer, but transformers 5.23 builds GPT-2's ByteLevel for most byte-level vocabularies.
 AS_GPT2 = {"gpt-2", "gpt2", "mpt", "olmo", "phi-2", "jais"}
 DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}
 LLAMA3_WORDS = (
@@ -24,7 +24,7 @@ WORDS = {
 
 
 def gguf_file_of(source: Path) -> Path | None:
-    """The GGUF file a path means: itself, or the only one in a folder that has no config.json; else None."""
+    """The GGUF file of a path: the path itself, or the only one in a folder without config.json; else None."""
     if source.is_file():
         return source if source.suffix == ".gguf" else None
     if (source / "config.json").exists():
@@ -32,7 +32,7 @@ def gguf_file_of(source: Path) -> Path | None:
     files = sorted(source.glob("*.gguf"))
     if len(files) > 1:
         raise ValueError(
-            f"{source} holds {len(files)} GGUF files ({', '.join(file.name for file in files)}). Name one of them."
+            f"{source} has {len(files)} GGUF files ({', '.join(file.name for file in files)}). Name one of them."
         )
     return files[0] if files else None
 
@@ -41,25 +41,25 @@ def write_stock_checkpoint(file: Path, folder: Path) -> None:
     """Rewrites a GGUF file as safetensors, config, tokenizer and generation config.
 
     Raises:
-        ValueError: transformers cannot read it, or its text would be split differently from what the model was taught.
+        ValueError: transformers cannot read the file, or the model's pre-tokenizer cannot be rebuilt from it.
     """
     try:
         import gguf
     except ImportError:
         raise ValueError(
-            f"{file} is a GGUF file, and reading one needs the package gguf: pip install 'wavedraft[gguf]'."
+            f"{file} is a GGUF file. Reading it needs the package gguf: pip install 'wavedraft[gguf]'."
         ) from None
     try:
         with quiet_transformers():
             loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             metadata = gguf.GGUFReader(file).fields
-    except Exception as error:  # a damaged file breaks the reader in ways of its own
+    except Exception as error:  # on damaged files the reader raises errors of any type
         reason = " ".join(str(error).split())
-        raise ValueError(f"{file} could not be read as GGUF: {reason}. Convert the safetensors checkpoint.") from error
+        raise ValueError(f"{file} could not be read as GGUF: {reason}. Convert a safetensors checkpoint.") from error
     _restore_pre_tokenizer(tokenizer, metadata, file)
 
-    # A config that says "quantized with GGUF" is refused by save_pretrained: the weights are plain float32 now.
+    # save_pretrained refuses a config with GGUF's `quantization_config`. The weights are plain float32 here.
     special_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     values = {**loaded.config.to_dict(), **special_ids, "dtype": "float32"}
     values.pop("quantization_config", None)
@@ -74,7 +74,7 @@ def write_stock_checkpoint(file: Path, folder: Path) -> None:
 
 
 def _restore_pre_tokenizer(tokenizer: Any, metadata: dict[str, Any], file: Path) -> None:
-    """Splits text into words as the model was taught, which the converted tokenizer of a GGUF file forgets."""
+    """Restores the model's own pre-tokenizer, which transformers loses when it reads a GGUF file."""
 
     def read(key: str) -> str | None:
         return metadata[key].contents() if key in metadata else None
@@ -94,8 +94,8 @@ def _restore_pre_tokenizer(tokenizer: Any, metadata: dict[str, Any], file: Path)
         splitter = pre_tokenizers.Sequence([words, bytes_only])
     else:
         raise ValueError(
-            f"{file} splits text by the rule {name!r} (`tokenizer.ggml.pre`), which cannot be rebuilt from the file "
-            f"alone; known are {', '.join(sorted({*AS_GPT2, *DIGITS_APART, *WORDS}))}. Convert the safetensors "
-            "checkpoint it was made from."
+            f"{file} uses the pre-tokenizer {name!r} (`tokenizer.ggml.pre`), which cannot be rebuilt from the file. "
+            f"Supported: {', '.join(sorted({*AS_GPT2, *DIGITS_APART, *WORDS}))}. Convert the safetensors checkpoint "
+            "that the file was made from."
         )
     tokenizer.backend_tokenizer.pre_tokenizer = splitter

@@ -1,4 +1,4 @@
-"""Which row of the embedding table a mask reads. The mask's id itself lies after the vocabulary: see `convert`."""
+"""Chooses the embedding row that masks read. The mask's id itself is after the vocabulary: see `convert`."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,13 +7,13 @@ from typing import Any
 def mask_embedding_id(
     tokenizer: Any, vocab_size: int, end_ids: list[int], is_zero_row: Callable[[int], bool]
 ) -> tuple[int, str]:
-    """The row least used by text, and why it was taken.
+    """The row that text uses least, and the reason for the choice.
 
     Args:
-        tokenizer: of the checkpoint, or None.
+        tokenizer: the checkpoint's, or None.
         end_ids: further ids that end a text (`generation_config.eos_token_id`).
-        is_zero_row: whether a row of the table is all zeros, which would leave an adapter nothing to act on in the
-            first layer; such a row is taken only where there is no other.
+        is_zero_row: whether a row of the table is all zeros. Such a row gives an adapter nothing to act on in the first
+            layer, so it is chosen only if there is no other.
     """
     candidates = [row for row in _by_preference(tokenizer, vocab_size, end_ids) if 0 <= row[0] < vocab_size]
     for row, reason in candidates:
@@ -25,7 +25,7 @@ def mask_embedding_id(
 def _by_preference(tokenizer: Any, vocab_size: int, end_ids: list[int]) -> Iterator[tuple[int, str]]:
     if tokenizer is not None:
         for row in range(max(tokenizer.get_vocab().values(), default=-1) + 1, vocab_size):
-            yield row, "no token of the tokenizer has it"
+            yield row, "no token of the tokenizer uses it"
         reserved = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id]
         template = str(tokenizer.chat_template or "")
         added = {row: token for row, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -35,4 +35,4 @@ def _by_preference(tokenizer: Any, vocab_size: int, end_ids: list[int]) -> Itera
         for name in ("unk_token", "bos_token", "eos_token"):
             if (row := getattr(tokenizer, f"{name}_id")) is not None:
                 yield row, f"the tokenizer's {name}"
-    yield vocab_size - 1, "the last row, as nothing is known of the others"
+    yield vocab_size - 1, "the last row, since no better one was found"

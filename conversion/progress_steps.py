@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class ProgressSteps:
-    """Shows one step after another, with a bar that moves where a step counts its bytes."""
+    """Shows one line per step, with a moving bar if the step counts bytes."""
 
     def __init__(self, is_shown: bool):
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

@@ -1,4 +1,4 @@
-"""Proves a conversion by running both models: the converted one must say exactly what the stock one says.
+"""Proves a conversion by running both models: the converted model's logits must equal the stock model's.
 
 T tokens of a prompt, K drafted tokens, V vocabulary, D channels.
 """
@@ -19,15 +19,15 @@ from .quiet_transformers import quiet_transformers
 
 PROMPT_LENGTH = 16
 FEWEST_LAYERS = 2
-DRAFT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit; the sums run in another order
+DRAFT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit; the order of sums differs
 
 
 @dataclass(frozen=True)
 class Proof:
     """
     Attributes:
-        max_abs_difference: between the logits of the stock and of the converted model; 0.0, or it is no proof.
-        num_layers: how many layers, from the first, were run.
+        max_abs_difference: between the logits of the stock and the converted model; always 0.0.
+        num_layers: how many layers were run, from the first.
     """
 
     max_abs_difference: float
@@ -35,7 +35,7 @@ class Proof:
 
 
 def check_keys(folder: Path, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
-    """Compares a folder's tensors with what the class expects; headers only, no weight is read.
+    """Compares a folder's tensor headers with those the class expects. No weight is read.
 
     Raises:
         ValueError: tensors are missing, unexpected or of another shape.
@@ -51,9 +51,9 @@ def check_keys(folder: Path, model_class: type[PreTrainedModel], config: PreTrai
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, info[kind])):
             raise ValueError(
-                f"{folder} does not fit {model_class.__name__} as its config.json describes it: {len(keys)} "
-                f"{kind.replace('_', ' ')}, the first of them {keys[0]}. Its config and its weights are not of one "
-                "checkpoint, or it is a model that transformers knows only by code of its own."
+                f"{folder} does not fit {model_class.__name__} with its config.json: {len(keys)} "
+                f"{kind.replace('_', ' ')}, the first is {keys[0]}. Its config and weights belong to different "
+                "checkpoints, or the model needs code that is not in transformers."
             )
 
 
@@ -63,11 +63,11 @@ def prove(
     """Runs the stock model of `source` and the drafting model of `converted` on the same ids.
 
     Args:
-        is_whole: run all layers, in float32; else the first few (each kind of layer at least once), in the
-            checkpoint's own dtype, of which only the bytes that are used are read.
+        is_whole: run all layers, in float32. If false, run and read only the first few (each kind of layer at least
+            once), in the checkpoint's own dtype.
 
     Raises:
-        ValueError: logits differ, `lm_head_logits` is not the stock head, or a drafting forward changes them.
+        ValueError: logits differ, `lm_head_logits` is not the stock head, or masks change the text's logits.
     """
     converted_config = type(stock_config).from_pretrained(converted)
     if not is_whole:
@@ -92,22 +92,22 @@ def prove(
         difference = (logits - stock_logits).abs().max().item()
         if difference:
             raise ValueError(
-                f"The converted model's logits differ from those of {source} by up to {difference}. Its config.json "
-                "has a key that changes the model and that its stock config class does not know: remove it, or "
+                f"The converted model's logits differ from those of {source} by up to {difference}. A key in its "
+                "config.json changes the model, but its stock config class has no such field. Remove the key, or "
                 f"report the architecture {stock_config.model_type!r}."
             )
         head = (lm_head_logits(model, last_states) - stock_logits).abs().max().item()
         if head:
             raise ValueError(
-                f"A {stock_config.model_type!r} model cannot draft yet: its forward does more to the output of its "
-                f"lm_head than its config says (logits differ by up to {head}). Report the architecture."
+                f"A {stock_config.model_type!r} model cannot draft yet: its forward changes the output of its lm_head "
+                f"in a way its config does not describe (logits differ by up to {head}). Report the architecture."
             )
         _prove_drafting_forward(model, ids, stock_logits, draft_length)
     return Proof(max_abs_difference=difference, num_layers=text_config.num_hidden_layers)
 
 
 def _prove_drafting_forward(model: Any, ids: torch.Tensor, stock_logits: torch.Tensor, draft_length: int) -> None:
-    """Clean tokens must not notice the masks that are read with them, in a prefill and in a decode step."""
+    """Checks that masks in the same forward do not change the text's logits, in a prefill and in a decode step."""
     num_prompt = ids.shape[1] - draft_length
     network = DraftNetwork.of(model, 1, model.config.tidar_config["mask_embedding_id"])
     with network.form.applied():
@@ -123,36 +123,36 @@ def _prove_drafting_forward(model: Any, ids: torch.Tensor, stock_logits: torch.T
     difference = (logits - expected).abs()
     if tolerance := DRAFT_TOLERANCE.get(model.dtype):
         is_equal = difference.max() <= tolerance * max(expected.abs().max().item(), 1.0)
-    else:  # half precision: a router or a rounding may flip here and there
+    else:  # half precision: rounding may change a router's choice here and there
         is_equal = difference.mean() <= 0.05 * max(expected.std().item(), 1e-3)
     if not is_equal:
         raise ValueError(
-            f"A {model.config.model_type!r} model of this config cannot draft: masks read in the same forward change "
-            f"what it predicts for the text (logits differ by up to {difference.max().item():.3g}). Its attention "
-            "does not follow the mask and the positions it is given."
+            f"A {model.config.model_type!r} model of this config cannot draft: masks in the same forward change the "
+            f"text's logits (by up to {difference.max().item():.3g}). Its attention does not follow the attention mask "
+            "and the position ids."
         )
 
 
 def _logits_and_states(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [1, T, V] of a plain forward, and the last hidden states [1, T, D] they were made from."""
-    caught: list[torch.Tensor] = []
+    """Logits [1, T, V] of a plain forward, and the last hidden states [1, T, D] they come from."""
+    states: list[torch.Tensor] = []
     handle = decoder_of(model).register_forward_hook(
-        lambda module, args, output: caught.append(output if isinstance(output, torch.Tensor) else output[0])
+        lambda module, args, output: states.append(output if isinstance(output, torch.Tensor) else output[0])
     )
     logits = model.eval()(input_ids=ids, use_cache=False).logits
     handle.remove()
-    return logits, caught[0]
+    return logits, states[0]
 
 
 def _fewest_layers(config: PreTrainedConfig) -> int:
-    """How many layers, from the first, hold every kind of layer the config names."""
+    """How many of the first layers include every kind of layer in the config."""
     kinds = [value for value in vars(config).values() if _is_per_layer(value, config)]
     firsts = [values.index(kind) + 1 for values in kinds for kind in values if isinstance(kind, str)]
     return min(max([FEWEST_LAYERS, *firsts]), config.num_hidden_layers)
 
 
 def first_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
-    """The config of a model's first layers, lists with an entry for each layer cut with them."""
+    """The config of a model's first layers. Lists with one entry per layer are cut too."""
     values = config.to_dict()
     for key, value in values.items():
         if _is_per_layer(value, config):

@@ -1,4 +1,4 @@
-"""A folder on this machine becomes a repository on the Hub, in one commit: a checkpoint of ours, or a gated adapter."""
+"""Uploads a local folder to the Hub in one commit: a checkpoint of ours, or a gated adapter."""
 
 import json
 import os
@@ -45,25 +45,25 @@ def push(
     create_pr: bool = False,
     commit_message: str | None = None,
 ) -> Any:
-    """Uploads a checkpoint or a gated adapter so that it decodes where nothing of ours is installed.
+    """Uploads a checkpoint or a gated adapter so that it decodes where wavedraft is not installed.
 
-    Code, card and options are written afresh into a copy; the folder stays as it is.
+    Code, card and options are written into a copy; the folder itself is not changed.
 
     Args:
         folder: a TiDAR or recurrent-depth checkpoint, or a gated adapter.
-        model: of an adapter, the TiDAR checkpoint it was taught on, where its own files do not tell its options.
-        base_model: the Hub id of the model it was made from, where no card names it.
-        license: the base model's licence, where no card names it.
-        figures: what was measured (report.json of `wavedraft train`, or benchmarks/drafting.py's file); by default
-            the folder's report.json, where it has one.
+        model: for an adapter, the TiDAR checkpoint it was trained on, if its own files lack its options.
+        base_model: the Hub id of the model it was made from, if no card names it.
+        license: the base model's licence, if no card names it.
+        figures: a file of results (report.json of `wavedraft train`, or the output of benchmarks/drafting.py); by
+            default the folder's report.json, if it has one.
         include: patterns of other files to upload.
 
     Returns:
         the commit's `CommitInfo`.
 
     Raises:
-        ValueError: the folder is neither, or something a repository needs is unknown.
-        OSError: the Hub refused, or broke off.
+        ValueError: the folder is neither, or a required value is missing.
+        OSError: the Hub refused or interrupted the upload.
     """
     folder = Path(folder)
     with tempfile.TemporaryDirectory() as workplace:
@@ -93,9 +93,9 @@ def push(
 
 
 def stage(folder: Path, staged: Path, include: Iterable[str]) -> None:
-    """A copy of what a folder publishes; weights are linked to."""
+    """Copies the files that a folder publishes; weights are linked."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder. Name the one that holds config.json or adapter_config.json.")
+        raise ValueError(f"{folder} is not a folder. Name the folder with config.json or adapter_config.json.")
     staged.mkdir()
     weights = matching_files(folder, WEIGHT_FILES)
     for name in {*weights, *matching_files(folder, [*SMALL_FILES, *TOKENIZER_FILES, *LICENCE_FILES, *include])}:
@@ -107,7 +107,7 @@ def stage(folder: Path, staged: Path, include: Iterable[str]) -> None:
 
 
 def complete(staged: Path, model: str | os.PathLike | None, base_model: str | None) -> tuple[str, Path | None]:
-    """Writes the code of a staged folder; says of which kind it is and which folder it was made from."""
+    """Writes the code of a staged folder. Returns its kind of card, and the folder it was made from."""
     if (staged / "adapter_config.json").is_file():
         return "adapter", complete_adapter(staged, model, base_model)
     values = read_json(staged / "config.json")
@@ -122,14 +122,14 @@ def complete(staged: Path, model: str | os.PathLike | None, base_model: str | No
 
 
 def complete_adapter(staged: Path, model: str | os.PathLike | None, base_model: str | None) -> Path | None:
-    """Writes beside a gated adapter what a stock model drafts with it by, and the base model's id into its config."""
+    """Writes the code and options for drafting with a gated adapter, and the base model's id into its config."""
     path = staged / "adapter_config.json"
     values = read_json(path)
     invoked = values.get("alora_invocation_tokens")
     if not invoked or len(invoked) != 1:
         raise ValueError(
-            f"{path.parent.name} holds a PEFT adapter that is not gated (it has no `alora_invocation_tokens`), so it "
-            "changes the text of the model it is loaded into. Merge it into its checkpoint, and push that."
+            f"{path.parent.name} has a PEFT adapter that is not gated (it has no `alora_invocation_tokens`), so it "
+            "changes the text of its model. Merge it into its checkpoint, and push the checkpoint."
         )
     named = values.get("base_model_name_or_path")
     trained_on = next((Path(p) for p in (model, named) if p is not None and Path(p, "config.json").is_file()), None)
@@ -138,8 +138,8 @@ def complete_adapter(staged: Path, model: str | os.PathLike | None, base_model: 
     base = base or (named if is_hub_id(named) else None)
     if base is None:
         raise ValueError(
-            f"The adapter's `base_model_name_or_path` is {named!r}, which is no Hub id, and no card names the base "
-            "model. Pass --base-model ORG/NAME: whoever loads the adapter needs it."
+            f"The adapter's `base_model_name_or_path` is {named!r}, which is not a Hub id, and no card names the "
+            "base model. Pass --base-model ORG/NAME: the adapter cannot be loaded without it."
         )
     values["base_model_name_or_path"] = base
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -151,7 +151,7 @@ def complete_adapter(staged: Path, model: str | os.PathLike | None, base_model: 
         if trained_on is None:
             raise ValueError(
                 "The adapter's folder has no generation_config.json with the `draft_length` and `mask_embedding_id` "
-                "it was taught with. Pass --model FOLDER: the TiDAR checkpoint it was taught on."
+                "it was trained with. Pass --model FOLDER: the TiDAR checkpoint it was trained on."
             )
         tidar = read_json(trained_on / "config.json").get("tidar_config") or {}
     vocab_size = max(tidar.get("mask_token_id", 0), tidar.get("mask_embedding_id", 0) + 1)

@@ -1,4 +1,4 @@
-"""Keeps transformers from talking while it is used as a tool."""
+"""Silences transformers' reports during a conversion."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import transformers
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No loading report and no bars of transformers: what matters of them is checked here and said once."""
+    """Turns off transformers' loading report and bars: conversion makes its own checks and reports."""
     logging = transformers.utils.logging
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""A recurrent-depth source: which class reads it, and the proof that its converted folder says the same."""
+"""A recurrent-depth source: the class that loads it, and the proof that conversion keeps its logits."""
 
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ def recurrent_class_of(config: PreTrainedConfig) -> Any:
 
 
 def block_form_values(config: Any, tensor_names: list[str]) -> dict[str, str]:
-    """The config's `block_form`, which released files leave to the names of the weights; none for Ouro."""
-    if getattr(config, "block_form", "told") is not None:
+    """The `block_form` to add to a config: released files lack it, tensor names tell it. Empty for Ouro."""
+    if getattr(config, "block_form", "") is not None:
         return {}
     return {"block_form": block_form_of(tensor_names)}
 
@@ -49,7 +49,7 @@ def prove_recurrent(source: Path, converted: Path, model_class: Any) -> Proof:
         raise ValueError(f"{source} gives logits that are not finite: its weights are damaged. Download it again.")
     if difference := (logits[0] - logits[1]).abs().max().item():
         raise ValueError(
-            f"The converted model's logits differ from those of {source} by up to {difference}. Its config.json has a "
-            "key that changes the model and that our config class does not know: report it."
+            f"The converted model's logits differ from those of {source} by up to {difference}. A key in its "
+            "config.json changes the model, but our config class has no such field. Report the key."
         )
     return Proof(max_abs_difference=0.0, num_layers=model.config.num_hidden_layers)

@@ -1,4 +1,4 @@
-"""What a safetensors checkpoint says it holds, read from its headers alone and checked against its files' sizes."""
+"""Reads the headers of a safetensors checkpoint, and checks them against the sizes of its files."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     """The tensors of one file, by name.
 
     Raises:
-        ValueError: the file is cut short, or is no safetensors file.
+        ValueError: the file is cut short, or is not a safetensors file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -40,8 +40,8 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
         if not 2 <= length <= min(LONGEST_HEADER, size - 8):
             raise ValueError(
-                f"{path} is no whole safetensors file: its first 8 bytes announce a header of {length} bytes, but the "
-                f"file has {size}. Download it again."
+                f"{path} is not a complete safetensors file: its first 8 bytes give a header of {length} bytes, but "
+                f"the file has {size}. Download it again."
             )
         text = file.read(length)
     try:
@@ -55,13 +55,13 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     for name, (_, _, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if start != end:
             raise ValueError(
-                f"{path}: tensor {name!r} starts at byte {start} of the data, but the one before it ends at {end}. "
+                f"{path}: tensor {name!r} starts at byte {start} of the data, but the tensor before ends at {end}. "
                 "The file is damaged: download it again."
             )
         end = stop
     if 8 + length + end != size:
         raise ValueError(
-            f"{path} should have {8 + length + end} bytes by its own header, but has {size}: it was cut short or "
+            f"{path} should have {8 + length + end} bytes according to its header, but has {size}: it was cut short or "
             "overwritten. Download it again."
         )
     return tensors
@@ -69,7 +69,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
 def _checked(dtype: str, shape: list[int], start: int, stop: int) -> TensorHeader:
     if not all(type(size) is int and size >= 0 for size in [*shape, start, stop]):
-        raise ValueError(f"a size that is no natural number: {shape}, {start}, {stop}")
+        raise ValueError(f"sizes must be integers from 0 up: {shape}, {start}, {stop}")
     tensor = TensorHeader(dtype, tuple(shape))
     if tensor.num_elements * NUM_BITS[dtype] != (stop - start) * 8:
         raise ValueError(f"{dtype} of shape {shape} in {stop - start} bytes")
@@ -106,19 +106,19 @@ def read_tensors(folder: Path, shards: list[Path]) -> dict[str, TensorHeader]:
     """All tensors of a checkpoint, by name.
 
     Raises:
-        ValueError: a shard is damaged, holds a tensor that another holds too, or lacks one the index promises.
+        ValueError: a shard is damaged, repeats another shard's tensor, or lacks one that the index lists.
     """
     tensors: dict[str, TensorHeader] = {}
     for shard in shards:
         header = read_header(shard)
         if twice := sorted(set(header) & set(tensors)):
-            raise ValueError(f"{folder} holds {twice[0]!r} in two shards, one of them {shard.name}. Remove one.")
+            raise ValueError(f"{folder} has {twice[0]!r} in two shards, one of them {shard.name}. Remove one.")
         if len(shards) > 1 or shard.name != SINGLE_FILE:
-            promised = {name for name, file in _weight_map(folder / INDEX_FILE).items() if file == shard.name}
-            if lacking := sorted(promised - set(header)):
+            listed = {name for name, file in _weight_map(folder / INDEX_FILE).items() if file == shard.name}
+            if lacking := sorted(listed - set(header)):
                 raise ValueError(
-                    f"{shard} lacks {len(lacking)} tensors that {INDEX_FILE} promises, the first of them "
-                    f"{lacking[0]!r}. Index and shards are not of one checkpoint: download both again."
+                    f"{shard} lacks {len(lacking)} tensors that {INDEX_FILE} lists, the first is {lacking[0]!r}. "
+                    "Index and shards belong to different checkpoints: download both again."
                 )
         tensors |= header
     return tensors
@@ -127,11 +127,11 @@ def read_tensors(folder: Path, shards: list[Path]) -> dict[str, TensorHeader]:
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-        weight_map, _ = content["weight_map"], content["metadata"]  # transformers loads none without
+        weight_map, _ = content["weight_map"], content["metadata"]  # transformers needs both
         if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("`weight_map` names no files")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} is no index of safetensors shards ({error!r}). Download it again.") from None
+        raise ValueError(f"{index} is not an index of safetensors shards ({error!r}). Download it again.") from None
     return weight_map
 
 
@@ -139,8 +139,8 @@ def _why_no_weights(folder: Path) -> str:
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
     if pickled:
         return (
-            f"{folder} has its weights in {pickled[0]}, a pickle, which can run code when it is read. Only safetensors "
-            "are converted. If you trust it, rewrite it first: AutoModelForCausalLM.from_pretrained(folder)"
+            f"{folder} has its weights in {pickled[0]}, a pickle, which can run code when it is loaded. Only "
+            "safetensors are converted. If you trust it, rewrite it first: AutoModelForCausalLM.from_pretrained(folder)"
             ".save_pretrained(new_folder)."
         )
     return f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: there are no weights to convert."

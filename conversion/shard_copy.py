@@ -1,4 +1,4 @@
-"""Brings a weight file to where it is wanted: sharing its blocks where the file system can, and keeping its holes."""
+"""Copies a weight file: shares its blocks if the file system can, and keeps its holes."""
 
 import json
 import os
@@ -6,14 +6,14 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-FICLONE = 0x40049409  # Linux: share all blocks of another file, copied when either is written to
+FICLONE = 0x40049409  # Linux: share all blocks of another file, copy-on-write
 CHUNK = 64 * 2**20
 
 
 def copy_shard(source: Path, target: Path, advance: Callable[[int], None]) -> None:
-    """Copies a file; `advance` is told the bytes as they pass.
+    """Copies a file; calls `advance` with the bytes of each chunk.
 
-    Never a hard link: whatever writes into the target in place would write into the source.
+    Never a hard link: a write to the target would change the source.
     """
     size = source.stat().st_size
     with source.open("rb") as reading, target.open("wb") as writing:
@@ -24,7 +24,7 @@ def copy_shard(source: Path, target: Path, advance: Callable[[int], None]) -> No
                 while start < stop:
                     chunk = reading.read(min(CHUNK, stop - start))
                     if not chunk:
-                        raise OSError(f"{source} ended at byte {start} while it was copied, not at {stop}.")
+                        raise OSError(f"{source} ended at byte {start} during the copy, not at {stop}.")
                     writing.write(chunk)
                     start += len(chunk)
                     advance(len(chunk))
@@ -32,7 +32,7 @@ def copy_shard(source: Path, target: Path, advance: Callable[[int], None]) -> No
 
 
 def copy_renamed(source: Path, target: Path, rename: Callable[[str], str], advance: Callable[[int], None]) -> None:
-    """Copies a safetensors file, its tensors under other names; only the header is read whole."""
+    """Copies a safetensors file with other tensor names. Only the header is parsed."""
     with source.open("rb") as reading, target.open("wb") as writing:
         (length,) = struct.unpack("<Q", reading.read(8))
         header = json.loads(reading.read(length))
@@ -70,8 +70,8 @@ def _written_ranges(file: int, size: int) -> list[tuple[int, int]]:
             ranges.append((start, stop))
             start = stop
     except OSError as error:
-        if error.errno != 6:  # ENXIO: nothing but a hole is left
+        if error.errno != 6:  # ENXIO: only a hole is left
             return [(0, size)]
-    except AttributeError:  # a system that knows no holes
+    except AttributeError:  # the system does not report holes
         return [(0, size)]
     return ranges

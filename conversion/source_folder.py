@@ -10,12 +10,12 @@ from ..hub.hub_repository import CARD, LICENCE_FILES, TOKENIZER_FILES, matching_
 from .gguf import gguf_file_of, write_stock_checkpoint
 from .safetensors_headers import INDEX_FILE
 
-# What a converted folder keeps beside config and weights; all else (code, pickles, other formats) stays behind.
+# Files copied beside config and weights. Everything else (code, pickles, other formats) is left out.
 SIDE_FILES = ("generation_config.json", *TOKENIZER_FILES, *LICENCE_FILES)
 
 
 def stock_folder(source: str | os.PathLike, workplace: Path, revision: str | None) -> Path:
-    """The folder with the source's config.json and safetensors, downloaded or rewritten where need be.
+    """The folder with the source's config.json and safetensors, downloaded or rewritten if necessary.
 
     Args:
         workplace: where a GGUF file is rewritten as a checkpoint.
@@ -33,7 +33,7 @@ def stock_folder(source: str | os.PathLike, workplace: Path, revision: str | Non
         return folder
     if not path.is_dir():
         raise ValueError(
-            f"{path} is neither a folder nor a .gguf file. Name the folder that holds config.json and safetensors."
+            f"{path} is neither a folder nor a .gguf file. Name the folder with config.json and safetensors."
         )
     return path.resolve()
 
@@ -44,7 +44,7 @@ def side_files(folder: Path) -> list[Path]:
 
 
 def hub_id_of(source: str | os.PathLike, folder: Path) -> str | None:
-    """The Hub id of a source, also where it is named by its folder in the Hub's cache; None of any other folder."""
+    """The Hub id of a source, also if it is a folder in the Hub's cache; None for any other folder."""
     if not Path(source).expanduser().exists():
         return str(source)
     names = [part.removeprefix("models--") for part in folder.parts if part.startswith("models--")]
@@ -57,10 +57,10 @@ def _hub_snapshot(repo_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except HFValidationError:
         raise ValueError(
-            f"There is no folder or file {repo_id}, and it is no Hub id either (those look like 'org/name')."
+            f"There is no folder or file {repo_id}, and it is not a Hub id (such as 'org/name')."
         ) from None
     except OSError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"There is no local folder {repo_id}, and the Hub did not give a repository of that id: {reason}"
+            f"There is no local folder {repo_id}, and no such repository was loaded from the Hub: {reason}"
         ) from error

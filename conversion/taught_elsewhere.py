@@ -1,6 +1,6 @@
-"""Checkpoints that others taught to draft: how their config and tensor names read as a stock model's.
+"""Reads checkpoints that were trained to draft elsewhere as stock checkpoints.
 
-Their own code is never run. What tells such a checkpoint is its `model_type`, or a mask token in a stock config.
+Their own code is never run. Such a checkpoint is recognized by its `model_type`, or a mask token in a stock config.
 """
 
 import json
@@ -23,22 +23,22 @@ class Form:
 
     Attributes:
         model_type, architecture: of the stock model.
-        prefixes: of tensor names, theirs and the stock model's.
-        has_to_be: fields the stock model has no choice in, and their only value it can have.
+        prefixes: of tensor names: theirs, and the stock model's.
+        fixed_fields: config fields that the stock model fixes, with their values.
     """
 
     model_type: str
     architecture: str
     prefixes: tuple[tuple[str, str], ...] = ()
-    has_to_be: tuple[tuple[str, Any], ...] = ()
+    fixed_fields: tuple[tuple[str, Any], ...] = ()
 
 
-# Nemotron-Labs-Diffusion (arXiv 2607.05722): Ministral 3 under other names; `ministral_dlm` is its earlier one.
+# Nemotron-Labs-Diffusion (arXiv 2607.05722): Ministral 3 under other names; `ministral_dlm` is an earlier name.
 NEMOTRON = Form(
     "ministral3",
     "Ministral3ForCausalLM",
     prefixes=(("encoder.", "model."), ("diffusion_head.", "lm_head.")),
-    has_to_be=(("attention_bias", False), ("mlp_bias", False)),
+    fixed_fields=(("attention_bias", False), ("mlp_bias", False)),
 )
 FORMS = {
     "nemotron_labs_diffusion": NEMOTRON,
@@ -49,7 +49,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Taught:
-    """What a checkpoint was taught its drafts with; `block_length` is None where its config does not say."""
+    """How a checkpoint was trained to draft. `block_length` is None if its config has none."""
 
     mask_token_id: int
     block_length: int | None
@@ -57,31 +57,31 @@ class Taught:
     def check_draft_length(self, draft_length: int) -> None:
         if self.block_length is not None and draft_length > self.block_length:
             raise ValueError(
-                f"`draft_length` must be between 1 and {self.block_length}, the block this checkpoint was taught to "
-                f"draft (`block_size` in its config.json), but is {draft_length}."
+                f"`draft_length` must be between 1 and {self.block_length}, the block this checkpoint was trained "
+                f"to draft (`block_size` in its config.json), but is {draft_length}."
             )
 
 
 def read_as_stock(
     folder: Path, workplace: Path, mask_token_id: int | None, link: bool, steps: ProgressSteps
 ) -> tuple[Path, Taught | None]:
-    """The folder that holds a source as a stock checkpoint, and what it was taught its drafts with.
+    """The folder of a source as a stock checkpoint, and how the source was trained to draft.
 
-    Most sources are stock as they are. One that is not is seen through a new folder in `workplace`: its shards are
-    linked there, or, where tensors have other names, copied with their headers rewritten.
+    Most sources are stock already. For any other a new folder is made in `workplace`. Its shards are links, or, if
+    tensor names differ, copies with rewritten headers.
 
     Args:
-        mask_token_id: where the caller knows it.
+        mask_token_id: the caller's, or None.
 
     Raises:
-        ValueError: the mask token is unknown or no id of the vocabulary, or a field has no meaning for the stock model.
+        ValueError: the mask token is missing or not in the vocabulary, or the stock model cannot have a field's value.
     """
     values = read_json(folder / "config.json")
     form = FORMS.get(str(values.get("model_type")))
     taught = _taught(values, mask_token_id, folder, is_certain=form is not None)
     if form is None:
         return folder, taught
-    for name, value in form.has_to_be:
+    for name, value in form.fixed_fields:
         if values.get(name, value) != value:
             raise ValueError(
                 f"{folder / 'config.json'}: `{name}` must be {value!r}, as in every released checkpoint of the kind "
@@ -95,7 +95,7 @@ def read_as_stock(
     values |= {"model_type": form.model_type, "architectures": [form.architecture]}
     values.pop("tidar_config", None)  # theirs; ours is written by the conversion
     (view / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    _bring_shards(folder, view, form, link, steps)
+    _write_shards(folder, view, form, link, steps)
     return view, taught
 
 
@@ -105,21 +105,21 @@ def _taught(values: dict[str, Any], mask_token_id: int | None, folder: Path, is_
         stored = _mask_token_of_tokenizer(folder)
     if mask_token_id is not None and stored is not None and mask_token_id != stored:
         raise ValueError(
-            f"`mask_token_id` must be {stored}, the mask token {folder} was taught with, but is {mask_token_id}. Leave "
-            "it out."
+            f"`mask_token_id` must be {stored}, the mask token {folder} was trained with, but is {mask_token_id}. "
+            "Leave it out."
         )
     mask_token_id = stored if mask_token_id is None else mask_token_id
     if mask_token_id is None:
         if is_certain:
             raise ValueError(
-                f"{folder} was taught to draft, but neither its config nor its tokenizer names the mask token. Pass "
-                "--mask-token-id, as it was when it was taught."
+                f"{folder} was trained to draft, but neither its config nor its tokenizer names the mask token. "
+                "Pass --mask-token-id with the id used in training."
             )
         return None
     vocab_size = values.get("vocab_size")
     if not isinstance(vocab_size, int) or isinstance(mask_token_id, bool) or not 0 <= mask_token_id < vocab_size:
         raise ValueError(
-            f"`mask_token_id` must be an id of the vocabulary, from 0 up to `vocab_size` ({vocab_size!r} in "
+            f"`mask_token_id` must be in the vocabulary, from 0 to below `vocab_size` ({vocab_size!r} in "
             f"{folder / 'config.json'}), but is {mask_token_id!r}."
         )
     block_length = values.get("block_size")
@@ -127,7 +127,7 @@ def _taught(values: dict[str, Any], mask_token_id: int | None, folder: Path, is_
 
 
 def _mask_token_of_tokenizer(folder: Path) -> int | None:
-    """The id of the mask token that a tokenizer names, read from its files."""
+    """The id of the tokenizer's mask token, read from its files."""
     settings = read_json(folder / "tokenizer_config.json")
     token = settings.get("mask_token")
     token = token.get("content") if isinstance(token, dict) else token
@@ -141,7 +141,7 @@ def _mask_token_of_tokenizer(folder: Path) -> int | None:
     return None
 
 
-def _bring_shards(folder: Path, view: Path, form: Form, link: bool, steps: ProgressSteps) -> None:
+def _write_shards(folder: Path, view: Path, form: Form, link: bool, steps: ProgressSteps) -> None:
     shards = find_shards(folder)
     names = read_tensors(folder, shards)  # damaged files are found before anything is written
     has_index = [shard.name for shard in shards] != [SINGLE_FILE]
@@ -153,17 +153,17 @@ def _bring_shards(folder: Path, view: Path, form: Form, link: bool, steps: Progr
         return
     rename = _renaming(form.prefixes)
     if len({rename(name) for name in names}) < len(names):
-        raise ValueError(f"{folder} holds tensors under its own and under stock names. Download it again.")
+        raise ValueError(f"{folder} has a tensor under both its own and its stock name. Download it again.")
     if link:
         raise ValueError(
-            "`link` must be left out for this checkpoint: its tensors have other names than the stock model's, so that "
-            "the headers of its shards are rewritten."
+            "`link` must be left out for this checkpoint: its tensor names differ from the stock model's, so its "
+            "shards' headers must be rewritten."
         )
     num_bytes = sum(map(num_bytes_on_disk, shards))
     if (free := shutil.disk_usage(view).free) < num_bytes:
         raise ValueError(
-            f"{view.parent.parent} has {free / 1e9:.1f} GB free, but the copy needs {num_bytes / 1e9:.1f} GB. Make "
-            "room, or choose a target on another disk."
+            f"{view.parent.parent} has {free / 1e9:.1f} GB free, but the copy needs {num_bytes / 1e9:.1f} GB. Free "
+            "some space, or choose a target on another disk."
         )
     steps.begin("Renaming the tensors", num_bytes)
     for shard in shards:

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Writes a folder completely, or not at all."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: what a killed run leaves stays until it is removed by hand
+except ImportError:  # Windows: remains of a killed run must be removed by hand
     fcntl = None  # type: ignore[assignment]
 
 OLD, NEW = "old", "new"
@@ -17,13 +17,13 @@ OLD, NEW = "old", "new"
 
 @contextmanager
 def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A workplace beside `target`: what stands in its subfolder `new` at the end becomes `target` by one rename.
+    """A temporary folder beside `target`. At the end one rename turns its subfolder `new` into `target`.
 
-    Killed at any moment, `target` is absent or whole. What a killed run leaves is a hidden folder beside it, which
-    the next run for the same target removes; a target it had set aside comes back.
+    If the run is killed, `target` is absent or complete, and the temporary folder stays. The next run for the same
+    target removes that folder, and puts back an old target it finds there.
 
     Raises:
-        ValueError: `target` exists and is not to be overwritten, or is no checkpoint.
+        ValueError: `target` exists, and `overwrite` is false or it is not a checkpoint.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_killed_runs(target)
@@ -51,11 +51,11 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(target):
         return
     if not overwrite:
-        raise ValueError(f"{target} exists already. Choose another target, or pass --overwrite to replace it.")
+        raise ValueError(f"{target} already exists. Choose another target, or pass --overwrite to replace it.")
     if target.is_symlink() or not (target / "config.json").is_file():
         raise ValueError(
-            f"{target} exists and is no checkpoint folder (it has no config.json), so it is not overwritten. Choose "
-            "another target, or remove it yourself."
+            f"{target} exists and is not a checkpoint folder (it has no config.json), so it is not overwritten. "
+            "Choose another target, or remove it yourself."
         )
 
 
@@ -67,7 +67,7 @@ def _clear_killed_runs(target: Path) -> None:
     for workplace in target.parent.glob(_prefix(target) + "*"):
         lock = _lock(workplace)
         if lock is None:
-            continue  # still at work
+            continue  # still running
         if (workplace / OLD).exists() and not os.path.lexists(target):
             (workplace / OLD).rename(target)
         shutil.rmtree(workplace, ignore_errors=True)
@@ -75,7 +75,7 @@ def _clear_killed_runs(target: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock that ends with this process; None where another holds it."""
+    """A lock that ends with this process; None if another process has it."""
     if fcntl is None:
         return None
     lock = os.open(folder, os.O_RDONLY)

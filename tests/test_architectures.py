@@ -78,7 +78,7 @@ def test_what_cannot_draft_is_refused_by_name_with_the_reason(model_type, tmp_pa
     config.save_pretrained(tmp_path / "stock")
     with pytest.raises(ValueError, match=model_type) as caught:
         convert(tmp_path / "stock", tmp_path / "tidar")
-    assert reason in str(caught.value) and "Supported are" in str(caught.value)
+    assert reason in str(caught.value) and "Supported: " in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["stock"]
 
 

@@ -78,14 +78,14 @@ def test_a_linked_conversion_costs_no_weights_and_a_wrong_shape_leaves_nothing(t
 @pytest.mark.parametrize("given", [{}, {"draft_length": 8}])
 def test_a_mask_token_of_its_own_is_refused(tmp_path, given):
     random_model().save_pretrained(tmp_path / "source")
-    with pytest.raises(ValueError, match="`mask_token_id` must be left out of a recurrent-depth checkpoint"):
+    with pytest.raises(ValueError, match="`mask_token_id` must be left out for a recurrent-depth checkpoint"):
         convert(tmp_path / "source", tmp_path / "target", mask_token_id=3, **given)
     assert not (tmp_path / "target").exists()
 
 
 def test_drafts_by_masks_are_refused_and_an_older_folder_that_has_them_is_read_as_the_plain_model(tmp_path):
     source = released_folder("huginn", tmp_path / "source")
-    with pytest.raises(ValueError, match=r"`draft_length` must be left out of a recurrent-depth .*policy='exact'"):
+    with pytest.raises(ValueError, match=r"`draft_length` must be left out for a recurrent-depth .*policy='exact'"):
         convert(source, tmp_path / "target", draft_length=4)
     edit_json(source / "config.json", tidar_config={"draft_length": 4, "mask_token_id": 37, "mask_recurrences": 2})
     with pytest.raises(ValueError, match=r"has a recurrent depth .*policy='exact'"):

@@ -282,7 +282,7 @@ def test_an_adapter_saved_and_pushed_from_a_drafting_model_drafts_on_a_stock_one
 
 def test_what_cannot_be_published_is_refused(hub, tidar, adapter, tmp_path):
     for folder, options, message in [
-        (tmp_path / "nothing", {}, "is no folder"),
+        (tmp_path / "nothing", {}, "is not a folder"),
         (tidar.parent / "stock", {}, "Convert it first"),
         (adapter, {}, "--base-model"),
     ]:

@@ -96,7 +96,7 @@ def test_nemotron_labs_diffusion_drafts_as_tidar(nemotron, tmp_path):
     before = digests(folder)
     result = convert(folder, tmp_path / "tidar", draft_length=4)
     assert digests(folder) == before
-    assert result.proof.max_abs_difference == 0 and result.mask_reason == "the mask token it was taught with"
+    assert result.proof.max_abs_difference == 0 and result.mask_reason == "the mask token it was trained with"
     assert (result.tidar_config.mask_token_id, result.tidar_config.mask_embedding_id) == (mask_token_id,) * 2
     check_drafts(tmp_path / "tidar", stock, mask_token_id)
 
@@ -141,13 +141,13 @@ def test_a_stock_config_that_names_a_mask_token_keeps_it(tmp_path):
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        ({}, {"draft_length": 7}, "between 1 and 6, the block this checkpoint was taught"),
+        ({}, {"draft_length": 7}, "between 1 and 6, the block this checkpoint was trained"),
         ({}, {"mask_token_id": 5}, f"must be {MASK}, the mask token"),
         ({}, {"link": True}, "`link` must be left out"),
-        ({"mask_token_id": VOCAB_SIZE}, {}, "must be an id of the vocabulary"),
-        ({"mask_token_id": -1}, {}, "must be an id of the vocabulary"),
+        ({"mask_token_id": VOCAB_SIZE}, {}, "must be in the vocabulary"),
+        ({"mask_token_id": -1}, {}, "must be in the vocabulary"),
         ({"attention_bias": True}, {}, "`attention_bias` must be False"),
-        ({"model_type": "nemotron_labs_diffusion_vlm"}, {}, "does not know"),
+        ({"model_type": "nemotron_labs_diffusion_vlm"}, {}, "does not support"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing(nemotron, tmp_path, values, options, message):
