@@ -14,11 +14,11 @@ from transformers.cache_utils import Cache
 
 @dataclass
 class Window:
-    """The tokens one call works on: where they stand, what they see, and where their keys and values are kept.
+    """The tokens of one call: their positions, what they attend to, and where their keys and values are stored.
 
-    `columns` says which columns of the cache the T tokens take: a slice when they are the same for every row, else
-    a pair of index tensors (cache rows, columns), each [B, T] or broadcasting to it. One window serves the prelude,
-    any number of core steps and the coda of the same tokens. What these take and give is on the window's device.
+    `columns` are the cache columns of the T tokens: a slice if they are the same for every row, else a pair of index
+    tensors (cache rows, columns), each [B, T] or broadcasting to it. One window serves the prelude, any number of core
+    steps and the coda of the same tokens. Their inputs and outputs are on the window's device.
     """
 
     rotary: torch.Tensor  # [2, B, T, 1, 1, D], cosines and signed sines
@@ -27,17 +27,17 @@ class Window:
     cache: "RecurrentCache | None" = None
     columns: slice | tuple[torch.Tensor, torch.Tensor] | None = None
     kv_length: int = 0  # columns 0..kv_length-1 are read
-    packing: "Packing | None" = None  # where the call's rows are no cache rows but single tokens of any
-    attentions: dict[int, torch.Tensor] | None = None  # where asked for, each layer's weights at its last recurrence
-    elsewhere: "dict[torch.device, Window] | None" = None  # itself, for layers on other devices
+    packing: "Packing | None" = None  # if the call's rows are single tokens of any cache rows
+    attentions: dict[int, torch.Tensor] | None = None  # if requested, each layer's weights at its last recurrence
+    elsewhere: "dict[torch.device, Window] | None" = None  # copies for layers on other devices
 
     @property
     def device(self) -> torch.device:
-        """Where the decoder works; layers may be on others."""
+        """The decoder's device; layers may be on others."""
         return self.rotary.device
 
     def on(self, device: torch.device) -> "Window":
-        """The same for a layer on `device`, copied there once."""
+        """This window for a layer on `device`, copied there once."""
         if device == self.rotary.device:
             return self
         if self.elsewhere is None:
@@ -55,7 +55,7 @@ class Window:
         return self.elsewhere[device]
 
     def at(self, recurrences: list[int]) -> "Window":
-        """A packed window for one `core_step`, in which token n has recurrence recurrences[n]."""
+        """This packed window for one `core_step`, with token n at recurrence recurrences[n]."""
         assert self.packing is not None and self.cache is not None
         packing = self.packing.at(recurrences, self.cache.stored_recurrences, self.cache.device)
         return replace(self, packing=packing, elsewhere=None)
@@ -63,9 +63,9 @@ class Window:
 
 @dataclass
 class Run:
-    """Neighbouring tokens of a packed window that stand in one cache row.
+    """Neighbouring tokens of a packed window in one cache row.
 
-    Where their planes are evenly spaced and rising, what they read is a view of the cache; else it is gathered.
+    If their planes rise in even steps, they read a view of the cache, else a gathered copy.
     """
 
     tokens: slice
@@ -75,20 +75,20 @@ class Run:
 
 @dataclass
 class Packing:
-    """Where the tokens of a packed window stand: N calls' rows of one token each, in runs of one cache row."""
+    """The cache places of a packed window's N tokens, in runs of one cache row."""
 
     runs: list[Run]
     planes: torch.Tensor | None = None  # [N] of core layers; None for calls of the prelude or the coda alone
 
     @classmethod
     def of(cls, rows: list[int]) -> "Packing":
-        """Of tokens in the given cache rows."""
+        """The packing of tokens in these cache rows."""
         ends = [n for n in range(1, len(rows)) if rows[n] != rows[n - 1]]
         bounds = itertools.pairwise([0, *ends, len(rows)])
         return cls([Run(slice(start, end), rows[start]) for start, end in bounds])
 
     def at(self, recurrences: list[int], num_planes: int, device: torch.device) -> "Packing":
-        """The same tokens at the given recurrences."""
+        """The same tokens at these recurrences."""
         planes = [(recurrence - 1) % num_planes for recurrence in recurrences]
         on_device = torch.tensor(planes, device=device)
         runs = []
@@ -107,20 +107,20 @@ class Packing:
 
 
 class RecurrentCache(Cache):
-    """One tensor a layer, [N, B, H, S, D] for keys and the same for values; N is 1 for prelude and coda layers.
+    """One tensor [N, B, H, S, D] per layer for keys, and one for values; N is 1 for prelude and coda layers.
 
     Core layers keep the latest `stored_recurrences` recurrences of every token, recurrence i in plane (i-1) mod N:
 
-    * `RecurrentCache.every_recurrence`: N = `num_recurrences`. A token at recurrence i sees the past at recurrence i,
-      as in training; (prelude + coda + N * core layers) * 2 * H * D values a token, 2.79 MB for Huginn-0125 in bf16
+    * `RecurrentCache.every_recurrence`: N = `num_recurrences`. A token at recurrence i reads the past at recurrence i,
+      as in training. It takes (prelude + coda + N * core layers) * 2 * H * D values, 2.79 MB for Huginn-0125 in bf16
       at 32 recurrences.
-    * `RecurrentCache.latest_only`: N = 1. A token sees the past as it was last written;
-      (prelude + coda + core layers) * 2 * H * D values a token, 169 kB for Huginn-0125 in bf16.
+    * `RecurrentCache.latest_only`: N = 1. A token reads the past as last written. It takes
+      (prelude + coda + core layers) * 2 * H * D values, 169 kB for Huginn-0125 in bf16.
 
-    `depth` is how many recurrences every token in it has been given (None while it is empty): with N > 1, no more than
-    these can be read. Lengths are host integers, one a row, so asking for one never waits for the device. Rolling back
-    is giving a row a shorter length; what lies beyond it is overwritten by the next call and masked until then. When a
-    call needs more columns than there are, the capacity doubles. A layer's tensors are where its model's layer is.
+    `depth` is the number of recurrences that every token has (None while the cache is empty): with N > 1, no more can
+    be read. Lengths are host integers, one per row, so reading one never waits for the device. Rolling back sets a
+    shorter length: the columns beyond it are masked until the next call overwrites them. If a call needs more columns,
+    the capacity at least doubles. A layer's tensors are on the device of its model's layer.
     """
 
     is_compileable = False
@@ -153,33 +153,33 @@ class RecurrentCache(Cache):
 
     @classmethod
     def every_recurrence(cls, config, batch_size, max_length, num_recurrences, dtype, device) -> "RecurrentCache":
-        """A cache that keeps each of `num_recurrences` recurrences."""
+        """A cache that stores all `num_recurrences` recurrences."""
         return cls(config, batch_size, max_length, num_recurrences, dtype, device)
 
     @classmethod
     def latest_only(cls, config, batch_size, max_length, dtype, device) -> "RecurrentCache":
-        """A cache that keeps the latest recurrence and overwrites it with the next."""
+        """A cache that stores only the latest recurrence."""
         return cls(config, batch_size, max_length, 1, dtype, device)
 
     @property
     def batch_size(self) -> int:
-        """Rows held."""
+        """Number of rows."""
         return len(self.lengths)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of keys and values."""
+        """The dtype of keys and values."""
         return self.keys[0].dtype
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes one token of one row takes over all layers."""
+        """Bytes of one token of one row, over all layers."""
         return sum(2 * k.shape[0] * k.shape[2] * k.shape[4] * k.element_size() for k in self.keys)
 
     def write_and_read(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, recurrence: int, window: Window
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store [B, H, T, D] keys and values, and return what the window may look at, [B, H, kv_length, D].
+        """Store [B, H, T, D] keys and values, and return those the window may read, [B, H, kv_length, D].
 
         `recurrence` counts from 1, and is 1 for prelude and coda layers.
         """
@@ -206,7 +206,7 @@ class RecurrentCache(Cache):
         self.values[layer][planes, rows, :, columns] = values[:, :, 0]
 
     def read_run(self, layer: int, run: Run, kv_length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values that the n tokens of a packed window's run may look at, [n, H, kv_length, D]."""
+        """Keys and values that the n tokens of a packed window's run may read, [n, H, kv_length, D]."""
         stored = self.keys[layer][:, run.row, :, :kv_length], self.values[layer][:, run.row, :, :kv_length]
         if self.planes[layer] > 1:
             return stored[0][run.planes], stored[1][run.planes]
@@ -214,7 +214,7 @@ class RecurrentCache(Cache):
         return stored[0].expand(num_tokens, -1, -1, -1), stored[1].expand(num_tokens, -1, -1, -1)
 
     def reserve(self, length: int) -> None:
-        """Make room for `length` columns a row, doubling the capacity when there are fewer."""
+        """Make room for `length` columns per row, at least doubling a smaller capacity."""
         if length <= self.capacity:
             return
         grown = max(length, 2 * self.capacity)
@@ -230,7 +230,7 @@ class RecurrentCache(Cache):
         self.lengths[row] = length
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Keep the given rows, in the given order. Rows already in their place are not copied."""
+        """Keep these rows, in ascending order. Rows already in their place are not copied."""
         for place, row in enumerate(rows):
             if place != row:
                 assert row > place, "rows are kept in ascending order"
@@ -241,15 +241,15 @@ class RecurrentCache(Cache):
         self.lengths = [self.lengths[row] for row in rows]
 
     def note_depth(self, num_recurrences: int) -> None:
-        """Tokens have been written that were given `num_recurrences`."""
+        """Record that tokens of `num_recurrences` recurrences were written."""
         self.depth = num_recurrences if self.depth is None else min(self.depth, num_recurrences)
 
     def row(self, row: int) -> list[torch.Tensor]:
-        """A copy of what one row holds: keys, then values, of each layer, [N, H, S, D]."""
+        """A copy of one row: the keys, then the values, of each layer, [N, H, S, D]."""
         return [tensor[:, row].clone() for tensor in (*self.keys, *self.values)]
 
     def gather(self, columns: Sequence[Sequence[int]]) -> None:
-        """Keep these columns of each row, moved to the left; its length is their number."""
+        """Keep these columns of each row, moved to the left. Their number becomes its length."""
         for row, kept in enumerate(columns):
             if list(kept) != list(range(len(kept))):
                 for tensor in (*self.keys, *self.values):
@@ -257,7 +257,7 @@ class RecurrentCache(Cache):
         self.lengths = [len(kept) for kept in columns]
 
     def scatter(self, rows: Sequence[list[torch.Tensor]], columns: Sequence[Sequence[int]], length: int) -> None:
-        """The other way: from the left of each of `rows` (see `row`) to these of `length` columns."""
+        """The inverse: move the left columns of `rows` (see `row`) to these of `length` columns."""
         num_layers = len(self.planes)
         for layer, old in enumerate(self.keys):
             shape = (old.shape[0], len(rows), old.shape[2], length, old.shape[4])
@@ -269,7 +269,7 @@ class RecurrentCache(Cache):
         self.capacity = length
         self.lengths = [length] * len(rows)
 
-    # What transformers' generate asks of a cache, where all rows have one length.
+    # What transformers' generate needs of a cache. All rows have one length there.
 
     def __len__(self) -> int:
         return len(self.planes)
@@ -279,7 +279,7 @@ class RecurrentCache(Cache):
 
     @property
     def is_initialized(self) -> bool:
-        """Always: the tensors are there from the start."""
+        """Always: the tensors exist from the start."""
         return True
 
     @property
@@ -289,17 +289,17 @@ class RecurrentCache(Cache):
 
     @property
     def is_linear(self) -> list[bool]:
-        """No layer sums its tokens up: `generate` of transformers 5.24 then gives the new ones alone to a forward."""
+        """No layer has a linear state, so `generate` of transformers 5.24 passes only new tokens to a forward."""
         return [False] * len(self)
 
     @property
     def is_dummy(self) -> list[bool]:
-        """Every layer keeps something."""
+        """Every layer stores its tokens."""
         return [False] * len(self)
 
     @property
     def is_croppable(self) -> bool:
-        """Whether `crop` works: it does."""
+        """Always: `crop` works."""
         return True
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -319,7 +319,7 @@ class RecurrentCache(Cache):
         return self.get_seq_length() + query_length, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last -`tokens_to_remove` columns of every row (transformers counts them negatively)."""
+        """Forget the last -`tokens_to_remove` columns of every row (negative, as in transformers)."""
         if tokens_to_remove > 0 or -tokens_to_remove > min(self.lengths):
             raise ValueError(
                 f"`tokens_to_remove` must be between {-min(self.lengths)} (the shortest row, negative as in "
@@ -328,12 +328,12 @@ class RecurrentCache(Cache):
         self.lengths = [length + tokens_to_remove for length in self.lengths]
 
     def reset(self) -> None:
-        """Forget everything, keep the memory."""
+        """Forget all tokens, but keep the memory."""
         self.lengths = [0] * self.batch_size
         self.depth = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row i becomes what row beam_idx[i] was."""
+        """Replace row i by row beam_idx[i]."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -348,6 +348,6 @@ class RecurrentCache(Cache):
 
 
 def follow(cache: RecurrentCache, layer: int, device: torch.device) -> None:
-    """A layer's tensors go where the layer computes, at its first call."""
+    """Move a layer's tensors to the layer's device, at its first call."""
     if cache.keys[layer].device != device:
         cache.keys[layer], cache.values[layer] = cache.keys[layer].to(device), cache.values[layer].to(device)

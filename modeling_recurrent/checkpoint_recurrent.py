@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, told by its config and the names of its weights."""
+"""Identifies a checkpoint folder by its config and the names of its weights."""
 
 import json
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "r
 
 SERVED = ("huginn_raven", "ouro")
 NOT_SERVED = {
-    "hrm_text": "it alternates two stacks on a fixed schedule and reads its prompt in both directions, so that it has "
-    "neither a core whose states decode at any depth nor keys and values that stay as they are behind new tokens",
+    "hrm_text": "it alternates two stacks on a fixed schedule and reads its prompt in both directions. Its states do "
+    "not decode at every depth, and new tokens change the keys and values of earlier tokens",
 }
 
 
@@ -26,7 +26,7 @@ def is_recurrent_config(config: PreTrainedConfig) -> bool:
 
 
 def check_is_served(model_type: str | None) -> None:
-    """Raise for a model this package cannot run, with the reason."""
+    """Raise ValueError, with the reason, for a model this package cannot run."""
     if model_type in SERVED or model_type is None:
         return
     reason = NOT_SERVED.get(model_type, "this package has no `RecurrentDepthLM` for it")
@@ -42,8 +42,7 @@ def config_fields(path: Any, keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def block_form_of(names: Iterable[str]) -> str:
-    """Which block the weights of these names belong to, as in `RecurrentDepthConfig.block_form`; Huginn's, where none
-    of them tells."""
+    """The `RecurrentDepthConfig.block_form` of weights with these names; by default Huginn's."""
     last_parts = {part for name in names for part in name.split(".")[-2:]}
     if "norm_3" in last_parts or "norm_1" not in last_parts:
         return "sandwich"
@@ -51,7 +50,7 @@ def block_form_of(names: Iterable[str]) -> str:
 
 
 def weight_names(path: Any, keywords: dict[str, Any]) -> list[str] | None:
-    """Names of the weights of a folder or Hub repository; None where it has none in a known format."""
+    """Names of the weights of a folder or Hub repository; None if it has none in a supported format."""
 
     def find(name: str) -> str | None:
         return file_if_there(path, name, **hub_keywords(keywords))
@@ -69,5 +68,5 @@ def weight_names(path: Any, keywords: dict[str, Any]) -> list[str] | None:
 
 
 def hub_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Those of `from_pretrained`'s keywords that say where files come from."""
+    """The keywords of `from_pretrained` that say where files come from."""
     return {name: keywords[name] for name in HUB_KEYWORDS if keywords.get(name) is not None}

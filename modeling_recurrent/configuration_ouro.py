@@ -1,4 +1,4 @@
-"""What an Ouro checkpoint is: the fields of the released config.json, read unchanged (arXiv 2510.25741)."""
+"""The config of an Ouro checkpoint: the fields of the released config.json (arXiv 2510.25741)."""
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -6,9 +6,9 @@ from transformers.configuration_utils import PreTrainedConfig
 
 @strict
 class OuroConfig(PreTrainedConfig):
-    """A stack of layers run `total_ut_steps` times, with nothing before, between or after but a norm.
+    """A stack of layers and a norm, run `total_ut_steps` times. There are no other layers.
 
-    The exit gate's fields are kept and not used: every token gets all steps.
+    The exit gate's fields are read but not used: every token takes all steps.
     """
 
     model_type = "ouro"
@@ -44,7 +44,7 @@ class OuroConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        """Fill what may be absent, then check that this package can run the model."""
+        """Fill in absent fields, then check that this package can run the model."""
         super().__post_init__(**kwargs)
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
@@ -65,10 +65,10 @@ class OuroConfig(PreTrainedConfig):
 
     @property
     def n_layers_in_prelude(self) -> int:
-        """None: the core begins at the embeddings."""
+        """0: the core starts from the embeddings."""
         return 0
 
     @property
     def n_layers_in_coda(self) -> int:
-        """None: the head reads the core's normed states."""
+        """0: the head reads the core's normed states."""
         return 0

@@ -1,4 +1,4 @@
-"""What a recurrent-depth checkpoint is: the fields of Huginn-0125's own config.json, read unchanged."""
+"""The config of a recurrent-depth checkpoint: the fields of Huginn-0125's own config.json."""
 
 import math
 
@@ -12,12 +12,12 @@ BLOCK_FORMS = ("sandwich", "pre-norm", "post-norm")
 class RecurrentDepthConfig(PreTrainedConfig):
     """A prelude, a core of shared weights run many times, and a coda (arXiv 2502.05171).
 
-    The names are those of the released checkpoint, so its config.json loads as it is. `mean_recurrence` is the depth
-    the core was trained around and the default of every forward and decode; `mean_backprop_depth` is how many of a
-    training step's recurrences carry a gradient. `init_values` may hold `std` (of weights and initial states) and
-    `embed_scale`; where absent they are sqrt(2 / (5 n_embd)) and sqrt(n_embd). `block_form` is "sandwich" (Huginn's,
-    and where absent), "pre-norm" (Llama's) or "post-norm" (OLMo-2's) for models retrofitted with its recurrence, whose
-    released config does not tell: loading them looks at the weights. Those rotate by `rope_parameters`, Huginn by
+    The names are those of the released checkpoint, so its config.json loads as it is. `mean_recurrence` is the mean
+    depth in training, and the default of every forward and decode. `mean_backprop_depth` is how many of a training
+    step's recurrences carry a gradient. `init_values` may have `std` (of weights and initial states) and `embed_scale`,
+    by default sqrt(2 / (5 n_embd)) and sqrt(n_embd). `block_form` is "sandwich" (Huginn's, the default), "pre-norm"
+    (Llama's) or "post-norm" (OLMo-2's). The latter two are models retrofitted with the recurrence. Their released
+    configs lack the field, so loading reads it from the weights. They rotate by `rope_parameters`, Huginn by
     `rope_base`.
     """
 
@@ -61,13 +61,13 @@ class RecurrentDepthConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        """Fill the derived fields that older configs leave out, then check that this package can run the model."""
+        """Fill in the derived fields that older configs lack, then check that this package can run the model."""
         kwargs.setdefault("rope_theta", self.rope_base)
         if kwargs.get("test_time_noise"):
             raise ValueError(
-                f"`test_time_noise` must be 0 or absent, as in Huginn-0125 (no noise at every recurrence of every "
-                f"forward), but config.json says {kwargs['test_time_noise']}. Set it to 0, and pass `state_noise` to "
-                f"`generate` where diffusion forcing is to have some."
+                f"`test_time_noise` must be 0 or absent, as in Huginn-0125 (forwards add no noise), but config.json "
+                f"says {kwargs['test_time_noise']}. Set it to 0. For noise in diffusion forcing, pass `state_noise` to "
+                f"`generate`."
             )
         super().__post_init__(**kwargs)
         if self.head_dim is None:
@@ -85,13 +85,13 @@ class RecurrentDepthConfig(PreTrainedConfig):
                 f"`head_dim` must be even and `n_heads` * `head_dim` equal to `n_embd`, but `head_dim` is "
                 f"{self.head_dim}, `n_heads` {self.n_heads} and `n_embd` {self.n_embd}. Correct config.json."
             )
-        for name, value, known in (
+        for name, value, required in (
             ("injection_type", self.injection_type, "linear"),
             ("state_init", self.state_init, "like-init"),
         ):
-            if value != known:
+            if value != required:
                 raise ValueError(
-                    f"`{name}` must be {known!r}, the only one this package implements (and Huginn-0125's), but "
+                    f"`{name}` must be {required!r}, Huginn-0125's and the only supported value, but "
                     f"config.json says {value!r}. Load such a checkpoint with the code that trained it."
                 )
         if self.block_form not in (None, *BLOCK_FORMS):
@@ -114,6 +114,6 @@ class RecurrentDepthConfig(PreTrainedConfig):
 
     @property
     def effective_depth(self) -> int:
-        """Layers a token passes through at `mean_recurrence`: what the initialisation of output projections counts."""
+        """Layers a token passes through at `mean_recurrence`; it scales the initialisation of output projections."""
         around = self.n_layers_in_prelude + self.n_layers_in_coda
         return around + self.n_layers_in_recurrent_block * self.mean_recurrence

@@ -1,4 +1,4 @@
-"""How `generate` reaches the decoders of recurrent-depth models: their keywords in, the policy's decoder run."""
+"""Connects `generate` to the decoders of recurrent-depth models: reads keywords, runs the policy's decoder."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +36,9 @@ else:
     Stock = object
 
 logger = logging.get_logger(__name__)
-# The products of a single token become loops that are fused with what stands around them; what such a loop reads again
-# and again is kept, not computed again; sizes, which do not change, are not asked for at each call; and the calls of
-# loops and products are themselves compiled.
+# For single tokens: matrix products become loops, fused with the operations around them. A value that a loop reads
+# repeatedly is stored, not recomputed. Sizes are constant, so calls do not check them. The calls of loops and products
+# are themselves compiled.
 LOOPS_ON_CPU = {
     "post_grad_fusion_options": {"decompose_mm_pass": {}},
     "realize_reads_threshold": 1,
@@ -57,22 +57,22 @@ DECODERS = {
 class RecurrentGenerationMixin(Stock):
     """`generate(policy=..., ...)`: the keywords of `RecurrentOptions` beside transformers' own.
 
-    Each may also stand in the generation config, as a field of its name; a keyword wins over the config passed, which
-    wins over the model's own.
+    Each may also be a field of the generation config. A keyword overrides the config passed, which overrides the
+    model's own.
     """
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, **kwargs: Any
     ) -> tuple[GenerationConfig, dict]:
-        given = {name: kwargs.pop(name) for name in sorted(RecurrentOptions.names()) if name in kwargs}
-        layers = [given]
+        keywords = {name: kwargs.pop(name) for name in sorted(RecurrentOptions.names()) if name in kwargs}
+        layers = [keywords]
         for config in (generation_config, self.generation_config):
             stored = {} if config is None else {n: getattr(config, n, None) for n in sorted(RecurrentOptions.names())}
             layers.append({name: value for name, value in stored.items() if value is not None})
         options = RecurrentOptions.from_layers(layers, self.config.mean_recurrence)
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         refuse_everywhere(prepared)
-        if options.policy == "autoregressive":  # transformers' own loops hand these to every forward
+        if options.policy == "autoregressive":  # transformers' own loops pass these to every forward
             if options.seed is not None and prepared.do_sample:
                 raise ValueError(
                     f"`seed` must be left out where plain decoding samples, but is {options.seed}: transformers' own "
@@ -89,8 +89,8 @@ class RecurrentGenerationMixin(Stock):
         inputs, name, model_kwargs = super()._prepare_model_inputs(*args, **kwargs)
         if not inputs.shape[1]:
             raise ValueError(
-                f"`{name}` must have at least one token a row (the last one predicts the first new one), but is of "
-                f"shape {tuple(inputs.shape)}. Begin with the tokenizer's `bos_token_id`."
+                f"`{name}` must have at least one token per row (the last predicts the first new one), but has "
+                f"shape {tuple(inputs.shape)}. Start with the tokenizer's `bos_token_id`."
             )
         return inputs, name, model_kwargs
 
@@ -114,22 +114,22 @@ class RecurrentGenerationMixin(Stock):
         if is_plain and options.init_scale:
             seeds = torch.tensor(options.seeds(rows, generation_config.do_sample), device=device_of(self))
             model_kwargs["state_seeds"] = seeds.repeat_interleave(num_beams)
-        given = model_kwargs.get(CACHE)
-        if given is not None:
-            if not isinstance(given, RecurrentCache):
+        cache = model_kwargs.get(CACHE)
+        if cache is not None:
+            if not isinstance(cache, RecurrentCache):
                 raise ValueError(
-                    f"`{CACHE}` must be a `RecurrentCache` (this model keeps several recurrences of a layer), "
-                    f"but is a {type(given).__name__}. Leave it out, or pass the one an earlier call returned."
+                    f"`{CACHE}` must be a `RecurrentCache` (this model stores several recurrences per layer), "
+                    f"but is a {type(cache).__name__}. Leave it out, or pass the one an earlier call returned."
                 )
-            check_static(generation_config, options, given)
-            mark_users_cache(given)
+            check_static(generation_config, options, cache)
+            mark_users_cache(cache)
             return
         check_static(generation_config, options, None)
         if generation_config.use_cache:
             stored = options.stored_recurrences
             is_static = generation_config.cache_implementation == "static"
             if is_static and len(devices_of(self)) > 1:
-                logger.warning_once("`cache_implementation='static'` is left aside: layers are on several devices.")
+                logger.warning_once("`cache_implementation='static'` is ignored: layers are on several devices.")
                 is_static = False
             make = StaticRecurrentCache if is_static else RecurrentCache
             model_kwargs[CACHE] = make(
@@ -137,15 +137,15 @@ class RecurrentGenerationMixin(Stock):
             )
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Never: transformers' paged cache keeps one recurrence of a layer."""
+        """Unsupported: transformers' paged cache stores one recurrence per layer."""
         raise ValueError(
             "Continuous batching (`generate_batch`, `transformers serve --continuous-batching`) must be left out for "
-            "recurrent-depth models: its pages hold one recurrence of a layer. `generate` takes ragged batches."
+            "recurrent-depth models: its pages store one recurrence per layer. Use `generate` for ragged batches."
         )
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config: GenerationConfig) -> bool:
-        """Never: a static cache compiles the three parts, not the forward, which would hold as many copies of the core
-        as there are recurrences."""
+        """Never: a static cache compiles the three parts. A compiled forward would have one copy of the core per
+        recurrence."""
         return False
 
     def _sample(
@@ -158,7 +158,7 @@ class RecurrentGenerationMixin(Stock):
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> RecurrentGenerateOutput | torch.Tensor:
-        """The decode `generate` runs for greedy search and sampling: the policy's, or transformers' own."""
+        """The loop of `generate` for greedy search and sampling: the policy's, or transformers' own."""
         options = generation_config.recurrent_options
         attention_mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get(CACHE)
         if isinstance(cache, StaticRecurrentCache):
@@ -170,9 +170,9 @@ class RecurrentGenerationMixin(Stock):
             return output if isinstance(output, torch.Tensor) else plain_output(output, input_ids, num_read, options)
         if synced_gpus:
             raise ValueError(
-                f"`policy` must be 'autoregressive' where ranks share one model (FSDP, ZeRO-3), but is "
-                f"{options.policy!r}: they must run as many forwards as each other, and a wavefront runs as many as "
-                f"its text needs. Or pass `synced_gpus=False` where each rank has a whole model."
+                f"`policy` must be 'autoregressive' if ranks share one model (FSDP, ZeRO-3), but is "
+                f"{options.policy!r}: all must run equally many forwards, but a wavefront's number depends on its "
+                f"text. If each rank has a whole model, pass `synced_gpus=False`."
             )
         input_ids = input_ids.to(device_of(self))
         self._check_policy(options, input_ids, attention_mask, cache)
@@ -211,28 +211,27 @@ class RecurrentGenerationMixin(Stock):
     ) -> None:
         if options.policy in ("diffusion-forcing", "published") and not self.reinjects_input:
             raise ValueError(
-                f"`policy` must not be {options.policy!r} for {type(self).__name__}, whose core does not see the "
-                f"tokens at each recurrence (`reinjects_input`): a state would keep the token it began with. Use "
-                f"'exact'."
+                f"`policy` must not be {options.policy!r} for {type(self).__name__}, whose core does not read the "
+                f"tokens at each recurrence (`reinjects_input`): a state stays that of its first token. Use 'exact'."
             )
         if options.reference_compat and (len(input_ids) > 1 or attention_mask is not None):
             raise ValueError(
-                f"`input_ids` must be one row without padding under `reference_compat` (the published code takes no "
-                f"more), but has {len(input_ids)} rows. Leave `reference_compat` out."
+                f"`input_ids` must be one row without padding with `reference_compat` (the published code supports "
+                f"only that), but has {len(input_ids)} rows. Leave `reference_compat` out."
             )
         if options.reference_compat and cache.get_seq_length():
             raise ValueError(
-                f"`{CACHE}` must be left out under `reference_compat` (the published code begins afresh), but "
-                f"holds {cache.get_seq_length()} tokens. Leave `reference_compat` out."
+                f"`{CACHE}` must be left out with `reference_compat` (the published code starts empty), but "
+                f"has {cache.get_seq_length()} tokens. Leave `reference_compat` out."
             )
 
 
 def num_unread(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any, generation_config: GenerationConfig
 ) -> int:
-    """Prompt tokens plain decoding will read: those a cache handed in does not hold, which it is checked for."""
+    """Number of prompt tokens that plain decoding will read: all but those in the caller's cache. Checks the cache."""
     length = 0 if cache is None else cache.get_seq_length()
-    # transformers drops a mask of ones, and keeps its length: ids may be the new ones alone, or embeddings.
+    # transformers drops a mask of ones but keeps its length: ids may be only the new ones, or embeddings.
     num_columns = getattr(generation_config, "_mask_length", input_ids.shape[1])
     if attention_mask is not None:
         num_columns = attention_mask.shape[1]
@@ -243,40 +242,39 @@ def num_unread(
     return len(input_ids) * (num_columns - length)
 
 
-def check_static(generation_config: GenerationConfig, options: RecurrentOptions, given: Any) -> None:
-    """Raise where a static cache is asked for and cannot be had; say where compiling is asked for without one."""
+def check_static(generation_config: GenerationConfig, options: RecurrentOptions, cache: Any) -> None:
+    """Raise ValueError if a static cache is requested but impossible; warn of compiling requested without one."""
     kind = generation_config.cache_implementation
     if kind not in (None, "dynamic", "static"):
         raise ValueError(
-            f"`cache_implementation` must be 'static' or left out (this model has caches of its own; `kv_cache` "
-            f"chooses what they keep), but is {kind!r}."
+            f"`cache_implementation` must be 'static' or left out (this model has its own caches; `kv_cache` "
+            f"chooses what they store), but is {kind!r}."
         )
-    is_static = isinstance(given, StaticRecurrentCache) or (given is None and kind == "static")
+    is_static = isinstance(cache, StaticRecurrentCache) or (cache is None and kind == "static")
     if kind == "static" and not is_static:
         raise ValueError(
-            f"`cache_implementation` must be left out beside a `{CACHE}` that was made without it, but is "
-            "'static'. Give it in the call that makes the cache."
+            f"`cache_implementation` must be left out with a `{CACHE}` that was made without it, but is "
+            "'static'. Pass it in the call that makes the cache."
         )
     if is_static and (options.policy == "exact" or options.reference_compat):
         raise ValueError(
             f"`cache_implementation` must be left out with `policy={options.policy!r}`"
-            f"{' and `reference_compat`' if options.reference_compat else ''}, whose wavefront has as many shapes as "
-            f"depths and widths, but is 'static'."
+            f"{' and `reference_compat`' if options.reference_compat else ''}, whose wavefront has one shape per "
+            f"depth and width, but is 'static'."
         )
     if generation_config.compile_config is not None and not generation_config.disable_compile and not is_static:
         logger.warning_once(
-            "`compile_config` is left aside: it compiles steps of one shape, which `cache_implementation='static'` "
-            "makes, and that was not given."
+            "`compile_config` is ignored: it compiles steps of one shape, which need `cache_implementation='static'`."
         )
 
 
 def compiled_parts(model: PreTrainedModel, generation_config: GenerationConfig) -> CompiledParts | None:
-    """The model's parts as this decode compiles them: on accelerators by default, on the CPU where asked for."""
+    """The model's parts, compiled for this decode: by default on accelerators, on a CPU only on request."""
     config, is_on_cpu = generation_config.compile_config, device_of(model).type == "cpu"
     if generation_config.disable_compile or (config is None and is_on_cpu):
         return None
     if is_hooked(model):
-        logger.warning_once("`compile_config` is left aside: layers whose weights are offloaded cannot be compiled.")
+        logger.warning_once("`compile_config` is ignored: layers with offloaded weights cannot be compiled.")
         return None
     config = config or CompileConfig()
     keywords: dict[str, Any] = {"backend": config.backend, "fullgraph": True, "dynamic": False}
@@ -291,17 +289,17 @@ def compiled_parts(model: PreTrainedModel, generation_config: GenerationConfig) 
 
 
 def refuse_everywhere(generation_config: GenerationConfig) -> None:
-    """Raise for what no decoding of these models gives."""
+    """Raise ValueError for options that no policy supports."""
     if generation_config.assistant_early_exit is not None:
         raise ValueError(
             f"`assistant_early_exit` must be left out, but is {generation_config.assistant_early_exit}: these models "
-            f"end early by recurrences, not layers. Use `policy='self-speculative'`, with `draft_recurrences`."
+            f"exit early at a recurrence, not a layer. Use `policy='self-speculative'`, with `draft_recurrences`."
         )
 
 
 def refuse_unsupported(generation_config: GenerationConfig, model_kwargs: dict, options: RecurrentOptions) -> None:
-    """Raise for what only plain decoding gives."""
-    asked = {
+    """Raise ValueError for options that only plain decoding supports."""
+    requested = {
         "num_beams": generation_config.num_beams not in (None, 1),
         "output_attentions": bool(generation_config.output_attentions),
         "output_hidden_states": bool(generation_config.output_hidden_states),
@@ -314,20 +312,20 @@ def refuse_unsupported(generation_config: GenerationConfig, model_kwargs: dict, 
         "position_ids": model_kwargs.get("position_ids") is not None,
     }
     if options.reference_compat:
-        asked |= {name: bool(getattr(generation_config, name)) for name in ("output_scores", "output_logits")}
-    for name, is_asked in asked.items():
-        if is_asked:
+        requested |= {name: bool(getattr(generation_config, name)) for name in ("output_scores", "output_logits")}
+    for name, is_requested in requested.items():
+        if is_requested:
             value = getattr(generation_config, name, "given")
             raise ValueError(
-                f"`{name}` must be left at its default with `policy={options.policy!r}`, whose tokens are not decoded "
-                f"one by one in a row, but is {value}. Use `policy='autoregressive'` for it."
+                f"`{name}` must be left at its default with `policy={options.policy!r}`, which does not decode "
+                f"tokens one at a time, but is {value}. Use `policy='autoregressive'` for it."
             )
 
 
 def plain_output(
     output: Any, input_ids: torch.Tensor, num_read: int, options: RecurrentOptions
 ) -> RecurrentGenerateOutput:
-    """What transformers' own loop returns, with the costs the other policies report."""
+    """The output of transformers' own loop, with the costs that the other policies report."""
     num_rows, num_new = len(input_ids), output.sequences.shape[1] - input_ids.shape[1]
     costs = Costs(num_rows, options.num_recurrences)
     costs.num_prefill_positions = num_read

@@ -1,9 +1,9 @@
-"""What every recurrent-depth model shares: windows of tokens, and a forward over three parts.
+"""The base of all recurrent-depth models: windows of tokens, and a forward in three parts.
 
     e   = prelude(tokens)                        s_0 = initial_states(e)
     s_i = core_step(s_{i-1}, e), i = 1..r        logits = coda(s_r)
 
-Each part is callable alone on a `Window`; `forward` runs them in this order and so does every decoder.
+Each part can be called alone on a `Window`. `forward` and all decoders run them in this order.
 B rows, T tokens, E channels, H heads, D head width, V vocabulary.
 """
 
@@ -29,17 +29,17 @@ from .windows_recurrent import RecurrentWindows, attend, check_positions, positi
 
 
 class GroupedHeads(nn.Module):
-    """What attention with grouped key-value heads and split-half rotary positions shares: Llama's, OLMo-2's, Ouro's.
+    """Attention with grouped key-value heads and split-half rotary positions: Llama's, OLMo-2's, Ouro's.
 
     Attributes:
-        widths: of a token's queries, keys and values, all heads side by side.
+        widths: of a token's queries, keys and values, over all heads.
     """
 
     is_causal = True
 
     def __init__(self, config: Any, layer_idx: int, num_heads: int):
         super().__init__()
-        assert config.head_dim is not None and config.num_key_value_heads is not None  # the config fills them
+        assert config.head_dim is not None and config.num_key_value_heads is not None  # the config sets them
         self.config = config
         self.layer_idx = layer_idx
         self.scaling = config.head_dim**-0.5
@@ -77,7 +77,7 @@ class RecurrentRMSNorm(nn.Module):
 
 
 class RecurrentMLP(nn.Module):
-    """Gated MLP: proj(silu(g) * u), g and u the halves of one projection."""
+    """Gated MLP: proj(silu(g) * u), where g and u are halves of one projection."""
 
     def __init__(self, config: Any, bias: bool = False):
         super().__init__()
@@ -91,9 +91,9 @@ class RecurrentMLP(nn.Module):
 
 
 def sample_depth(mean_recurrence: int, generator: torch.Generator, sigma: float = 0.5) -> int:
-    """1 + Poisson(rate), the rate log-normal with mean `mean_recurrence`: mostly less, at times far more.
+    """1 + Poisson(rate), the rate log-normal with mean `mean_recurrence`: mostly below it, sometimes far above.
 
-    The generator stands on the CPU, so that drawing waits for no device.
+    The generator is on the CPU, so drawing waits for no device.
     """
     mean = math.log(mean_recurrence) - sigma**2 / 2
     rate = torch.empty(1).log_normal_(mean, sigma, generator=generator)
@@ -101,10 +101,9 @@ def sample_depth(mean_recurrence: int, generator: torch.Generator, sigma: float 
 
 
 class DepthSampler:
-    """The depths of one training run: the same sequence wherever the seed is the same, so that all ranks keep step.
+    """The depths of one training run. The same seed gives the same sequence, so all ranks draw equal depths.
 
-    The global generators are neither read nor moved. To resume a run where it stopped, keep
-    `generator.get_state()` beside the checkpoint.
+    The global generators are not used. To resume a run, save `generator.get_state()` with the checkpoint.
     """
 
     def __init__(self, mean_recurrence: int, seed: int = 0):
@@ -117,14 +116,14 @@ class DepthSampler:
 
 
 class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, RecurrentWindows, PreTrainedModel, GenerationMixin):
-    """A model the decoders can serve. A model of the family is a subclass with these, and nothing more is asked of it:
+    """A model that the decoders can run. A subclass must have these, and nothing else:
 
     * `prelude`, `initial_states`, `core_step` and `coda_states`, as above, and `rotary_at`; attention through `attend`.
-      Each gives its result on the window's device, wherever its layers are.
-    * `reinjects_input`: the core sees the tokens at every recurrence, so that a state survives a change of tokens
-      before it. Diffusion forcing needs it; the exact wavefront begins such positions anew and does without.
+      Each returns its result on the window's device, wherever its layers are.
+    * `reinjects_input`: the core reads the tokens at every recurrence, so a state stays valid if earlier tokens change.
+      Diffusion forcing needs this. The exact wavefront does not: it restarts such positions.
     * `has_random_depth`: training draws the depth of each forward, as the model's own training did.
-    * in its config `n_layers_in_prelude`, `n_layers_in_recurrent_block` and `n_layers_in_coda` (layers that keep keys
+    * in its config: `n_layers_in_prelude`, `n_layers_in_recurrent_block` and `n_layers_in_coda` (layers that keep keys
       and values), `n_embd`, `num_key_value_heads`, `head_dim`, `block_size`, `vocab_size`, `mean_recurrence` and
       `mean_backprop_depth`, under these names or by `attribute_map`.
     """
@@ -156,7 +155,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, RecurrentWindows
         point_config_at(cls, folder, architecture="AutoModelForCausalLM", config_class=cls.config_class)
 
     def write_repository(self, folder: Path) -> None:
-        """Writes all that stands beside the weights; nothing of ours beside those of an adapter."""
+        """Writes our files beside the weights, but none beside an adapter's weights."""
         if not has_loaded_adapter(self):
             super().write_repository(folder)
 
@@ -169,7 +168,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, RecurrentWindows
         generator: torch.Generator | None = None,
         hashes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """s_0 for [B, T, E] prelude outputs, drawn by the generator; with [B, T] hashes, each a function of its own."""
+        """s_0 for [B, T, E] prelude outputs, drawn by the generator, or each from its own hash of [B, T] `hashes`."""
         raise NotImplementedError
 
     def prelude(
@@ -181,7 +180,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, RecurrentWindows
     def core_step(
         self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Window, recurrence: int = 1
     ) -> torch.Tensor:
-        """s_i of s_{i-1} and e, both [B, T, E]; `recurrence` is i, from 1. (A packed window has one for each token.)"""
+        """s_i from s_{i-1} and e, [B, T, E]; `recurrence` is i, from 1. (A packed window has one for each token.)"""
         raise NotImplementedError
 
     def coda(self, latent_states: torch.Tensor, window: Window, logits_to_keep: int | torch.Tensor = 0) -> torch.Tensor:
@@ -190,7 +189,7 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, RecurrentWindows
         return self.lm_head(slice_logits_to_keep(states, logits_to_keep)).to(window.device).float()
 
     def coda_states(self, latent_states: torch.Tensor, window: Window) -> torch.Tensor:
-        """What `coda` gives to the lm_head, [B, T, E]."""
+        """The lm_head's input in `coda`, [B, T, E]."""
         raise NotImplementedError
 
     @can_return_tuple
@@ -218,10 +217,10 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, RecurrentWindows
 
         By default `num_recurrences` is the config's `mean_recurrence`. In training (`model.train()`, gradients on)
         `self.depth_sampler` draws it, and the last `num_backprop` core steps (the config's `mean_backprop_depth`)
-        carry a gradient. `init_scale` is that of the initial states. The generator draws them (in training the global
-        one by default); without one they are a function of their positions and of [B] `state_seeds`, by default 0.
-        `use_cache` without `cache` (or its older name) makes a cache of every recurrence. Hidden states are [prelude
-        output, s_0, ... s_r]; attentions [B, H, T, S] those of each layer's last recurrence.
+        carry a gradient. `init_scale` scales the initial states. The generator draws them (in training the global one
+        by default). Without one they depend on their positions and on [B] `state_seeds`, by default 0. `use_cache`
+        without `cache` (or `past_key_values`) makes a cache of every recurrence. Hidden states are [prelude output,
+        s_0, ... s_r]; attentions [B, H, T, S] are those of each layer's last recurrence.
         """
         cache = one_cache(cache, past_key_values)
         wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -264,7 +263,7 @@ def parts_and_window(
     cache: Any,
     wants_attentions: bool,
 ) -> tuple[Any, Any]:
-    """What a forward calls, and on which tokens: the model's own parts, or those of steps of one shape."""
+    """The parts that a forward calls, and their window: the model's own, or static ones for one token."""
     if is_next_token(cache, embeds, attention_mask) and not wants_attentions:
         parts = StaticParts(model, cache.compiled)
         return parts, parts.window_behind(attention_mask, position_ids, cache)
@@ -279,7 +278,7 @@ def recurred(
     num_backprop: int,
     keeps_states: bool,
 ) -> torch.Tensor:
-    """The states s_r after so many core steps from `trajectory`, [e, s_0], to which each s_i is added where wanted."""
+    """The states s_r after core steps from `trajectory`, [e, s_0]. `keeps_states` adds each s_i to it."""
     input_embeds, latent_states = trajectory
     for recurrence in range(1, num_recurrences + 1):
         with torch.set_grad_enabled(torch.is_grad_enabled() and recurrence > num_recurrences - num_backprop):
@@ -290,7 +289,7 @@ def recurred(
 
 
 def depths_of(model: Any, num_recurrences: int | None, num_backprop: int | None, is_training: bool) -> tuple[int, int]:
-    """Core steps of a forward, and how many of the last carry a gradient.
+    """The core steps of a forward, and how many of the last carry a gradient.
 
     Raises:
         ValueError: one of them is below 1.
@@ -307,13 +306,13 @@ def depths_of(model: Any, num_recurrences: int | None, num_backprop: int | None,
 
 
 def hashes_at(position_ids: torch.Tensor, embeds: torch.Tensor, state_seeds: torch.Tensor | None) -> torch.Tensor:
-    """What initial states are functions of, [B, T]: positions, and seeds of the rows [B]."""
+    """Hashes [B, T] of positions and row seeds [B], which determine initial states."""
     seeds = torch.zeros(1, dtype=torch.long, device=embeds.device) if state_seeds is None else state_seeds
     return state_hashes(seeds, position_ids).expand(embeds.shape[:2])
 
 
 def is_next_token(cache: RecurrentCache | None, embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
-    """Whether a forward goes on from a static cache by one token a row."""
+    """Whether a forward continues a static cache by one token per row."""
     has_mask = attention_mask is None or attention_mask.dim() == 2
-    goes_on = isinstance(cache, StaticRecurrentCache) and bool(cache.get_seq_length()) and embeds.shape[1] == 1
-    return goes_on and has_mask and not torch.is_grad_enabled()
+    continues = isinstance(cache, StaticRecurrentCache) and bool(cache.get_seq_length()) and embeds.shape[1] == 1
+    return continues and has_mask and not torch.is_grad_enabled()

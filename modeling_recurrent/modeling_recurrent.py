@@ -37,10 +37,10 @@ class RecurrentAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        assert config.head_dim is not None  # the config fills it
+        assert config.head_dim is not None  # the config sets it
         self.head_dim = config.head_dim
         self.scaling = config.head_dim**-0.5
-        self.Wqkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # `config.bias` is the adapter's alone
+        self.Wqkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # `config.bias` is only for the adapter
         self.qk_bias = nn.Parameter(torch.zeros(2, 1, config.n_heads, config.head_dim)) if config.qk_bias else None
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
@@ -59,7 +59,7 @@ class RecurrentAttention(nn.Module):
 
 
 class SandwichBlock(GradientCheckpointingLayer):
-    """A layer that norms its residual stream too: x = n2(x + attn(n1(x))); x = n4(x + mlp(n3(x)))."""
+    """A layer that also norms its residual stream: x = n2(x + attn(n1(x))); x = n4(x + mlp(n3(x)))."""
 
     def __init__(self, config: RecurrentDepthConfig, layer_idx: int):
         super().__init__()
@@ -76,13 +76,13 @@ class SandwichBlock(GradientCheckpointingLayer):
         return self.norm_4(hidden_states + self.mlp(self.norm_3(hidden_states)))
 
 
-# The blocks of models that were given a recurrence after their pretraining (arXiv 2511.07384). They share Huginn's
-# adapter and the names of its weights, but keep their own layers: no norms of the residual stream, grouped key-value
-# heads, split-half rotary positions.
+# The blocks of pretrained models that were retrofitted with a recurrence (arXiv 2511.07384). They have Huginn's adapter
+# and weight names, but their own layers: no norms of the residual stream, grouped key-value heads, split-half rotary
+# positions.
 
 
 class GroupedAttention(GroupedHeads):
-    """Causal attention with grouped key-value heads, queries and keys normed over all their heads where asked for."""
+    """Causal attention with grouped key-value heads. `has_qk_norm` norms queries and keys over all heads."""
 
     def __init__(self, config: RecurrentDepthConfig, layer_idx: int, has_qk_norm: bool):
         super().__init__(config, layer_idx, config.n_heads)
@@ -114,7 +114,7 @@ class PreNormBlock(GradientCheckpointingLayer):
 
 
 class PostNormBlock(GradientCheckpointingLayer):
-    """OLMo-2's layer: x += n1(attn(x)); x += n2(mlp(x)), queries and keys normed."""
+    """OLMo-2's layer: x += n1(attn(x)); x += n2(mlp(x)), with normed queries and keys."""
 
     def __init__(self, config: RecurrentDepthConfig, layer_idx: int):
         super().__init__()
@@ -133,10 +133,10 @@ BLOCKS = {"sandwich": SandwichBlock, "pre-norm": PreNormBlock, "post-norm": Post
 
 
 class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
-    """Huginn: sandwich blocks, the prelude's output injected at every recurrence, one final norm used twice.
+    """Huginn has sandwich blocks, injects the prelude's output at every recurrence, and uses its final norm twice.
 
-    Or a model retrofitted with its recurrence (`config.block_form`): Llama's or OLMo-2's blocks, the final norm used
-    once, after the coda.
+    A model retrofitted with the recurrence (`config.block_form`) has Llama's or OLMo-2's blocks, and uses the final
+    norm once, after the coda.
     """
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012 (transformers reads a plain dict)
@@ -176,7 +176,7 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
         self.post_init()
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
-        """Move or cast the model, its rotary table staying fp32: positions beyond 256 have no bf16."""
+        """Move or cast the model. Its rotary table stays fp32: bf16 lacks many positions above 256."""
         super()._apply(fn, recurse)
         if self.is_sandwiched and self.freqs_cis.dtype != torch.float32:
             self.freqs_cis = rotary_table(self.config, self.freqs_cis.device)
@@ -184,19 +184,19 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> RecurrentDepthLM:
-        """The model of a folder or Hub repository of the family: which one is told by its config and weight names."""
-        path, given = pretrained_model_name_or_path, kwargs.get("config")
-        fields = given.to_dict() if isinstance(given, PreTrainedConfig) else config_fields(given or path, kwargs)
+        """Load a model of the family from a folder or Hub repository. Its config and weight names decide the class."""
+        path, config = pretrained_model_name_or_path, kwargs.get("config")
+        fields = config.to_dict() if isinstance(config, PreTrainedConfig) else config_fields(config or path, kwargs)
         check_is_served(model_type := fields.get("model_type"))
         if model_type not in (None, cls.config_class.model_type):
-            for other in RecurrentDepthLM.__subclasses__():  # those imported: a checkpoint carries its own class alone
+            for other in RecurrentDepthLM.__subclasses__():  # a checkpoint's code has only its own class
                 if getattr(other.config_class, "model_type", None) == model_type:
                     return other.from_pretrained(path, *args, **kwargs)
         if fields.get("block_form", kwargs.get("block_form")) is None:
             names = kwargs.get("state_dict") or weight_names(path, kwargs)
             if names and (block_form := block_form_of(names)) != "sandwich":
-                if isinstance(given, PreTrainedConfig):  # then transformers takes no fields beside it
-                    kwargs["config"] = copy.deepcopy(given)
+                if isinstance(config, PreTrainedConfig):  # transformers then takes no fields as keywords
+                    kwargs["config"] = copy.deepcopy(config)
                     kwargs["config"].block_form = block_form
                 else:
                     kwargs["block_form"] = block_form
@@ -250,18 +250,18 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
         return hidden_states.to(window.device)
 
     def coda_states(self, latent_states: torch.Tensor, window: Window) -> torch.Tensor:
-        """What the lm_head reads of states at any depth, both [B, T, E]."""
+        """The lm_head's input for states of any depth, both [B, T, E]."""
         hidden_states = self.transformer["ln_f"](latent_states) if self.is_sandwiched else latent_states
         for block in self.transformer["coda"]:
             hidden_states = block(hidden_states, window)
         return self.transformer["ln_f"](hidden_states)
 
     def rotary_at(self, position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """What `rotate_pairs` or `rotate_halves` takes for positions [B, T]."""
+        """The `rotary` of `rotate_pairs` or `rotate_halves` at positions [B, T]."""
         if not self.is_sandwiched:
             return self.rotary_emb(position_ids, dtype).to(position_ids.device)
-        known = position_ids.clamp(max=self.config.block_size - 1).to(self.freqs_cis.device)  # filling goes beyond
-        return paired_rotary(self.freqs_cis[0, known]).to(position_ids.device)
+        in_table = position_ids.clamp(max=self.config.block_size - 1).to(self.freqs_cis.device)  # padding may exceed it
+        return paired_rotary(self.freqs_cis[0, in_table]).to(position_ids.device)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -289,12 +289,12 @@ class RecurrentDepthForCausalLM(RecurrentDepthLM, GenerationMixin):
 
 
 def check_block_form(config: RecurrentDepthConfig, is_sandwiched: bool) -> None:
-    """Raise where the block cannot be built from the config's other fields."""
+    """Raise ValueError if the block does not fit the config's other fields."""
     if is_sandwiched and config.num_key_value_heads != config.n_heads:
         raise ValueError(
-            f"`block_form` must be 'pre-norm' (Llama's) or 'post-norm' (OLMo-2's) where `num_key_value_heads` "
-            f"({config.num_key_value_heads}) is not `n_heads` ({config.n_heads}), but is {config.block_form!r}. A "
-            f"retrofitted checkpoint's is told by its weights: load it with `from_pretrained`, or set the field."
+            f"`block_form` must be 'pre-norm' (Llama's) or 'post-norm' (OLMo-2's) if `num_key_value_heads` "
+            f"({config.num_key_value_heads}) is not `n_heads` ({config.n_heads}), but is {config.block_form!r}. Load "
+            f"the checkpoint with `from_pretrained`, which reads the form from the weights, or set the field."
         )
     if not is_sandwiched and config.qk_bias:
         raise ValueError(

@@ -2,8 +2,8 @@
 
     e = embeddings      s_0 = e      s_i = norm(layers(s_{i-1})), i = 1..4      logits = head(s_4)
 
-The core never sees the tokens again, so a state belongs to the token it began with: the exact wavefront, which begins
-anew where a token changes, can serve it, and diffusion forcing cannot. The exit gate is loaded and not used.
+The core never reads the tokens again, so a state belongs to the token it started from. The exact wavefront can decode
+it, since it restarts where a token changes; diffusion forcing cannot. The exit gate is loaded but not used.
 B rows, T tokens, E channels, H heads, D head width, V vocabulary.
 """
 
@@ -51,7 +51,7 @@ class OuroMLP(nn.Module):
 
 
 class OuroBlock(GradientCheckpointingLayer):
-    """A layer that norms before and after each half: x += n2(attn(n1(x))); x += n4(mlp(n3(x)))."""
+    """A layer with norms before and after each half: x += n2(attn(n1(x))); x += n4(mlp(n3(x)))."""
 
     def __init__(self, config: OuroConfig, layer_idx: int):
         super().__init__()
@@ -71,7 +71,7 @@ class OuroBlock(GradientCheckpointingLayer):
 
 
 class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
-    """Ouro at its fixed depth, `total_ut_steps`; of its training objective the loss at that depth."""
+    """Ouro at its fixed depth, `total_ut_steps`. Training uses only the loss at that depth."""
 
     config_class = OuroConfig
     base_model_prefix = "model"
@@ -83,7 +83,7 @@ class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
     def __init__(self, config: OuroConfig):
         super().__init__(config)
         gate = nn.Linear(config.hidden_size, 1)
-        gate.requires_grad_(False)  # not used, so never to be waited for
+        gate.requires_grad_(False)  # unused: nothing waits for its gradient
         self.model = nn.ModuleDict(
             {
                 "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
@@ -124,17 +124,17 @@ class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
     def core_step(
         self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Window, recurrence: int = 1
     ) -> torch.Tensor:
-        """s_i = norm(layers(s_{i-1})), [B, T, E]; the embeddings are not looked at."""
+        """s_i = norm(layers(s_{i-1})), [B, T, E]; the embeddings are not used."""
         for block in self.model["layers"]:
             latent_states = block(latent_states, window, recurrence)
         return self.model["norm"](latent_states).to(window.device)
 
     def coda_states(self, latent_states: torch.Tensor, window: Window) -> torch.Tensor:
-        """The states of any depth themselves, which `core_step` has normed."""
+        """The states themselves, which `core_step` has normed."""
         return latent_states
 
     def rotary_at(self, position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """What `rotate_halves` takes for positions [B, T]."""
+        """The `rotary` of `rotate_halves` at positions [B, T]."""
         return self.rotary_emb(position_ids, dtype).to(position_ids.device)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Rotary positions: adjacent pairs from a stored table, as Huginn's, and split halves with scalings, as Llama's.
+"""Rotary positions: adjacent pairs from a stored table (Huginn), and split halves with scalings (Llama).
 
 B rows, T tokens, H heads, D head width.
 """
@@ -22,7 +22,7 @@ def rotary_table(config: Any, device: torch.device | str | None = None) -> torch
 def paired_rotary(rotary: torch.Tensor) -> torch.Tensor:
     """[..., D/2, 2] cosines and sines as `rotate_pairs` takes them: cosines, then sines signed for their channel.
 
-    [B, T, 1, D/2, 2] to [2, B, T, 1, 1, D], the two single axes standing for query or key, and for the heads.
+    [B, T, 1, D/2, 2] to [2, B, T, 1, 1, D]; the axes of size 1 are for query and key, and for the heads.
     """
     cos, sin = rotary.unbind(-1)
     signed = torch.stack([-sin, sin], dim=-1).flatten(-2)
@@ -38,10 +38,10 @@ def rotate_pairs(heads: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
 
 
 class SplitHalfRotary(nn.Module):
-    """Cosines and sines of positions, each frequency at channels d and d + D/2; frequencies scaled as the config says.
+    """Cosines and sines of positions, each frequency at channels d and d + D/2, scaled as the config says.
 
-    `config.rope_parameters` holds `rope_theta`, `rope_type` ("default", or "llama3" and what else of transformers'
-    does not depend on the length) and that type's own fields.
+    `config.rope_parameters` has `rope_theta`, `rope_type` ("default", "linear", "llama3" or "yarn") and that type's own
+    fields.
     """
 
     inverse_frequencies: torch.Tensor
@@ -70,7 +70,7 @@ class SplitHalfRotary(nn.Module):
         return 1.0 / theta**exponents, 1.0
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
-        """Move the frequencies, but keep them fp32: positions beyond 256 have no bf16."""
+        """Move the frequencies, but keep them fp32: bf16 lacks many positions above 256."""
         super()._apply(fn, recurse)
         if self.inverse_frequencies.dtype != torch.float32:
             self.inverse_frequencies = self.frequencies(self.inverse_frequencies.device)[0]

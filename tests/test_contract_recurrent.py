@@ -317,7 +317,7 @@ def test_a_cache_of_latest_recurrences_is_gone_on_from(policy):
 )
 def test_a_prompt_of_no_tokens_is_refused(options):
     ids = torch.empty(2, 0, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"`input_ids` must have at least one token a row .* of shape \(2, 0\)"):
+    with pytest.raises(ValueError, match=r"`input_ids` must have at least one token per row .* has shape \(2, 0\)"):
         random_model().generate(ids, max_new_tokens=2, **options)
 
 

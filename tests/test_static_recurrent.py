@@ -227,7 +227,7 @@ def test_what_cannot_be_static_is_refused(options, words):
 def test_a_static_cache_is_refused_beside_another_and_where_its_unused_columns_cannot_be_hidden():
     model, ids = random_model(), torch.tensor([PROMPTS[0]])
     cache = model.generate(ids, max_new_tokens=4, return_dict_in_generate=True)[CACHE]
-    with pytest.raises(ValueError, match="`cache_implementation` must be left out beside"):
+    with pytest.raises(ValueError, match="`cache_implementation` must be left out with a"):
         model.generate(torch.cat([ids] * 3, 1), max_new_tokens=4, **{CACHE: cache}, cache_implementation="static")
     model.set_attn_implementation("flex_attention")
     with pytest.raises(ValueError, match="`attn_implementation` must be 'sdpa' or 'eager'"):
@@ -240,6 +240,6 @@ def test_a_compile_config_without_a_static_cache_is_left_aside_and_said(monkeypa
     model, options = random_model(), {"max_new_tokens": 4, "policy": "adaptive"}
     compiling = model.generate(ids, compile_config=CompileConfig(), **options)
     assert len(said) == 1
-    assert "`compile_config` is left aside" in said[0]
+    assert "`compile_config` is ignored" in said[0]
     assert compiling.tolist() == model.generate(ids, **options).tolist()
     assert len(said) == 1
