@@ -289,7 +289,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _zero_row_test(checkpoint: Checkpoint) -> Callable[[int], bool]:
-    """Tests whether a row of the source's embedding table is all zeros. It reads only that row."""
+    """A function that tells if a row of the source's embedding table is all zeros. It reads only that row."""
     with torch.device("meta"):
         model = checkpoint.stock_class(checkpoint.config)
     weight = model.get_input_embeddings().weight

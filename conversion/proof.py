@@ -51,7 +51,7 @@ def check_keys(folder: Path, model_class: type[PreTrainedModel], config: PreTrai
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, info[kind])):
             raise ValueError(
-                f"{folder} does not fit {model_class.__name__} with its config.json: {len(keys)} "
+                f"{folder} does not fit {model_class.__name__} as configured in its config.json: {len(keys)} "
                 f"{kind.replace('_', ' ')}, the first is {keys[0]}. Its config and weights belong to different "
                 "checkpoints, or the model needs code that is not in transformers."
             )
@@ -145,7 +145,7 @@ def _logits_and_states(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def _fewest_layers(config: PreTrainedConfig) -> int:
-    """How many of the first layers include every kind of layer in the config."""
+    """The number of first layers that include every kind of layer in the config."""
     kinds = [value for value in vars(config).values() if _is_per_layer(value, config)]
     firsts = [values.index(kind) + 1 for values in kinds for kind in values if isinstance(kind, str)]
     return min(max([FEWEST_LAYERS, *firsts]), config.num_hidden_layers)

@@ -26,7 +26,7 @@ def recurrent_class_of(config: PreTrainedConfig) -> Any:
 
 
 def block_form_values(config: Any, tensor_names: list[str]) -> dict[str, str]:
-    """The `block_form` to add to a config: released files lack it, tensor names tell it. Empty for Ouro."""
+    """The `block_form` to add to a config, by its tensor names: released configs lack it. Empty for Ouro."""
     if getattr(config, "block_form", "") is not None:
         return {}
     return {"block_form": block_form_of(tensor_names)}

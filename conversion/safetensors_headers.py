@@ -69,7 +69,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
 def _checked(dtype: str, shape: list[int], start: int, stop: int) -> TensorHeader:
     if not all(type(size) is int and size >= 0 for size in [*shape, start, stop]):
-        raise ValueError(f"sizes must be integers from 0 up: {shape}, {start}, {stop}")
+        raise ValueError(f"sizes must be integers of 0 or more, but are {shape}, {start}, {stop}")
     tensor = TensorHeader(dtype, tuple(shape))
     if tensor.num_elements * NUM_BITS[dtype] != (stop - start) * 8:
         raise ValueError(f"{dtype} of shape {shape} in {stop - start} bytes")

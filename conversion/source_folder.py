@@ -62,5 +62,5 @@ def _hub_snapshot(repo_id: str, revision: str | None) -> Path:
     except OSError as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"There is no local folder {repo_id}, and no such repository was loaded from the Hub: {reason}"
+            f"There is no local folder {repo_id}, and it could not be loaded from the Hub: {reason}"
         ) from error
