@@ -117,8 +117,8 @@ class RecurrentCache(Cache):
     * `RecurrentCache.latest_only`: N = 1. A token reads the past as last written. It takes
       (prelude + coda + core layers) * 2 * H * D values, 169 kB for Huginn-0125 in bf16.
 
-    `depth` is the number of recurrences that every token has (None while the cache is empty): with N > 1, no more can
-    be read. Lengths are host integers, one per row, so reading one never waits for the device. Rolling back sets a
+    `depth` is the number of recurrences that every token has run (None in an empty cache): with N > 1, no more can be
+    read. Lengths are host integers, one per row, so reading one never waits for the device. Rolling back sets a
     shorter length: the columns beyond it are masked until the next call overwrites them. If a call needs more columns,
     the capacity at least doubles. A layer's tensors are on the device of its model's layer.
     """
@@ -257,7 +257,7 @@ class RecurrentCache(Cache):
         self.lengths = [len(kept) for kept in columns]
 
     def scatter(self, rows: Sequence[list[torch.Tensor]], columns: Sequence[Sequence[int]], length: int) -> None:
-        """The inverse: move the left columns of `rows` (see `row`) to these of `length` columns."""
+        """The inverse of `gather`: move the left columns of `rows` (see `row`) to these of `length` columns."""
         num_layers = len(self.planes)
         for layer, old in enumerate(self.keys):
             shape = (old.shape[0], len(rows), old.shape[2], length, old.shape[4])

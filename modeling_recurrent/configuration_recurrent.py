@@ -16,8 +16,8 @@ class RecurrentDepthConfig(PreTrainedConfig):
     depth in training, and the default of every forward and decode. `mean_backprop_depth` is how many of a training
     step's recurrences carry a gradient. `init_values` may have `std` (of weights and initial states) and `embed_scale`,
     by default sqrt(2 / (5 n_embd)) and sqrt(n_embd). `block_form` is "sandwich" (Huginn's, the default), "pre-norm"
-    (Llama's) or "post-norm" (OLMo-2's). The latter two are models retrofitted with the recurrence. Their released
-    configs lack the field, so loading reads it from the weights. They rotate by `rope_parameters`, Huginn by
+    (Llama's) or "post-norm" (OLMo-2's). The latter two are for retrofitted models. Their released configs lack
+    the field, so loading reads it from the weights. They rotate by `rope_parameters`, Huginn by
     `rope_base`.
     """
 

@@ -171,8 +171,8 @@ class RecurrentGenerationMixin(Stock):
         if synced_gpus:
             raise ValueError(
                 f"`policy` must be 'autoregressive' if ranks share one model (FSDP, ZeRO-3), but is "
-                f"{options.policy!r}: all must run equally many forwards, but a wavefront's number depends on its "
-                f"text. If each rank has a whole model, pass `synced_gpus=False`."
+                f"{options.policy!r}: all must run equally many forwards, and a wavefront needs as many as its text "
+                f"takes. If each rank has a whole model, pass `synced_gpus=False`."
             )
         input_ids = input_ids.to(device_of(self))
         self._check_policy(options, input_ids, attention_mask, cache)
@@ -243,7 +243,7 @@ def num_unread(
 
 
 def check_static(generation_config: GenerationConfig, options: RecurrentOptions, cache: Any) -> None:
-    """Raise ValueError if a static cache is requested but impossible; warn of compiling requested without one."""
+    """Raise ValueError if a static cache is requested but impossible; warn if compiling lacks one."""
     kind = generation_config.cache_implementation
     if kind not in (None, "dynamic", "static"):
         raise ValueError(

@@ -314,5 +314,5 @@ def hashes_at(position_ids: torch.Tensor, embeds: torch.Tensor, state_seeds: tor
 def is_next_token(cache: RecurrentCache | None, embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
     """Whether a forward continues a static cache by one token per row."""
     has_mask = attention_mask is None or attention_mask.dim() == 2
-    continues = isinstance(cache, StaticRecurrentCache) and bool(cache.get_seq_length()) and embeds.shape[1] == 1
-    return continues and has_mask and not torch.is_grad_enabled()
+    continues_cache = isinstance(cache, StaticRecurrentCache) and bool(cache.get_seq_length()) and embeds.shape[1] == 1
+    return continues_cache and has_mask and not torch.is_grad_enabled()

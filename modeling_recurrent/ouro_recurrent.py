@@ -2,8 +2,8 @@
 
     e = embeddings      s_0 = e      s_i = norm(layers(s_{i-1})), i = 1..4      logits = head(s_4)
 
-The core never reads the tokens again, so a state belongs to the token it started from. The exact wavefront can decode
-it, since it restarts where a token changes; diffusion forcing cannot. The exit gate is loaded but not used.
+The core never reads the tokens again, so a state belongs to the token it started from. The exact wavefront works,
+since it restarts where a token changes; diffusion forcing does not. The exit gate is loaded but not used.
 B rows, T tokens, E channels, H heads, D head width, V vocabulary.
 """
 
