@@ -1,4 +1,4 @@
-"""A TiDAR model: what its checkpoint is, its masks, and its forward (arXiv 2511.08923)."""
+"""A TiDAR model: its config, masks, forward and losses (arXiv 2511.08923)."""
 
 from .auto_tidar import TiDARForCausalLM
 from .configuration_tidar import TiDARConfig

@@ -1,4 +1,4 @@
-"""Which drafting class fits a checkpoint. A checkpoint's own config names its class, so this file does not travel."""
+"""Chooses a checkpoint's drafting class. A checkpoint's config names its class, so this file does not travel."""
 
 import os
 from typing import Any
@@ -11,7 +11,7 @@ from .modeling_tidar import hub_keywords, tidar_class
 
 
 class TiDARForCausalLM:
-    """Loads drafting models: chooses the class that fits a checkpoint's own architecture."""
+    """Loads drafting models: chooses the class for a checkpoint's architecture."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         raise TypeError(
@@ -33,16 +33,16 @@ class TiDARForCausalLM:
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> PreTrainedModel:
-        """A drafting model of random weights for a stock config with a `tidar_config` in it."""
+        """A drafting model with random weights, for a stock config with a `tidar_config`."""
         return tidar_class(stock_class_of(config))._from_config(config, **kwargs)
 
 
 def refuse_recurrent_depth(config: Any) -> None:
-    """Raises for a recurrent-depth model, which decodes by policies of its own."""
+    """Raises ValueError for a recurrent-depth model, which has its own policies."""
     if hasattr(config, "mean_recurrence"):
         raise ValueError(
-            f"A {config.model_type!r} model has a recurrent depth and is no TiDAR model: it decodes several tokens at "
-            "once without drafts by masks. Load it with `RecurrentDepthForCausalLM.from_pretrained` and decode with "
+            f"A {config.model_type!r} model has a recurrent depth and is not a TiDAR model: it decodes several tokens "
+            "at once without masks. Load it with `RecurrentDepthForCausalLM.from_pretrained` and decode with "
             "its own `generate(policy='exact')`."
         )
 
@@ -51,19 +51,19 @@ def stock_class_of(config: Any) -> type[PreTrainedModel]:
     """The stock `...ForCausalLM` class of a config.
 
     Raises:
-        ValueError: it is not a decoder-only language model of transformers, or it cannot take back a rejected token.
+        ValueError: it is not a decoder-only language model of transformers, or it cannot undo a rejected token.
     """
     refuse_recurrent_depth(config)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"{config.model_type!r} is an encoder-decoder: its decoder does not read its own prompt, so it cannot "
+            f"{config.model_type!r} is an encoder-decoder: its decoder does not read the prompt, so it cannot "
             "draft in the same forward. Use a decoder-only model, such as Llama, Mistral, Qwen3, Gemma, Phi or OLMo."
         )
     try:
         stock_class = AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError:
         raise ValueError(
-            f"transformers has no causal language model for the architecture {config.model_type!r}. Supported are its "
+            f"transformers has no causal language model for the architecture {config.model_type!r}. Supported: its "
             "decoder-only models, such as Llama, Mistral, Qwen2, Qwen3, Gemma, Phi or OLMo."
         ) from None
     attention_windows(config)

@@ -1,4 +1,4 @@
-"""What makes a checkpoint a TiDAR checkpoint: one validated dictionary, `tidar_config`, inside the stock config."""
+"""The config of a TiDAR checkpoint: one validated dictionary, `tidar_config`, inside the stock config."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TiDARConfig:
-    """How a checkpoint was taught to draft (arXiv 2511.08923).
+    """How a checkpoint was trained to draft (arXiv 2511.08923).
 
-    These fields stand under `tidar_config` in the stock config, which keeps its `model_type`. How one decodes (a
-    shorter draft, a seed) is not a checkpoint's property: see `generate`.
+    These fields are under `tidar_config` in the stock config, which keeps its `model_type`. Decoding options (a shorter
+    draft, a seed) do not belong to a checkpoint: see `generate`.
 
     Args:
         draft_length: K, how many tokens one block of masks drafts; 1 or more.
-        mask_token_id: the id that stands for a mask in `input_ids`. From the vocabulary's size on, where conversion
-            puts it, it is input-only: no text contains it and it has no logit. Inside the vocabulary (checkpoints
-            trained elsewhere), it is never generated.
-        mask_embedding_id: the row of the embedding table a mask reads, in [0, vocabulary size); by default
-            `mask_token_id`, if that is one.
-        draft_head: whether a draft head stands beside the weights, in a file of its own.
+        mask_token_id: the id of a mask in `input_ids`. Conversion sets it to the vocabulary's size. Ids from there are
+            input-only: no text contains them and they have no logit. An id inside the vocabulary (checkpoints trained
+            elsewhere) is never generated.
+        mask_embedding_id: the row of the embedding table that masks read, in [0, vocabulary size); by default
+            `mask_token_id`, if in range.
+        draft_head: whether the checkpoint has a draft head, in a separate file.
     """
 
     draft_length: int
@@ -31,7 +31,7 @@ class TiDARConfig:
         """The `tidar_config` of a transformers config, checked against its vocabulary.
 
         Raises:
-            ValueError: there is none, it lacks or has unknown fields, or a value is out of range.
+            ValueError: there is none, a field is missing or unknown, or a value is out of range.
         """
         stored = getattr(config, "tidar_config", None)
         if not stored:
@@ -43,7 +43,7 @@ class TiDARConfig:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any], vocab_size: int) -> "TiDARConfig":
-        """Checks a stored dictionary against a vocabulary of `vocab_size` rows and fills the default row."""
+        """Checks a stored dictionary against a vocabulary of `vocab_size` rows and fills in the default row."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(stored) - known):
             raise ValueError(

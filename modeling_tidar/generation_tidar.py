@@ -1,4 +1,4 @@
-"""How `generate` reaches the TiDAR decode: a mixin for our own classes, a function for an unmodified stock model."""
+"""Connects `generate` to TiDAR decoding: a mixin for our own classes, a function for unmodified stock models."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ _drafting_views: dict[tuple, type[PreTrainedModel]] = {}
 
 
 class TiDARGenerationMixin(Stock):
-    """`generate` that drafts, with the keywords of `TiDAROptions` too.
+    """A `generate` that drafts, and takes the keywords of `TiDAROptions`.
 
     Attributes:
         taught: the `tidar_config` of an adapter, for a model whose own config has none.
@@ -42,7 +42,7 @@ class TiDARGenerationMixin(Stock):
     taught: dict[str, int] | None = None
 
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
-        """Takes our keywords out of `generate`'s, and checks them first of all."""
+        """Takes our keywords out of `generate`'s, and checks them first."""
         given = {name: kwargs.pop(name) for name in TiDAROptions.KEYWORDS if name in kwargs}
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         for name, value in given.items():
@@ -66,7 +66,7 @@ class TiDARGenerationMixin(Stock):
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """`generate`'s loop of greedy search and sampling: drafting, unless it was turned off."""
+        """`generate`'s loop of greedy search and sampling: drafts, unless turned off."""
         options = generation_config.tidar_options
         reason = reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs) if options.draft_length else ""
         if options.draft_length and not reason:
@@ -103,7 +103,7 @@ class TiDARGenerationMixin(Stock):
     ) -> Any:
         options = generation_config.tidar_options
         if options.draft_length:
-            logger.warning_once("Searching with beams and without drafts: a draft continues one text, not several.")
+            logger.warning_once("Beam search runs without drafts: a draft continues one text, not several.")
         logits_processor = self._without_mask_token(logits_processor, options, input_ids.device)
         with in_plain_form(self, options.packed_weights):
             return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
@@ -123,13 +123,13 @@ class TiDARGenerationMixin(Stock):
 
 
 def generate(*args: Any, model: PreTrainedModel, taught: dict[str, int] | None = None, **kwargs: Any) -> Any:
-    """`model.generate` with drafts, for a stock model too: what `custom_generate="path-or-repo"` runs.
+    """`model.generate` with drafts, for a stock model too: `custom_generate="path-or-repo"` runs it.
 
-    transformers also puts it in place of `generate` on models of a repository that carries it.
+    If a repository has this file, transformers also replaces its models' `generate` with it.
 
     Args:
-        args, kwargs: of `generate`; those that only found this file on the Hub are left out.
-        taught: the `tidar_config` of a stock model's adapter, where the model's config has none.
+        args, kwargs: of `generate`; those that only located this file on the Hub are dropped.
+        taught: the `tidar_config` of a stock model's adapter, if the model's config has none.
     """
     kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KEYWORDS}
     if kwargs.get("custom_generate") is None and not hasattr(type(model), "taught"):
@@ -138,7 +138,7 @@ def generate(*args: Any, model: PreTrainedModel, taught: dict[str, int] | None =
 
 
 def drafting_view(model: PreTrainedModel, taught: dict[str, int] | None = None) -> PreTrainedModel:
-    """A stock model seen through a class whose `generate` drafts: both share one `__dict__`."""
+    """A view of a stock model whose `generate` drafts: both share one `__dict__`."""
     stock_class = type(model)
     key = (stock_class, *sorted((taught or {}).items()))
     if key not in _drafting_views:

@@ -17,13 +17,13 @@ def training_branch_lengths(sequence_length: int, draft_length: int, device: Any
 
 
 def blocks_with_labels(has_label: Tensor, draft_length: int, first: int = 0) -> Tensor:
-    """How many clean tokens each block sees, of the blocks that hold a label. The others teach nothing.
+    """How many clean tokens each block with a label sees. Other blocks have no loss.
 
     Args:
         has_label: [B, S] booleans.
 
     Returns:
-        [B, M]. Rows with fewer blocks are filled up with blocks after their end, at S.
+        [B, M]. Rows with fewer blocks are padded with blocks after their end, at S.
     """
     sequence_length = has_label.shape[1]
     starts = training_branch_lengths(sequence_length, draft_length, has_label.device, first)
@@ -47,7 +47,7 @@ def at_positions(values: Tensor, positions: Tensor, after_end: int) -> Tensor:
 
 
 def document_positions(document_ids: Tensor) -> Tensor:
-    """Each token's position in its own document, [B, S]: a packed document is read as if it stood alone."""
+    """Each token's position in its own document, [B, S]: a packed document is read as if it were alone."""
     before = nn.functional.pad(document_ids, (1, 0), value=-2)[:, :-1]
     index = torch.arange(document_ids.shape[1], device=document_ids.device)
     starts = torch.where(document_ids != before, index, 0).cummax(dim=1).values
@@ -66,7 +66,7 @@ def training_attention_mask(
     """The doubled sequence's mask for `forward`, with other documents and padding hidden in both halves.
 
     Args:
-        branch_lengths: the blocks that are drafted, [M] or [B, M]: `training_branch_lengths`, or some of them.
+        branch_lengths: the drafted blocks, [M] or [B, M]: all or some of `training_branch_lengths`.
         document_ids: [B, S] the document of each clean token; -1 marks padding.
         half: the queries: "both"; "clean", without masks as keys; or "masks", with the clean tokens in a cache.
     """

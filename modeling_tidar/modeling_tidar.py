@@ -1,7 +1,7 @@
 """A TiDAR model: any stock decoder of transformers that also drafts (arXiv 2511.08923).
 
-`TiDARQwen3ForCausalLM` is `Qwen3ForCausalLM` with the mixin below in front. Config, `model_type` and state-dict names
-stay stock, so the same folder is also the stock model.
+`TiDARQwen3ForCausalLM` is `Qwen3ForCausalLM` with the mixin below as first base. Config, `model_type` and state-dict
+names stay stock, so the folder also loads as the stock model.
 
 B sequences, S tokens, D channels, V vocabulary.
 """
@@ -32,7 +32,7 @@ _drafting_classes: dict[Any, type[PreTrainedModel]] = {}
 
 
 class TiDARMixin(TiDARGenerationMixin, HubRepository):
-    """Drafting, in front of a stock `...ForCausalLM` class. Without `objective`, `forward` is the stock one."""
+    """Adds drafting to a stock `...ForCausalLM` class. Without `objective`, `forward` is the stock one."""
 
     stock_class: type[PreTrainedModel]
     card_kind = "tidar"
@@ -56,7 +56,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         document_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The stock forward; with an `objective`, the TiDAR loss of `input_ids` [B, S] under `labels` [B, S].
+        """The stock forward; with an `objective`, the TiDAR loss of `input_ids` [B, S] for `labels` [B, S].
 
         `mask_token_id` in `input_ids` reads the checkpoint's mask embedding.
 
@@ -69,7 +69,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         """
         if objective is not None:
             assert input_ids is not None
-            given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names them all
+            given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes every keyword
             draft_length = self.tidar_config.draft_length
             batch = training_batch(objective, draft_length, input_ids, document_ids, *args, **given)
             return objective_loss(self, objective, batch)
@@ -78,17 +78,17 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             input_ids = input_ids.masked_fill(input_ids == tidar.mask_token_id, tidar.mask_embedding_id)
             kept, length = kwargs.get("logits_to_keep"), input_ids.shape[1]
             if isinstance(kept, int) and 0 < kept < length:
-                # torch multiplies a slice and a frozen lm_head in batches, ten times as slow on a CPU. An index copies.
+                # torch multiplies a slice and a frozen lm_head in batches, ten times slower on a CPU. An index copies.
                 kwargs["logits_to_keep"] = torch.arange(length - kept, length, device=input_ids.device)
         return super().forward(input_ids, *args, **kwargs)
 
     def lm_head_logits(self, hidden_states: Tensor) -> Tensor:
-        """Logits [..., V] of last hidden states [..., D], as the stock forward makes them."""
+        """Logits [..., V] of last hidden states [..., D], as in the stock forward."""
         return lm_head_logits(self, hidden_states)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stock; a draft head beside the weights is loaded too."""
+        """As stock; also loads a draft head beside the weights."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.tidar_config.draft_head and draft_head_of(model) is None:
@@ -100,14 +100,14 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         return loaded
 
     def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Stock; a draft head beside the adapter is loaded too."""
+        """As stock; also loads a draft head beside the adapter."""
         loaded = super().load_adapter(peft_model_id, *args, **kwargs)
         if peft_model_id is not None:
             load_draft_head(self, peft_model_id, **hub_keywords(kwargs))
         return loaded
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Stock; an input-only mask id moves to the end of the new vocabulary."""
+        """As stock; an input-only mask id moves to the end of the new vocabulary."""
         old_size = self.config.get_text_config().vocab_size
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         new_size = self.config.get_text_config().vocab_size
@@ -118,7 +118,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         return embeddings
 
     def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
-        """Stock, but `generate` stays this class's: the custom_generate/ of a repository is for stock models."""
+        """As stock, but keeps this class's `generate`: a repository's custom_generate/ is for stock models."""
         super().adjust_generation_fn(*args, **kwargs)
         self.__dict__.pop("generate", None)
 
@@ -130,7 +130,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         point_config_at(cls, folder, architecture=cls.stock_class.__name__)
 
     def write_repository(self, folder: Path) -> None:
-        """Writes all that stands beside the weights, or an adapter's."""
+        """Writes all files beside the weights, or beside an adapter's."""
         save_draft_head(self, folder)
         if not has_loaded_adapter(self):
             return super().write_repository(folder)
@@ -140,11 +140,11 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
 
 
 def write_adapter_code(folder: Path, taught: TiDARConfig, origin: Path | None = None) -> None:
-    """Writes, beside a gated adapter, the code with which a stock model drafts, and the adapter's options.
+    """Writes, beside a gated adapter, its options and the code for a stock model to draft.
 
     Args:
-        taught: what the adapter was trained for.
-        origin: where its model came from.
+        taught: the config that the adapter was trained with.
+        origin: the folder of its model.
     """
     HubRepository.files.write_custom_generate(generate, folder, origin, taught.to_dict())
     path = folder / "generation_config.json"
@@ -159,7 +159,7 @@ def hub_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def tidar_class(stock_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The drafting class over a stock `...ForCausalLM` class of transformers; made once."""
+    """The drafting class of a stock `...ForCausalLM` class of transformers; made once."""
     if stock_class not in _drafting_classes:
         _drafting_classes[stock_class] = _new_drafting_class(stock_class)
     return _drafting_classes[stock_class]
@@ -183,7 +183,7 @@ def _new_drafting_class(stock_class: type[PreTrainedModel]) -> type[PreTrainedMo
 
 
 def forward_with_signature_of(stock_class: type[PreTrainedModel]) -> Any:
-    """The mixin's forward under the stock signature and our two keywords: Trainer and `generate` read it."""
+    """The mixin's forward with the stock signature and our two keywords, which Trainer and `generate` read."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return TiDARMixin.forward(self, *args, **kwargs)
@@ -200,7 +200,7 @@ def forward_with_signature_of(stock_class: type[PreTrainedModel]) -> Any:
 
 
 def __getattr__(name: str) -> type[PreTrainedModel]:
-    """`TiDARQwen3ForCausalLM` and its like, so that `auto_map` can name the class of any family (PEP 562)."""
+    """`TiDARQwen3ForCausalLM` and others, so that `auto_map` can name the class of any family (PEP 562)."""
     stock_class = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if not (isinstance(stock_class, type) and issubclass(stock_class, PreTrainedModel)):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

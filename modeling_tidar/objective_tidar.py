@@ -1,4 +1,4 @@
-"""What a TiDAR model is trained on: the autoregressive loss of the text and the diffusion loss of the masks.
+"""The losses of TiDAR training: the autoregressive loss of the text and the diffusion loss of the masks.
 
 One forward reads the clean tokens and, after them, blocks of masks (arXiv 2511.08923, figure 2).
 
@@ -36,7 +36,7 @@ def kl_divergence(draft_logits: Tensor, token_ids: Tensor, target_logits: Tensor
 
 
 def total_variation(draft_logits: Tensor, token_ids: Tensor, target_logits: Tensor) -> Tensor:
-    """Half the L1 distance of target and draft, [T], in [0, 1]: the chance that a sampled draft token is rejected
+    """Half the L1 distance of target and draft, [T], in [0, 1]: the probability that a sampled draft token is rejected
     (arXiv 2211.17192, corollary 3.6)."""
     return (target_logits.float().softmax(dim=-1) - draft_logits.float().softmax(dim=-1)).abs().sum(dim=-1) / 2
 
@@ -53,9 +53,9 @@ class TiDAROutput(ModelOutput):
     """What `forward(objective=...)` returns.
 
     Attributes:
-        loss: (alpha * ar_loss + diffusion_loss) / (1 + alpha); the diffusion loss alone where the base is frozen.
-        ar_loss: mean next-token cross-entropy of the clean tokens; None where the base is frozen.
-        diffusion_loss: mean loss of the masks, each on the token of its own position.
+        loss: (alpha * ar_loss + diffusion_loss) / (1 + alpha); only the diffusion loss if the base is frozen.
+        ar_loss: mean next-token cross-entropy of the clean tokens; None if the base is frozen.
+        diffusion_loss: mean loss of the masks, each for the token at its own position.
     """
 
     loss: Tensor | None = None
@@ -65,18 +65,18 @@ class TiDAROutput(ModelOutput):
 
 @dataclass(frozen=True)
 class DraftObjective:
-    """What a forward with labels teaches.
+    """The training objective of a forward with labels.
 
     Args:
         mode: "joint" trains every token of the doubled sequence, as the paper does. "gated" runs the clean half
-            without gradient and the adapter on the masks only. "head" trains the draft head alone, which never predicts
+            without gradient and the adapter on the masks only. "head" trains only the draft head, which never predicts
             a block's first slot.
         draft_loss: "cross_entropy" on the tokens; "kl" or "tv" against the autoregressive side's distribution.
         alpha: weight of the autoregressive loss in joint mode (arXiv 2511.08923, equation 3).
-        slot_decay: weight of each slot of a block relative to the slot before it, in (0, 1]; 1 in the paper. A token
-            after a rejected one is worth nothing, so the first slots matter most.
-        first_token: where the first block begins; 0 in the paper. If a trainer draws it from 0 to K - 1 for each step,
-            every token is learnt in every slot.
+        slot_decay: weight of each slot of a block relative to the slot before it, in (0, 1]; 1 in the paper. Tokens
+            after a rejected one are discarded, so the first slots matter most.
+        first_token: where the first block starts; 0 in the paper. If a trainer draws it from 0 to K - 1 for each step,
+            every slot learns every token.
     """
 
     mode: str = "joint"
@@ -99,15 +99,15 @@ class DraftObjective:
 
 
 class TrainingBatch(NamedTuple):
-    """Rows of text, and which of their tokens teach which side of the model.
+    """Rows of text, and their labels for both losses.
 
     Attributes:
         input_ids: [B, S] the clean tokens.
         document_ids: [B, S] the document of each token; -1 marks padding.
-        ar_labels: [B, S] what the autoregressive side learns, -100 for nothing.
-        draft_labels: [B, S] what the masks learn, each at its own position.
-        blocks: [B, M] how many clean tokens each block of masks sees; S marks a block that fills up a row.
-        num_labels: the labels of a whole training step, if this batch is a part of one.
+        ar_labels: [B, S] labels of the autoregressive loss, -100 for none.
+        draft_labels: [B, S] labels of the masks, each at its own position.
+        blocks: [B, M] how many clean tokens each block of masks sees; S marks a padding block.
+        num_labels: the number of labels in a whole training step, if this batch is part of one.
     """
 
     input_ids: Tensor
@@ -133,7 +133,7 @@ def training_batch(
     attention_mask: Tensor | None = None,
     num_items_in_batch: Tensor | int | None = None,
 ) -> TrainingBatch:
-    """What rows [B, S] teach; their `document_ids`, `labels` and `attention_mask` are [B, S] too.
+    """A batch of rows [B, S]; `document_ids`, `labels` and `attention_mask` are [B, S] too.
 
     Raises:
         ValueError: no token has a label.
@@ -143,7 +143,7 @@ def training_batch(
     if attention_mask is not None:
         document_ids = document_ids.masked_fill(attention_mask == 0, -1)
     labels = (input_ids if labels is None else labels).masked_fill(document_ids == -1, IGNORED)
-    # No token of the same document stands before its first one, so nothing predicts that one.
+    # No token precedes a document's first one, so nothing predicts it.
     starts_document = document_ids != nn.functional.pad(document_ids, (1, 0), value=-1)[:, :-1]
     ar_labels = labels.masked_fill(starts_document, IGNORED)
     draft_labels = labels if objective.draft_loss == "cross_entropy" else ar_labels
@@ -151,18 +151,18 @@ def training_batch(
     blocks = blocks_with_labels(draft_labels != IGNORED, draft_length, first)
     if not blocks.shape[1]:
         raise ValueError(
-            "No token of this batch has a label, so there is nothing to learn. Give labels that are not all -100."
+            "No token of this batch has a label, so there is nothing to learn. Pass labels that are not all -100."
         )
     return TrainingBatch(input_ids, document_ids, ar_labels, draft_labels, blocks, draft_length, num_items_in_batch)
 
 
 def objective_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
-    """The loss of a batch, and its parts. Raises ValueError where the model lacks the adapter or head to train."""
+    """The loss of a batch, and its parts. Raises ValueError if the model lacks the adapter or head to train."""
     return {"joint": joint_loss, "gated": gated_loss, "head": head_loss}[objective.mode](model, objective, batch)
 
 
 def joint_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
-    """Both losses, weighed by `alpha` (arXiv 2511.08923, equation 3)."""
+    """Both losses, weighted by `alpha` (arXiv 2511.08923, equation 3)."""
     clean_states, mask_states = doubled_states(model, batch)
     diffusion_loss = draft_loss(model, objective, batch, clean_states, mask_states)
     next_labels = batch.ar_labels[:, 1:]
@@ -174,10 +174,10 @@ def joint_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> T
 
 
 def gated_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
-    """The diffusion loss of the masks, which alone pass through the gated adapter.
+    """The diffusion loss of the masks. Only masks pass through the gated adapter.
 
-    Slot 1 teaches too, though decoding puts the model's own next token there, since later slots read its states:
-    without its loss, slot 2 of a first adapter was right 42% of the time after 260 steps of 4 rows.
+    Slot 1 has a loss, although decoding puts the model's own next token there, because later slots read its states.
+    Without that loss, slot 2 of a first adapter was right 42% of the time after 260 steps of 4 rows.
     """
     gate = MaskGate.of(model)
     if gate is None:
@@ -185,7 +185,7 @@ def gated_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> T
             "`mode='gated'` needs a gated adapter (a PEFT LoRA with `alora_invocation_tokens`), but the model has "
             "none. Add one with `wavedraft.training.gated_adapter_config`, or train with `mode='joint'`."
         )
-    # Checkpointed layers take no cache: the clean half then runs together with the masks.
+    # Checkpointed layers take no cache, so the clean half runs together with the masks.
     is_checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     states = doubled_states if is_checkpointing else cached_states
     clean_states, mask_states = states(model, batch)
@@ -196,7 +196,7 @@ def gated_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> T
 
 
 def head_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
-    """The diffusion loss of the masks after the draft head, which alone learns."""
+    """The diffusion loss of the masks after the draft head. Only the head learns."""
     if draft_head_of(model) is None:
         raise ValueError(
             "`mode='head'` needs a draft head, but the model has none. Add one with "
@@ -216,7 +216,7 @@ def draft_loss(
 
     Args:
         clean_states: [B, S, D] last hidden states of the clean tokens.
-        mask_states: [B, M*K, D] those of the masks.
+        mask_states: [B, M*K, D] last hidden states of the masks.
     """
     positions = batch.mask_positions
     labels = at_positions(batch.draft_labels, positions, after_end=IGNORED)
@@ -250,7 +250,7 @@ def corrected_by_head(
         return states
     before = (positions - 1).clamp(min=0)
     previous = model.get_input_embeddings()(batch.input_ids[rows, before]).detach()
-    # A block's first token is never drafted, and no token stands before a document's first one.
+    # A block's first token is never drafted, and no token precedes a document's first one.
     is_same_document = batch.document_ids[rows, before] == batch.document_ids[rows, positions]
     is_corrected = (slots > 0) & is_same_document
     return torch.where(is_corrected[:, None], head(states, previous), states)
@@ -276,7 +276,7 @@ def doubled_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
 
 
 def cached_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-    """The same states, but the clean tokens run first, without gradient and adapter."""
+    """As `doubled_states`, but the clean tokens run first, without gradient and adapter."""
     gate, positions = MaskGate.of(model), batch.mask_positions
     clean_mask, mask = (
         training_attention_mask(
@@ -309,5 +309,5 @@ def cached_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
 
 
 def decoder_states(model: Any, cache: DynamicCache | None = None, **inputs: Any) -> Tensor:
-    """What the lm_head reads, [B, T, D]."""
+    """The lm_head's input, [B, T, D]."""
     return model.base_model(**{CACHE: cache}, **inputs)[0]
