@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..generation.drafting.structured_mask import draft_mask_function, same_document_function, structured_attention_mask
+from ..generation.drafting.structured_mask import MaskFunction, draft_mask_function, structured_attention_mask
 
 
 def training_branch_lengths(sequence_length: int, draft_length: int, device: Any = None, first: int = 0) -> Tensor:
@@ -52,6 +52,15 @@ def document_positions(document_ids: Tensor) -> Tensor:
     index = torch.arange(document_ids.shape[1], device=document_ids.device)
     starts = torch.where(document_ids != before, index, 0).cummax(dim=1).values
     return index - starts
+
+
+def same_document_function(document_ids: Tensor) -> MaskFunction:
+    """Hides other documents than each query's own in `document_ids` [B, Q]. Padding is one too."""
+
+    def may_see(batch_idx, head_idx, q_idx, kv_idx):
+        return document_ids[batch_idx, q_idx] == document_ids[batch_idx, kv_idx]
+
+    return may_see
 
 
 def training_attention_mask(

@@ -24,7 +24,6 @@ from ..generation.stock_model import can_choose_experts, has_loaded_adapter, lm_
 from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
-from .objective_tidar import DraftObjective, objective_loss, training_batch
 
 logger = logging.get_logger(__name__)
 PREFIX = "TiDAR"
@@ -52,7 +51,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         self,
         input_ids: Tensor | None = None,
         *args: Any,
-        objective: DraftObjective | None = None,
+        objective: Any = None,
         document_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -61,6 +60,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         `mask_token_id` in `input_ids` reads the checkpoint's mask embedding.
 
         Args:
+            objective: a `DraftObjective`. It brings its losses along, which do not travel with a checkpoint.
             document_ids: [B, S], with an objective: each token's document in a packed row. By default a row is one
                 document, and `attention_mask` [B, S] marks its padding.
 
@@ -68,11 +68,8 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             The stock output, or `TiDAROutput`.
         """
         if objective is not None:
-            assert input_ids is not None
             given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes every keyword
-            draft_length = self.tidar_config.draft_length
-            batch = training_batch(objective, draft_length, input_ids, document_ids, *args, **given)
-            return objective_loss(self, objective, batch)
+            return objective.loss_of(self, input_ids, document_ids, *args, **given)
         if input_ids is not None:
             tidar = self.tidar_config
             input_ids = input_ids.masked_fill(input_ids == tidar.mask_token_id, tidar.mask_embedding_id)

@@ -1,6 +1,7 @@
 """The losses of TiDAR training: the autoregressive loss of the text and the diffusion loss of the masks.
 
 One forward reads the clean tokens and, after them, blocks of masks (arXiv 2511.08923, figure 2).
+This file does not travel with a checkpoint. A trainer passes the objective to `forward`, and the objective has the losses.
 
 B sequences, S clean tokens, M blocks of K masks, T positions with a label, D channels, V vocabulary.
 """
@@ -97,6 +98,15 @@ class DraftObjective:
         if self.first_token < 0:
             raise ValueError(f"`first_token` must be 0 or more, but is {self.first_token}.")
 
+    def loss_of(self, model: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> TiDAROutput:
+        """The loss of rows of text [B, S], and its parts; what else is given of them, as in `training_batch`.
+
+        Raises:
+            ValueError: no token has a label, or the model lacks the adapter or head to train.
+        """
+        batch = training_batch(self, model.tidar_config.draft_length, input_ids, *args, **kwargs)
+        return {"joint": joint_loss, "gated": gated_loss, "head": head_loss}[self.mode](model, self, batch)
+
 
 class TrainingBatch(NamedTuple):
     """Rows of text, and their labels for both losses.
@@ -154,11 +164,6 @@ def training_batch(
             "No token of this batch has a label, so there is nothing to learn. Pass labels that are not all -100."
         )
     return TrainingBatch(input_ids, document_ids, ar_labels, draft_labels, blocks, draft_length, num_items_in_batch)
-
-
-def objective_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
-    """The loss of a batch, and its parts. Raises ValueError if the model lacks the adapter or head to train."""
-    return {"joint": joint_loss, "gated": gated_loss, "head": head_loss}[objective.mode](model, objective, batch)
 
 
 def joint_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:

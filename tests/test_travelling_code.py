@@ -21,7 +21,7 @@ from helpers_family import tiny_model
 from helpers_stock import save_tiny_stock
 from helpers_tidar import random_prompts, tiny_tidar
 from helpers_without_wavedraft import run_alone
-from wavedraft import TiDARForCausalLM, convert
+from wavedraft import DraftObjective, TiDARForCausalLM, convert
 from wavedraft.generation import tidar as tidar_decode
 from wavedraft.hub.custom_generate import one_file
 from wavedraft.hub.travelling_code import flat_sources
@@ -227,6 +227,8 @@ def test_beside_an_installed_wavedraft_the_checkpoints_own_code_runs_if_trusted(
     trusted = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(trusted).__module__.startswith("transformers_modules") and "generate" not in vars(trusted)
     assert trusted.generate(ids, max_new_tokens=10).tolist() == expected
+    losses = [one(ids, labels=ids, objective=DraftObjective()).loss for one in (model, trusted)]
+    assert losses[0] == losses[1] and losses[1].requires_grad  # the objective does not travel, and teaches its code too
     installed = AutoModelForCausalLM.from_pretrained(tmp_path / "recurrent")
     assert type(installed).__module__ == "wavedraft.modeling_recurrent.modeling_recurrent"
 

@@ -33,6 +33,10 @@ def test_custom_generate_is_short_enough_to_be_read_before_it_is_trusted():
     assert len(one_file(ROOT / GENERATE).encode()) <= 198_500
 
 
+def test_training_does_not_travel():
+    assert not {"objective_tidar.py", "masking_tidar.py"} & flat_sources(ROOT / TIDAR).keys()
+
+
 @pytest.mark.parametrize("model", [*MODELS, TIDAR])
 def test_of_hub_one_file_travels(model):
     names = [path.name for path in imported_first(ROOT / model) if path.parent == ROOT / "hub"]

@@ -82,15 +82,6 @@ def real_slot_function(is_real_slot: Tensor, cached_lengths: Tensor) -> MaskFunc
     return may_see
 
 
-def same_document_function(document_ids: Tensor) -> MaskFunction:
-    """Hides other documents than each query's own in `document_ids` [B, Q]. Padding is one too."""
-
-    def may_see(batch_idx, head_idx, q_idx, kv_idx):
-        return document_ids[batch_idx, q_idx] == document_ids[batch_idx, kv_idx]
-
-    return may_see
-
-
 def attention_windows(config: Any) -> dict[str, int | None]:
     """Sliding window (in positions, None for full attention) of each kind of layer in a stock decoder.
 
