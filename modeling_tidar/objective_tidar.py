@@ -1,7 +1,7 @@
 """The losses of TiDAR training: the autoregressive loss of the text and the diffusion loss of the masks.
 
 One forward reads the clean tokens and, after them, blocks of masks (arXiv 2511.08923, figure 2).
-This file does not travel with a checkpoint. A trainer passes the objective to `forward`, and the objective has the losses.
+This file does not travel with a checkpoint: a trainer hands the objective and its losses to `forward`.
 
 B sequences, S clean tokens, M blocks of K masks, T positions with a label, D channels, V vocabulary.
 """
@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
 from ..generation.drafting.draft_head import draft_head_of
-from ..generation.execution.gated_linear import MaskGate
+from ..generation.execution.gated_linear import MaskGate, adapters_of, peft_variant
 from ..generation.stock_model import CACHE
 from .masking_tidar import at_positions, blocks_with_labels, document_positions, mask_positions, training_attention_mask
 
@@ -184,7 +184,7 @@ def gated_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> T
     Slot 1 has a loss, although decoding puts the model's own next token there, because later slots read its states.
     Without that loss, slot 2 of a first adapter was right 42% of the time after 260 steps of 4 rows.
     """
-    gate = MaskGate.of(model)
+    gate = mask_gate_of(model)
     if gate is None:
         raise ValueError(
             "`mode='gated'` needs a gated adapter (a PEFT LoRA with `alora_invocation_tokens`), but the model has "
@@ -196,8 +196,33 @@ def gated_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> T
     clean_states, mask_states = states(model, batch)
     loss = draft_loss(model, objective, batch, clean_states, mask_states)
     if is_checkpointing and loss.requires_grad:
-        gate.open_in_backward(loss, mask_states.shape[1])
+        open_in_backward(gate, loss, mask_states.shape[1])
     return TiDAROutput(loss=loss, diffusion_loss=loss)
+
+
+def mask_gate_of(model: nn.Module) -> MaskGate | None:
+    """The gate of a model's aLoRA adapters, put in the place of PEFT's arithmetic or of a gate of another copy of our
+    code; None without any."""
+    adapters = adapters_of(model)
+    gates = [found for one in adapters if isinstance(found := one.variants[one.name], MaskGate)]
+    for one in adapters:
+        if not isinstance(variant := one.variants[one.name], MaskGate):
+            gates = gates or [MaskGate(peft_variant(variant))]
+            one.variants[one.name] = gates[0]
+    return gates[0] if gates else None
+
+
+def open_in_backward(gate: MaskGate, loss: Tensor, num_masks: int) -> None:
+    """Opens a gate again while `loss` is differentiated: gradient checkpointing runs the layers once more."""
+
+    def close() -> None:
+        gate.num_masks = 0
+
+    def reopen(gradient: Tensor) -> None:
+        gate.num_masks = num_masks
+        torch.autograd.Variable._execution_engine.queue_callback(close)
+
+    loss.register_hook(reopen)
 
 
 def head_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> TiDAROutput:
@@ -207,7 +232,7 @@ def head_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> Ti
             "`mode='head'` needs a draft head, but the model has none. Add one with "
             "`wavedraft.generation.draft_head.new_draft_head`, or train in another mode."
         )
-    states = doubled_states if MaskGate.of(model) is None else cached_states
+    states = doubled_states if mask_gate_of(model) is None else cached_states
     with torch.no_grad():
         clean_states, mask_states = states(model, batch)
     loss = draft_loss(model, objective, batch, clean_states, mask_states)
@@ -263,7 +288,7 @@ def corrected_by_head(
 
 def doubled_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """Last hidden states of the clean tokens [B, S, D] and of the masks [B, M*K, D], from one forward of both."""
-    sequence_length, gate, positions = batch.input_ids.shape[1], MaskGate.of(model), batch.mask_positions
+    sequence_length, gate, positions = batch.input_ids.shape[1], mask_gate_of(model), batch.mask_positions
     clean_positions = document_positions(batch.document_ids)
     mask = training_attention_mask(
         model.config, batch.draft_length, batch.blocks, batch.document_ids, dtype=model.dtype
@@ -281,8 +306,8 @@ def doubled_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
 
 
 def cached_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-    """As `doubled_states`, but the clean tokens run first, without gradient and adapter."""
-    gate, positions = MaskGate.of(model), batch.mask_positions
+    """The same states, but the clean tokens run first, without gradient and adapter."""
+    gate, positions = mask_gate_of(model), batch.mask_positions
     clean_mask, mask = (
         training_attention_mask(
             model.config, batch.draft_length, batch.blocks, batch.document_ids, dtype=model.dtype, half=half

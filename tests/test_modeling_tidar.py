@@ -10,6 +10,7 @@ from helpers_tidar import FAMILIES, gated, plain_greedy_loop, random_prompts, ti
 from helpers_whole_masks import training_mask
 from wavedraft.generation import tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARConfig, TiDARForCausalLM
+from wavedraft.modeling_tidar.objective_tidar import mask_gate_of
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -218,14 +219,13 @@ def test_a_gated_adapter_leaves_the_plain_logits_bit_for_bit_alone_and_changes_t
 
 
 def test_the_gate_gives_pefts_own_numbers():
-    from wavedraft.generation.execution.gated_linear import MaskGate
 
     ids = random_prompts(2, 9)
     stock_peft = gated(tiny_tidar())
     layers = stock_peft.base_model.model.model
     with torch.no_grad(), stock_peft.base_model._enable_peft_forward_hooks(alora_offsets=[3, 3]):
         expected = layers(ids).last_hidden_state
-    gate = MaskGate.of(stock_peft)
+    gate = mask_gate_of(stock_peft)
     with torch.no_grad(), gate.open(3):
         found = layers(ids).last_hidden_state
     torch.testing.assert_close(found, expected)
@@ -258,7 +258,6 @@ def test_a_closed_gate_leaves_the_model_as_it_found_it():
 @pytest.mark.parametrize("is_frozen", [True, False])
 @pytest.mark.parametrize("change", ["written to", "new tensor", "scaled", "double", "optimizer"])
 def test_the_gate_takes_an_adapter_as_it_is_now(change, is_frozen):
-    from wavedraft.generation.execution.gated_linear import MaskGate
     from wavedraft.generation.execution.model_form import ModelForm
 
     ids = random_prompts(2, 9)
@@ -268,7 +267,7 @@ def test_the_gate_takes_an_adapter_as_it_is_now(change, is_frozen):
 
     def with_masks(is_through_peft: bool) -> torch.Tensor:
         if is_through_peft:
-            with MaskGate.of(model).open(3):
+            with mask_gate_of(model).open(3):
                 return layers(ids).last_hidden_state.detach()
         form = ModelForm(model.base_model.model)
         with torch.no_grad(), form.applied(), form.forward(3, None, None):
@@ -279,7 +278,7 @@ def test_the_gate_takes_an_adapter_as_it_is_now(change, is_frozen):
     before = with_masks(is_through_peft=False)
     if change == "optimizer":
         model.requires_grad_(True)
-        with MaskGate.of(model).open(3):
+        with mask_gate_of(model).open(3):
             layers(ids).last_hidden_state.square().sum().backward()
         torch.optim.AdamW(adapter, lr=0.1, fused=True).step()
         model.requires_grad_(not is_frozen)

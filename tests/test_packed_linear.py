@@ -22,8 +22,8 @@ from wavedraft.generation.execution.packed_linear import (
     check_packable,
     has_onednn_products,
     options_of_compiler,
-    pack,
     packable_linears,
+    packed_copy,
 )
 
 
@@ -44,14 +44,13 @@ def model(dtype):
 def reading_packed(model, kept):
     """While this is open, `PackedLinear`s stand in the places of the model's layers."""
     places = packable_linears(model)
-    pack([place.linear for place in places], kept)
-    for parent, name, linear in places:
-        parent._modules[name] = kept[linear]
+    for siblings, name, linear in places:
+        siblings[name] = packed_copy(linear, kept)
     try:
         yield kept
     finally:
-        for parent, name, linear in places:
-            parent._modules[name] = linear
+        for siblings, name, linear in places:
+            siblings[name] = linear
 
 
 def logits_of(model, ids):
@@ -153,7 +152,7 @@ def test_replaced_parameters_are_packed_anew(model):
 
 
 def test_a_copy_lives_until_its_layer_has_gone_from_the_model(model):
-    kept = {}
+    kept = weakref.WeakKeyDictionary()
     with reading_packed(model, kept):
         pass
     packed = weakref.ref(kept[model.model.layers[1].mlp.up_proj])
@@ -172,11 +171,11 @@ def test_layers_that_do_more_than_a_product_keep_their_places(model):
     second.mlp.up_proj.half()
     places = packable_linears(model)
     assert len(places) == 2 * 7 + 1 - 3
-    assert all(place.parent._modules[place.name] is place.linear for place in places)
+    assert all(siblings[name] is linear for siblings, name, linear in places)
     base, around = nn.Linear(4, 4), nn.Module()
     around.base_layer, around.other = base.to(model.dtype), nn.Linear(4, 4, dtype=model.dtype)
     model.adapted = around
-    assert [place.linear for place in packable_linears(model) if place.parent is around] == [base]
+    assert [linear for siblings, _, linear in packable_linears(model) if siblings is around._modules] == [base]
 
 
 @pytest.mark.parametrize("has_inference_mode", [False, True])

@@ -5,7 +5,7 @@ B rows, Q queries, D and E channels, r the adapter's rank.
 
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,23 +29,6 @@ class MaskGate:
         self.variant = variant  # PEFT's own: still answers for merging, which it refuses
         self.num_masks = 0
 
-    @classmethod
-    def of(cls, model: nn.Module) -> "MaskGate | None":
-        """The gate of a model's aLoRA adapters, put in the place of PEFT's arithmetic or of a gate of another copy of
-        this code; None without any."""
-        gate = None
-        ungated = []
-        for module in adapted_layers(model):
-            for name, variant in variants_of(module).items():
-                if isinstance(variant, cls):
-                    gate = gate or variant
-                elif (own := peft_variant(variant)) is not None:
-                    ungated.append((module, name, own))
-        for module, name, own in ungated:
-            gate = gate or cls(own)
-            variants_of(module)[name] = gate
-        return gate
-
     @contextmanager
     def open(self, num_masks: int) -> Iterator[None]:
         """While this is open, the adapter acts on the last `num_masks` queries of each row."""
@@ -54,18 +37,6 @@ class MaskGate:
             yield
         finally:
             self.num_masks = 0
-
-    def open_in_backward(self, loss: Tensor, num_masks: int) -> None:
-        """Opens the gate again while `loss` is differentiated: gradient checkpointing runs the layers once more."""
-
-        def close() -> None:
-            self.num_masks = 0
-
-        def reopen(gradient: Tensor) -> None:
-            self.num_masks = num_masks
-            torch.autograd.Variable._execution_engine.queue_callback(close)
-
-        loss.register_hook(reopen)
 
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """Adds the adapter to the last `num_masks` rows of `result` [B, Q, D], in place as PEFT does."""
@@ -94,36 +65,34 @@ def peft_variant(variant: Any) -> Any:
     return variant if type(variant).__name__ == "ALoraLinearVariant" else None
 
 
-def variants_of(layer: Any) -> dict[str, Any]:
-    """The arithmetic of each adapter of PEFT's layer that has one of its own."""
-    return layer.lora_variant
+class Adapter(NamedTuple):
+    """An aLoRA adapter in one of PEFT's layers.
+
+    Attributes:
+        siblings, place: the modules that the layer stands among, and its name there.
+        variants, name: the arithmetic of the layer's adapters, and this adapter's name there.
+    """
+
+    layer: Any
+    siblings: dict[str, Any]
+    place: str
+    variants: dict[str, Any]
+    name: str
 
 
-def adapted_layers(model: nn.Module) -> dict[Any, tuple[dict[str, Any], str]]:
-    """PEFT's layers with an arithmetic of their own, each with its place: the modules it stands among, and its name."""
-    found: dict[Any, tuple[dict[str, Any], str]] = {}
+def adapters_of(model: nn.Module) -> list[Adapter]:
+    """The aLoRA adapters in all of a model's layers."""
+    found: list[Adapter] = []
     to_visit: list[tuple[dict[str, Any], str, nn.Module]] = [({}, "", model)]
     while to_visit:
-        siblings, name, module = to_visit.pop()
-        if module.__dict__.get("lora_variant"):
-            found[module] = siblings, name
+        siblings, place, module = to_visit.pop()
+        if variants := module.__dict__.get("lora_variant"):
+            ours = [name for name, variant in variants.items() if peft_variant(variant) is not None]
+            found += [Adapter(module, siblings, place, variants, name) for name in ours]
         else:
             parts = parts_of(module)
             to_visit += [(parts, key, child) for key, child in parts.items() if child is not None]
     return found
-
-
-@contextmanager
-def gate_for_decode(layers: list[tuple[Any, str]], gate: MaskGate) -> Iterator[None]:
-    """While this is open, `gate` does the aLoRA arithmetic of these layers and adapters."""
-    kept = [(variants_of(layer), name, variants_of(layer)[name]) for layer, name in layers]
-    for variants, name, _ in kept:
-        variants[name] = gate
-    try:
-        yield
-    finally:
-        for variants, name, variant in kept:
-            variants[name] = variant
 
 
 MOST_SUMMED = 1 << 20  # multiplications that a compiled step does one by one on an accelerator, not as a product

@@ -13,7 +13,7 @@ from transformers.masking_utils import sdpa_mask
 
 from ..kept_with_model import kept_with
 from ..stock_model import attend_by, attention_of, decoder_of
-from ..torch_internals import hooks_of, parts_of
+from ..torch_internals import hooks_of
 from .attention_forms import (
     Spans,
     attend,
@@ -23,16 +23,8 @@ from .attention_forms import (
     rounding_of,
 )
 from .compiled_layers import CompiledLayers
-from .gated_linear import (
-    MaskGate,
-    adapted_layers,
-    gate_for_decode,
-    gated_linear,
-    peft_variant,
-    sole_adapter,
-    variants_of,
-)
-from .packed_linear import PackedLinear, check_packable, options_of_compiler, pack, packable_linears
+from .gated_linear import MaskGate, adapters_of, gated_linear, peft_variant, sole_adapter
+from .packed_linear import check_packable, options_of_compiler, packable_linears, packed_copy
 
 DRAFTING, TOKEN_BY_TOKEN = "wavedraft_drafting", "wavedraft_token_by_token"
 
@@ -83,12 +75,18 @@ class ModelForm:
     def applied(self) -> Iterator[None]:
         """While this is open, the model is in this form. After it, the model is as it was before."""
         with ExitStack() as stack:
-            adapted = self._own_adapted_layers()
-            sole = {layer: name for layer in adapted if (name := self._only_ours(layer))}
+            adapters = adapters_of(self.model)
+            sole = [one for one in adapters if sole_adapter(one.layer) == one.name]
             if self.is_packed:
-                self._put_in_packed_weights(stack)
-            if adapted:
-                self._put_in_gate(stack, adapted, sole)
+                copies = kept_with(self.model).copies
+                places = packable_linears(self.model)
+                stack.enter_context(swapped([(*place, packed_copy(linear, copies)) for *place, linear in places]))
+            if adapters:
+                first = adapters[0]
+                self.gate = MaskGate(peft_variant(first.variants[first.name]))
+                stack.enter_context(swapped([(one.variants, one.name, self.gate) for one in adapters]))
+                stand_ins = [(one.siblings, one.place, self._stand_in(one.layer, one.name)) for one in sole]
+                stack.enter_context(swapped(stand_ins))
             if self.is_token_by_token:
                 stack.enter_context(products_token_by_token(self.model, self.rounding))
                 stack.enter_context(self._attending_by(TOKEN_BY_TOKEN, attend_token_by_token))
@@ -116,38 +114,6 @@ class ModelForm:
             self.compiled.step(*step) if is_compiled else nullcontext(),
         ):
             yield
-
-    def _own_adapted_layers(self) -> dict[Any, tuple[dict[str, Any], str]]:
-        """PEFT's layers with an aLoRA, each with its place."""
-        found = adapted_layers(self.model)
-        return {
-            layer: place
-            for layer, place in found.items()
-            if any(peft_variant(variant) is not None for variant in variants_of(layer).values())
-        }
-
-    def _only_ours(self, layer: Any) -> str | None:
-        name = sole_adapter(layer)
-        return name if name is not None and peft_variant(variants_of(layer).get(name)) is not None else None
-
-    def _put_in_packed_weights(self, stack: ExitStack) -> None:
-        places = packable_linears(self.model)
-        copies = kept_with(self.model).copies
-        packed = {linear: one for linear, one in copies.items() if isinstance(one, PackedLinear)}
-        pack((place.linear for place in places), packed)
-        copies.update(packed)
-        stack.enter_context(swapped([(parts_of(parent), name, packed[linear]) for parent, name, linear in places]))
-
-    def _put_in_gate(self, stack: ExitStack, adapted: dict[Any, Any], sole: dict[Any, str]) -> None:
-        variants = [
-            (layer, name, peft)
-            for layer in adapted
-            for name, variant in variants_of(layer).items()
-            if (peft := peft_variant(variant)) is not None
-        ]
-        self.gate = gate = MaskGate(variants[0][2])
-        stack.enter_context(gate_for_decode([(layer, name) for layer, name, _ in variants], gate))
-        stack.enter_context(swapped([(*adapted[layer], self._stand_in(layer, name)) for layer, name in sole.items()]))
 
     def _stand_in(self, layer: Any, name: str) -> nn.Module:
         """What replaces a layer that one gated adapter adapts. In plain decoding the adapter acts on no token."""
@@ -181,16 +147,16 @@ class ModelForm:
 
 
 @contextmanager
-def swapped(places: list[tuple[dict[str, Any], str, nn.Module]]) -> Iterator[None]:
-    """While this is open, a module stands at each place: the modules it stands among, and its name there."""
+def swapped(places: list[tuple[dict[str, Any], str, Any]]) -> Iterator[None]:
+    """While this is open, a part stands at each place: among these parts, by this name."""
     kept = [(siblings, name, siblings[name]) for siblings, name, _ in places]
     try:
-        for siblings, name, module in places:
-            siblings[name] = module
+        for siblings, name, part in places:
+            siblings[name] = part
         yield
     finally:
-        for siblings, name, module in kept:
-            siblings[name] = module
+        for siblings, name, part in kept:
+            siblings[name] = part
 
 
 def in_plain_form(model: Any, is_packed: bool) -> AbstractContextManager[None]:

@@ -4,8 +4,8 @@
 The private operators of torch stand in this file. E outputs, D inputs.
 """
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,26 +134,23 @@ def fingerprint_of(weight: Tensor) -> tuple[Any, ...]:
     return version, weight.data_ptr(), int(weight.detach().flatten().view(torch.int64).sum())
 
 
-class LinearPlace(NamedTuple):
-    """Where a layer stands: among the parts of `parent`, by this name."""
+def packable_linears(model: nn.Module) -> list[tuple[dict[str, Any], str, nn.Linear]]:
+    """The linear layers that a `PackedLinear` can replace; of an adapted layer, below the adapter.
 
-    parent: nn.Module
-    name: str
-    linear: nn.Linear
-
-
-def packable_linears(model: nn.Module) -> list[LinearPlace]:
-    """The places of linear layers that a `PackedLinear` can take; of an adapted layer, below the adapter."""
+    Returns:
+        the modules that each stands among, its name there, and the layer.
+    """
     found, seen, to_visit = [], {model}, [model]
     while to_visit:
         module = to_visit.pop()
-        only_base = parts_of(module).get("base_layer") is not None
-        for name, child in parts_of(module).items():
+        parts = parts_of(module)
+        only_base = parts.get("base_layer") is not None
+        for name, child in parts.items():
             if child is None or (only_base and name != "base_layer"):
                 continue
             if type(child) is nn.Linear:
                 if is_packable(child, model.dtype):
-                    found.append(LinearPlace(module, name, child))
+                    found.append((parts, name, child))
             elif child not in seen:
                 seen.add(child)
                 to_visit.append(child)
@@ -169,11 +166,9 @@ def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
     return weight.dtype == dtype and weight.is_contiguous() and is_whole and not has_own_call
 
 
-def pack(linears: Iterable[nn.Linear], kept: dict[nn.Linear, PackedLinear]) -> None:
-    """Brings `kept` up to date: a `PackedLinear` for each of these layers and no others."""
-    linears = list(linears)
-    for gone in kept.keys() - set(linears):
-        del kept[gone]
-    for linear in linears:
-        if linear not in kept or not kept[linear].is_of(linear):
-            kept[linear] = PackedLinear(linear)
+def packed_copy(linear: nn.Linear, kept: MutableMapping[nn.Module, Any]) -> PackedLinear:
+    """The copy that is kept of a layer, made anew where its parameters have changed."""
+    copy = kept.get(linear)
+    if copy is None or not copy.is_of(linear):
+        copy = kept[linear] = PackedLinear(linear)
+    return copy
