@@ -3,8 +3,8 @@
 import ast
 import re
 import sys
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
 from itertools import compress
 from operator import not_
 from pathlib import Path
@@ -26,7 +26,7 @@ def one_file(source: Path) -> str:
     trees = {path: ast.parse(text) for path, text in texts.items()}
     check_definitions(trees)
     unused = unused_definitions(trees, source.resolve())
-    used = set().union(*(names_in(node) for tree in trees.values() for node in tree.body if node not in unused))
+    used = {name for tree in trees.values() for name in names_in(tree, unused)}
     parts = [f"# {path.name}\n\n{own_text(text, trees[path], unused)}\n" for path, text in texts.items()]
     head = f'"""Written by wavedraft from its own files: {source.name} and what it imports, as one module."""\n'
     return "\n\n".join([f"{head}\n{import_lines(trees.values(), used)}", *parts])
@@ -44,34 +44,46 @@ def check_definitions(trees: dict[Path, ast.Module]) -> None:
                 )
 
 
-def unused_definitions(trees: dict[Path, ast.Module], source: Path) -> list[ast.stmt]:
-    """The functions and classes that nothing names, outside `source`: training uses them, or the command line."""
-    statements = {node: names_in(node) for tree in trees.values() for node in tree.body}
+def unused_definitions(trees: dict[Path, ast.Module], source: Path) -> set[ast.AST]:
+    """The functions, classes and methods that nothing names, outside `source`: training uses them, or the command line.
+
+    A method counts where its class has no bases, through which others' code may call it.
+    """
     candidates = [
         node
         for path, tree in trees.items()
-        for node in tree.body
+        for node in (*tree.body, *methods_in(tree))
         if path != source and isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list
     ]
-    unused: list[ast.stmt] = []
-    while found := [
-        node for node in candidates if not any(node.name in statements[s] for s in statements if s != node)
-    ]:
-        unused += found
-        candidates = [node for node in candidates if node not in found]
-        for node in found:
-            del statements[node]
-    return unused
+    unused: set[ast.AST] = set()
+    while True:
+        named = Counter(name for tree in trees.values() for name in names_in(tree, unused))
+        found = {
+            node
+            for node in candidates
+            if node not in unused and named[node.name] == [*names_in(node, unused)].count(node.name)
+        }
+        if not found:
+            return unused
+        unused |= found
 
 
-def names_in(node: ast.AST) -> set[str]:
-    """Every name that a statement may look up, also by a string."""
-    return {
-        str(getattr(part, field))
-        for part in ast.walk(node)
-        for kind, field in ((ast.Name, "id"), (ast.Attribute, "attr"), (ast.Constant, "value"))
-        if isinstance(part, kind)
-    }
+def methods_in(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    """The methods, but those that Python calls itself, of a module's classes without bases."""
+    for kind in tree.body:
+        if isinstance(kind, ast.ClassDef) and not kind.bases:
+            yield from (m for m in kind.body if isinstance(m, ast.FunctionDef) and not m.name.startswith("__"))
+
+
+def names_in(node: ast.AST, left_out: Collection[ast.AST] = ()) -> Iterator[str]:
+    """Every name that a statement may look up, also by a string, outside the parts `left_out`."""
+    if node in left_out:
+        return
+    for kind, field in ((ast.Name, "id"), (ast.Attribute, "attr"), (ast.Constant, "value")):
+        if isinstance(node, kind):
+            yield str(getattr(node, field))
+    for part in ast.iter_child_nodes(node):
+        yield from names_in(part, left_out)
 
 
 def import_lines(trees: Iterable[ast.Module], used: set[str]) -> str:
@@ -98,20 +110,21 @@ def bound_name(alias: ast.alias) -> str:
     return alias.asname or alias.name.split(".")[0]
 
 
-def own_text(text: str, tree: ast.Module, unused: list[ast.stmt]) -> str:
+def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
     """A module's text without its imports, and without what is unused. Inside a function, others' imports stay."""
-    lines, top, dropped = text.splitlines(), set(tree.body), set(unused)
+    lines, top = text.splitlines(), set(tree.body)
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.stmt)):
         if isinstance(node, ast.ImportFrom) and node.level:
             assert not any(alias.asname for alias in node.names), "one module has one name for a thing"
-        elif node not in dropped and not (node in top and isinstance(node, ast.Import | ast.ImportFrom)):
+        elif node not in unused and not (node in top and isinstance(node, ast.Import | ast.ImportFrom)):
             continue
-        left = "" if node.col_offset == 0 else " " * node.col_offset + "pass"
+        left = "" if node in top or node in unused else " " * node.col_offset + "pass"
         lines[node.lineno - 1 : node.end_lineno] = [left] + [""] * (node.end_lineno - node.lineno)
         above = node.lineno - 2
-        while node in dropped and above >= 0 and lines[above].startswith("#"):
+        while node in unused and above >= 0 and lines[above].lstrip().startswith("#"):
             lines[above], above = "", above - 1
-    return re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines)).strip()
+    in_class = re.sub(r"\n{3,}(?= )", "\n\n", "\n".join(lines))
+    return re.sub(r"\n{4,}", "\n\n\n", in_class).strip()
 
 
 def top_level_definitions(tree: ast.Module) -> dict[str, set[str]]:

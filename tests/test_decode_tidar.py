@@ -144,7 +144,7 @@ def test_nothing_of_the_masks_or_of_rejected_tokens_stays_in_the_cache():
         _, _, positions = network.prefill(prompt_ids, None, 4)
         for draft_ids, num_accepted in (([11, 12, 13, 14], 2), ([21, 22, 23, 24], 1)):
             unasked, lengths = torch.zeros(1, 3), torch.tensor([length])
-            state = StepState(torch.tensor([draft_ids]), unasked, torch.tensor([4]), positions, lengths, unasked)
+            state = StepState(torch.tensor([draft_ids]), unasked, torch.tensor([4]), unasked, positions, lengths)
             network(draft_inputs(state, every_branch, 4, network.masks))
             network.rows.advance([num_accepted])
             positions, length = positions + num_accepted, length + num_accepted

@@ -4,7 +4,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft.generation.drafting import draft_network
-from wavedraft.generation.drafting.structured_mask import draft_mask_function, masks_of_groups
+from wavedraft.generation.drafting.structured_mask import draft_mask_function, masks_of_step
 from wavedraft.generation.execution import attention_forms, model_form
 from wavedraft.generation.execution.attention_forms import attend, attend_grouped, attend_in_step, mask_over_prompt
 
@@ -105,7 +105,7 @@ def test_masks_of_groups_are_the_structured_mask_written_out(windows, is_padded)
     lengths, branches, num_groups = torch.tensor([5, 7]), torch.tensor([[1, 3], [2, 2]]), 2
     is_real_slot = torch.ones(2, 16, dtype=torch.bool)
     is_real_slot[1, :2] = False
-    masks = masks_of_groups(
+    masks = masks_of_step(
         branches, lengths, is_real_slot if is_padded else None, 3, 2, 16, windows, num_groups, torch.float32
     )
     for mask, window in zip(masks, windows, strict=True):
@@ -131,7 +131,7 @@ def test_a_step_attends_as_sdpa_does_under_a_mask_made_for_all_groups(num_heads,
     lengths, branches = torch.tensor([5, 7]), torch.tensor([[1, 3], [2, 2]])
     attention = Attention(num_heads // num_key_heads)
     about = branches, lengths, None, 3, 2, 16, (None,)
-    (plain,), (wide,) = (masks_of_groups(*about, groups, torch.float64) for groups in (1, num_heads // num_key_heads))
+    (plain,), (wide,) = (masks_of_step(*about, groups, torch.float64) for groups in (1, num_heads // num_key_heads))
     for scaling in ({}, {"scaling": 0.3}):
         expected, _ = sdpa_attention_forward(attention, query, key, value, plain, **scaling)
         torch.testing.assert_close(attend_in_step(attention, query, key, value, wide, **scaling)[0], expected)

@@ -404,7 +404,12 @@ def test_one_file_imports_others_once_at_its_top_and_leaves_out_what_nothing_use
         "import os\nfrom typing import Any, TypeVar\n\nimport torch.nn.functional as F\n\n\n"
         "def kept(*given: Any):\n    return F, *given\n\n\n"
         "# Nothing needs it.\ndef unused(given: TypeVar):\n    return also_unused(os)\n\n\n"
-        "def also_unused(given):\n    return given\n"
+        "def also_unused(given):\n    return given\n\n\n"
+        "class Counts:\n    def num(self):\n        return 1\n\n"
+        "    # Nor this.\n    def unused_num(self):\n        return 2\n\n"
+        "    def __len__(self):\n        return self.num()\n\n\n"
+        "class Called(dict):\n    def by_others(self):\n        return Counts\n\n\n"
+        "made = Called()\n"
     )
     text = one_file(tmp_path / "a.py")
     assert text.split("\n\n")[1:3] == [
@@ -416,6 +421,8 @@ def test_one_file_imports_others_once_at_its_top_and_leaves_out_what_nothing_use
     namespace = {}
     exec(text, namespace)
     assert namespace["generate"]()[0] is torch.nn.functional
+    assert len(namespace["made"].by_others()()) == 1 and "Nor this" not in text
+    assert "return 1\n\n    def __len__" in text, text
 
     (tmp_path / "b.py").write_text("import torch.fx as F\n\n\ndef kept(*given):\n    return F\n")
     with pytest.raises(ValueError, match="define `F` differently"):

@@ -128,7 +128,7 @@ def decode_tidar(
     choice = choice_of(network, scores, options, generation_config)
     record = Record(len(input_ids), options.draft_length, generation_config)
     with network.form.applied():
-        state = write(StepRunner(network, choice, graphs), transcript, record, options, position_ids)
+        state = write_texts(StepRunner(network, choice, graphs), transcript, record, options, position_ids)
         if streamer is not None:
             streamer.end()
         cache = network.final_cache(state, transcript.lengths, transcript.last_ids()) if returns_cache else None
@@ -137,7 +137,7 @@ def decode_tidar(
     return record.output(transcript, network, cache)
 
 
-def write(
+def write_texts(
     run: StepRunner, transcript: Transcript, record: Record, options: TiDAROptions, position_ids: Tensor | None
 ) -> StepState:
     """Writes the texts of a batch to their ends; returns the state after the last step."""
@@ -185,8 +185,7 @@ def begin(
     decided = run.choice.first(logits)
     draft = run.choice.draft(decided, predictions.after(decided.num_accepted))
     cached_lengths = torch.full((len(prompt_ids),), transcript.prompt_length, device=cache.device)
-    state = StepState(draft.ids, draft.confidence, draft.num_drafted, next_positions, cached_lengths, draft.probs)
-    return state, decided
+    return StepState(*draft, next_positions, cached_lengths), decided
 
 
 def num_read(plan: Plan, state: StepState, drafted: list[int], options: TiDAROptions) -> int:

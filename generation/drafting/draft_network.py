@@ -20,7 +20,6 @@ from .mask_predictions import MaskPredictions
 from .structured_mask import (
     attention_windows,
     draft_mask_function,
-    masks_of_groups,
     masks_of_step,
     real_slot_function,
     structured_attention_mask,
@@ -235,14 +234,13 @@ class DraftNetwork:
 
     def _compiled_mask(self, inputs: DraftInputs, rows: DraftRows, padding: Tensor | None) -> Any:
         """The same for a step of one shape, compiled."""
-        windows = tuple(self.windows.values())
-        about: tuple[Any, ...] = inputs.num_clean, inputs.draft_length, rows.cache.num_slots, windows
-        make_masks: Any = masks_of_step
+        about: tuple[Any, ...] = inputs.num_clean, inputs.draft_length, rows.cache.num_slots
+        about = *about, tuple(self.windows.values())
         if self.has_grouped_masks:
             config = self.model.config.get_text_config()
             num_heads = config.num_attention_heads
             num_groups = num_heads // (getattr(config, "num_key_value_heads", None) or num_heads)
-            make_masks, about = masks_of_groups, (*about, num_groups, self.model.dtype)
-        make = self.form.compiled.compiled(make_masks, (*inputs.branch_lengths.shape, *about))
+            about = *about, num_groups, self.model.dtype
+        make = self.form.compiled.compiled(masks_of_step, (*inputs.branch_lengths.shape, *about))
         masks = make(inputs.branch_lengths, inputs.cached_lengths, padding, *about)
         return dict(zip(self.windows, masks, strict=True)) if len(masks) > 1 else masks[0]

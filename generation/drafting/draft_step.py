@@ -34,24 +34,35 @@ class Plan(NamedTuple):
 PLAIN = Plan(0, 0)
 
 
-class StepState(NamedTuple):
-    """All that a step reads and writes besides the cache.
-
+class Draft(NamedTuple):
+    """
     Attributes:
-        draft_ids: [A, N], the first is decided.
+        ids: [A, N], the first is decided.
         confidence: [A, N - 1] the drafter's probability of each token after the first; zeros where nobody asks.
         num_drafted: [A] how many of a row's N count, 1 to N.
-        next_positions: [A, 1] of the first.
+        probs: [A, N - 1, V] what tokens 2..N were drawn from; [A, N - 1, 0] for greedy decoding.
+    """
+
+    ids: Tensor
+    confidence: Tensor
+    num_drafted: Tensor
+    probs: Tensor
+
+
+class StepState(NamedTuple):
+    """All that a step reads and writes besides the cache: the fields of a `Draft`, and where it stands.
+
+    Attributes:
+        next_positions: [A, 1] of the first token.
         cached_lengths: [A] slots in use in the cache.
-        draft_probs: [A, N - 1, V] what tokens 2..N were drawn from; [A, N - 1, 0] for greedy decoding.
     """
 
     draft_ids: Tensor
     confidence: Tensor
     num_drafted: Tensor
+    draft_probs: Tensor
     next_positions: Tensor
     cached_lengths: Tensor
-    draft_probs: Tensor
 
     def of_rows(self, places: list[int]) -> "StepState":
         return StepState(*(tensor[places] for tensor in self))
@@ -75,16 +86,9 @@ class StepState(NamedTuple):
         room = last_position + 1 - self.next_positions[:, 0]
         return torch.minimum(self.num_drafted, room.clamp(min=1).to(self.num_drafted.device))
 
-    def after(self, decided: "Decided", draft: "Draft") -> "StepState":
+    def after(self, decided: "Decided", draft: Draft) -> "StepState":
         num_accepted = decided.num_accepted.to(self.next_positions.device)
-        return StepState(
-            draft.ids,
-            draft.confidence,
-            draft.num_drafted,
-            self.next_positions + num_accepted[:, None],
-            self.cached_lengths + num_accepted,
-            draft.probs,
-        )
+        return StepState(*draft, self.next_positions + num_accepted[:, None], self.cached_lengths + num_accepted)
 
 
 class Decided(NamedTuple):
@@ -99,15 +103,6 @@ class Decided(NamedTuple):
     ids: Tensor
     num_accepted: Tensor
     chosen_by: tuple[Tensor, Tensor] | None = None
-
-
-class Draft(NamedTuple):
-    """A draft as `StepState` holds it."""
-
-    ids: Tensor  # [A, K]
-    confidence: Tensor  # [A, K - 1]
-    num_drafted: Tensor  # [A]
-    probs: Tensor  # [A, K - 1, V]
 
 
 class Masks(NamedTuple):

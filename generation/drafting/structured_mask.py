@@ -154,10 +154,16 @@ def masks_of_step(
     draft_length: int,
     num_slots: int,
     windows: tuple[int | None, ...],
+    num_groups: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
     """The structured mask for each window, [A, 1, Q, S], true where a query sees a slot.
 
     `branch_lengths` [A, M], `cached_lengths` [A], `is_real_slot` [A, S] false for padding, or None.
+
+    Args:
+        num_groups: G, the query heads that share a key head. If given, the mask is to be added to their scores, in
+            `dtype`, [A, 1, G*Q, S]: it is made once for all layers.
     """
     device, num_rows = branch_lengths.device, len(branch_lengths)
     num_queries = num_clean + branch_lengths.shape[1] * draft_length
@@ -166,30 +172,11 @@ def masks_of_step(
     masks = []
     for window in windows:
         function = draft_mask_function(num_clean, draft_length, branch_lengths, cached_lengths, window)
-        is_seen = function(row, None, *place)
+        mask = function(row, None, *place)
         if is_real_slot is not None:
-            is_seen = is_seen & real_slot_function(is_real_slot, cached_lengths)(row, None, *place)
-        masks.append(is_seen[:, None])
-    return tuple(masks)
-
-
-def masks_of_groups(
-    branch_lengths: Tensor,
-    cached_lengths: Tensor,
-    is_real_slot: Tensor | None,
-    num_clean: int,
-    draft_length: int,
-    num_slots: int,
-    windows: tuple[int | None, ...],
-    num_groups: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
-    """`masks_of_step` to be added to the scores of the G query heads that share a key head, [A, 1, G*Q, S]: made once
-    for all layers."""
-    masks = []
-    for is_seen in masks_of_step(
-        branch_lengths, cached_lengths, is_real_slot, num_clean, draft_length, num_slots, windows
-    ):
-        added = torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill(~is_seen, -torch.inf)
-        masks.append(added.expand(-1, num_groups, -1, -1).flatten(1, 2).unsqueeze(1))
+            mask = mask & real_slot_function(is_real_slot, cached_lengths)(row, None, *place)
+        if num_groups is not None:
+            mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, -torch.inf)
+            mask = mask.repeat(1, num_groups, 1)
+        masks.append(mask[:, None])
     return tuple(masks)

@@ -25,7 +25,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention of a model that drafts, [A, Q, H, D] -> [A, Q, H, D]: the form of the mask says how.
 
-    A mask of fewer rows than queries is `mask_over_prompt`; one that is added to scores is of `masks_of_groups`; any
+    A mask of fewer rows than queries is `mask_over_prompt`; one that is added to scores is of `masks_of_step`; any
     other is the structured mask, or transformers' own.
     """
     if isinstance(attention_mask, Tensor):
@@ -67,7 +67,7 @@ def mask_over_prompt(num_masks: int, num_queries: int, device: torch.device) -> 
 def attend_in_step(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """The same under a mask of `masks_of_groups`. A GPU's attention kernels give each tile of queries to one
+    """The same under a mask of `masks_of_step` for groups. A GPU's attention kernels give each tile of queries to one
     multiprocessor. Where there are fewer tiles, two products and a softmax, in float32 between them, are quicker:
     `benchmarks/gpu_attention.py`."""
     num_rows, num_heads, num_queries, num_channels = query.shape
