@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..generation.drafting.draft_network import DraftNetwork
+from ..generation.drafting.draft_network import new_network
 from ..generation.drafting.draft_step import with_masks
 from ..generation.stock_model import decoder_of, lm_head_logits
 from ..modeling_tidar.modeling_tidar import tidar_class
@@ -109,7 +109,7 @@ def prove(
 def _prove_drafting_forward(model: Any, ids: torch.Tensor, stock_logits: torch.Tensor, draft_length: int) -> None:
     """Checks that masks in the same forward do not change the text's logits, in a prefill and in a decode step."""
     num_prompt = ids.shape[1] - draft_length
-    network = DraftNetwork.of(model, 1, model.config.tidar_config["mask_embedding_id"])
+    network = new_network(model, 1, model.config.tidar_config["mask_embedding_id"])
     with network.form.applied():
         prefill_logits, _, next_positions = network.prefill(ids[:, :num_prompt], None, draft_length)
         positions = next_positions + torch.arange(draft_length, device=next_positions.device)

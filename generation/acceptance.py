@@ -18,9 +18,7 @@ def accept_by_equality(draft_ids: Tensor, target_ids: Tensor, num_drafted: Tenso
     Returns:
         [B] numbers of accepted tokens, 1 to `num_drafted`.
     """
-    agrees = draft_ids[:, 1:] == target_ids[:, :-1]
-    num_accepted = 1 + agrees.long().cumprod(dim=1).sum(dim=1)
-    return num_accepted if num_drafted is None else num_accepted.minimum(num_drafted)
+    return _num_accepted(draft_ids[:, 1:] == target_ids[:, :-1], num_drafted)
 
 
 def accept_by_rejection(
@@ -39,7 +37,10 @@ def accept_by_rejection(
     drawn = draft_ids[:, 1:, None]
     target = target_probs[:, :-1].gather(2, drawn).squeeze(2)
     draft = draft_probs.gather(2, drawn).squeeze(2)
-    stands = uniforms * draft < target
+    return _num_accepted(uniforms * draft < target, num_drafted)
+
+
+def _num_accepted(stands: Tensor, num_drafted: Tensor | None) -> Tensor:
     num_accepted = 1 + stands.long().cumprod(dim=1).sum(dim=1)
     return num_accepted if num_drafted is None else num_accepted.minimum(num_drafted)
 

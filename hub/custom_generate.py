@@ -17,7 +17,8 @@ OLDEST_TRANSFORMERS = "5.22"
 def one_file(source: Path) -> str:
     """A module and all it imports relatively as the text of one module, each part after those it imports.
 
-    The imports of others stand at the top, once. What nothing in the module uses is left out.
+    The imports of others stand at the top, once. What nothing in the module uses is left out. Of a part's own docstring
+    stays the last of several paragraphs, as a comment: what the letters of its shapes stand for.
 
     Raises:
         ValueError: two parts define the same name differently.
@@ -25,11 +26,17 @@ def one_file(source: Path) -> str:
     texts = {path: path.read_text(encoding="utf-8") for path in imported_first(source)}
     trees = {path: ast.parse(text) for path, text in texts.items()}
     check_definitions(trees)
-    unused = unused_definitions(trees, source.resolve())
+    unused = unused_definitions(trees, source.resolve()) | repeated_assignments(trees)
     used = {name for tree in trees.values() for name in names_in(tree, unused)}
-    parts = [f"# {path.name}\n\n{own_text(text, trees[path], unused)}\n" for path, text in texts.items()]
+    parts = [f"{heading(path, trees[path])}\n\n{own_text(text, trees[path], unused)}\n" for path, text in texts.items()]
     head = f'"""Written by wavedraft from its own files: {source.name} and what it imports, as one module."""\n'
     return "\n\n".join([f"{head}\n{import_lines(trees.values(), used)}", *parts])
+
+
+def heading(path: Path, tree: ast.Module) -> str:
+    """The comment over a part."""
+    _, *paragraphs = (ast.get_docstring(tree) or "").split("\n\n")
+    return "\n".join(f"# {line}" for text in [path.name, *paragraphs[-1:]] for line in text.split("\n"))
 
 
 def check_definitions(trees: dict[Path, ast.Module]) -> None:
@@ -66,6 +73,13 @@ def unused_definitions(trees: dict[Path, ast.Module], source: Path) -> set[ast.A
         if not found:
             return unused
         unused |= found
+
+
+def repeated_assignments(trees: dict[Path, ast.Module]) -> set[ast.AST]:
+    """What an earlier part has made already, such as `logger`."""
+    assigned: list[ast.AST] = [node for tree in trees.values() for node in tree.body if isinstance(node, ast.Assign)]
+    first = {ast.dump(node): node for node in reversed(assigned)}
+    return {*assigned} - {*first.values()}
 
 
 def methods_in(tree: ast.Module) -> Iterator[ast.FunctionDef]:
@@ -111,14 +125,17 @@ def bound_name(alias: ast.alias) -> str:
 
 
 def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
-    """A module's text without its imports, and without what is unused. Inside a function, others' imports stay."""
+    """A module's text without its docstring, its imports, and what is unused. Inside a function, others' imports
+    stay."""
     lines, top = text.splitlines(), set(tree.body)
+    has_docstring = ast.get_docstring(tree) is not None
+    left_out = {*unused, *tree.body[:has_docstring], *(n for n in top if isinstance(n, ast.Import | ast.ImportFrom))}
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.stmt)):
         if isinstance(node, ast.ImportFrom) and node.level:
             assert not any(alias.asname for alias in node.names), "one module has one name for a thing"
-        elif node not in unused and not (node in top and isinstance(node, ast.Import | ast.ImportFrom)):
+        elif node not in left_out:
             continue
-        left = "" if node in top or node in unused else " " * node.col_offset + "pass"
+        left = "" if node in left_out else " " * node.col_offset + "pass"
         lines[node.lineno - 1 : node.end_lineno] = [left] + [""] * (node.end_lineno - node.lineno)
         above = node.lineno - 2
         while node in unused and above >= 0 and lines[above].lstrip().startswith("#"):

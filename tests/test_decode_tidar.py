@@ -7,7 +7,7 @@ import torch
 
 from helpers_tidar import FAMILIES, CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.drafting.draft_cache import stack_rows
-from wavedraft.generation.drafting.draft_network import DraftNetwork
+from wavedraft.generation.drafting.draft_network import new_network
 from wavedraft.generation.drafting.draft_step import StepState, draft_inputs
 from wavedraft.generation.drafting.step_runner import StepRunner
 from wavedraft.generation.stock_model import CACHE
@@ -138,7 +138,7 @@ def test_rows_end_on_their_own_and_are_padded_behind_their_end():
 def test_nothing_of_the_masks_or_of_rejected_tokens_stays_in_the_cache():
     model = tiny_tidar("qwen3", draft_length=4)
     prompt_ids = random_prompts(1, 6)
-    network = DraftNetwork.of(model, 1, mask_embedding_id=3)
+    network = new_network(model, 1, mask_embedding_id=3)
     every_branch, length = torch.tensor([[1, 2, 3, 4]]), 6
     with torch.no_grad(), network.form.applied():
         _, _, positions = network.prefill(prompt_ids, None, 4)

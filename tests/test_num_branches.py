@@ -8,7 +8,7 @@ import torch
 from helpers_sampling import SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 from helpers_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.acceptance import draft_confidence, likely_lengths
-from wavedraft.generation.drafting.draft_network import DraftNetwork
+from wavedraft.generation.drafting.draft_network import DraftNetwork, new_network
 from wavedraft.generation.drafting.draft_step import with_masks
 from wavedraft.generation.stock_model import CACHE, lm_head_logits
 
@@ -64,7 +64,7 @@ def test_greedy_text_is_the_plain_loops(family, draft_length, num_branches):
 def test_a_late_block_drafts_with_the_masks_that_stand_where_the_next_tokens_do(num_branches):
     draft_length = 4
     model = tiny_tidar("llama", draft_length)
-    network = DraftNetwork.of(model, 1, mask_embedding_id=3)
+    network = new_network(model, 1, mask_embedding_id=3)
     with torch.no_grad(), network.form.applied():
         _, _, position = network.prefill(random_prompts(1, 5), None, draft_length)
     draft_ids, positions = random_prompts(1, draft_length, seed=1), position + torch.arange(draft_length)

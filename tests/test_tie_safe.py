@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from helpers_tidar import CountedForwards, random_prompts, tiny_tidar
-from wavedraft.generation.drafting.draft_network import DraftNetwork
+from wavedraft.generation.drafting.draft_network import new_network
 from wavedraft.generation.drafting.draft_step import with_masks
 from wavedraft.generation.execution.attention_forms import NUM_BELIEVED, rounding_of
 from wavedraft.generation.stock_model import CACHE
@@ -73,8 +73,8 @@ def logits_of_draft(network, prompt_ids, draft_ids):
 def test_clean_tokens_leave_bit_for_bit_what_plain_decoding_leaves():
     model = half()
     prompt_ids, draft_ids = random_prompts(1, 21), random_prompts(1, 8, seed=5)
-    network = DraftNetwork.of(model, 1, mask_embedding_id=3, is_tie_safe=True)
-    usual = DraftNetwork.of(model, 1, mask_embedding_id=3)
+    network = new_network(model, 1, mask_embedding_id=3, is_tie_safe=True)
+    usual = new_network(model, 1, mask_embedding_id=3)
     cache = DynamicCache()
     with torch.no_grad():
         model(prompt_ids, **{CACHE: cache}, logits_to_keep=1)

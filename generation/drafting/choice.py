@@ -36,16 +36,14 @@ class Choice:
 
     Processors that read prefixes are called on the host: a step with them waits once more for the device.
 
-    Args:
-        keeps_scores: whether a caller wants what each token was chosen by.
-
     Attributes:
+        keeps_scores: whether a caller wants what each token was chosen by.
         is_pure: whether verifying and drafting are functions of tensors alone, so that a step can be captured.
     """
 
-    def __init__(self, scores: ProcessedScores, keeps_scores: bool = False):
+    def __init__(self, scores: ProcessedScores):
         self.scores = scores
-        self.keeps_scores = keeps_scores
+        self.keeps_scores = scores.transcript.token_scores is not None
         self.is_pure = False
 
     def keep_rows(self, places: list[int]) -> None:
@@ -93,10 +91,10 @@ class Greedy(Choice):
         wants_confidence: whether the drafter's probabilities choose the branches.
     """
 
-    def __init__(self, scores: ProcessedScores, wants_confidence: bool = False, keeps_scores: bool = False):
-        super().__init__(scores, keeps_scores)
+    def __init__(self, scores: ProcessedScores, wants_confidence: bool = False):
+        super().__init__(scores)
         self.wants_confidence = wants_confidence
-        self.is_pure = not scores.processors and not keeps_scores
+        self.is_pure = not scores.processors and not self.keeps_scores
 
     def first(self, target_logits: Tensor) -> Decided:
         """Decides the first token by the prefill's logits [A, 1, V]."""
@@ -147,15 +145,8 @@ class TieSafeGreedy(Greedy):
         tie_margin: the difference of the two best processed scores under which they are nearly tied.
     """
 
-    def __init__(
-        self,
-        scores: ProcessedScores,
-        network: Any,
-        tie_margin: float,
-        wants_confidence: bool = False,
-        keeps_scores: bool = False,
-    ):
-        super().__init__(scores, wants_confidence, keeps_scores)
+    def __init__(self, scores: ProcessedScores, network: Any, tie_margin: float, wants_confidence: bool = False):
+        super().__init__(scores, wants_confidence)
         self.network = network
         self.tie_margin = tie_margin
         self.is_pure = False
@@ -165,7 +156,7 @@ class TieSafeGreedy(Greedy):
         ids, num_accepted = self.run_of(state, scores)
         first, second = scores.float().topk(2).values.unbind(-1)
         is_open = first - second < self.tie_margin  # [A, N]
-        rounding = self.network.rounding
+        rounding = self.network.form.rounding
         place = torch.arange(state.draft_ids.shape[1], device=state.draft_ids.device)
         while not rounding.is_believed and (counts := is_open & (place < num_accepted[:, None])).any():
             ties = counts & (counts.long().cumsum(dim=1) == 1)  # the first of each row: later ones depend on it
@@ -189,8 +180,8 @@ class Sampled(Choice):
         draft_length: K. For the same reason, a forward always draws as many numbers as for a whole draft.
     """
 
-    def __init__(self, scores: ProcessedScores, seeds: list[int] | None, draft_length: int, keeps_scores: bool = False):
-        super().__init__(scores, keeps_scores)
+    def __init__(self, scores: ProcessedScores, seeds: list[int] | None, draft_length: int):
+        super().__init__(scores)
         self.draft_length = draft_length
         self.generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
 

@@ -200,15 +200,12 @@ def num_read(plan: Plan, state: StepState, drafted: list[int], options: TiDAROpt
 def choice_of(
     network: DraftNetwork, scores: ProcessedScores, options: TiDAROptions, generation_config: GenerationConfig
 ) -> Greedy | Sampled:
-    keeps_scores = scores.transcript.token_scores is not None
     if generation_config.do_sample:
-        seeds = options.seeds(len(scores.transcript.lengths))
-        return Sampled(scores, seeds, options.draft_length, keeps_scores)
+        return Sampled(scores, options.seeds(len(scores.transcript.lengths)), options.draft_length)
     wants_confidence = not options.has_every_branch
     if options.exact == "tie-safe":
-        margin = options.tie_margin_of(network.model.dtype)
-        return TieSafeGreedy(scores, network, margin, wants_confidence, keeps_scores)
-    return Greedy(scores, wants_confidence, keeps_scores)
+        return TieSafeGreedy(scores, network, options.tie_margin_of(network.model.dtype), wants_confidence)
+    return Greedy(scores, wants_confidence)
 
 
 def network_of(

@@ -107,8 +107,7 @@ class DraftChain:
         if excluded_id is not None:
             left[..., excluded_id] = -torch.inf
         left_best, left_ids = left.max(dim=-1, keepdim=True)
-        highest = self.logits.gather(2, candidates).amax(dim=-1, keepdim=True)
-        left_sum = (left - highest).exp().sum(dim=-1, dtype=torch.float32)  # [A, N]
+        left_sum = left.float().logsumexp(dim=-1, keepdim=True)
         ids_of = torch.cat([left_ids, candidates], dim=2)
         ids, confidences = [previous_ids], []
         for slot in range(ids_of.shape[1]):
@@ -119,9 +118,8 @@ class DraftChain:
                 mended = mended.masked_fill(candidates[:, slot] == excluded_id, -torch.inf)
             best, place = torch.cat([left_best[:, slot], mended], dim=1).max(dim=1, keepdim=True)
             ids.append(ids_of[:, slot].gather(1, place))
-            best = best.float()
-            of_left = left_sum[:, slot, None] * (highest[:, slot].float() - best).exp()
-            confidences.append(1 / ((mended.float() - best).exp().sum(dim=1, keepdim=True) + of_left))
+            total = torch.cat([left_sum[:, slot], mended.float()], dim=1).logsumexp(dim=1, keepdim=True)
+            confidences.append((best.float() - total).exp())
         return torch.cat(ids[1:], dim=1), torch.cat(confidences, dim=1)
 
     def _states_behind(self, slot: int, previous_ids: Tensor) -> Tensor:

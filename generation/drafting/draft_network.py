@@ -55,20 +55,9 @@ class DraftNetwork:
         self.head = head
         self.masks = Masks(mask_embedding_id, last_position_of(model))
         self.has_grouped_masks = is_captured and form.is_grouped
-        self.rounding = form.rounding
         self.windows = attention_windows(model.config)
         self.num_prefill_forwards = self.num_tie_forwards = 0
         self.device_of_ids = rows.cache.device
-
-    @classmethod
-    def of(cls, model: Any, num_rows: int, mask_embedding_id: int, **form: Any) -> "DraftNetwork":
-        """A model that begins with nothing, over a cache that grows.
-
-        Args:
-            form: of `ModelForm`, whose `applied` must be open during calls.
-        """
-        cache = DraftCache(num_rows, num_cache_layers(model), device_of(model))
-        return cls(model, DraftRows(cache, num_rows, None), ModelForm(model, **form), mask_embedding_id)
 
     def prefill(
         self, prompt_ids: Tensor, position_ids: Tensor | None, draft_length: int, has_draft: bool = True
@@ -234,13 +223,23 @@ class DraftNetwork:
 
     def _compiled_mask(self, inputs: DraftInputs, rows: DraftRows, padding: Tensor | None) -> Any:
         """The same for a step of one shape, compiled."""
-        about: tuple[Any, ...] = inputs.num_clean, inputs.draft_length, rows.cache.num_slots
-        about = *about, tuple(self.windows.values())
+        num_groups = None
         if self.has_grouped_masks:
             config = self.model.config.get_text_config()
             num_heads = config.num_attention_heads
             num_groups = num_heads // (getattr(config, "num_key_value_heads", None) or num_heads)
-            about = *about, num_groups, self.model.dtype
+        windows = tuple(self.windows.values())
+        about = inputs.num_clean, inputs.draft_length, rows.cache.num_slots, windows, num_groups, self.model.dtype
         make = self.form.compiled.compiled(masks_of_step, (*inputs.branch_lengths.shape, *about))
         masks = make(inputs.branch_lengths, inputs.cached_lengths, padding, *about)
         return dict(zip(self.windows, masks, strict=True)) if len(masks) > 1 else masks[0]
+
+
+def new_network(model: Any, num_rows: int, mask_embedding_id: int, **form: Any) -> DraftNetwork:
+    """A model that begins with nothing cached.
+
+    Args:
+        form: of `ModelForm`, whose `applied` must be open during calls.
+    """
+    cache = DraftCache(num_rows, num_cache_layers(model), device_of(model))
+    return DraftNetwork(model, DraftRows(cache, num_rows, None), ModelForm(model, **form), mask_embedding_id)

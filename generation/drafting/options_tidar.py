@@ -167,12 +167,18 @@ def _seed(given: Any) -> int | list[int] | None:
 def _num_branches(given: Any, draft_length: int, generation_config: Any) -> int | str:
     if given is None:
         return draft_length
-    if given == "auto":
-        _check_auto(draft_length, generation_config)
-    elif draft_length and not _is_integer(given, 1, draft_length):
+    if given == "auto" and draft_length == 1:
+        raise ValueError("`num_branches='auto'` has nothing to choose where `draft_length` is 1. Leave it out.")
+    if draft_length and given != "auto" and not _is_integer(given, 1, draft_length):
         raise ValueError(
             f"`num_branches` must be 'auto' or an integer from 1 to {draft_length}, the `draft_length` of this "
             f"call: one for each number of tokens that may be accepted. It is {given!r}."
+        )
+    is_seeded = generation_config.do_sample and getattr(generation_config, "seed", None) is not None
+    if draft_length and given == "auto" and is_seeded:
+        raise ValueError(
+            "`seed` promises the same sampled text again, but `num_branches='auto'` lets the clock decide what is "
+            "drafted, and drafts decide which draw a token comes from. Give a number of branches, or no seed."
         )
     return given
 
@@ -219,16 +225,6 @@ def _refuse_processors_that_count_calls(generation_config: Any) -> None:
         raise ValueError(
             "`watermarking_config` must not be SynthID while drafting: its state counts on one call a token. Pass "
             "`draft_length=0`, or use the green-list `WatermarkingConfig`, which keeps no state."
-        )
-
-
-def _check_auto(draft_length: int, generation_config: Any) -> None:
-    if draft_length == 1:
-        raise ValueError("`num_branches='auto'` has nothing to choose where `draft_length` is 1. Leave it out.")
-    if draft_length and generation_config.do_sample and getattr(generation_config, "seed", None) is not None:
-        raise ValueError(
-            "`seed` promises the same sampled text again, but `num_branches='auto'` lets the clock decide what is "
-            "drafted, and drafts decide which draw a token comes from. Give a number of branches, or no seed."
         )
 
 

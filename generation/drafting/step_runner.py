@@ -4,12 +4,13 @@ A unfinished rows of B.
 """
 
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..execution.step_graph import StepGraphs
+from ..execution.step_graph import Step, StepGraphs
 from ..processed_scores import ProcessedScores
 from .choice import Greedy, Sampled
 from .draft_network import DraftNetwork
@@ -37,17 +38,15 @@ class StepRunner:
         return self._captured(self.graphs, plan, state)
 
     def _captured(self, graphs: StepGraphs, plan: Plan, state: StepState) -> tuple[StepState, Decided]:
-        cache, choice = self.network.rows.cache, self.choice
+        choice = self.choice
         assert isinstance(choice, Greedy)
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             after, decided = step(self.network, choice, plan, StepState(*tensors))
             return *after, decided.ids, decided.num_accepted
 
-        inputs = tuple(cache.spread(tensor) for tensor in state)
         about = plan, choice.wants_confidence, choice.scores.excluded_id, self.network.head is not None
-        found = graphs.run(graph_key(self.network, inputs, about), run, inputs, self.network.form)
-        *after, ids, num_accepted = (cache.gather(tensor) for tensor in found)
+        *after, ids, num_accepted = captured(self.network, graphs, about, run, state)
         return StepState(*after), Decided(ids, num_accepted)
 
     def seconds_of(self, shape: tuple[int, int, int], state: StepState) -> float:
@@ -55,10 +54,12 @@ class StepRunner:
         num_tokens, num_blocks, draft_length = shape
         mine = self.choice
         scores = ProcessedScores([], mine.scores.transcript, mine.scores.excluded_id)
-        wants_confidence = getattr(mine, "wants_confidence", True)
-        plain = mine if mine.is_pure else Greedy(scores, wants_confidence)
+        plain = mine if mine.is_pure else Greedy(scores, getattr(mine, "wants_confidence", True))
+        plain.keeps_scores, plain.is_pure = False, True
         begin = time.perf_counter()
-        StepRunner(self.network, plain, self.graphs)(Plan(draft_length, num_blocks), scratch(state, num_tokens))
+        tried = StepState(*(tensor.clone() for tensor in state)).with_length(num_tokens)
+        tried = tried._replace(num_drafted=torch.full_like(tried.num_drafted, num_tokens))
+        StepRunner(self.network, plain, self.graphs)(Plan(draft_length, num_blocks), tried)
         if (device := self.network.rows.cache.device).type != "cpu":
             torch.accelerator.synchronize(device)
         return time.perf_counter() - begin
@@ -72,24 +73,21 @@ class CapturedNetwork:
         self.masks = network.masks
 
     def __call__(self, inputs: DraftInputs) -> tuple[Tensor, MaskPredictions]:
-        cache = self.network.rows.cache
-        tensors = tuple(cache.spread(x) for x in inputs if isinstance(x, Tensor))
-
         def run(*given: Tensor) -> tuple[Tensor, ...]:
             left = iter(given)
             return self.network.read(inputs.mapped(lambda _: next(left)))
 
         about = "forward", inputs.num_clean, inputs.draft_length, inputs.num_read
-        found = self.graphs.run(graph_key(self.network, tensors, about), run, tensors, self.network.form)
-        return self.network.split(inputs, *(cache.gather(tensor) for tensor in found))
+        tensors = (x for x in inputs if isinstance(x, Tensor))
+        return self.network.split(inputs, *captured(self.network, self.graphs, about, run, tensors))
 
 
-def graph_key(network: DraftNetwork, tensors: tuple[Tensor, ...], about: Any) -> Any:
-    """All that a graph depends on: shapes, whether the batch is padded, and `about`."""
-    return tuple(tuple(tensor.shape) for tensor in tensors), network.rows.is_real_slot is not None, about
-
-
-def scratch(state: StepState, num_tokens: int) -> StepState:
-    """A copy of a state with a draft of `num_tokens`."""
-    new = StepState(*(tensor.clone() for tensor in state)).with_length(num_tokens)
-    return new._replace(num_drafted=torch.full_like(new.num_drafted, num_tokens))
+def captured(
+    network: DraftNetwork, graphs: StepGraphs, about: Any, run: Step, of_unfinished: Iterable[Tensor]
+) -> Iterator[Tensor]:
+    """What `run` makes of tensors of the unfinished rows. Its graph depends on their shapes, on whether the batch is
+    padded, and on `about`."""
+    cache = network.rows.cache
+    inputs = tuple(cache.spread(tensor) for tensor in of_unfinished)
+    key = tuple(tuple(tensor.shape) for tensor in inputs), network.rows.is_real_slot is not None, about
+    return map(cache.gather, graphs.run(key, run, inputs, network.form))

@@ -154,8 +154,8 @@ def masks_of_step(
     draft_length: int,
     num_slots: int,
     windows: tuple[int | None, ...],
-    num_groups: int | None = None,
-    dtype: torch.dtype | None = None,
+    num_groups: int | None,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
     """The structured mask for each window, [A, 1, Q, S], true where a query sees a slot.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..kept_with_model import kept_with
@@ -45,17 +46,17 @@ def attend_grouped(
     attention to the prefix, merged by log-sum-exp, is slower on a CPU: `benchmarks/attention_forms.py`.)
     """
     num_groups = query.shape[1] // key.shape[1]
-    has_more = kwargs.get("dropout") or any(kwargs.get(name) is not None for name in LEFT_TO_SDPA)
     is_masked = isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
-    if num_groups == 1 or has_more or not is_masked:
+    if num_groups == 1 or is_left_to_sdpa(kwargs) or not is_masked:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    num_rows, num_heads, num_queries, _ = query.shape
     mask = attention_mask.expand(-1, num_groups, -1, -1).flatten(1, 2).unsqueeze(1)
-    grouped = query.reshape(num_rows, key.shape[1], num_groups * num_queries, -1)
-    states = nn.functional.scaled_dot_product_attention(
-        grouped, key, value, attn_mask=mask, scale=kwargs.get("scaling")
-    )
-    return states.reshape(num_rows, num_heads, num_queries, -1).transpose(1, 2).contiguous(), None
+    grouped = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+    states = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=kwargs.get("scaling"))
+    return states.reshape(*query.shape[:3], -1).transpose(1, 2).contiguous(), None
+
+
+def is_left_to_sdpa(kwargs: dict[str, Any]) -> bool:
+    return bool(kwargs.get("dropout")) or any(kwargs.get(name) is not None for name in LEFT_TO_SDPA)
 
 
 def mask_over_prompt(num_masks: int, num_queries: int, device: torch.device) -> Tensor:
@@ -70,21 +71,17 @@ def attend_in_step(
     """The same under a mask of `masks_of_step` for groups. A GPU's attention kernels give each tile of queries to one
     multiprocessor. Where there are fewer tiles, two products and a softmax, in float32 between them, are quicker:
     `benchmarks/gpu_attention.py`."""
-    num_rows, num_heads, num_queries, num_channels = query.shape
-    num_key_heads = key.shape[1]
-    num_groups = num_heads // num_key_heads
-    has_more = kwargs.get("dropout") or any(kwargs.get(name) is not None for name in LEFT_TO_SDPA)
-    if has_more or mask.shape[-2] != num_groups * num_queries:
-        return attend_grouped(module, query, key, value, mask[..., :num_queries, :], **kwargs)
-    scale = kwargs.get("scaling") or num_channels**-0.5
-    grouped = query.reshape(num_rows, num_key_heads, num_groups * num_queries, num_channels)
-    if num_rows * num_key_heads * -(-grouped.shape[2] // TILE) > FEW_TILES:
-        states = nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
+    grouped = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+    if is_left_to_sdpa(kwargs) or mask.shape[-2] != grouped.shape[2]:
+        return attend_grouped(module, query, key, value, mask[..., : query.shape[2], :], **kwargs)
+    scale = kwargs.get("scaling") or query.shape[3] ** -0.5
+    if len(query) * key.shape[1] * -(-grouped.shape[2] // TILE) > FEW_TILES:
+        states = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
     else:
         scores = float_product(grouped.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).unflatten(0, grouped.shape[:2])
         probs = (scores * scale + mask).softmax(dim=-1).to(value.dtype)
         states = torch.matmul(probs, value)
-    return states.reshape(num_rows, num_heads, num_queries, num_channels).transpose(1, 2).contiguous(), None
+    return states.reshape(*query.shape[:3], -1).transpose(1, 2).contiguous(), None
 
 
 def float_product(left: Tensor, right: Tensor) -> Tensor:
@@ -204,8 +201,8 @@ def depends_on_width(layer: nn.Linear) -> bool:
     num_tokens = 64 if layer.weight.numel() < 2**22 else 16
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(num_tokens, layer.in_features, generator=generator).to(layer.weight.dtype)
-    alone = [nn.functional.linear(tokens[i : i + 1], layer.weight, layer.bias) for i in range(num_tokens)]
-    return not torch.equal(nn.functional.linear(tokens, layer.weight, layer.bias), torch.cat(alone))
+    alone = [functional.linear(tokens[i : i + 1], layer.weight, layer.bias) for i in range(num_tokens)]
+    return not torch.equal(functional.linear(tokens, layer.weight, layer.bias), torch.cat(alone))
 
 
 @contextmanager
@@ -215,7 +212,7 @@ def products_token_by_token(model: nn.Module, rounding: Rounding) -> Iterator[No
     def correct(layer: Any, args: Any, output: Tensor) -> Tensor:
         spans = _spans.get()
         for i in range(0 if spans is None else spans.num_clean):  # all rows together, as plain decoding multiplies them
-            output[:, i : i + 1] = nn.functional.linear(args[0][:, i : i + 1], layer.weight, layer.bias)
+            output[:, i : i + 1] = functional.linear(args[0][:, i : i + 1], layer.weight, layer.bias)
         return output
 
     layers = [layer for layer in linear_layers(model) if layer.weight.shape in rounding.dependent]

@@ -99,17 +99,10 @@ class CompiledLayers:
     def applied(self) -> Iterator[None]:
         """While this is open, the layers run by `self.runs` where there are any."""
         self.changes = [own_forwards_in(layer) for layer in self.layers]
-        kept = [layer.__dict__.get("forward") for layer in self.layers]
-        for number, layer in enumerate(self.layers):
-            layer.forward = self._forward_of(number, layer, layer.forward)
-        try:
+        forwards = [self._forward_of(number, layer, layer.forward) for number, layer in enumerate(self.layers)]
+        places = zip(self.layers, forwards, strict=True)
+        with swapped([(layer.__dict__, "forward", forward) for layer, forward in places]):
             yield
-        finally:
-            for layer, forward in zip(self.layers, kept, strict=True):
-                if forward is None:
-                    del layer.__dict__["forward"]
-                else:
-                    layer.forward = forward
 
     def _forward_of(self, number: int, layer: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
         """A layer's forward by `self.runs`, which gets no more of the cache than the layer's own slots."""
@@ -150,3 +143,18 @@ def own_forwards_in(layer: nn.Module) -> tuple[tuple[str, int], ...]:
     """The parts of a layer whose `forward` was replaced by hand, and by what."""
     parts = ((name, part.__dict__.get("forward")) for name, part in layer.named_modules() if part is not layer)
     return tuple((name, id(forward)) for name, forward in parts if forward is not None)
+
+
+@contextmanager
+def swapped(places: list[tuple[dict[str, Any], str, Any]]) -> Iterator[None]:
+    """While this is open, a part stands at each place: among these parts, by this name."""
+    kept = [(siblings, name, siblings.get(name)) for siblings, name, _ in places]
+    try:
+        for siblings, name, part in places:
+            siblings[name] = part
+        yield
+    finally:
+        for siblings, name, part in kept:
+            siblings[name] = part
+            if part is None:
+                del siblings[name]

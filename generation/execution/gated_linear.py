@@ -116,11 +116,6 @@ class GatedLinear(nn.Module):
         self.state = state_of(adapted, name)
         share_hooks(self, adapted)
 
-    def in_decode(self, adapted: Any, gate: MaskGate) -> "GatedLinear":
-        """The layer as one decode uses it: over the base layer that stands below the adapter now."""
-        self.base, self.gate, self.training = adapted.base_layer, gate, adapted.training
-        return self
-
     def forward(self, x: Tensor, **peft: Any) -> Tensor:
         """[B, Q, D] -> [B, Q, E]"""
         result = self.base(x)
@@ -174,7 +169,9 @@ def gated_linear(adapted: Any, name: str, gate: MaskGate, kept: MutableMapping[n
     layer = kept.get(adapted)
     if layer is None or layer.state != state_of(adapted, name):
         layer = kept[adapted] = GatedLinear(adapted, name)
-    return layer.in_decode(adapted, gate)
+    # It stands over the base layer that is below the adapter now.
+    layer.base, layer.gate, layer.training = adapted.base_layer, gate, adapted.training
+    return layer
 
 
 def factors_of(module: Any, name: str) -> tuple[Tensor, Tensor]:

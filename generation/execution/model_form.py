@@ -22,7 +22,7 @@ from .attention_forms import (
     products_token_by_token,
     rounding_of,
 )
-from .compiled_layers import CompiledLayers
+from .compiled_layers import CompiledLayers, swapped
 from .gated_linear import MaskGate, adapters_of, gated_linear, peft_variant, sole_adapter
 from .packed_linear import check_packable, options_of_compiler, packable_linears, packed_copy
 
@@ -80,7 +80,8 @@ class ModelForm:
             if self.is_packed:
                 copies = kept_with(self.model).copies
                 places = packable_linears(self.model)
-                stack.enter_context(swapped([(*place, packed_copy(linear, copies)) for *place, linear in places]))
+                packed = [(siblings, name, packed_copy(linear, copies)) for siblings, name, linear in places]
+                stack.enter_context(swapped(packed))
             if adapters:
                 first = adapters[0]
                 self.gate = MaskGate(peft_variant(first.variants[first.name]))
@@ -144,19 +145,6 @@ class ModelForm:
         finally:
             handle.remove()
             self.last_states = None
-
-
-@contextmanager
-def swapped(places: list[tuple[dict[str, Any], str, Any]]) -> Iterator[None]:
-    """While this is open, a part stands at each place: among these parts, by this name."""
-    kept = [(siblings, name, siblings[name]) for siblings, name, _ in places]
-    try:
-        for siblings, name, part in places:
-            siblings[name] = part
-        yield
-    finally:
-        for siblings, name, part in kept:
-            siblings[name] = part
 
 
 def in_plain_form(model: Any, is_packed: bool) -> AbstractContextManager[None]:

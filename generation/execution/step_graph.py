@@ -120,18 +120,12 @@ def what_a_step_reads(model: nn.Module) -> list[Any]:
     seen: list[Any] = [attention_of(model.config)]
     for module in model.modules():
         seen.append(id(vars(module)))  # which views of a model share
-        seen += map(_state_of, tensors_of(module))
+        seen += [x if x is None else (x.data_ptr(), times_written(x), x.shape, x.dtype) for x in tensors_of(module)]
         seen += hooks_of(module)
         attributes = {} if module is model else vars(module)  # `generate` notes things on the model itself
         seen += [(name, value) for name, value in attributes.items() if type(value) in PLAIN_TYPES]
         seen += [(name, repr(attributes[name])) for name in OF_PEFT & attributes.keys()]
     return [*seen, model.training]
-
-
-def _state_of(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.data_ptr(), times_written(value), value.shape, value.dtype
-    return None
 
 
 def reason_not_to_record(model: nn.Module) -> str | None:
