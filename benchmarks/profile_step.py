@@ -61,7 +61,7 @@ def timers(model: Any, stopwatch: Stopwatch, is_packed: bool, is_compiled: bool)
     """
     head = kept_with(model).copies[model.lm_head] if is_packed else model.lm_head
     places = [(type(model.model), "forward", "decoder")]
-    places += [(DraftChain, "__init__", "draft head"), (DraftChain, "likeliest_behind", "draft head")]
+    places += [(DraftChain, "__init__", "draft head"), (DraftChain, "logits_after", "draft head")]
     if not is_compiled:
         places += [
             (draft_cache.DraftCacheLayer, "update", "cache"),

@@ -66,7 +66,7 @@ class Choice:
         starts, ahead = self.prefixes(decided) if reads_prefix else ([], [])
         width = 1 if slots.chain or reads_prefix else max(num_slots, 1)
         for slot in range(0, num_slots, width):
-            logits = slots.chain.logits_behind(slot, ids[-1]) if slots.chain else slots.logits[:, slot : slot + width]
+            logits = slots.chain.logits_after(slot, ids[-1]) if slots.chain else slots.logits[:, slot : slot + width]
             of_slot = [start if start < 0 else start + slot for start in starts] if reads_prefix else None
             ids.append(pick(self.scores(logits, of_slot), slot))
             if reads_prefix:
@@ -117,22 +117,15 @@ class Greedy(Choice):
 
     def draft(self, decided: Decided, slots: SlotPredictions) -> Draft:
         """Writes the next draft: the last decided token, then what the masks predict."""
-        ids = last_decided(decided.ids, decided.num_accepted)
-        found = None
-        if slots.chain and not self.scores.processors:
-            found = slots.chain.likeliest_behind(ids, self.scores.excluded_id)
-        if found is not None:
-            ids, confidence = torch.cat([ids, found[0]], dim=1), found[1]
-        else:
-            confidence = slots.logits.new_zeros(slots.logits.shape[:2], dtype=torch.float32)
+        confidence = slots.logits.new_zeros(slots.logits.shape[:2], dtype=torch.float32)
 
-            def pick(scores: Tensor, slot: int) -> Tensor:
-                best = best_ids(scores)
-                if self.wants_confidence:
-                    confidence[:, slot : slot + best.shape[1]] = draft_confidence(best, scores)
-                return best
+        def pick(scores: Tensor, slot: int) -> Tensor:
+            best = best_ids(scores)
+            if self.wants_confidence:
+                confidence[:, slot : slot + best.shape[1]] = draft_confidence(best, scores)
+            return best
 
-            ids = self.slot_by_slot(decided, slots, pick)
+        ids = self.slot_by_slot(decided, slots, pick)
         return Draft(ids, confidence, 1 + slots.num_masks, confidence.new_empty(*confidence.shape, 0))
 
 

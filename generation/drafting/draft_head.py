@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
 
-from ..stock_model import candidate_logits, device_of, file_if_there, has_rows_to_read, lm_head_logits
+from ..stock_model import candidate_logits, device_of, file_if_there, lm_head_logits
 
 logger = logging.get_logger(__name__)
 
@@ -78,9 +78,9 @@ class DraftChain:
         self.read = self.head.read(states)
         self.candidates = logits.topk(min(NUM_CANDIDATES, logits.shape[-1]), sorted=False).indices.to(states.device)
 
-    def logits_behind(self, slot: int, previous_ids: Tensor) -> Tensor:
+    def logits_after(self, slot: int, previous_ids: Tensor) -> Tensor:
         """Logits [A, 1, V] of one slot after the tokens [A, 1] before it: its candidates are scored anew."""
-        states = self._states_behind(slot, previous_ids)
+        states = self._states_after(slot, previous_ids)
         candidates = self.candidates[:, slot]
         mended = candidate_logits(self.model, states, candidates)
         if mended is None:
@@ -88,41 +88,7 @@ class DraftChain:
         logits = self.logits[:, slot]
         return logits.scatter(1, candidates.to(logits.device), mended.to(logits))[:, None]
 
-    def likeliest_behind(self, previous_ids: Tensor, excluded_id: int | None = None) -> tuple[Tensor, Tensor] | None:
-        """The greedy draft after the tokens [A, 1]: the likeliest tokens of `logits_behind`, slot by slot.
-
-        The vocabulary is read once for all slots: tokens that are not candidates keep their mask's logits, so that
-        their best and their sum are known beforehand.
-
-        Args:
-            excluded_id: an id that must not be drafted.
-
-        Returns:
-            ids and the probability each has in its slot, [A, N]; None where single logits cannot be read.
-        """
-        if not has_rows_to_read(self.model, self.states.device):
-            return None
-        candidates = self.candidates.to(self.logits.device)
-        left = self.logits.scatter(2, candidates, -torch.inf)
-        if excluded_id is not None:
-            left[..., excluded_id] = -torch.inf
-        left_best, left_ids = left.max(dim=-1, keepdim=True)
-        left_sum = left.float().logsumexp(dim=-1, keepdim=True)
-        ids_of = torch.cat([left_ids, candidates], dim=2)
-        ids, confidences = [previous_ids], []
-        for slot in range(ids_of.shape[1]):
-            mended = candidate_logits(self.model, self._states_behind(slot, ids[-1]), self.candidates[:, slot])
-            assert mended is not None
-            mended = mended.to(left)
-            if excluded_id is not None:
-                mended = mended.masked_fill(candidates[:, slot] == excluded_id, -torch.inf)
-            best, place = torch.cat([left_best[:, slot], mended], dim=1).max(dim=1, keepdim=True)
-            ids.append(ids_of[:, slot].gather(1, place))
-            total = torch.cat([left_sum[:, slot], mended.float()], dim=1).logsumexp(dim=1, keepdim=True)
-            confidences.append((best.float() - total).exp())
-        return torch.cat(ids[1:], dim=1), torch.cat(confidences, dim=1)
-
-    def _states_behind(self, slot: int, previous_ids: Tensor) -> Tensor:
+    def _states_after(self, slot: int, previous_ids: Tensor) -> Tensor:
         """One slot's states [A, D], mended for the tokens [A, 1] before it."""
         embedding = self.model.get_input_embeddings()
         previous = embedding(previous_ids[:, 0].to(device_of(self.model))).to(self.states.device)
