@@ -116,7 +116,7 @@ def test_stopping_criteria_get_the_scores_a_caller_asked_for(policy, eos_token_i
 )
 def test_the_published_decode_refuses_criteria_it_does_not_know(given):
     options = {"policy": "diffusion-forcing", "reference_compat": True, "max_new_tokens": 3}
-    with pytest.raises(ValueError, match="end tokens alone"):
+    with pytest.raises(ValueError, match="only at end tokens"):
         tiny_model().generate(torch.tensor([[5, 6, 7]]), **options, **given)
 
 
@@ -270,7 +270,7 @@ def test_the_cache_of_a_shallow_wavefront_is_that_of_the_row_alone():
     mask = torch.nn.functional.pad(mask, (0, 3), value=1)
     second = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
     given = {"attention_mask": mask, CACHE: first[CACHE], **second}
-    with pytest.raises(ValueError, match="given 3 recurrences"):
+    with pytest.raises(ValueError, match="with 3 recurrences"):
         model.generate(ids, **given)
     found = model.generate(ids, num_recurrences=2, **given)
     for row in range(4):
@@ -346,8 +346,8 @@ def test_a_mask_with_holes_hides_them():
         ("every", {"policy": "exact", "batch": 2}, "of 2 rows"),
         ("every", {"policy": "exact", "length": 5}, "of fewer than 5 tokens"),
         ("every", {"length": 5}, "of fewer than 5 tokens"),
-        ("shallow", {"policy": "exact"}, "given 3 recurrences"),
-        ("shallow", {}, "given 3 recurrences"),
+        ("shallow", {"policy": "exact"}, "with 3 recurrences"),
+        ("shallow", {}, "with 3 recurrences"),
     ],
 )
 def test_a_cache_that_cannot_be_gone_on_from_is_refused(make, options, words):

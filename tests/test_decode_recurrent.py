@@ -284,7 +284,7 @@ def test_a_preset_is_the_options_it_names(preset):
     [
         ({"policy": "fastest"}, "`policy` must be one of"),
         ({"preset": "best"}, "`preset` must be one of"),
-        ({"policy": "exact", "headway": 2}, "`headway` says nothing to"),
+        ({"policy": "exact", "headway": 2}, "`headway` has no effect with"),
         ({"policy": "exact", "draft_recurrences": 6}, "`draft_recurrences` must be"),
         ({"policy": "exact", "draft_recurrences": (3, 2)}, "`draft_recurrences` must be"),
         ({"policy": "self-speculative", "draft_recurrences": (1, 2)}, "a single depth"),
@@ -384,13 +384,13 @@ def test_reference_compat_may_come_from_another_layer_than_the_policy():
     ("keywords", "words"),
     [
         ({"policy": "published", "reference_compat": False}, "`reference_compat` must be True or left out"),
-        ({"policy": "exact", "reference_compat": True}, "`reference_compat` says nothing to `policy='exact'`"),
+        ({"policy": "exact", "reference_compat": True}, "`reference_compat` has no effect with `policy='exact'`"),
         ({"policy": "diffusion-forcing", "max_steps": 4}, "only `reference_compat` reads it"),
         (
             {"policy": "diffusion-forcing", "max_steps": 4, "reference_compat": False},
             "only `reference_compat` reads it",
         ),
-        ({"policy": "published", "draft_length": 4}, "`draft_length` says nothing to `policy='published'`"),
+        ({"policy": "published", "draft_length": 4}, "`draft_length` has no effect with `policy='published'`"),
     ],
 )
 def test_keywords_that_contradict_the_policy_are_refused(keywords, words):
@@ -403,7 +403,7 @@ def test_a_policy_has_the_keywords_it_reads_and_no_others(policy):
     options = RecurrentOptions.from_keywords({"policy": policy}, 6)
     assert options.policy == policy and options.num_recurrences == 6
     for name in sorted(RecurrentOptions.names() - keywords_of(policy) - {"policy", "preset"}):
-        with pytest.raises(ValueError, match=f"`{name}` says nothing to `policy='{policy}'`"):
+        with pytest.raises(ValueError, match=f"`{name}` has no effect with `policy='{policy}'`"):
             RecurrentOptions.from_keywords({"policy": policy, name: 1}, 6)
 
 

@@ -1,1 +1,1 @@
-"""How recurrent-depth models decode: one file a policy."""
+"""Decoders of recurrent-depth models, one file per policy."""

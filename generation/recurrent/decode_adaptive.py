@@ -1,4 +1,4 @@
-"""Adaptive depth: each token recurs until its state settles. The wavefront is measured against it.
+"""Adaptive depth: each token recurs until its state settles. A baseline for the wavefront.
 
 A rows, E channels.
 """
@@ -14,7 +14,7 @@ from .session_recurrent import Session
 
 @torch.no_grad()
 def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
-    """Token by token, each until its state moves less than `exit_threshold` a recurrence, at most to full depth."""
+    """Decodes token by token. A token recurs until its state changes by less than `exit_threshold`, or full depth."""
     transcript, costs, options = session.transcript, session.costs, session.options
     until = options.exit_threshold if options.reference_compat else 0.0
     next_ids = session.choose_first(session.prefill(until))
@@ -42,7 +42,7 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
 
 
 def recur_in_one_shape(session: Session, embeds: torch.Tensor, starts: list[int], window: Any) -> torch.Tensor:
-    """[A, 1, E] states of the tokens at `starts`; a row whose state has settled is still computed, and ignored."""
+    """[A, 1, E] states of the tokens at `starts`. Settled rows are still computed; their results are discarded."""
     states = session.initial_states(embeds, starts)
     moving, is_settled = list(range(len(starts))), None
     for recurrence in range(1, session.options.num_recurrences + 1):
@@ -61,14 +61,14 @@ def recur_in_one_shape(session: Session, embeds: torch.Tensor, starts: list[int]
 
 
 def count_recurrence(session: Session, moving: list[int], starts: list[int]) -> None:
-    """One more core pass of the tokens at `starts` of the rows that still move."""
+    """Counts one more core pass for the tokens at `starts` of the `moving` rows."""
     session.costs.add_core_pass(len(moving), [session.rows[row] for row in moving])
     for row in moving:
         session.costs.add_recurrence(session.transcript.active[row], session.place_of(row, starts[row]))
 
 
 def recur_while_moving(session: Session, embeds: torch.Tensor, starts: list[int], window: Any) -> torch.Tensor:
-    """[A, 1, E] states of the tokens at `starts`; a row whose state has settled takes no further part."""
+    """[A, 1, E] states of the tokens at `starts`. Settled rows are no longer computed."""
     options = session.options
     states = session.initial_states(embeds, starts)
     moving, window = list(range(len(starts))), None

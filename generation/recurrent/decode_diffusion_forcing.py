@@ -1,10 +1,10 @@
 """Diffusion forcing for recurrent-depth models: the wavefront adds headway, recurs, freezes (arXiv 2510.14961).
 
-Corrected where the published code errs (`decode_published` keeps that): only a run from the left freezes; a token
-only if its own state was computed from it, from the first recurrence on (a state that goes on from another token's may
-come to rest where that one led it); states are compared at the same position; a position that does not come to rest
-is begun anew, after frozen tokens, and freezes at full depth; a position's first embedding is taken whole; sampling
-noise is drawn once a position, so that a token moves only when its scores do; rows end at their end.
+Corrects these errors of the published code, which `decode_published` reproduces. Positions freeze only in a run from
+the left. A token freezes only if its state was computed from it since the first recurrence: a state begun from another
+token may settle where that token led. States are compared at the same position. A position that does not settle
+starts again after frozen tokens, and freezes at full depth. A position's first embedding is not averaged. Sampling
+noise is drawn once per position, so a token changes only with its scores. Rows end at their end tokens.
 
 A rows, W wavefront positions, E channels, V vocabulary.
 """
@@ -29,7 +29,7 @@ from .wavefront import Wavefront, of_width
 
 @torch.no_grad()
 def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
-    """Writes the text of every row of the session: algorithm 2 of the paper, corrected."""
+    """Decodes every row of the session by the paper's algorithm 2, corrected."""
     parts, options, transcript, costs = session.parts, session.options, session.transcript, session.costs
     draw_noise = session.draw_gumbel if session.do_sample else None
     trace = []
@@ -46,7 +46,7 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         widest = wavefront.add_headway(options.headway, [min(options.max_wavefront, columns) for columns in room])
         width = session.parts.padded_width(widest)
         wavefront.fit(width, session.draw_states, draw_noise)
-        # 2. Embed, mixing in the step before.
+        # 2. Embed, averaging with the previous step.
         window = parts.filled_window(wavefront.starts, width, session.cache)
         embeds = wavefront.average_embeds(parts.prelude(wavefront.ids(width), window), options.embedding_ema)
         # 3. Recur.
@@ -60,7 +60,7 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         scores, predicted = choose(session, wavefront, logits)
         change = measure_change(wavefront, previous, options.freeze_criterion)
         costs.add_step()
-        # 5. Freeze. The one moment the host waits for the device.
+        # 5. Freeze. The only host sync.
         predicted_ids, changes = to_host(predicted, change, wavefront.widths)
         num_frozen, at_rest = freeze(wavefront, session, predicted_ids, changes)
         if options.record_wavefront and transcript.active[0] == 0:
@@ -77,7 +77,7 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
 
 
 def add_noise(wavefront: Wavefront, session: Session) -> torch.Tensor:
-    """States [A, W, E] with the share of fresh initial state that the schedule gives each."""
+    """States [A, W, E] mixed with fresh initial states in the shares of the schedule."""
     options, states = session.options, wavefront.states
     if not options.state_noise:
         return states
@@ -95,7 +95,7 @@ def add_noise(wavefront: Wavefront, session: Session) -> torch.Tensor:
 def noise_share(
     schedule: str, state_noise: float, counts: torch.Tensor, num_recurrences: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is kept of a state and what is mixed in, each [..., 1], for positions with `counts` [...] recurrences."""
+    """Weights [..., 1] of the state and of the fresh state, for positions with `counts` [...] recurrences."""
     shares: dict[str, Callable] = {
         "constant": lambda: torch.full_like(counts, state_noise),
         "dampened": lambda: state_noise / (1 + counts),
@@ -109,7 +109,7 @@ def noise_share(
 
 
 def choose(session: Session, wavefront: Wavefront, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Processed scores of [A, W, V] logits, and the token each position predicts by them, [A, W]."""
+    """Processed scores of [A, W, V] logits, and the tokens [A, W] that they predict."""
     if not session.is_prefix_free:
         session.transcript.write_undecided(wavefront.ids(logits.shape[1])[:, 1:])
     scores = session.scores(logits)
@@ -117,7 +117,7 @@ def choose(session: Session, wavefront: Wavefront, logits: torch.Tensor) -> tupl
 
 
 def measure_change(wavefront: Wavefront, previous: torch.Tensor, criterion: str) -> torch.Tensor | None:
-    """[A, W] what the criterion compares with `exit_threshold`; None for those that look at no states."""
+    """[A, W] the change that the criterion compares with `exit_threshold`; None for criteria without states."""
     if criterion == "latent-difference":
         return latent_difference(wavefront.states, previous)
     if not criterion.startswith("latent-acceleration"):
@@ -133,7 +133,7 @@ def measure_change(wavefront: Wavefront, previous: torch.Tensor, criterion: str)
 def to_host(
     predicted: torch.Tensor, change: torch.Tensor | None, widths: list[int]
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Both as lists of each row's own width, in one transfer."""
+    """Predictions and changes as lists of each row's width, in one transfer."""
     if change is None:
         rows = predicted.tolist()
         return [row[:width] for row, width in zip(rows, widths, strict=True)], [[] for _ in widths]
@@ -145,7 +145,7 @@ def to_host(
 def freeze(
     wavefront: Wavefront, session: Session, predicted_ids: list[list[int]], changes: list[list[float]]
 ) -> tuple[list[int], list[bool]]:
-    """How many tokens each row freezes, and whether the position then its first has come to rest."""
+    """The number of tokens each row freezes, and whether its next first position has settled."""
     options = session.options
     criterion = options.freeze_criterion
     num_frozen, at_rest = [], []
@@ -159,7 +159,7 @@ def freeze(
         elif criterion == "fixed":
             is_settled = fixed_recurrences(ages, options.num_recurrences)
         else:
-            has_former = [age > options.inner_recurrence for age in ages]  # a state that it is compared with
+            has_former = [age > options.inner_recurrence for age in ages]  # an earlier state to compare with
             pairs = zip(changes[row], has_former, strict=True)
             is_settled = [change < options.exit_threshold and former for change, former in pairs]
         is_settled[0] = is_settled[0] and not wavefront.is_retried[row]
@@ -171,7 +171,7 @@ def freeze(
 
 
 def record_recurrences(wavefront: Wavefront, session: Session) -> None:
-    """Keeps the recurrences each position has had so far, for the statistics."""
+    """Records each position's recurrences so far for the statistics."""
     for place, row in enumerate(session.transcript.active):
         first = session.place_of(place, wavefront.starts[place])
         session.costs.recurrences[row].update(enumerate(wavefront.counts[place], first))

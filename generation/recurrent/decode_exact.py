@@ -1,9 +1,9 @@
 """The exact wavefront: shallow drafts, full-depth verification, the text of full-depth decoding (arXiv 2609.17184).
 
-Every position keeps a depth and, in the cache, keys and values of each depth, so that its trajectory is the one plain
-decoding would give it. At each draft depth it (re)writes the token after it, which begins, or restarts, the position
-there; at full depth it decides that token. A revised token replaces the earlier one by rejection sampling, so that at
-each depth it is distributed as that depth's own prediction; greedily, it is that depth's likeliest.
+Every position has a depth, and keys and values of each depth in the cache, so its trajectory equals that of plain
+decoding. At each draft depth a position (re)writes the token after it, which starts or restarts the next position. At
+full depth a position decides that token. When sampling, rejection sampling revises the token, so at each depth the
+token has the distribution that this depth predicts. When greedy, the token is the likeliest of that depth.
 
 N live positions of all rows together, E channels, V vocabulary.
 """
@@ -22,23 +22,23 @@ from .session_recurrent import Session
 
 @dataclass(eq=False)
 class Branch:
-    """A live position: the token it was fed, how deep it is, and the token it has written after itself."""
+    """A live position: its input token, its depth, and the token it has written after itself."""
 
     position: int
     token: int
     depth: int = 0
     next_id: int | None = None
-    next_probs: torch.Tensor | None = None  # [V] what next_id was drawn from, when sampling
+    next_probs: torch.Tensor | None = None  # [V] distribution of next_id, when sampling
 
 
 class Chains:
-    """The live positions of each row, and their states packed, row after row, each from its right: by rising depth.
+    """The live positions of each row, and their packed states: row after row, each from right to left (rising depth).
 
     Attributes:
         roots: (position, token) of each row's last decided token.
         rows: the branches of each row.
         states, embeds: [N, 1, E] of all branches, in the order of `packed`.
-        window: theirs.
+        window: the cache window of all branches.
     """
 
     def __init__(self, session: Session, first_ids: list[int]):
@@ -57,7 +57,7 @@ class Chains:
         self.rows = [self.rows[place] for place in places]
 
     def begin(self) -> None:
-        """Begins the position after the last of each row, where its token is known and can matter, and repacks."""
+        """Starts the next position of each row if its token exists and can affect the text, then repacks."""
         begun = [(row, Branch(*place)) for row, place in self._next_places()]
         for row, branch in begun:
             self.rows[row].append(branch)
@@ -116,7 +116,7 @@ class Chains:
 
 @torch.no_grad()
 def decode_exact(session: Session) -> RecurrentGenerateOutput:
-    """Writes the text of every row of the session."""
+    """Decodes every row of the session."""
     transcript, options, costs = session.transcript, session.options, session.costs
     full_depth = options.num_recurrences
     decode_depths = {*options.draft_recurrences, full_depth}
@@ -127,7 +127,7 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
         if len(places) < len(chains.rows):
             session.keep_rows(places)
             chains.keep_rows(places)
-        # 1. Begin a position after each freshly written token.  2. Recur, each position at its own depth.
+        # 1. Start a position after each newly written token.  2. Recur, each position at its own depth.
         chains.begin()
         chains.recur()
         # 3. Decode the positions that have reached a draft depth, or full depth.
@@ -135,10 +135,10 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
         if not due:
             continue
         costs.add_step()
-        # 4. Write the tokens after them. The one moment the host waits for the device.
+        # 4. Write the tokens after them. The only host sync.
         scores = processed(session, due, logits)
         written = write_greedily(due, scores) if not session.do_sample else write_sampled(session, due, scores)
-        # 5. Decide what full depth wrote; prune what stands after a token that has changed.
+        # 5. Decide tokens written at full depth; prune positions after a changed token.
         if options.record_wavefront and transcript.active[0] == 0:
             trace.append(snapshot(chains.rows[0]))
         frozen_ids = [decide(chains, row, written, full_depth) for row in range(len(chains.rows))]
@@ -157,14 +157,14 @@ def write_greedily(due: list[tuple[int, Branch]], scores: torch.Tensor) -> dict[
 
 
 def write_sampled(session: Session, due: list[tuple[int, Branch]], scores: torch.Tensor) -> dict[Branch, int]:
-    """A token drawn after each branch that is due: the one already there, if it may stand (arXiv 2211.17192)."""
+    """A sampled token after each branch that is due: the earlier one if accepted (arXiv 2211.17192)."""
     probs = scores.softmax(dim=-1)
     nothing = torch.zeros_like(probs[0])
     old_probs = torch.stack([nothing if branch.next_probs is None else branch.next_probs for _, branch in due])
     old_ids = torch.tensor([[0, branch.next_id or 0] for _, branch in due], device=session.device)
     twice = probs[:, None].expand(-1, 2, -1)  # verified as drafts of one token each
-    # A position's draws at a depth are the same each time it begins anew; that does not show in the text, since what
-    # they chose after another token is gone.
+    # A restarted position repeats its draws at each depth. The text stays unbiased, since choices from the discarded
+    # token are gone.
     rows, branches = zip(*due, strict=True)
     key = list(rows), [branch.position for branch in branches], [branch.depth for branch in branches]
     stands = accept_by_rejection(old_ids, twice, old_probs[:, None], session.draws.uniform(ACCEPTANCE, *key)[:, None])
@@ -178,7 +178,7 @@ def write_sampled(session: Session, due: list[tuple[int, Branch]], scores: torch
 
 
 def processed(session: Session, due: list[tuple[int, Branch]], logits: torch.Tensor) -> torch.Tensor:
-    """[n, V] scores, each processed after its own prefix of decided and drafted tokens."""
+    """[n, V] scores, each processed with its own prefix of decided and drafted tokens."""
     columns = [branch.position + 1 + session.pads[row] for row, branch in due]
     return session.process_packed(logits, [row for row, _ in due], columns)
 
@@ -191,7 +191,7 @@ def keep_steps(
     frozen_ids: list[list[int]],
     full_depth: int,
 ) -> None:
-    """Keeps, where asked for, what the frozen tokens were chosen by."""
+    """Records the logits and scores of the frozen tokens, if requested."""
     if session.steps is not None:
         places = {row: i for i, (row, branch) in enumerate(due) if branch.depth == full_depth}
         for row, ids in enumerate(frozen_ids):
@@ -200,7 +200,7 @@ def keep_steps(
 
 
 def decide(chains: Chains, row: int, written: dict[Branch, int], full_depth: int) -> list[int]:
-    """Takes in what one row's branches have written, from the left; the token its first has decided, if it has."""
+    """Applies the tokens written by one row's branches, from the left. Returns the token its first one decided."""
     branches = chains.rows[row]
     for place, branch in enumerate(branches):
         if branch not in written:
@@ -220,7 +220,7 @@ def decide(chains: Chains, row: int, written: dict[Branch, int], full_depth: int
 
 
 def snapshot(branches: list[Branch]) -> WavefrontStep:
-    """The row's wavefront, as it stands before the decode takes effect."""
+    """The row's wavefront before this decode is applied."""
     ids = [branch.token for branch in branches]
     tail = branches[-1].next_id
     return WavefrontStep(branches[0].position, ids, ids[1:] + ([] if tail is None else [tail]), 0)

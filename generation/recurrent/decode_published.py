@@ -1,6 +1,6 @@
 """The published diffusion-forcing sampler as its authors' code runs it (seal-rg/recurrent-pretraining, October 2025).
 
-Kept to be compared with. It takes one row. Each habit that `decode_diffusion_forcing` mends is marked HABIT.
+A reference for comparison. It takes one row. HABIT marks each quirk that `decode_diffusion_forcing` corrects.
 W wavefront positions, E channels, V vocabulary.
 """
 
@@ -17,7 +17,7 @@ from .outputs_recurrent import Costs, RecurrentGenerateOutput, WavefrontStep
 
 
 class PublishedChoice:
-    """The next token of each of several prefixes: the likeliest, or a fresh draw each time it is asked."""
+    """Chooses the next token of each of several prefixes: the likeliest, or a fresh draw at each call."""
 
     def __init__(self, processors: LogitsProcessorList, do_sample: bool, generator: torch.Generator | None):
         self.processors = processors
@@ -25,7 +25,7 @@ class PublishedChoice:
         self.generator = generator
 
     def __call__(self, frozen_ids: list[int], logits: torch.Tensor) -> list[int]:
-        """Tokens for logits [n, V], each processed as if it followed the frozen tokens, wherever it stands (HABIT)."""
+        """Tokens for logits [n, V], each processed as if it followed the frozen tokens, whatever its place (HABIT)."""
         if self.processors:
             logits = self.processors(torch.tensor([frozen_ids], device=logits.device).expand(len(logits), -1), logits)
         if self.do_sample:
@@ -34,23 +34,23 @@ class PublishedChoice:
 
 
 class PublishedFreezing:
-    """The published freeze criteria, which look at one decode step's states beside the ones before.
+    """The published freeze criteria, which compare the states of consecutive decode steps.
 
-    HABIT: earlier states were kept without the positions frozen since, but are counted from where the wavefront began
-    then: after n tokens froze, a position is compared with the one n places on.
+    HABIT: stored states lack the positions frozen since, but are indexed from the wavefront's earlier start. After n
+    tokens froze, a position is thus compared with the one n places to the right.
     """
 
     def __init__(self, options: PublishedOptions):
         self.options = options
         self.patience = options.num_recurrences // options.inner_recurrence
-        self.kept: list[tuple[int, torch.Tensor]] = []  # of the latest two steps: where they began, what they kept
+        self.kept: list[tuple[int, torch.Tensor]] = []  # start and states of the latest two steps
         self.velocity: torch.Tensor | None = None
         self.num_unchanged: dict[int, int] = {}
 
     def last_settled(
         self, step: int, start: int, states: torch.Tensor, old_ids: list[int], ids: list[int], num_new: int
     ) -> int | None:
-        """The last place of the wavefront that may freeze, or None; all before it freeze too (HABIT)."""
+        """The last place of the wavefront that may freeze, or None. All places before it freeze too (HABIT)."""
         criterion = self.options.freeze_criterion
         if criterion == "fixed":
             return min(self.options.headway, num_new) if step > self.patience else None
@@ -62,7 +62,7 @@ class PublishedFreezing:
         if criterion == "latent-difference":
             change = latent_difference(states, previous)
         elif criterion == "latent-acceleration-1":
-            # HABIT: movements are compared place by place, whatever froze between them.
+            # HABIT: velocities are compared place by place, although tokens may have frozen in between.
             velocity, old_velocity = states - previous, self.velocity
             self.velocity = velocity
             overlap = 0 if old_velocity is None else min(overlap, len(old_velocity))
@@ -77,7 +77,7 @@ class PublishedFreezing:
         return settled[-1] if settled else None
 
     def _aligned(self, start: int, states: torch.Tensor) -> tuple[list[torch.Tensor], int]:
-        """The states, and those kept of the step before (and, for a second difference, the one before that)."""
+        """The states, and those of the previous step (for a second difference, of the previous two)."""
         num_earlier = 2 if self.options.freeze_criterion == "latent-acceleration-2" else 1
         rows = [states, *(kept[start - begun :] for begun, kept in reversed(self.kept[-num_earlier:]))]
         overlap = min(map(len, rows))
@@ -86,7 +86,7 @@ class PublishedFreezing:
     def _last_stable(self, start: int, width: int, old_ids: list[int], ids: list[int]) -> int | None:
         settled = None
         for position in range(start, min(start + width, len(old_ids), len(ids))):
-            # HABIT: decode steps in which a draft stood are added up, whether or not it changed in between.
+            # HABIT: counts all decode steps in which a draft stayed, even if it changed in between.
             self.num_unchanged.setdefault(position, 0)
             self.num_unchanged[position] += old_ids[position] == ids[position]
             if self.num_unchanged[position] > self.patience:
@@ -94,7 +94,7 @@ class PublishedFreezing:
         return settled
 
     def keep(self, start: int, states: torch.Tensor) -> None:
-        """Remember what is left of a step that began at `start`, for the next ones."""
+        """Stores the remaining states of a step that began at `start`, for the next steps."""
         self.kept = [*self.kept[-1:], (start, states)]
 
 
@@ -103,18 +103,18 @@ class PublishedWavefront:
 
     Attributes:
         frozen: the prompt and the tokens frozen so far.
-        ids: those, and what is drafted after them.
+        ids: the frozen tokens and the drafts after them.
         start: position of the wavefront's first token, the last one frozen.
         states: [1, W, E].
         counts: recurrences of each position.
-        fed_embeds: [1, W, E] the embeddings that the step before fed to the core, of the positions still there.
+        fed_embeds: [1, W, E] the previous step's input embeddings of the core, for the remaining positions.
     """
 
     def __init__(self, model: Any, options: PublishedOptions, cache: Any, prompt: list[int], first_id: list[int]):
         self.model, self.options, self.cache = model, options, cache
         self.frozen = prompt + first_id
         self.ids, self.start = list(self.frozen), len(prompt)
-        # HABIT: the first new position counts the prompt's recurrences as its own.
+        # HABIT: the first new position starts with the prompt's count of recurrences.
         self.counts = [options.num_recurrences] * len(self.frozen)
         self.blank = torch.zeros(1, 1, model.config.n_embd, dtype=model.dtype, device=cache.device)
         self.states = self.draw(self.blank)
@@ -131,13 +131,13 @@ class PublishedWavefront:
         return self.model.initial_states(like, self.options.init_scale, self.options.generator)
 
     def recur(self, costs: Costs) -> torch.Tensor:
-        """`inner_recurrence` core passes of every position; logits [W, V]."""
+        """Runs `inner_recurrence` core passes of every position. Returns logits [W, V]."""
         options, width = self.options, self.width
         window = self.model.window_at([self.start], width, self.cache)
         fed_ids = torch.tensor([self.ids[self.start : self.start + width]], device=self.cache.device)
         embeds = self.model.prelude(fed_ids, window)
         before = embeds if self.fed_embeds is None else self.fed_embeds
-        # HABIT: a position with no earlier embedding is left with its own, shrunk.
+        # HABIT: a position without an earlier embedding keeps its own, scaled down.
         mixed = (1 - options.embedding_ema) * embeds
         mixed[:, : before.shape[1]] += options.embedding_ema * before[:, :width]
         self.fed_embeds = mixed
@@ -154,7 +154,7 @@ class PublishedWavefront:
         return self.model.coda(self.states, window)[0]
 
     def add_headway(self) -> None:
-        """Begins positions with random tokens, cut where the wavefront is full."""
+        """Starts positions with random tokens, up to `max_wavefront`."""
         options = self.options
         size = (options.headway - 1,)
         extra = torch.randint(self.model.config.vocab_size, size, generator=options.generator).tolist()
@@ -164,7 +164,7 @@ class PublishedWavefront:
         self.counts = (self.counts + [0] * (self.start + self.width))[: self.start + self.width]
 
     def freeze(self, last: int | None) -> list[int]:
-        """Freezes the positions up to place `last`, and returns their tokens."""
+        """Freezes the positions up to place `last` and returns their tokens."""
         newly_frozen = []
         if last is not None:
             num_before, self.frozen = len(self.frozen), self.ids[: self.start + last + 1]
@@ -176,11 +176,11 @@ class PublishedWavefront:
         return newly_frozen
 
     def has_ended(self, has_frozen: bool, num_steps: int, eos_token_ids: set[int]) -> bool:
-        """Whether the step that just froze tokens, or none, is the last.
+        """Whether this step is the last.
 
-        HABIT: the end of the text is looked for late, and only among the tokens frozen in this very step (the first
-        step that freezes any stands for all before it, the prompt too), or in the last one where no states are
-        compared.
+        HABIT: end tokens are sought only after `num_recurrences` steps, and only among this step's frozen tokens. The
+        first step that freezes tokens also searches all tokens before, including the prompt. Criteria without states
+        search the last `headway` frozen tokens.
         """
         if self.options.freeze_criterion.startswith("latent"):
             looked_at = self.frozen[self.num_looked_at :] if has_frozen else []
@@ -200,7 +200,7 @@ def decode_published(
     choose: PublishedChoice,
     streamer: Any = None,
 ) -> RecurrentGenerateOutput:
-    """Decodes one row; the text may run past the transcript's `max_length` and past its end (HABIT)."""
+    """Decodes one row. The text may exceed the transcript's `max_length` and run past its end token (HABIT)."""
     check_criteria(transcript)
     prompt_ids = transcript.ids[:, : transcript.prompt_length]
     prompt = prompt_ids[0].tolist()
@@ -208,7 +208,7 @@ def decode_published(
     freezing = PublishedFreezing(options)
     trace = []
 
-    # Prefill: the prompt at full depth. Its token is frozen at once.
+    # Prefill: the prompt at full depth. The first token is frozen at once.
     drawn = {"init_scale": options.init_scale, "generator": options.generator}
     read = model(prompt_ids, cache=cache, num_recurrences=options.num_recurrences, logits_to_keep=1, **drawn)
     first_id = choose(prompt, read.logits[0])
@@ -239,10 +239,10 @@ def decode_published(
 
 
 def check_criteria(transcript: Transcript) -> None:
-    """Raises where the text is to end by what the published code does not know."""
+    """Raises ValueError for stopping criteria, which the published code does not have."""
     if transcript.criteria:
         raise ValueError(
-            f"`stopping_criteria`, `stop_strings` and `max_time` must be left out under `reference_compat` (the "
-            f"published code knows end tokens alone), but {type(transcript.criteria[0]).__name__} was given. Leave "
+            f"`stopping_criteria`, `stop_strings` and `max_time` must be left out with `reference_compat` (the "
+            f"published code stops only at end tokens), but {type(transcript.criteria[0]).__name__} was given. Leave "
             f"`reference_compat` out."
         )

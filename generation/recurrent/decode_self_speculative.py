@@ -1,4 +1,4 @@
-"""Self-speculation: a shallow depth drafts, full depth verifies. The wavefront is measured against it.
+"""Self-speculation: a shallow depth drafts, full depth verifies. A baseline for the wavefront.
 
 A rows, T tokens, K drafted tokens, V vocabulary.
 """
@@ -13,7 +13,7 @@ from .session_recurrent import Session
 
 @torch.no_grad()
 def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
-    """Draft K tokens at a shallow depth, verify them in one full-depth pass (algorithm 1 of arXiv 2211.17192)."""
+    """Drafts K tokens at a shallow depth, verifies them in one full-depth pass (algorithm 1 of arXiv 2211.17192)."""
     transcript = session.transcript
     next_ids = session.choose_first(session.prefill())
     starts = [session.num_columns - pad for pad in session.pads]
@@ -35,7 +35,7 @@ def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
 
 
 def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The last decided token and K drafted ones, [A, K + 1], and what they were drawn from, [A, K, V], if sampled."""
+    """The last decided token and K drafted ones, [A, K + 1], and their distributions, [A, K, V], if sampled."""
     ids = torch.tensor(next_ids, device=session.device)[:, None]
     probs = []
     for step in range(session.options.draft_length):
@@ -53,7 +53,7 @@ def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[tor
 
 
 def recur(session: Session, ids: torch.Tensor, starts: list[int], num_recurrences: int) -> torch.Tensor:
-    """Logits [A, T, V] of [A, T] tokens from the positions `starts` on, at a depth."""
+    """Logits [A, T, V] of [A, T] tokens from the positions `starts` on, at `num_recurrences`."""
     parts = session.parts
     window = parts.window_at(starts, ids.shape[1], session.cache)
     embeds = parts.prelude(ids, window)
@@ -75,7 +75,7 @@ def verify(
     draft_probs: torch.Tensor | None,
     scores: torch.Tensor,
 ) -> list[list[int]]:
-    """The tokens each row decides by full depth's scores: the drafted ones that stand, and one more."""
+    """The tokens each row decides from full-depth scores: the accepted drafted tokens, and one more."""
     if draft_probs is None:
         target_ids = scores.argmax(dim=-1)
         num_accepted = accept_by_equality(draft_ids, target_ids)

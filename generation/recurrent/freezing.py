@@ -1,4 +1,4 @@
-"""Which wavefront positions have settled: one function a criterion, and the rule that freezes them in order.
+"""Which wavefront positions have settled: one function per criterion, and the rule that freezes them in order.
 
 A rows, W wavefront positions, E channels. States are compared at the same position, one decode step apart.
 """
@@ -8,22 +8,22 @@ from torch.linalg import vector_norm
 
 
 def latent_difference(states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-    """|z - z'| / |z|: how far one decode step moved each state, [..., W, E] to [..., W] (arXiv 2510.14961, eq. 4)."""
+    """|z - z'| / |z|: relative change of each state in one step, [..., W, E] to [..., W] (arXiv 2510.14961, eq. 4)."""
     return vector_norm(states - previous, dim=-1) / vector_norm(states, dim=-1)
 
 
 def latent_acceleration(states: torch.Tensor, velocity: torch.Tensor, previous_velocity: torch.Tensor) -> torch.Tensor:
-    """|v - v'| / |z|: how much the movement of each state itself changed, v being z - z', [..., W, E] to [..., W]."""
+    """|v - v'| / |z|: relative change of each state's velocity v = z - z', [..., W, E] to [..., W]."""
     return vector_norm(velocity - previous_velocity, dim=-1) / vector_norm(states, dim=-1)
 
 
 def token_stability(num_unchanged: list[int], patience: int) -> list[bool]:
-    """Settled: the draft fed to a position has stood unchanged for more than `patience` decode steps."""
+    """Settled: a position's input token has not changed for more than `patience` decode steps."""
     return [num > patience for num in num_unchanged]
 
 
 def fixed_recurrences(num_recurrences: list[int], enough: int) -> list[bool]:
-    """Settled: a position has had `enough` recurrences since its token last changed, whatever its state does."""
+    """Settled: a position has had `enough` recurrences since its token last changed, whatever its state."""
     return [num >= enough for num in num_recurrences]
 
 
@@ -35,14 +35,14 @@ def count_frozen(
     is_final: list[bool],
     max_wavefront: int,
 ) -> int:
-    """How many tokens one row freezes: the longest run from its left that is final.
+    """The number of tokens one row freezes: the longest run of final tokens from its left.
 
-    Position 0 of the wavefront holds the last frozen token; position i's state predicts the token of position i + 1.
-    The token of position i + 1 is final when the states of positions 0 .. i + 1 have settled and its own state was
-    computed from the very token now predicted for it. That state need not settle where it is exhausted (no more
-    recurrences are allowed it), and there is none in a wavefront of one position. A position that `is_final` has had
-    all that plain decoding would give it: after frozen tokens its prediction freezes as it is. A run ends at a token
-    that is news to its position, for what follows was written after another.
+    Position 0 of the wavefront is the last frozen token; the state of position i predicts the token of position i + 1.
+    The token of position i + 1 is final if the states of positions 0 .. i + 1 have settled, and its own state was
+    computed from the token now predicted. That state need not settle if `is_exhausted` (at its maximum of recurrences).
+    A wavefront of one position has no such state. A position that `is_final` has had all recurrences of plain
+    decoding: after frozen tokens, its prediction freezes. A run ends at a token that differs from its position's
+    input, since later positions followed another token.
     """
     num_frozen = 0
     while num_frozen < len(predicted_ids):
@@ -62,7 +62,7 @@ def count_frozen(
 
 
 def is_resting(fed_ids: list[int], predicted_ids: list[int], is_settled: list[bool], place: int) -> bool:
-    """Whether position `place` has settled, and still predicts what the position after it was fed, if there is one."""
+    """Whether position `place` has settled and still predicts the input token of the next position, if any."""
     if place >= len(fed_ids):
         return True
     has_news = place + 1 < len(fed_ids) and fed_ids[place + 1] != predicted_ids[place]

@@ -1,4 +1,4 @@
-"""How a recurrent-depth model decodes: a dataclass of options a policy, and the keywords of `generate` that fill it."""
+"""Decoding options of recurrent-depth models: one dataclass per policy, filled from the keywords of `generate`."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ def _is_whole(value: Any) -> TypeGuard[int]:
 
 
 def _is_number(value: Any) -> bool:
-    """A finite one."""
+    """Whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -42,13 +42,13 @@ def _are_seeds(value: Any) -> bool:
 
 
 def check(name: str, holds: bool, value: Any, allowed: str, reason: str = "the choices there are") -> None:
-    """Raises where a keyword has a value that is not allowed; `reason` is who says so."""
+    """Raises ValueError if the value of a keyword is not allowed; `reason` names what sets the limit."""
     if not holds:
         raise ValueError(f"`{name}` must be {allowed} ({reason}), but is {value!r}.")
 
 
 class Check(NamedTuple):
-    """What a keyword may be: a test of its value, the same in words, and who says so."""
+    """A check of a keyword: a test of its value, the allowed values in words, and the reason for them."""
 
     holds: Callable[[Any], bool]
     allowed: str
@@ -65,7 +65,7 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(("reference_compat", "record_wavefront"), SWITCH),
     **dict.fromkeys(("embedding_ema", "state_noise"), SHARE),
     **dict.fromkeys(("init_scale", "exit_threshold"), SIZE),
-    "seed": Check(_are_seeds, "an integer from 0 to 2^62 - 1, or one for each row", "what is hashed"),
+    "seed": Check(_are_seeds, "an integer from 0 to 2^62 - 1, or one for each row", "the range that is hashed"),
     "generator": Check(
         lambda value: value is None or isinstance(value, torch.Generator), "a `torch.Generator`", "it draws the seeds"
     ),
@@ -80,24 +80,24 @@ CHECKS: dict[str, Check] = {
 
 @dataclass(kw_only=True)
 class RecurrentOptions:
-    """What every policy takes. `from_layers` gives the dataclass of the policy that is asked for.
+    """The options common to all policies. `from_layers` returns the dataclass of the requested policy.
 
     Attributes:
-        policy: "autoregressive", "adaptive", "self-speculative", "diffusion-forcing", "published" or "exact": the class
-            of each says what it does.
-        num_recurrences: core passes of full depth; the checkpoint's `mean_recurrence` where absent.
-        init_scale: of the random initial states; 0 makes them zeros.
-        seed: of all that is drawn (initial states, noise, samples), one integer a row, so that a row's text does not
-            depend on the batch it is in. A single integer s gives row b the seed s + b. Where absent, the generator
-            draws it for sampling, and greedy decoding takes 0. Plain decoding ("autoregressive") samples with
-            transformers' own loop, which knows no seeds.
-        generator: draws the seeds; the global one where absent.
+        policy: "autoregressive", "adaptive", "self-speculative", "diffusion-forcing", "published" or "exact". The class
+            of each policy describes it.
+        num_recurrences: core passes of full depth; default: the checkpoint's `mean_recurrence`.
+        init_scale: scale of the random initial states; 0 makes them zeros.
+        seed: seed of all random numbers (initial states, noise, samples), one integer per row. A row's text thus does
+            not depend on its batch. A single integer s gives row b the seed s + b. By default, the generator draws
+            the seeds for sampling, and greedy decoding uses 0. Plain decoding ("autoregressive") samples in
+            transformers' own loop, which takes no seeds.
+        generator: draws the seeds; default: the global generator.
         kv_cache: which recurrences the cache keeps: "every-recurrence", "latest-only" or the number of latest ones.
-            A field of the policies that leave a choice.
+            A field only of policies that allow a choice.
     """
 
     policy: ClassVar[str]
-    reference_compat: ClassVar[bool] = False  # whether a quirk of the authors' code is asked for
+    reference_compat: ClassVar[bool] = False  # whether to reproduce a quirk of the authors' code
     kv_cache: ClassVar[str | int] = EVERY_RECURRENCE
 
     num_recurrences: int
@@ -115,14 +115,14 @@ class RecurrentOptions:
 
     @staticmethod
     def names() -> set[str]:
-        """The keywords of all policies, and "preset", which names several of them at once."""
+        """The keywords of all policies, and "preset", which sets several of them at once."""
         return {"policy", "preset"}.union(*map(keywords_of, POLICIES))
 
     @staticmethod
     def from_layers(layers: list[dict[str, Any]], mean_recurrence: int) -> "RecurrentOptions":
-        """Options of keywords, the config passed with them and the model's own, in this order of precedence.
+        """Options from layers in order of precedence: keywords, the config passed with them, the model's own config.
 
-        A layer that names another policy (or a preset) sets aside what lower ones say to theirs alone.
+        If a layer names a policy or preset, keywords of lower layers that this policy does not take are dropped.
         """
         given: dict[str, Any] = {}
         for layer in layers:
@@ -135,9 +135,9 @@ class RecurrentOptions:
 
     @staticmethod
     def from_keywords(keywords: dict[str, Any], mean_recurrence: int) -> "RecurrentOptions":
-        """Options of the keywords given, a preset's filled in where they leave them open, all of them checked.
+        """Checked options from keywords. A preset fills in the keywords that are absent.
 
-        None stands for the default, as in transformers.
+        None means the default, as in transformers.
         """
         given = {name: value for name, value in keywords.items() if value is not None}
         preset = given.pop("preset", None)
@@ -146,18 +146,18 @@ class RecurrentOptions:
             check("preset", is_row, preset, f"one of {sorted(PRESETS)}", "the rows of the paper's table")
             given = PRESETS[preset] | given
         policy = given.pop("policy", "autoregressive")
-        check("policy", policy in list(POLICIES), policy, f"one of {sorted(POLICIES)}", "the decoders here")
+        check("policy", policy in list(POLICIES), policy, f"one of {sorted(POLICIES)}", "the known policies")
         if unused := sorted(set(given) - keywords_of(policy)):
             raise ValueError(
-                f"`{unused[0]}` says nothing to `policy={policy!r}`, which takes {sorted(keywords_of(policy))}. Leave "
-                f"it out, or choose another policy."
+                f"`{unused[0]}` has no effect with `policy={policy!r}`, which takes {sorted(keywords_of(policy))}. "
+                f"Leave it out, or choose another policy."
             )
         if policy in (DiffusionForcingOptions.policy, PublishedOptions.policy):
             policy = _read_reference_compat(policy, given)
         return POLICIES[policy](**{"num_recurrences": mean_recurrence} | given)
 
     def seeds(self, batch_size: int, is_drawn: bool) -> list[int]:
-        """One seed a row; where none was given, drawn if a generator was given or `is_drawn`, else 0."""
+        """One seed per row. Without `seed`, seeds are drawn if there is a generator or `is_drawn`, else 0."""
         if self.seed is None:
             if self.generator is None and not is_drawn:
                 return [0] * batch_size
@@ -171,39 +171,39 @@ class RecurrentOptions:
 
     @property
     def stored_recurrences(self) -> int:
-        """Recurrences the cache keeps of each token."""
+        """Recurrences per token that the cache keeps."""
         if self.kv_cache == EVERY_RECURRENCE:
             return self.num_recurrences
         return 1 if self.kv_cache == LATEST_ONLY else min(int(self.kv_cache), self.num_recurrences)
 
     @property
     def cached_depth(self) -> int:
-        """Recurrences that each new token has in the cache."""
+        """Recurrences per new token in the cache."""
         return self.num_recurrences
 
     @property
     def num_undecided(self) -> int:
-        """The most tokens that are written after a text before they are decided."""
+        """The maximum number of undecided tokens written after a text."""
         return 0
 
 
 @dataclass(kw_only=True)
 class AutoregressiveOptions(RecurrentOptions):
-    """Every token at full depth, by transformers' own loop."""
+    """Every token at full depth, in transformers' own loop."""
 
     policy: ClassVar[str] = "autoregressive"
 
-    kv_cache: str | int = EVERY_RECURRENCE  # type: ignore[misc]  # what a policy does not fix is a field
+    kv_cache: str | int = EVERY_RECURRENCE  # type: ignore[misc]  # a field, since the policy does not fix it
 
 
 @dataclass(kw_only=True)
 class AdaptiveOptions(RecurrentOptions):
-    """Each token until its state settles.
+    """Each token recurs until its state settles.
 
     Attributes:
-        exit_threshold: relative change of a state under which it has settled.
-        reference_compat: read the prompt too only until its states have settled on average, as the authors' code does;
-            one row.
+        exit_threshold: a state has settled when its relative change is below this.
+        reference_compat: also stop reading the prompt when its states have settled on average, as the authors' code
+            does; one row.
     """
 
     policy: ClassVar[str] = "adaptive"
@@ -215,10 +215,10 @@ class AdaptiveOptions(RecurrentOptions):
 
 @dataclass(kw_only=True)
 class DraftingOptions(RecurrentOptions):
-    """What the policies share that draft tokens at lower depths.
+    """Options common to policies that draft tokens at lower depths.
 
     Attributes:
-        draft_recurrences: depths at which a token is drafted, then redrafted, rising, below full depth; an int is one.
+        draft_recurrences: rising depths below full depth at which a token is drafted, then redrafted. An int is one.
     """
 
     draft_recurrences: tuple[int, ...] = None  # type: ignore[assignment]  # filled in below
@@ -242,10 +242,10 @@ class DraftingOptions(RecurrentOptions):
 
 @dataclass(kw_only=True)
 class SelfSpeculativeOptions(DraftingOptions):
-    """Shallow drafts, verified at full depth. Their text is plain decoding's with `kv_cache="every-recurrence"` alone.
+    """Shallow drafts, verified at full depth. Only `kv_cache="every-recurrence"` gives the text of plain decoding.
 
     Attributes:
-        draft_length: tokens drafted for one verification.
+        draft_length: drafted tokens per verification.
     """
 
     policy: ClassVar[str] = "self-speculative"
@@ -266,9 +266,9 @@ class SelfSpeculativeOptions(DraftingOptions):
 
 @dataclass(kw_only=True)
 class ExactOptions(DraftingOptions):
-    """A wavefront whose text is that of full-depth decoding.
+    """A wavefront that writes the text of full-depth decoding.
 
-    `max_wavefront` and `record_wavefront` are those of diffusion forcing.
+    `DiffusionForcingOptions` describes `max_wavefront` and `record_wavefront`.
     """
 
     policy: ClassVar[str] = "exact"
@@ -284,25 +284,24 @@ class ExactOptions(DraftingOptions):
 
 @dataclass(kw_only=True)
 class DiffusionForcingOptions(RecurrentOptions):
-    """The sampler of arXiv 2510.14961; the defaults are its paper's.
+    """The sampler of arXiv 2510.14961, with the paper's defaults.
 
     Attributes:
         inner_recurrence: core passes between two decodes.
-        headway: positions added a decode step.
-        max_wavefront: limit of positions begun and not frozen.
-        exit_threshold: relative change of a state under which it has settled.
-        embedding_ema: share of the previous decode step's prelude output in this one's; positions seen for the first
-            time take theirs whole.
+        headway: positions added per decode step.
+        max_wavefront: maximum number of positions begun and not frozen.
+        exit_threshold: a state has settled when its relative change is below this.
+        embedding_ema: share of the previous decode step's prelude output in the current one. A new position uses its
+            own output alone.
         state_noise: share of fresh initial state mixed into every state before its core passes.
-        noise_schedule: of that share b at a position with n recurrences: "constant" b, "dampened" b/(1+n), "linear"
-            b*(1-n/num_recurrences), "sqrt" b/(1+n) mixed with square roots, which keep the variance.
+        noise_schedule: the share at a position with n recurrences, where b is `state_noise`: "constant" b, "dampened"
+            b/(1+n), "linear" b*(1-n/num_recurrences), "sqrt" b/(1+n) mixed with square roots, which keep the variance.
         freeze_criterion: one of `FREEZE_CRITERIA`, see generation/recurrent/freezing.py.
-        max_recurrences: recurrences of a position since its token last changed, after which its state is no longer
-            waited for, so that no state can stall a text by never coming to rest. The first position of the wavefront
-            then begins anew and freezes at `num_recurrences`, as plain decoding would. Where absent,
-            `num_recurrences`, but not fewer than the paper's 32.
-        kv_cache: the recurrences it keeps are numbered afresh at each decode step, 1 to `inner_recurrence`.
-        record_wavefront: keep each decode step's wavefront of the first row in the output.
+        max_recurrences: after this many recurrences with the same token, a position need not settle. A state that never
+            settles thus cannot stall a text. The first position of the wavefront then starts again and freezes at
+            `num_recurrences`, as in plain decoding. Default: `num_recurrences`, but at least the paper's 32.
+        kv_cache: recurrences in the cache are numbered from 1 to `inner_recurrence` at each decode step.
+        record_wavefront: whether the output has the first row's wavefront at each decode step.
     """
 
     policy: ClassVar[str] = "diffusion-forcing"
@@ -326,7 +325,7 @@ class DiffusionForcingOptions(RecurrentOptions):
         least = self.inner_recurrence
         is_enough = _is_whole(self.max_recurrences) and self.max_recurrences >= least
         check("max_recurrences", is_enough, self.max_recurrences, f"a whole number from {least} up",
-               "`inner_recurrence`: a position gets that many before it is looked at")  # fmt: skip
+               "`inner_recurrence`, the recurrences between two decodes")  # fmt: skip
 
     @property
     def cached_depth(self) -> int:
@@ -339,10 +338,10 @@ class DiffusionForcingOptions(RecurrentOptions):
 
 @dataclass(kw_only=True)
 class PublishedOptions(DiffusionForcingOptions):
-    """The sampler as the authors' published code runs it, its quirks included; one row.
+    """The sampler of the authors' published code, including its quirks; one row.
 
     Attributes:
-        max_steps: decode steps after which it gives up, as the published code does.
+        max_steps: decode steps after which decoding stops, as in the published code.
     """
 
     policy: ClassVar[str] = "published"
@@ -365,7 +364,7 @@ POLICIES: dict[str, type[RecurrentOptions]] = {
 
 
 def keywords_of(policy: str) -> set[str]:
-    """The keywords a policy takes. `reference_compat`, the older name of "published", stands beside either sampler."""
+    """The keywords a policy takes. Both samplers also take `reference_compat`, the older name of "published"."""
     if policy == DiffusionForcingOptions.policy:
         return keywords_of(PublishedOptions.policy)
     also = {"reference_compat"} if policy == PublishedOptions.policy else set()
@@ -373,13 +372,13 @@ def keywords_of(policy: str) -> set[str]:
 
 
 def _read_reference_compat(policy: str, given: dict[str, Any]) -> str:
-    """The sampler meant by a policy and `reference_compat`, its older name, which is taken out of the keywords."""
+    """The sampler chosen by a policy and `reference_compat`, its older name, which is removed from the keywords."""
     is_published = policy == PublishedOptions.policy
     asked = given.pop("reference_compat", is_published)
     check("reference_compat", isinstance(asked, bool), asked, SWITCH.allowed)
     if is_published and not asked:
         raise ValueError(
-            "`reference_compat` must be True or left out with `policy='published'` (it is that policy's older name), "
+            "`reference_compat` must be True or left out with `policy='published'` (the older name of that policy), "
             "but is False. Use `policy='diffusion-forcing'` for the corrected sampler."
         )
     if "max_steps" in given and not asked:

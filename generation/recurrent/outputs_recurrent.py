@@ -1,4 +1,4 @@
-"""What decoding a recurrent-depth model returns: the sequences, and what they cost."""
+"""The output of decoding a recurrent-depth model: the sequences and their costs."""
 
 from dataclasses import dataclass
 
@@ -12,20 +12,20 @@ class RecurrentGenerateOutput(GenerateDecoderOnlyOutput):
 
     Attributes:
         sequences: [B, P + N] prompt and new ids, padded after each row's end.
-        num_core_passes: calls of the core that decoded, the prefill's not counted (under `reference_compat` the prefill
-            counts as one, as in the published code).
-        num_prefill_core_passes: calls of the core that read the prompt, and, for the returned cache, the last tokens of
-            rows that ended before others.
-        num_prefill_positions: tokens they read; those that a cache handed in already held are not among them.
-        num_steps: decodes: passes through the coda that predicted tokens, the prefill's not counted.
-        num_positions: tokens that passed through the core, summed over its decoding calls: the work, where
-            `num_core_passes` is the time.
-        recurrences_per_position: [B, N] core passes each new token was given by the time it was left, -1 where a row
-            has no such token. The last token needs none.
-        tokens_per_forward: [B] new tokens by forwards of full depth: the core passes in which the row took part, by
-            `num_recurrences`. Plain decoding has 1.0. The token the prefill decides is not counted; NaN for a row that
-            needed no core pass.
-        wavefront: where `record_wavefront`, the first row's wavefront at each step.
+        num_core_passes: calls of the core after the prefill (with `reference_compat` the prefill counts as one, as in
+            the published code).
+        num_prefill_core_passes: calls of the core that read the prompt and, for the returned cache, the last tokens of
+            rows that ended early.
+        num_prefill_positions: tokens read by the prefill, without those already in the caller's cache.
+        num_steps: decodes after the prefill: passes through the coda that predicted tokens.
+        num_positions: tokens that passed through the core, summed over its calls after the prefill. This measures the
+            work, `num_core_passes` the time.
+        recurrences_per_position: [B, N] core passes of each new token, -1 where a row has no such token. The last token
+            needs none.
+        tokens_per_forward: [B] new tokens per forward of full depth. Forwards are the core passes of the row divided by
+            `num_recurrences`. Plain decoding has 1.0. The token decided by the prefill is not counted. NaN for a row
+            without core passes.
+        wavefront: with `record_wavefront`, the first row's wavefront at each step.
     """
 
     num_core_passes: int | None = None
@@ -43,10 +43,10 @@ class WavefrontStep:
     """One row's wavefront at one decode step.
 
     Attributes:
-        start: position of the first, the last token frozen before the step.
-        fed_ids: tokens the wavefront's positions were fed.
-        predicted_ids: what each predicts for the position after it.
-        num_frozen: tokens frozen by the step.
+        start: first position, that of the last token frozen before the step.
+        fed_ids: input tokens of the positions.
+        predicted_ids: each position's prediction for the next position.
+        num_frozen: tokens frozen in the step.
     """
 
     start: int
@@ -56,7 +56,7 @@ class WavefrontStep:
 
 
 class Costs:
-    """Counts what a decode spends, for `RecurrentGenerateOutput`."""
+    """Counts the costs of a decode for `RecurrentGenerateOutput`."""
 
     def __init__(self, batch_size: int, num_recurrences: int):
         self.num_recurrences = num_recurrences
@@ -66,25 +66,25 @@ class Costs:
         self.num_steps = 0
         self.num_positions = 0
         self.row_passes = [0] * batch_size
-        self.recurrences: list[dict[int, int]] = [{} for _ in range(batch_size)]  # by place among the new tokens
+        self.recurrences: list[dict[int, int]] = [{} for _ in range(batch_size)]  # by index among the new tokens
 
     def add_core_pass(self, num_positions: int, rows: list[int]) -> None:
-        """One call of the core on so many positions, of these rows."""
+        """Counts one call of the core on `num_positions` positions of these rows."""
         self.num_core_passes += 1
         self.num_positions += num_positions
         for row in rows:
             self.row_passes[row] += 1
 
     def add_recurrence(self, row: int, place: int) -> None:
-        """One more core pass of the new token at `place` of a row."""
+        """Counts one core pass of the new token at `place` of a row."""
         self.recurrences[row][place] = self.recurrences[row].get(place, 0) + 1
 
     def add_step(self) -> None:
-        """One decode."""
+        """Counts one decode."""
         self.num_steps += 1
 
     def output(self, sequences: torch.Tensor, num_new_tokens: list[int], **extra) -> RecurrentGenerateOutput:
-        """Everything counted, beside the sequences."""
+        """The sequences with all counts."""
         longest = max(num_new_tokens)
         forwards = torch.tensor(self.row_passes) / self.num_recurrences
         recurrences = torch.full((len(num_new_tokens), longest), -1)

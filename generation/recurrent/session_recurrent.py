@@ -1,4 +1,4 @@
-"""What every decoder of recurrent-depth models begins with: the prompts read, the text opened, the choice of tokens.
+"""State common to all decoders of recurrent-depth models: prompts, prefill, cache, random draws, choice of tokens.
 
 B rows, A rows still being written, P prompt columns, V vocabulary.
 """
@@ -21,9 +21,9 @@ class Prompts:
 
     Attributes:
         num_columns: P, of the padded batch.
-        columns: which columns of each row are tokens.
+        columns: the token columns of each row.
         ids: the tokens of each row.
-        pads: padding columns of each row. A new token's column is its position plus the pad.
+        pads: padding columns of each row. The column of a new token is its position plus the pad.
     """
 
     def __init__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None):
@@ -33,7 +33,7 @@ class Prompts:
         self.pads = [self.num_columns - len(ids) for ids in self.ids]
 
     def check_length(self, max_length: int, block_size: int) -> None:
-        """Raises where a text may grow longer than the model was trained for."""
+        """Raises ValueError if a text may exceed the length of training."""
         longest = max_length - min(self.pads)
         if longest > block_size:
             raise ValueError(
@@ -43,16 +43,16 @@ class Prompts:
 
 
 class Session:
-    """One call of `generate`: its rows, unpadded, and what they cost.
+    """One call of `generate`: its rows without padding, and their costs.
 
     Attributes:
-        parts: what computes prelude, core steps and coda after the prompt: the model, or the same in few shapes.
-        rows: which of the batch are still being written.
-        pads: padding columns of each of them.
-        cache, draws: theirs.
-        seeds: one for each row of the batch.
-        set_aside: what rows that have ended held in the cache, where the cache is returned.
-        steps: logits and scores of each token, where a caller asked for them.
+        parts: computes prelude, core steps and coda after the prompt: the model, or its compiled form of few shapes.
+        rows: the rows of the batch that are still being written.
+        pads: padding columns of each of these rows.
+        cache, draws: cache and random draws of these rows.
+        seeds: one per row of the batch.
+        set_aside: cache contents of the rows that have ended, if the cache is returned.
+        steps: logits and scores of each token, if the caller requested them.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Session:
         self.transcript, self.scores, self.steps = transcript, scores, transcript.token_scores
         self.is_prefix_free = not scores.depend_on_prefix
         self.do_sample = do_sample
-        self.device, self.dtype = transcript.ids.device, model.dtype  # asking a model takes its time
+        self.device, self.dtype = transcript.ids.device, model.dtype  # slow properties of the model
         self.prompts, self.num_columns = prompts, prompts.num_columns
         self.rows, self.pads = list(range(len(prompts.ids))), list(prompts.pads)
         self.cache, self.returns_cache = cache, returns_cache
@@ -85,9 +85,9 @@ class Session:
         prompts.check_length(transcript.max_length, model.config.block_size)
 
     def initial_states(self, embeds: torch.Tensor, starts: list[int], seeds: list[int] | None = None) -> torch.Tensor:
-        """[A, T, E] states of the tokens from the positions `starts` on, whose prelude outputs are given.
+        """[A, T, E] initial states of the tokens from the positions `starts` on, with prelude outputs `embeds`.
 
-        `seeds` are those of the rows still being written, or others.
+        `seeds` defaults to those of the rows still being written.
         """
         if not self.options.init_scale:
             return self.model.initial_states(embeds, 0.0)
@@ -104,14 +104,14 @@ class Session:
         purpose: int = STATE,
         times: list[int] | None = None,
     ) -> torch.Tensor:
-        """[n, 1, E] states of single tokens, whose prelude outputs are given."""
+        """[n, 1, E] initial states of single tokens with prelude outputs `embeds`."""
         if not self.options.init_scale:
             return self.model.initial_states(embeds, 0.0)
         hashes = self.draws.hashes(purpose, rows, positions, times)[:, None]
         return self.model.initial_states(embeds, self.options.init_scale, hashes=hashes)
 
     def _take_over(self, cache: Any) -> list[int]:
-        """Tokens of each prompt that the cache holds; it is unpadded, as all decoding here is."""
+        """The number of cached tokens of each prompt. Removes padding from the cache, as decoding uses none."""
         length = cache.get_seq_length()
         if length:
             check_cache(self.options, cache, len(self.rows), self.num_columns)
@@ -121,9 +121,10 @@ class Session:
         return [0] * len(self.rows)
 
     def prefill(self, exit_threshold: float = 0.0, is_filled: bool = False) -> torch.Tensor:
-        """Reads the prompts at full depth, or until their states move less than that on average; logits [B, 1, V].
+        """Reads the prompts and returns logits [B, 1, V].
 
-        `is_filled`: so that a row comes out as it would alone (`filled_window` of the model).
+        Recurs to full depth, or until the mean change of the states is below `exit_threshold`.
+        With `is_filled`, a row of a batch equals the row alone (`filled_window` of the model).
         """
         starts = self.num_cached
         unread = [prompt[start:] for prompt, start in zip(self.prompts.ids, starts, strict=True)]
@@ -144,10 +145,9 @@ class Session:
         return self.model.coda(states, window, logits_to_keep=last)[:, :1]
 
     def process_packed(self, logits: torch.Tensor, rows: list[int], columns: list[int]) -> torch.Tensor:
-        """Processed scores of [n, V] logits, each following the first columns[i] columns of its own row.
+        """Processed scores of [n, V] logits. Logits i follow the first columns[i] columns of row rows[i].
 
-        `rows` are places among the rows still being written. Processors see the whole batch, as they would in plain
-        decoding.
+        `rows` index the rows still being written. Processors see the whole batch, as in plain decoding.
         """
         ids, active = self.transcript.ids, self.transcript.active
         if self.is_prefix_free:
@@ -162,23 +162,23 @@ class Session:
         return scores
 
     def write_draft(self, row: int, position: int, token: int) -> None:
-        """Puts a drafted token where processors look for their prefix."""
+        """Writes a drafted token into the prefix that processors read."""
         if not self.is_prefix_free:
             self.transcript.ids[self.transcript.active[row], position + self.pads[row]] = token
 
     def draw_states(
         self, rows: list[int], positions: list[int], purpose: int = STATE, times: list[int] | None = None
     ) -> torch.Tensor:
-        """[n, E] states of positions whatever they are fed."""
+        """[n, E] initial states of positions, whatever their input token."""
         like = torch.empty(len(rows), 1, self.model.config.n_embd, dtype=self.dtype, device=self.device)
         return self.packed_states(like, rows, positions, purpose, times)[:, 0]
 
     def draw_gumbel(self, rows: list[int], positions: list[int]) -> torch.Tensor:
-        """[n, V] Gumbel noise by which the tokens after positions are chosen."""
+        """[n, V] Gumbel noise for sampling the token after each position."""
         return self.draws.gumbel(rows, positions, self.model.config.vocab_size)
 
     def choose_first(self, logits: torch.Tensor) -> list[int]:
-        """Decides, and writes down, the first token after each prompt from [B, 1, V] logits."""
+        """Chooses and writes the first token after each prompt from [B, 1, V] logits."""
         scores = self.scores(logits)
         favoured = scores
         if self.do_sample:
@@ -190,13 +190,13 @@ class Session:
         return [token for (token,) in ids]
 
     def keep_steps(self, frozen_ids: list[list[int]], logits: torch.Tensor, scores: torch.Tensor) -> None:
-        """Keeps, where asked for, what each row's frozen tokens were chosen by: the first of its row of [A, n, V]."""
+        """Records the logits and scores [A, n, V] of each row's frozen tokens, its first places, if requested."""
         if self.steps is not None:
             for place, ids in enumerate(frozen_ids):
                 self.steps.add(self.rows[place], logits[place, : len(ids)], scores[place, : len(ids)])
 
     def show_draft(self, row: int, draft_ids: list[int]) -> None:
-        """Shows a draft-aware streamer what follows the last frozen token of the row."""
+        """Shows the tokens after the row's last frozen token to a streamer with `put_draft`."""
         if (
             draft_ids
             and hasattr(self.transcript.streamer, "put_draft")
@@ -205,7 +205,7 @@ class Session:
             self.transcript.show_draft(torch.tensor([[0, *draft_ids]]))
 
     def keep_rows(self, places: list[int]) -> None:
-        """Takes the rows that have ended out of the decode."""
+        """Keeps the rows at `places` and drops the rest, which have ended."""
         if self.returns_cache:
             self.set_aside |= {self.rows[i]: self.cache.row(i) for i in range(len(self.rows)) if i not in places}
         self.rows = [self.rows[place] for place in places]
@@ -214,11 +214,11 @@ class Session:
         self.draws.keep_rows(places)
 
     def place_of(self, row: int, position: int) -> int:
-        """Which new token of its row stands at `position`; `row` is a place among the rows still being written."""
+        """The index of a position among the new tokens of its row; `row` indexes the rows still being written."""
         return position + self.pads[row] - self.num_columns
 
     def output(self, **extra) -> RecurrentGenerateOutput:
-        """The sequences, what they cost, and the cache."""
+        """The sequences, their costs, and the cache."""
         num_new_tokens = self.transcript.num_new_tokens
         if self.steps is not None:
             extra["logits"], extra["scores"] = self.steps.columns(num_new_tokens)
@@ -228,7 +228,7 @@ class Session:
 
 
 def final_cache(session: Session) -> Any:
-    """The cache of a decode that has ended, its columns those of the sequences; nobody has read the last one."""
+    """The cache of a finished decode, with the columns of the sequences except the last, which was not read."""
     cache, num_columns = session.cache, session.num_columns
     ends = session.transcript.lengths
     columns = [[*where, *range(num_columns, end)] for where, end in zip(session.prompts.columns, ends, strict=True)]
@@ -249,10 +249,10 @@ def final_cache(session: Session) -> Any:
 def with_last_tokens(
     session: Session, rows: list[int], held: dict[int, list[torch.Tensor]], columns: list[list[int]]
 ) -> dict[int, list[torch.Tensor]]:
-    """What these rows of the batch hold (`RecurrentCache.row`) after their last token was read too.
+    """The cache contents (`RecurrentCache.row`) of these rows of the batch, after reading their last tokens too.
 
-    `columns` are those of the tokens before it. It is read at full depth, as a prompt is, or as deep as the tokens
-    before it are stored.
+    `columns` are those of the tokens before the last. The last token is read at full depth, like a prompt, or at the
+    stored depth of the tokens before it.
     """
     model, cache, options = session.model, session.cache, session.options
     starts = [len(where) for where in columns]
@@ -263,7 +263,7 @@ def with_last_tokens(
     window = model.window_at(starts, 1, cache)
     embeds = model.prelude(ids, window)
     states = session.initial_states(embeds, starts, [session.seeds[row] for row in rows])
-    is_shallow = cache.stored_recurrences > options.cached_depth  # deeper planes hold the prompts alone
+    is_shallow = cache.stored_recurrences > options.cached_depth  # deeper planes have only the prompts
     depth = options.cached_depth if is_shallow else options.num_recurrences
     for recurrence in range(1, depth + 1):
         states = model.core_step(states, embeds, window, recurrence)
@@ -273,21 +273,21 @@ def with_last_tokens(
 
 
 def check_cache(options: RecurrentOptions, cache: Any, batch_size: int, num_columns: int) -> None:
-    """Raises where a cache handed in holds what this decode cannot go on from."""
+    """Raises ValueError if this decode cannot continue from the caller's cache."""
     length, stored = cache.get_seq_length(), cache.stored_recurrences
     check(CACHE, cache.batch_size == batch_size, f"of {cache.batch_size}", f"of {batch_size} rows", "the batch's")
     check(CACHE, length < num_columns, f"of {length}", f"of fewer than {num_columns} tokens",
-          "`input_ids`, which begin with those the cache holds and have at least one more")  # fmt: skip
+          "`input_ids`, which begin with the cached tokens and have at least one more")  # fmt: skip
     is_right = options.policy == "autoregressive" or stored == options.stored_recurrences
     check(CACHE, is_right, f"of {stored}", f"of {options.stored_recurrences} recurrences a token",
           f"what `policy={options.policy!r}` reads with this `kv_cache`")  # fmt: skip
     needed = min(stored, options.num_recurrences)
-    check(CACHE, stored == 1 or cache.depth >= needed, f"of {cache.depth}", f"of tokens given {needed} recurrences",
-          "those the prompt is read at")  # fmt: skip
+    check(CACHE, stored == 1 or cache.depth >= needed, f"of {cache.depth}", f"of tokens with {needed} recurrences",
+          "the depth of reading the prompt")  # fmt: skip
 
 
 def token_columns(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
-    """Which columns of each row of [B, P] ids are tokens, not padding."""
+    """The columns of each row of [B, P] ids that are tokens, not padding."""
     num_rows, num_columns = input_ids.shape
     if attention_mask is None:
         return [list(range(num_columns))] * num_rows
@@ -295,6 +295,6 @@ def token_columns(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) 
         raise ValueError(
             f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, and a token in the last "
             f"column of every row (padding on the left), but has {tuple(attention_mask.shape)} or ends on padding. Set "
-            f"`tokenizer.padding_side = 'left'`, and pass whole rows, those a cache holds too."
+            f"`tokenizer.padding_side = 'left'`, and pass whole rows, including cached tokens."
         )
     return [[i for i, is_token in enumerate(row) if is_token] for row in attention_mask.tolist()]

@@ -1,6 +1,6 @@
-"""The wavefront: positions begun and not frozen, of every row that is still being written.
+"""The wavefront: the positions begun and not frozen, of every row still being written.
 
-A rows, W wavefront positions (the widest row's; narrower rows are filled up), E channels, V vocabulary.
+A rows, W wavefront positions (of the widest row; narrower rows are padded), E channels, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -9,26 +9,24 @@ import torch
 
 
 class Wavefront:
-    """What each position of the wavefront carries from one decode step to the next.
+    """The state of every wavefront position between decode steps.
 
-    Position 0 of a row holds its last frozen token, whose state predicts the first token that is not. The host keeps
-    what decides (ids, counts), the device what is computed (states, embeddings); a step moves nothing but the new ids
-    and two flags a position between them.
+    Position 0 of a row is its last frozen token, whose state predicts the first unfrozen one. The host stores ids and
+    counts, the device states and embeddings. A step transfers only the new ids and two flags per position.
 
     Attributes:
-        starts: position in its row, prompt included, of each row's position 0.
-        fed_ids: the tokens the positions hold, a list a row.
-        counts: recurrences each position has had, a list a row.
-        ages: recurrences each position's state has had; 0 where it is to begin: its token is new to it, or it is tried
-            again.
-        num_unchanged: decode steps for which each position's token has stood.
+        starts: the place of each row's position 0 in its row, counting the prompt.
+        fed_ids: input tokens of the positions, one list per row.
+        counts: recurrences of each position, one list per row.
+        ages: recurrences of each position's state; 0 if it must start, for a new token or a retry.
+        num_unchanged: decode steps for which each position's token has not changed.
         states: [A, W, E].
-        embeds: [A, W, E] the averaged prelude outputs of the step before, None before the first.
-        velocity: [A, W, E] how the step before moved the states, None before the first.
-        noise: [A, W, V] what sampling adds to the scores a position predicts by; drawn once a position.
-        num_seen: positions of each row that took part in the step before.
-        is_continued: [A, W] whether a position's state goes on from the step before; of the step under way.
-        is_retried: whether each row's position 0 is tried again.
+        embeds: [A, W, E] the averaged prelude outputs of the previous step, None before the first.
+        velocity: [A, W, E] the change of the states in the previous step, None before the first.
+        noise: [A, W, V] the noise that sampling adds to the scores, drawn once per position.
+        num_seen: positions of each row that took part in the previous step.
+        is_continued: [A, W] whether a position's state in this step continues from the previous one.
+        is_retried: whether each row's position 0 is being retried.
     """
 
     def __init__(self, starts: list[int], first_ids: list[int], device: torch.device):
@@ -53,9 +51,9 @@ class Wavefront:
         return [len(ids) for ids in self.fed_ids]
 
     def add_headway(self, headway: int, limits: list[int]) -> int:
-        """Begins `headway` positions a row, as far as its limit allows. Returns the widest row's width.
+        """Starts up to `headway` positions per row within its limit. Returns the width of the widest row.
 
-        A new position is fed the token last predicted; positions beyond it hold the same, for want of a better guess.
+        All new positions get the last predicted token, for want of a better guess.
         """
         for row, limit in enumerate(limits):
             num_new = min(headway, limit - len(self.fed_ids[row])) if self.num_seen[row] else 0
@@ -66,8 +64,8 @@ class Wavefront:
         return max(self.widths)
 
     def fit(self, width: int, draw_states: Callable, draw_noise: Callable | None) -> None:
-        """Makes the tensors `width` positions wide. States, [n, ...], are drawn for those that begin, and noise for
-        those that are new."""
+        """Resizes the tensors to `width` positions. Draws states, [n, ...], of starting positions and noise of new
+        ones."""
         self.is_continued = self.filled([[age > 0 for age in ages] for ages in self.ages], width, torch.bool)
         begun = [(row, place) for row, ages in enumerate(self.ages) for place, age in enumerate(ages) if not age]
         self.states = self._drawn(self.states, begun, width, draw_states)
@@ -78,7 +76,7 @@ class Wavefront:
     def _drawn(
         self, tensor: torch.Tensor | None, places: list[tuple[int, int]], width: int, draw: Callable
     ) -> torch.Tensor:
-        """The tensor, [A, width, ...], with what is drawn at (row, place) pairs."""
+        """The tensor, [A, width, ...], with new draws at (row, place) pairs."""
         if not places:
             assert tensor is not None
             return of_width(tensor, width)
@@ -90,16 +88,16 @@ class Wavefront:
         return tensor
 
     def ids(self, width: int) -> torch.Tensor:
-        """[A, W] the tokens fed, 0 where a row is narrower."""
+        """[A, W] the input tokens, 0 where a row is narrower."""
         return torch.tensor([ids + [0] * (width - len(ids)) for ids in self.fed_ids], device=self.device)
 
     def filled(self, numbers: list[list[int]], width: int, dtype: torch.dtype) -> torch.Tensor:
-        """[A, W] of a list a row, 0 where a row is narrower."""
+        """[A, W] from one list per row, 0 where a row is narrower."""
         rows = [row + [0] * (width - len(row)) for row in numbers]
         return torch.tensor(rows, device=self.device, dtype=dtype)
 
     def average_embeds(self, embeds: torch.Tensor, share: float) -> torch.Tensor:
-        """Mixes [A, W, E] prelude outputs with those of the step before, at the positions that go on from it."""
+        """Averages [A, W, E] prelude outputs with the previous step's, at the positions that continue from it."""
         if share and self.embeds is not None:
             old = of_width(self.embeds, embeds.shape[1])
             embeds = torch.lerp(embeds, torch.where(self.is_continued[..., None], old, embeds), share)
@@ -107,12 +105,12 @@ class Wavefront:
         return embeds
 
     def add_recurrences(self, num: int) -> None:
-        """Counts `num` more recurrences of every position."""
+        """Adds `num` recurrences to every position's counts."""
         self.counts = [[count + num for count in counts] for counts in self.counts]
         self.ages = [[age + num for age in ages] for ages in self.ages]
 
     def advance(self, num_frozen: list[int], predicted_ids: list[list[int]]) -> None:
-        """Lets go of each row's first `num_frozen` positions and feeds the others what is now predicted for them."""
+        """Removes each row's first `num_frozen` positions and sets the others' input tokens to the predictions."""
         for row, num in enumerate(num_frozen):
             new_ids = [*self.fed_ids[row][:1], *predicted_ids[row]][: len(self.fed_ids[row])]
             pairs = list(zip(self.fed_ids[row], new_ids, strict=True))
@@ -127,14 +125,14 @@ class Wavefront:
         self._shift(num_frozen)
 
     def begin_anew(self, at_rest: list[bool], max_recurrences: int) -> None:
-        """Tries a row's position 0 again from its initial state where it has had its recurrences and is not at rest."""
+        """Restarts a row's position 0 from its initial state if it has used up its recurrences without settling."""
         for row, rests in enumerate(at_rest):
             is_exhausted = bool(self.ages[row]) and self.ages[row][0] >= max_recurrences
             if is_exhausted and not rests and not self.is_retried[row]:
                 self.is_retried[row], self.ages[row][0] = True, 0
 
     def _shift(self, num_frozen: list[int]) -> None:
-        """Moves each row's positions to the left. What stands after them is begun before it is read."""
+        """Shifts each row's positions left. Positions to their right restart before they are read."""
         if not any(num_frozen):
             return
         is_even = min(num_frozen) == max(num_frozen)
@@ -148,7 +146,7 @@ class Wavefront:
                 setattr(self, name, tensor.take_along_dim(places.clamp_(max=tensor.shape[1] - 1), dim=1))
 
     def keep_rows(self, places: list[int]) -> None:
-        """Keeps the rows at `places`, drops the rest."""
+        """Keeps the rows at `places` and drops the rest."""
         for name in ("starts", "fed_ids", "counts", "ages", "num_unchanged", "num_seen", "is_retried", "next_ids"):
             setattr(self, name, [getattr(self, name)[place] for place in places])
         for name in ("states", "embeds", "noise", "velocity"):
@@ -157,5 +155,5 @@ class Wavefront:
 
 
 def of_width(tensor: torch.Tensor, width: int) -> torch.Tensor:
-    """The [A, W, ...] tensor cut, or filled up with zeros, to a width."""
+    """The [A, W, ...] tensor cut or zero-padded to a width."""
     return torch.nn.functional.pad(tensor, (0, 0, 0, width - tensor.shape[1])) if tensor.shape[1] != width else tensor
