@@ -1,4 +1,4 @@
-"""Decoding strategies: one file a strategy."""
+"""Decoding strategies, one file per strategy."""
 
 from .drafting.custom_decode import tidar
 from .drafting.decode_tidar import TiDARGenerateOutput, decode_tidar

@@ -1,4 +1,4 @@
-"""How much of a draft stands: by equality (greedy), by rejection sampling (sampled).
+"""How much of a draft is accepted: by equality (greedy) or by rejection sampling (sampled).
 
 B sequences, K drafted tokens, V vocabulary.
 """
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 
 def accept_by_equality(draft_ids: Tensor, target_ids: Tensor, num_drafted: Tensor | None = None) -> Tensor:
-    """Accepts the longest run in which each next draft token is the one the model itself would have written.
+    """Accepts the longest run of draft tokens that the model itself would have written.
 
     Args:
         draft_ids: [B, K], the first is decided.
         target_ids: [B, K] the model's own choice after each draft token.
-        num_drafted: [B] how many of a row's K are a draft, 1 to K (None: all).
+        num_drafted: [B] the number of draft tokens in each row, 1 to K (None: all).
 
     Returns:
-        [B] numbers of accepted tokens, 1 to `num_drafted`.
+        [B] the number of accepted tokens, 1 to `num_drafted`.
     """
     return _num_accepted(draft_ids[:, 1:] == target_ids[:, :-1], num_drafted)
 
@@ -29,10 +29,10 @@ def accept_by_rejection(
 
     Args:
         target_probs: [B, K, V] the autoregressive side after each draft token.
-        draft_probs: [B, K - 1, V] what draft tokens 2..K were drawn from.
+        draft_probs: [B, K - 1, V] the distributions of draft tokens 2..K.
         uniforms: [B, K - 1] in [0, 1).
 
-    The rest, and what is returned, as in `accept_by_equality`.
+    Other arguments and the result are as in `accept_by_equality`.
     """
     drawn = draft_ids[:, 1:, None]
     target = target_probs[:, :-1].gather(2, drawn).squeeze(2)
@@ -48,11 +48,11 @@ def _num_accepted(stands: Tensor, num_drafted: Tensor | None) -> Tensor:
 def residual_probs(
     target_probs: Tensor, draft_probs: Tensor, num_accepted: Tensor, num_drafted: Tensor | None = None
 ) -> Tensor:
-    """What the token after the accepted run is drawn from: after a rejection the normalised positive part of
-    target - draft, else the target itself (arXiv 2211.17192, section 2.3).
+    """The distribution of the token after the accepted run: the normalised positive part of target - draft after a
+    rejection, else the target itself (arXiv 2211.17192, section 2.3).
 
     Returns:
-        [B, V] probabilities, from arguments as in `accept_by_rejection`.
+        [B, V] probabilities. Arguments are as in `accept_by_rejection`.
     """
     rows = torch.arange(len(num_accepted), device=num_accepted.device)
     draft_length = target_probs.shape[1]
@@ -63,15 +63,15 @@ def residual_probs(
     draft = draft_probs[rows, (num_accepted - 1).clamp(max=draft_length - 2)]
     residual = torch.where(is_rejected[:, None], (target - draft).clamp(min=0), target)
     total = residual.sum(dim=-1, keepdim=True)
-    # Rounding can leave nothing of two equal distributions: then draw from the target.
+    # Rounding can leave a residual of 0 for two equal distributions: then draw from the target.
     return torch.where(total > 0, residual / total, target)
 
 
 def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Draws one id a row by inverting the cumulative distribution.
+    """Draws one id per row by inverting the cumulative distribution.
 
     Args:
-        probs: [..., V], need not be normalised.
+        probs: [..., V], not necessarily normalised.
         uniforms: [...] in [0, 1).
 
     Returns:
@@ -79,28 +79,28 @@ def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = probs.double().cumsum(dim=-1)
     threshold = uniforms.double().unsqueeze(-1) * cumulative[..., -1:]
-    # The first id whose cumulative probability exceeds the threshold: one of probability 0 never does so first.
+    # The first id whose cumulative probability exceeds the threshold: never an id of probability 0.
     ids = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
     last_possible = probs.shape[-1] - 1 - (probs.flip(-1) > 0).long().argmax(dim=-1)
     return torch.minimum(ids, last_possible)
 
 
 def draft_confidence(draft_ids: Tensor, draft_scores: Tensor) -> Tensor:
-    """The probability the drafter gave each of its tokens: [B, N] of ids [B, N] and scores [B, N, V]."""
+    """The drafter's probability of each of its tokens: [B, N] from ids [B, N] and scores [B, N, V]."""
     chosen = draft_scores.gather(2, draft_ids[..., None]).squeeze(2)
     return (chosen.float() - draft_scores.logsumexp(dim=-1).float()).exp()
 
 
 def likely_lengths(confidence: Tensor, num_drafted: Tensor, num_branches: int) -> Tensor:
-    """The most probable numbers of accepted tokens, if each token stands with the drafter's own confidence.
+    """The most probable numbers of accepted tokens, if each token is accepted with the drafter's confidence.
 
     Args:
-        confidence: [B, K - 1] in draft tokens 2..K.
-        num_drafted: [B], 1 to K: no more are accepted.
-        num_branches: how many to choose, 0 to K.
+        confidence: [B, K - 1] the drafter's probabilities of draft tokens 2..K.
+        num_drafted: [B] the maximum number of accepted tokens, 1 to K.
+        num_branches: how many numbers to choose, 0 to K.
 
     Returns:
-        [B, num_branches] of 1 to K, rising.
+        [B, num_branches] rising numbers from 1 to K.
     """
     if not num_branches:
         return num_drafted.new_empty(len(num_drafted), 0)

@@ -1,4 +1,4 @@
-"""What a process keeps of a model from one decode to the next: one object a model, one place to clear."""
+"""The state of a model that a process keeps between decodes: one object per model, one place to clear."""
 
 import functools
 import threading
@@ -18,12 +18,12 @@ from .stock_model import decoder_of
 class KeptWithModel:
     """
     Attributes:
-        lock: held by the thread that decodes, since the model computes differently meanwhile.
-        step_times: seconds of a decode step of each shape, by what they depend on.
+        lock: serializes decodes, since a decode changes the model's modules.
+        step_times: seconds of a decode step per shape, keyed by their dependencies.
         compiled: compiled functions, by function, shape and options.
-        graphs: the CUDA graphs of its steps, with their cache: one set.
-        copies: packed weights, by their layer.
-        roundings: how it rounds, by device and dtype.
+        graphs: one set of CUDA graphs of steps, with their cache.
+        copies: packed weights, by layer.
+        roundings: rounding behaviour, by device and dtype.
     """
 
     lock: Any = field(default_factory=threading.RLock)
@@ -39,7 +39,7 @@ _guard = threading.Lock()
 
 
 def kept_with(model: nn.Module) -> KeptWithModel:
-    """What is kept of a model's decoder, whichever class the model is seen through."""
+    """The kept state of a model's decoder, shared by all views of the model."""
     with _guard:
         return _kept.setdefault(decoder_of(model), KeptWithModel())
 
@@ -47,9 +47,9 @@ def kept_with(model: nn.Module) -> KeptWithModel:
 def compiled_for(
     model: nn.Module, function: Callable[..., Any], shape: tuple[Any, ...], options: dict[str, Any]
 ) -> Callable[..., Any]:
-    """The function, compiled for one shape of its arguments at its first call, and kept with the model.
+    """The function, compiled at its first call for one shape of arguments, and kept with the model.
 
-    Each shape has a function and code of its own: torch's guards and its limit of recompilations concern one shape.
+    Each shape has its own function and code, so torch's guards and recompilation limit apply per shape.
 
     Args:
         options: keywords of `torch.compile`.
@@ -64,7 +64,7 @@ def compiled_for(
 
 
 def one_thread_at_a_time(decode: Callable[..., Any]) -> Callable[..., Any]:
-    """`decode(model, ...)` that waits until no other thread decodes with this model."""
+    """Makes `decode(model, ...)` wait until no other thread decodes with this model."""
 
     @functools.wraps(decode)
     def waiting(model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Logits as the user's processors leave them, each on its position's own prefix.
+"""Logits after the user's processors, each with the prefix of its own position.
 
 A rows still being written, n positions, V vocabulary.
 """
@@ -20,7 +20,7 @@ from transformers import (
 
 from .transcript import Transcript
 
-# Processors that read the scores of a position alone: one call serves all positions.
+# Processors that read only the scores of a position: one call serves all positions.
 PREFIX_FREE = (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -35,10 +35,10 @@ PREFIX_FREE = (
 
 
 class ProcessedScores:
-    """Runs the user's logits processors as plain decoding would.
+    """Runs the user's logits processors as in plain decoding.
 
     Args:
-        excluded_id: an id that must never be generated: the mask token, if it has a logit.
+        excluded_id: an id that is never generated: the mask token, if it has a logit.
 
     Attributes:
         depend_on_prefix: whether a processor reads the ids before a position.
@@ -51,11 +51,11 @@ class ProcessedScores:
         self.depend_on_prefix = any(type(processor) not in PREFIX_FREE for processor in processors)
 
     def __call__(self, logits: Tensor, starts: list[int] | None = None) -> Tensor:
-        """Processed `logits` [A, n, V]. Processors see the whole batch, one call for each prefix length.
+        """Processed `logits` [A, n, V]. Processors see the whole batch, with one call per prefix length.
 
         Args:
-            starts: for each active row, the number of ids before its first position, by default its text's; -1 leaves
-                the row as it is.
+            starts: for each active row, the number of ids before its first position; default: the length of its text.
+                -1 leaves the row unprocessed.
         """
         if self.excluded_id is not None:
             logits[..., self.excluded_id] = -torch.inf

@@ -1,4 +1,4 @@
-"""Streams the texts of a batch, each row on its own."""
+"""Streams each text of a batch separately."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +9,12 @@ from transformers.generation.streamers import BaseStreamer
 
 
 class RowStreamer(BaseStreamer):
-    """A streamer for several rows: `put_row` gets each row's ids as they are decided.
+    """A streamer for several rows: `put_row` gets each row's ids when they are decided.
 
     Args:
         tokenizer: decodes the ids.
-        on_text: called as `on_text(row, text, is_end)` with each piece of finished text, words never torn.
-        decode_kwargs: for the tokenizer's `decode`, such as `skip_special_tokens=True`.
+        on_text: called as `on_text(row, text, is_end)` with each piece of finished text, in whole words.
+        decode_kwargs: keywords of the tokenizer's `decode`, such as `skip_special_tokens=True`.
     """
 
     def __init__(self, tokenizer: Any, on_text: Callable[[int, str, bool], None], **decode_kwargs: Any):
@@ -22,10 +22,10 @@ class RowStreamer(BaseStreamer):
         self.rows: list[TextStreamer] = []
 
     def put(self, value: torch.Tensor) -> None:
-        """The prompts [B, P], which `generate` puts first: they say how many rows there are and are not shown.
+        """Takes the prompts [B, P] first: they set the number of rows and are not shown.
 
-        After them, the next id of every row, [B]: transformers' own loop, which goes on padding the rows that have
-        ended (give `skip_special_tokens=True`).
+        Then takes the next id of every row, [B], from transformers' own loop. This loop pads the rows that have ended
+        (pass `skip_special_tokens=True`).
         """
         if self.rows:
             for row, token_id in enumerate(value):
@@ -37,7 +37,7 @@ class RowStreamer(BaseStreamer):
             self.rows.append(streamer)
 
     def put_row(self, row: int, ids: torch.Tensor) -> None:
-        """New ids [n] of one row."""
+        """Takes new ids [n] of one row."""
         for token_id in ids:
             self.rows[row].put(token_id[None])
 

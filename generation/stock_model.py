@@ -1,4 +1,4 @@
-"""What decoding must know of a stock model: decoder, layers, where it computes, its logits, positions and cache.
+"""Properties of a stock model that decoding needs: decoder, layers, devices, logits, positions and cache.
 
 D channels, C candidates, V vocabulary.
 """
@@ -15,84 +15,84 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils import cached_file
 
-# What transformers calls the cache of keys and values: `cache` from 5.24 on, `past_key_values` before.
+# transformers' name of the key-value cache: `cache` since 5.24, `past_key_values` before.
 CACHE_NAMES = ("cache", "past_key_values")
 CACHE = next(name for name in CACHE_NAMES if name in {field.name for field in fields(GenerateDecoderOnlyOutput)})
 
-# -- its parts
+# -- parts
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """The decoder below the lm_head: one object, whichever class or new view a model is seen through."""
+    """The decoder below the lm_head: one object, shared by all views of the model."""
     return getattr(model, model.base_model_prefix)
 
 
 def num_cache_layers(model: Any) -> int:
-    """Layers of keys and values: those of the config, unless the model says `num_cache_layers`."""
+    """The number of layers with keys and values: the model's `num_cache_layers`, or else the config's layers."""
     own = getattr(model, "num_cache_layers", None)
     return model.config.get_text_config().num_hidden_layers if own is None else own
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder's list of `config.num_hidden_layers` layers. Raises ValueError where there is none."""
+    """The decoder's list of `config.num_hidden_layers` layers. Raises ValueError if there is none."""
     decoder = decoder_of(model)
     num_layers = model.config.get_text_config().num_hidden_layers
     stacks = (m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers)
     if (stack := next(stacks, None)) is None:
         raise ValueError(
-            f"`compile_config` compiles the decoder's layers, but {type(decoder).__name__} holds no list of its "
+            f"`compile_config` compiles the decoder's layers, but {type(decoder).__name__} has no list of its "
             f"{num_layers} layers. Pass `disable_compile=True`."
         )
     return stack
 
 
 def last_position_of(model: Any) -> int | None:
-    """The last row of a learned position table; None where positions are rotary, and no table ends."""
+    """The last row of a learned position table; None for rotary positions, which have no table."""
     config = model.config.get_text_config()
     has_table = getattr(model, "has_position_table", getattr(config, "rope_parameters", None) is None)
     return config.max_position_embeddings - 1 if has_table else None
 
 
-# -- how it attends, and what it is made of by transformers' own choice
+# -- attention, adapters and experts
 
 
 def attention_of(config: Any) -> str | None:
-    """The attention implementation that a model of this config runs by."""
+    """The attention implementation of a model with this config."""
     return getattr(config, "_attn_implementation", None)
 
 
 def attend_by(config: Any, implementation: str | None) -> None:
-    """Names that implementation, and no more: `set_attn_implementation` also loads kernels and asks every part."""
+    """Sets only the name of the implementation: `set_attn_implementation` also loads kernels and visits every part."""
     config._attn_implementation = implementation
 
 
 def has_loaded_adapter(model: Any) -> bool:
-    """Whether transformers' own `load_adapter` or `add_adapter` has added an adapter."""
+    """Whether transformers' `load_adapter` or `add_adapter` has added an adapter."""
     return getattr(model, "_hf_peft_config_loaded", False)
 
 
 def can_choose_experts(model: Any) -> bool:
-    """Whether a model, or its class, has experts and lets a caller choose how they are run."""
+    """Whether a model, or its class, has experts with a choice of implementation."""
     return getattr(model, "_can_set_experts_implementation", bool)()
 
 
-# -- where it computes
+# -- devices
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model computes, though accelerate may keep its weights elsewhere."""
+    """The device that a model computes on. Its weights may be offloaded elsewhere by accelerate."""
     if model.device.type != "meta":
         return model.device
     return next(torch.device(hook.execution_device) for hook in _placing_hooks(model))
 
 
 def devices_of(model: nn.Module) -> set[torch.device]:
-    """All devices a model computes on: more than one where a `device_map` spread its layers."""
+    """All devices that a model computes on: several if a `device_map` distributes its layers."""
     return {torch.device(hook.execution_device) for hook in _placing_hooks(model)} or {model.device}
 
 
 def is_hooked(model: nn.Module) -> bool:
-    """Whether accelerate moves weights or states about between layers."""
+    """Whether accelerate moves weights or states between devices."""
     return next(_placing_hooks(model), None) is not None
 
 
@@ -105,7 +105,7 @@ def _placing_hooks(model: nn.Module) -> Iterator[Any]:
 
 
 def is_shared_by_ranks(model: Any) -> bool:
-    """Whether a forward needs every rank: where `generate` sets `synced_gpus` (FSDP, ZeRO-3), or by `fully_shard`."""
+    """Whether a forward needs every rank: with FSDP or ZeRO-3 (`generate` sets `synced_gpus`), or `fully_shard`."""
     if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return False
     from torch.distributed.fsdp import FSDPModule
@@ -113,16 +113,16 @@ def is_shared_by_ranks(model: Any) -> bool:
     return isinstance(model, FSDPModule) or is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
 
 
-# -- its logits
+# -- logits
 
 
 def lm_head_logits(model: Any, hidden_states: Tensor) -> Tensor:
-    """The model's logits [..., V] of its last hidden states [..., D]. Conversion proves that they equal `forward`'s."""
+    """The model's logits [..., V] of last hidden states [..., D]. Conversion proves them equal to `forward`'s."""
     return finished_logits(model, model.get_output_embeddings()(hidden_states))
 
 
 def candidate_logits(model: Any, states: Tensor, candidates: Tensor) -> Tensor | None:
-    """The same of `candidates` [A, C] only, for states [A, D]: [A, C]. None where the lm_head's rows cannot be read
+    """Logits [A, C] of only `candidates` [A, C], for states [A, D]. None if the lm_head's rows cannot be read
     (quantized, adapted or offloaded)."""
     if not has_rows_to_read(model, states.device):
         return None
@@ -133,7 +133,7 @@ def candidate_logits(model: Any, states: Tensor, candidates: Tensor) -> Tensor |
 
 
 def has_rows_to_read(model: Any, device: torch.device) -> bool:
-    """Whether the lm_head is a plain layer on this device, with a row of weights for each token."""
+    """Whether the lm_head is a plain layer on this device, with one row of weights per token."""
     lm_head = model.get_output_embeddings()
     weight = getattr(lm_head, "weight", None)
     is_plain = type(lm_head) is nn.Linear or getattr(lm_head, "has_plain_weight", False)
@@ -152,36 +152,36 @@ def finished_logits(model: Any, logits: Tensor) -> Tensor:
     return logits
 
 
-# -- its cache
+# -- cache
 
 
 def is_users_cache(cache: Any) -> bool:
-    """Whether a caller of `generate` handed this cache in, so that it must be brought up to date."""
+    """Whether this cache came from the caller of `generate`, so that decoding must update it."""
     return getattr(cache, "_is_user_defined", False)
 
 
 def mark_users_cache(cache: Any) -> None:
-    """Says of a cache what `is_users_cache` asks."""
+    """Marks a cache for `is_users_cache`."""
     cache._is_user_defined = True
 
 
 def one_cache(cache: Any, past_key_values: Any) -> Any:
-    """What a forward of ours was given, by either name. Raises ValueError where by both."""
+    """The cache argument of a forward, under either name. Raises ValueError if both are given."""
     if cache is not None and past_key_values is not None:
-        raise ValueError("`past_key_values` must be left out beside `cache`: the two are names of one argument.")
+        raise ValueError("`past_key_values` must be left out with `cache`: both name the same argument.")
     return past_key_values if cache is None else cache
 
 
-# -- its files
+# -- files
 
 
 def file_if_there(name_or_path: str | os.PathLike, name: str, may_be_offline: bool = False, **hub: Any) -> str | None:
-    """The path of a file, downloaded where need be; None where the repository has none.
+    """The path of a file, downloaded if necessary; None if the repository does not have the file.
 
     Args:
-        may_be_offline: None, and no error, where the Hub cannot be reached.
-        hub: `cache_dir`, `revision`, `token` and the like, of transformers' `from_pretrained`. Where the revision is a
-            commit, what the cache knows of it is believed, and the Hub is not asked.
+        may_be_offline: return None instead of raising if the Hub cannot be reached.
+        hub: `cache_dir`, `revision`, `token` etc. of transformers' `from_pretrained`. If the revision is a commit, the
+            local cache is trusted, and the Hub is not contacted.
     """
     return cached_file(
         name_or_path,

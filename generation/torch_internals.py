@@ -1,6 +1,6 @@
-"""The private names of torch that more than one file needs: what a module holds, and options of torch's compiler.
+"""Private names of torch that several files use: the contents of a module, and options of torch's compiler.
 
-torch's public ways answer a question about one module in microseconds. A decode asks it of a thousand modules.
+torch's public functions take microseconds per module, and a decode reads a thousand modules.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ HOOKS = (
 
 
 def parts_of(module: nn.Module) -> dict[str, nn.Module | None]:
-    """The modules directly below a module, by name. What is put into the dictionary stands there."""
+    """The child modules of a module, by name. Writing to the dictionary changes the module."""
     return module._modules
 
 
@@ -28,26 +28,26 @@ def tensors_of(module: nn.Module) -> list[torch.Tensor | None]:
 
 
 def hooks_of(module: nn.Module) -> list[Any]:
-    """What tells a module's forward hooks, and those before its forward, from others; empty without any."""
+    """The ids of a module's forward hooks and forward pre-hooks; empty without hooks."""
     return [*module._forward_hooks, *module._forward_pre_hooks]
 
 
 def share_hooks(module: nn.Module, other: nn.Module) -> None:
-    """Runs the hooks around the forward of `other`, now and later, around that of `module` too."""
+    """Makes `module` run all present and future forward hooks of `other` too."""
     for name in HOOKS:
         setattr(module, name, getattr(other, name))
 
 
 def times_written(tensor: torch.Tensor) -> int | None:
-    """How often a tensor was written to in place; None for a tensor of inference mode, which does not count."""
+    """The number of in-place writes to a tensor; None for an inference tensor, which does not count them."""
     return None if tensor.is_inference() else tensor._version
 
 
 def compiler_options_of(mode: str | None) -> dict[str, Any]:
-    """The options of torch's own compiler that a mode of `torch.compile` stands for."""
+    """The inductor options of a mode of `torch.compile`."""
     return torch._inductor.list_mode_options(mode)
 
 
 def has_compiler_option(name: str) -> bool:
-    """Whether torch's own compiler knows an option of this name."""
+    """Whether inductor has an option of this name."""
     return name in torch._inductor.list_options()

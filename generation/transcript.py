@@ -1,4 +1,4 @@
-"""The text as it is written: what is decided, where each row ends, what the user is shown.
+"""The text being written: the decided tokens, the end of each row, and streaming.
 
 B sequences, A rows still being written, L columns (prompt and new tokens), V vocabulary.
 """
@@ -12,10 +12,10 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 
 
 class TokenScores:
-    """The logits and processed scores that decided each token, for callers who ask.
+    """The logits and processed scores that decided each token, if requested.
 
     Attributes:
-        has_logits, has_scores: which of them was asked for.
+        has_logits, has_scores: which of the two were requested.
         rows: for each row, a pair of [V] for each new token.
     """
 
@@ -31,7 +31,7 @@ class TokenScores:
         return cls(batch_size, has_logits, has_scores)
 
     def add(self, row: int, logits: Tensor, scores: Tensor) -> None:
-        """Keeps those, [n, V], of a row's next n tokens."""
+        """Records logits and scores [n, V] of a row's next n tokens."""
         self.rows[row] += zip(logits.float().clone(), scores.float().clone(), strict=True)
 
     def column(self, place: int, num_new_tokens: list[int]) -> tuple[Tensor, Tensor]:
@@ -42,19 +42,19 @@ class TokenScores:
         return torch.stack(logits), torch.stack(scores)
 
     def columns(self, num_new_tokens: list[int]) -> tuple[tuple[Tensor, ...] | None, ...]:
-        """Those of every new column; None for what was not asked for."""
+        """Logits and scores of every new column; None if not requested."""
         columns = [self.column(place, num_new_tokens) for place in range(max(num_new_tokens))]
         logits, scores = zip(*columns, strict=True)
         return logits if self.has_logits else None, scores if self.has_scores else None
 
 
 class Transcript:
-    """Rows of ids that grow at paces of their own and end on their own.
+    """Rows of ids that grow and end independently.
 
     Attributes:
-        ids: [B, L] the prompt and what is decided; what stands after a row's length is undecided.
+        ids: [B, L] the prompt and the decided tokens; columns after a row's length are undecided.
         lengths: columns in use in each row, a host list.
-        active: the rows still being written, in order; A of every tensor.
+        active: the A rows still being written, in order.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Transcript:
     ):
         batch_size, self.prompt_length = input_ids.shape
         self.max_length = min(c.max_length for c in stopping_criteria if type(c) is MaxLengthCriteria)
-        self.max_length = max(self.max_length, self.prompt_length + 1)  # criteria are asked after a token
+        self.max_length = max(self.max_length, self.prompt_length + 1)  # criteria run after a token
         self.ids = torch.nn.functional.pad(input_ids.long(), (0, self.max_length - self.prompt_length + draft_length))
         self.lengths = [self.prompt_length] * batch_size
         self.active = list(range(batch_size))
@@ -90,7 +90,7 @@ class Transcript:
         self.eos_token_ids = {int(token) for ids in of_eos for token in ids}
         others = [c for c in stopping_criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria)]
         self.criteria = StoppingCriteriaList(others)
-        # As in transformers: if no row may end by an end token, every row goes on until the last is stopped.
+        # As in transformers: without end tokens, every row continues until the last row stops.
         self.rows_end_alone = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         if self.rows_end_alone and batch_size > 1 and pad_token_id is None:
             raise ValueError(
@@ -98,19 +98,19 @@ class Transcript:
                 "stopping criterion has an `eos_token_id`), but is None. Pass `pad_token_id`, or one row at a time."
             )
         self.num_checked = self.prompt_length  # columns the criteria have seen
-        self.shown_scores: tuple[Tensor, ...] = ()  # with them
+        self.shown_scores: tuple[Tensor, ...] = ()  # of these columns
         self.is_stopped = [False] * batch_size  # by a criterion
         self.is_ended = [False] * batch_size
 
     def write_undecided(self, undecided_ids: Tensor, offset: int = 0, ahead: list[int] | None = None) -> None:
-        """Puts [A, n] ids after each active row's text, where logits processors look for their prefix.
+        """Writes [A, n] ids after each active row's text, into the prefix that logits processors read.
 
         Args:
-            offset: columns to leave out.
-            ahead: more of them, for each active row.
+            offset: columns to skip.
+            ahead: further columns to skip, for each active row.
         """
         starts, device = self.starts(offset, ahead), self.ids.device
-        if len(self.active) == len(self.lengths) and len(set(starts)) == 1:  # a slice is written quicker
+        if len(self.active) == len(self.lengths) and len(set(starts)) == 1:  # writing a slice is faster
             place = starts[0]
             self.ids[:, place : place + undecided_ids.shape[1]] = undecided_ids[:, : self.ids.shape[1] - place]
             return
@@ -119,12 +119,12 @@ class Transcript:
         self.ids[rows, columns.clamp(max=self.ids.shape[1] - 1)] = undecided_ids
 
     def starts(self, offset: int = 0, ahead: list[int] | None = None) -> list[int]:
-        """The column after each active row's text and so many more."""
+        """The column after each active row's text, plus `offset` and `ahead`."""
         ahead = ahead or [0] * len(self.active)
         return [self.lengths[row] + more + offset for row, more in zip(self.active, ahead, strict=True)]
 
     def ends_within(self, place: int, tokens: list[int]) -> bool:
-        """Whether the active row at `place` ends with these tokens, unless a criterion stops it."""
+        """Whether the active row at `place` ends within these tokens, regardless of other criteria."""
         room = self.max_length - self.lengths[self.active[place]]
         return len(tokens) >= room or not self.eos_token_ids.isdisjoint(tokens)
 
@@ -135,11 +135,11 @@ class Transcript:
         also: Tensor | None = None,
         chosen_by: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[list[int], list[int]]:
-        """Adds the first `num_decided` [A] of `decided_ids` [A, K] to the active rows: the one host sync a forward.
+        """Adds the first `num_decided` [A] of `decided_ids` [A, K] to the active rows: the one host sync per forward.
 
         Args:
-            also: [A] what else the host wants to know.
-            chosen_by: logits and processed scores [A, K, V] of the tokens, kept where a caller asked.
+            also: [A] further numbers to copy to the host.
+            chosen_by: logits and processed scores [A, K, V] of the tokens, recorded if requested.
 
         Returns:
             `num_decided` (a row that ends keeps fewer) and `also`, on the host.
@@ -155,7 +155,7 @@ class Transcript:
         return [count for count, *_ in on_host], [number for _, number, *_ in on_host]
 
     def write(self, decided_ids: list[list[int]]) -> None:
-        """Adds tokens that the host knows to each active row, without a sync."""
+        """Adds tokens from the host to each active row, without a sync."""
         written = []
         for row, tokens in zip(self.active, decided_ids, strict=True):
             start = self.lengths[row]
@@ -167,7 +167,7 @@ class Transcript:
             self._tell()
 
     def _lengthen(self, row: int, tokens: list[int]) -> None:
-        """Counts a row's tokens up to its end."""
+        """Adds a row's tokens to its length, up to its end."""
         for token in tokens:
             self.lengths[row] += 1
             if token in self.eos_token_ids or self.lengths[row] >= self.max_length:
@@ -180,7 +180,7 @@ class Transcript:
         self._stream()
 
     def _apply_criteria(self) -> None:
-        """Shows the criteria each new column of the whole batch, once every unfinished row has reached it."""
+        """Runs the criteria on each new column of the whole batch, once every unfinished row has reached it."""
         while self.num_checked < self.max_length:
             column = self.num_checked + 1
             unfinished = [row for row, n in enumerate(self.lengths) if n >= column or not self.is_ended[row]]
@@ -211,12 +211,12 @@ class Transcript:
                 self.num_streamed[row] = length
 
     def show_draft(self, draft_ids: Tensor) -> None:
-        """Shows a draft-aware streamer the draft [1, K] of a batch of one."""
+        """Shows the draft [1, K] of a single row to a streamer with `put_draft`."""
         if self.streamer is not None and len(self.lengths) == 1 and hasattr(self.streamer, "put_draft"):
             self.streamer.put_draft(value=draft_ids[:, 1:].cpu())
 
     def drop_ended(self) -> list[int]:
-        """Takes the ended rows out of `active`; returns the places of those that stay."""
+        """Removes the ended rows from `active`. Returns the places of the remaining rows."""
         places = [place for place, row in enumerate(self.active) if not self.is_ended[row]]
         self.active = [self.active[place] for place in places]
         return places
@@ -241,6 +241,6 @@ class Transcript:
 
 
 def pad_token_of(generation_config: GenerationConfig) -> int | None:
-    """What rows are padded with in a call that transformers has prepared: by default an end token."""
+    """The padding id of a call that transformers has prepared; default: an end token."""
     prepared = getattr(generation_config, "_pad_token_tensor", None)
     return generation_config.pad_token_id if prepared is None else int(prepared)

@@ -1,4 +1,4 @@
-"""The cache: what it stores, where, how much, and how a row goes back."""
+"""The recurrent cache: its contents, layout and size, and rolling back."""
 
 import pytest
 import torch
@@ -113,7 +113,7 @@ def test_a_forward_takes_its_cache_by_either_name_but_not_by_both():
     assert by_name[0].logits.equal(by_name[1].logits)
     assert [cache.get_seq_length() for cache in caches] == [3, 3]
     assert by_name[0][CACHE] is caches[0] and by_name[1][CACHE] is caches[1]
-    with pytest.raises(ValueError, match="`past_key_values` must be left out beside `cache`"):
+    with pytest.raises(ValueError, match="`past_key_values` must be left out with `cache`"):
         model(ids, cache=caches[0], past_key_values=caches[1])
 
 

@@ -1,4 +1,4 @@
-"""Steps that are recorded once and then run without Python, as a CUDA graph runs them."""
+"""Steps that are captured once and then replayed without Python, like a CUDA graph."""
 
 import sys
 from types import SimpleNamespace
@@ -229,17 +229,17 @@ def test_what_asks_for_values_on_the_way_is_not_recorded(family, changes, can_be
     if can_be:
         assert not is_captured(model, CompileConfig())  # on a CPU
         model.model.layers[1].mlp.register_forward_pre_hook(lambda *args: None)
-        assert "a hook waits for the forwards of model.layers.1.mlp" in reason_not_to_record(model)
+        assert "model.layers.1.mlp has forward hooks" in reason_not_to_record(model)
 
 
 def test_what_is_not_recorded_on_a_gpu_is_told_with_the_reason(monkeypatch):
     told, on_gpu = [], SimpleNamespace(device=torch.device("cuda"))
     monkeypatch.setattr(COMPILED_LAYERS.logger, "warning_once", told.append)
-    for reason in ("its experts run one after the other", None):
+    for reason in ("its experts run one by one", None):
         monkeypatch.setattr(COMPILED_LAYERS, "reason_not_to_record", lambda model, reason=reason: reason)
         assert is_captured(on_gpu, CompileConfig()) is (reason is None)
         assert not is_captured(on_gpu, CompileConfig(mode="default"))
-    assert len(told) == 1 and told[0].endswith("its experts run one after the other.")
+    assert len(told) == 1 and told[0].endswith("its experts run one by one.")
 
 
 def test_a_step_that_cannot_be_recorded_is_told_with_what_to_do(recorded, monkeypatch):

@@ -1,1 +1,1 @@
-"""How a forward is run. Nothing here changes a token."""
+"""Execution of a forward. Nothing here changes a token."""

@@ -1,6 +1,6 @@
-"""Attention under the structured mask: no copies for queries that share key heads, no mask over a prompt.
+"""Attention under the structured mask, without copies for query groups and without a mask over a prompt.
 
-A sequences, Q queries, S slots, H heads, G of them to a key head, D channels.
+A sequences, Q queries, S slots, H heads, G heads per key head, D channels.
 """
 
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from ..kept_with_model import kept_with
 from ..stock_model import attention_of
 
-TILE, FEW_TILES = 64, 96  # queries of a tile; up to so many tiles products are no slower on an H200
-LEFT_TO_SDPA = ("position_bias", "cache", "softcap")  # left to transformers' sdpa, whatever it does with them
+TILE, FEW_TILES = 64, 96  # queries per tile; up to 96 tiles, products are no slower on an H200
+LEFT_TO_SDPA = ("position_bias", "cache", "softcap")  # arguments that only transformers' sdpa handles
 
 
 def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attention of a model that drafts, [A, Q, H, D] -> [A, Q, H, D]: the form of the mask says how.
+    """Attention of a drafting model, [A, Q, H, D] -> [A, Q, H, D], chosen by the form of the mask.
 
-    A mask of fewer rows than queries is `mask_over_prompt`; one that is added to scores is of `masks_of_step`; any
-    other is the structured mask, or transformers' own.
+    A mask with fewer rows than queries is from `mask_over_prompt`. A floating-point mask is from `masks_of_step`. Any
+    other mask is the structured mask, or transformers' own.
     """
     if isinstance(attention_mask, Tensor):
         if attention_mask.shape[-2] < query.shape[2]:
@@ -40,10 +40,10 @@ def attend(
 def attend_grouped(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa [A, Q, H, D], where the G heads that share a key head are read as G times as many queries.
+    """transformers' sdpa [A, Q, H, D], with the G heads of a key head reshaped to G times as many queries.
 
-    With a mask, transformers repeats keys and values G times: at 2048 slots a third of attention's time. (Dense
-    attention to the prefix, merged by log-sum-exp, is slower on a CPU: `benchmarks/attention_forms.py`.)
+    With a mask, transformers repeats keys and values G times, which takes a third of attention's time at 2048 slots.
+    (Dense attention to the prefix, merged by log-sum-exp, is slower on a CPU: `benchmarks/attention_forms.py`.)
     """
     num_groups = query.shape[1] // key.shape[1]
     is_masked = isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
@@ -60,17 +60,17 @@ def is_left_to_sdpa(kwargs: dict[str, Any]) -> bool:
 
 
 def mask_over_prompt(num_masks: int, num_queries: int, device: torch.device) -> Tensor:
-    """Stands for the structured mask of a prompt, nothing cached or padded, and one block of masks: its last rows
-    [1, 1, K, Q], which see all; the tokens' are causal."""
+    """A short form of the structured mask, for a prompt without cache or padding and one block of masks: only the
+    mask rows [1, 1, K, Q], which see all. Token rows are causal."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, num_masks, num_queries)
 
 
 def attend_in_step(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """The same under a mask of `masks_of_step` for groups. A GPU's attention kernels give each tile of queries to one
-    multiprocessor. Where there are fewer tiles, two products and a softmax, in float32 between them, are quicker:
-    `benchmarks/gpu_attention.py`."""
+    """`attend_grouped` under a mask of `masks_of_step` for groups. A GPU's attention kernel runs each tile of queries on
+    one multiprocessor. With few tiles, two products with a float32 softmax between them are faster
+    (`benchmarks/gpu_attention.py`)."""
     grouped = query.reshape(len(query), key.shape[1], -1, query.shape[3])
     if is_left_to_sdpa(kwargs) or mask.shape[-2] != grouped.shape[2]:
         return attend_grouped(module, query, key, value, mask[..., : query.shape[2], :], **kwargs)
@@ -85,7 +85,7 @@ def attend_in_step(
 
 
 def float_product(left: Tensor, right: Tensor) -> Tensor:
-    """[n, Q, D] times [n, D, S] in float32, or float64 of such."""
+    """[n, Q, D] times [n, D, S] in float32, or in float64 for float64 inputs."""
     if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
         return torch.bmm(left, right, out_dtype=torch.float32)
     dtype = torch.promote_types(left.dtype, torch.float32)
@@ -95,8 +95,8 @@ def float_product(left: Tensor, right: Tensor) -> Tensor:
 def attend_over_prompt(
     module: Any, query: Tensor, key: Tensor, value: Tensor, num_masks: int, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa, of the tokens as plain decoding reads them, and of the masks after them. Neither has a mask,
-    which would cost sdpa its quick way."""
+    """transformers' sdpa for the tokens, as in plain decoding, and for the masks after them. Neither call has an
+    attention mask, so sdpa can use its fast kernel."""
     kwargs.pop("is_causal", None)
     num_tokens = query.shape[2] - num_masks
     tokens = (states[:, :, :num_tokens] for states in (query, key, value))
@@ -105,15 +105,15 @@ def attend_over_prompt(
     return torch.cat([of_tokens, of_masks], dim=1), None
 
 
-NUM_BELIEVED = 8  # tokens read alone that were bit for bit what the wide forward gave, before it is believed
+NUM_BELIEVED = 8  # tokens whose single forward equals the wide one bit for bit, before the wide forward is trusted
 
 
 @dataclass(frozen=True)
 class Spans:
-    """What the clean tokens of a forward see: token i of row b the slots up to `cached[b] + i`, its own.
+    """The slots that clean tokens see: token i of row b sees the slots up to its own, `cached[b] + i`.
 
     Attributes:
-        is_real_slot: [A, at least all slots], False for padding; None where the batch has none.
+        is_real_slot: [A, at least all slots], False for padding; None for a batch without padding.
     """
 
     cached: list[int]
@@ -130,12 +130,12 @@ def attend_token_by_token(
 ) -> tuple[Tensor, None]:
     """transformers' sdpa, once for each clean token and once for all masks: [A, Q, H, D]."""
     spans = _spans.get()
-    if spans is None:  # a prompt's forward, or another thread's
+    if spans is None:  # the forward of a prompt or another thread
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     window = kwargs.get("sliding_window")
     if spans.has_window and "sliding_window" not in kwargs:
         raise ValueError(
-            f"{type(module).__name__} does not tell its attention function how wide its window is, so `exact` cannot "
+            f"{type(module).__name__} does not pass its window width to its attention function, so `exact` cannot "
             "call it token by token. Load the model with attn_implementation='eager', or leave out `exact`."
         )
     tokens = []
@@ -158,11 +158,11 @@ def attend_token_by_token(
 
 @dataclass
 class Rounding:
-    """How one model rounds on one device in one dtype, found out once.
+    """The rounding of one model on one device in one dtype, measured once.
 
     Attributes:
-        dependent: shapes of the linear layers that give a token other bits beside others than alone.
-        num_equal: tokens read alone since that gave the wide forward's bits; None once one did not.
+        dependent: shapes of linear layers whose result for a token depends on the other tokens.
+        num_equal: tokens whose single forward gave the wide forward's bits; None after a difference.
     """
 
     dependent: set[torch.Size] = field(default_factory=set)
@@ -178,8 +178,8 @@ class Rounding:
 
 
 def rounding_of(model: Any) -> Rounding:
-    """Tries each shape of linear layer on random tokens the first time. Only on a CPU in half precision: elsewhere
-    hardly any shape is independent, and token by token they cost more than plain decoding."""
+    """Tests each shape of linear layer on random tokens the first time. Only on a CPU in half precision: elsewhere,
+    most shapes depend on width, and computing token by token costs more than plain decoding."""
     key = model.dtype, model.device, attention_of(model.config)
     known = kept_with(model).roundings
     if key not in known:
@@ -191,7 +191,7 @@ def rounding_of(model: Any) -> Rounding:
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
-    """All that clean tokens pass: an adapter's own layers see masks only."""
+    """The linear layers that clean tokens pass through, without an adapter's layers, which see only masks."""
     named = model.named_modules()
     return [module for name, module in named if isinstance(module, nn.Linear) and ".lora_" not in name]
 
@@ -207,11 +207,11 @@ def depends_on_width(layer: nn.Linear) -> bool:
 
 @contextmanager
 def products_token_by_token(model: nn.Module, rounding: Rounding) -> Iterator[None]:
-    """While this is open, linear layers that depend on width compute each clean token by itself."""
+    """Makes linear layers that depend on width compute each clean token separately, inside the context."""
 
     def correct(layer: Any, args: Any, output: Tensor) -> Tensor:
         spans = _spans.get()
-        for i in range(0 if spans is None else spans.num_clean):  # all rows together, as plain decoding multiplies them
+        for i in range(0 if spans is None else spans.num_clean):  # all rows at once, as in plain decoding
             output[:, i : i + 1] = functional.linear(args[0][:, i : i + 1], layer.weight, layer.bias)
         return output
 
@@ -226,7 +226,7 @@ def products_token_by_token(model: nn.Module, rounding: Rounding) -> Iterator[No
 
 @contextmanager
 def clean_tokens_alone(spans: Spans) -> Iterator[None]:
-    """Makes one forward of this thread treat its clean tokens one by one."""
+    """Makes one forward of this thread compute its clean tokens one by one."""
     token = _spans.set(spans)
     try:
         yield

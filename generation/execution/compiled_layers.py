@@ -15,26 +15,26 @@ from ..torch_internals import compiler_options_of
 from .step_graph import reason_not_to_record
 
 logger = logging.get_logger(__name__)
-# Modes that record CUDA graphs, of each layer if torch may choose. Here the layers are compiled without, and the whole
-# step is recorded.
+# Modes in which torch captures a CUDA graph of each layer. Here layers are compiled without graphs, and the whole step
+# is captured.
 LAYER_MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 def compile_config_of(model: Any, generation_config: GenerationConfig) -> CompileConfig | None:
-    """How the layers are compiled, or None. As in transformers: on an accelerator unless `disable_compile`, on a CPU
-    with a `compile_config`, and never where weights are offloaded."""
+    """How to compile the layers, or None. As in transformers, layers are compiled on an accelerator unless
+    `disable_compile`, on a CPU with a `compile_config`, and never with offloaded weights."""
     config = generation_config.compile_config
     if generation_config.disable_compile or (config is None and model.device.type == "cpu"):
         return None
     devices = set(map(str, getattr(model, "hf_device_map", {}).values()))
     if "disk" in devices or ("cpu" in devices and len(devices) > 1):
-        logger.warning_once("`compile_config` is left aside: layers whose weights are offloaded cannot be compiled.")
+        logger.warning_once("`compile_config` is left aside: layers with offloaded weights cannot be compiled.")
         return None
     return config or CompileConfig(dynamic=False)
 
 
 def is_captured(model: Any, config: CompileConfig | None) -> bool:
-    """Whether steps so compiled become CUDA graphs: on a GPU in such a mode, unless there is a reason not to."""
+    """Whether compiled steps become CUDA graphs: on a GPU in one of `LAYER_MODES`, unless a reason prevents it."""
     if config is None or config.mode not in LAYER_MODES or model.device.type != "cuda":
         return False
     if (reason := reason_not_to_record(model)) is not None:
@@ -43,7 +43,7 @@ def is_captured(model: Any, config: CompileConfig | None) -> bool:
 
 
 class SlotsOfLayer:
-    """All that a compiled layer may know of the cache: its keys and values, and where this step writes."""
+    """A compiled layer's view of the cache: its keys and values, and the places that this step writes."""
 
     keys: Tensor
     values: Tensor
@@ -61,11 +61,11 @@ def run_layer(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 class CompiledLayers:
-    """The decoder's layers, run by one function that is compiled once for all layers of a kind, whose weights are its
-    arguments. Every shape of a step has a function of its own (`compiled_for`).
+    """The decoder's layers, run by one compiled function for all layers of a kind, which takes the weights as
+    arguments. Every shape of step has its own function (`compiled_for`).
 
     Args:
-        of_inductor: options of torch's own compiler besides those of `config`.
+        of_inductor: inductor options in addition to those of `config`.
     """
 
     def __init__(self, model: nn.Module, config: CompileConfig, of_inductor: dict[str, Any] | None = None):
@@ -78,13 +78,13 @@ class CompiledLayers:
             # torch takes a mode or options, and a mode is a set of options.
             of_mode = compiler_options_of(self.options.pop("mode", None) or "default")
             self.options["options"] = of_mode | of_inductor | self.options.get("options", {})
-        self.changes: list[Any] = []  # what was changed in each layer by hand
-        self.runs: dict[Any, Callable[..., Any]] = {}  # by what was changed: how layers run now; empty: as they are
+        self.changes: list[Any] = []  # each layer's replaced forwards
+        self.runs: dict[Any, Callable[..., Any]] = {}  # current functions of layers, by changes; empty: not compiled
         self.cache: Any = None
-        self.checked: set[Any] = set()  # functions that this decode has called
+        self.checked: set[Any] = set()  # functions called in this decode
 
     def compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
-        """The function, compiled for one shape of step at its first call."""
+        """The function, compiled at its first call for one shape of step."""
         known = kept_with(self.model).compiled
         num_known = len(known)
         found = compiled_for(self.model, function, shape, self.options)
@@ -97,7 +97,7 @@ class CompiledLayers:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """While this is open, the layers run by `self.runs` where there are any."""
+        """Makes the layers run the functions in `self.runs`, if any, inside the context."""
         self.changes = [own_forwards_in(layer) for layer in self.layers]
         forwards = [self._forward_of(number, layer, layer.forward) for number, layer in enumerate(self.layers)]
         places = zip(self.layers, forwards, strict=True)
@@ -105,7 +105,7 @@ class CompiledLayers:
             yield
 
     def _forward_of(self, number: int, layer: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
-        """A layer's forward by `self.runs`, which gets no more of the cache than the layer's own slots."""
+        """A layer's forward by `self.runs`, which gets only the layer's own slots of the cache."""
         own, changes = SlotsOfLayer(), self.changes[number]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -122,11 +122,11 @@ class CompiledLayers:
 
     @contextmanager
     def step(self, cache: Any, shape: tuple[int, ...]) -> Iterator[None]:
-        """While this is open, the layers run compiled, for a step of this shape over this cache.
+        """Runs the layers compiled inside the context, for a step of this shape with this cache.
 
-        torch asks of each layer whether all is as it was when it was compiled. A decode asks once. Then it asks only
-        what tells one kind of layer from another, or where there is but one kind, nothing. From torch 2.15 on that
-        misses a part with a `forward` of its own, so a layer with such parts has a function of its own.
+        torch checks guards at each call of a compiled layer. A decode checks them once per function. Later calls only
+        check the guards that distinguish kinds of layers, or none for a single kind. Since torch 2.15 these guards miss
+        a part with a replaced `forward`, so a layer with such parts has its own function.
         """
         self.runs = {changes: self.compiled(run_layer, (shape, changes)) for changes in set(self.changes)}
         self.cache = cache
@@ -140,7 +140,7 @@ class CompiledLayers:
 
 
 def own_forwards_in(layer: nn.Module) -> tuple[tuple[str, int], ...]:
-    """The parts of a layer whose `forward` was replaced by hand, and by what."""
+    """The parts of a layer with a replaced `forward`, and the ids of the replacements."""
     parts = ((name, part.__dict__.get("forward")) for name, part in layer.named_modules() if part is not layer)
     return tuple((name, id(forward)) for name, forward in parts if forward is not None)
 

@@ -1,4 +1,4 @@
-"""Lets a gated adapter act on the mask tokens of a forward, and on nothing else: the gate, and a layer that has one.
+"""Applies a gated adapter to only the mask tokens of a forward: the gate, and a linear layer with a gate.
 
 B rows, Q queries, D and E channels, r the adapter's rank.
 """
@@ -14,24 +14,24 @@ from ..torch_internals import parts_of, share_hooks
 
 
 class MaskGate:
-    """Takes the place of PEFT's aLoRA arithmetic in every adapted layer of one model.
+    """Replaces PEFT's aLoRA arithmetic in every adapted layer of one model.
 
     On disk the adapter is a stock PEFT aLoRA (arXiv 2504.12397), which acts on the last n tokens of a row. Masks are
-    the last queries of a forward, so the gate is n. PEFT's boolean index waits for the GPU in every layer; here the
-    tokens are a slice. Closed (n = 0), the layer returns the base layer's result: the autoregressive side is bit for
-    bit the base model's.
+    the last queries of a forward, so the gate is n. PEFT's boolean index waits for the GPU in every layer; the gate
+    uses a slice instead. When closed (n = 0), the layer returns the base layer's result, so the autoregressive side
+    equals the base model bit for bit.
 
     Attributes:
-        num_masks: n, the queries at the end of each row that the adapter acts on.
+        num_masks: n, the number of last queries in each row that the adapter acts on.
     """
 
     def __init__(self, variant: Any):
-        self.variant = variant  # PEFT's own: still answers for merging, which it refuses
+        self.variant = variant  # PEFT's own: it still handles merging, which it refuses
         self.num_masks = 0
 
     @contextmanager
     def open(self, num_masks: int) -> Iterator[None]:
-        """While this is open, the adapter acts on the last `num_masks` queries of each row."""
+        """Makes the adapter act on the last `num_masks` queries of each row, inside the context."""
         self.num_masks = num_masks
         try:
             yield
@@ -43,7 +43,7 @@ class MaskGate:
         if self.num_masks:
             lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter]
             masks = x[:, -self.num_masks :]
-            if not torch.is_autocast_enabled(x.device.type):  # which chooses the type of every product by itself
+            if not torch.is_autocast_enabled(x.device.type):  # autocast chooses the dtype of products
                 masks = masks.to(lora_a.weight.dtype)
             reduced = lora_a(module.lora_dropout[active_adapter](masks)) * module.scaling[active_adapter]
             delta = lora_b(reduced).to(result.dtype)
@@ -53,13 +53,13 @@ class MaskGate:
         return result
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "variant" not in self.__dict__:  # a copy asks before it has anything
+        if name.startswith("__") or "variant" not in self.__dict__:  # `copy` looks up names before it sets attributes
             raise AttributeError(name)
         return getattr(self.__dict__["variant"], name)
 
 
 def peft_variant(variant: Any) -> Any:
-    """PEFT's own aLoRA arithmetic, bare or below a gate of any copy of this code; None where it is another's."""
+    """PEFT's own aLoRA arithmetic, bare or inside a gate of any copy of this code; None for other arithmetic."""
     if type(variant).__name__ == MaskGate.__name__:
         return variant.variant
     return variant if type(variant).__name__ == "ALoraLinearVariant" else None
@@ -69,7 +69,7 @@ class Adapter(NamedTuple):
     """An aLoRA adapter in one of PEFT's layers.
 
     Attributes:
-        siblings, place: the modules that the layer stands among, and its name there.
+        siblings, place: the dictionary of modules with the layer, and its name there.
         variants, name: the arithmetic of the layer's adapters, and this adapter's name there.
     """
 
@@ -95,19 +95,19 @@ def adapters_of(model: nn.Module) -> list[Adapter]:
     return found
 
 
-MOST_SUMMED = 1 << 20  # multiplications that a compiled step does one by one on an accelerator, not as a product
+MOST_SUMMED = 1 << 20  # max. multiplications that a compiled step on an accelerator sums instead of a matmul
 
 
 class GatedLinear(nn.Module):
     """base(x), and on the last `gate.num_masks` queries also x @ down @ up.
 
     Args:
-        adapted: PEFT's layer, whose hooks are run here too.
-        name: of the adapter.
+        adapted: PEFT's layer, whose hooks this layer also runs.
+        name: the name of the adapter.
 
     Attributes:
-        down, up: [D, r] and [r, E], the scaling in the latter.
-        state: what `adapted` was when they were made.
+        down, up: [D, r] and [r, E]; `up` includes the scaling.
+        state: `state_of` the adapter when they were made.
     """
 
     def __init__(self, adapted: Any, name: str):
@@ -128,7 +128,7 @@ class GatedLinear(nn.Module):
 
 
 def product(x: Tensor, matrix: Tensor) -> Tensor:
-    """[n, D] times [D, E]. A compiled sum of a few rows runs beside the work around it; a product would wait."""
+    """[n, D] times [D, E]. A compiled sum of a few rows fuses with other work; a matmul cannot."""
     is_small = len(x) <= 16 if x.device.type == "cpu" else len(x) * matrix.numel() <= MOST_SUMMED
     if torch.compiler.is_compiling() and is_small:
         return (x[:, None] * matrix.t()).sum(dim=-1)
@@ -136,8 +136,8 @@ def product(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def sole_adapter(module: Any) -> str | None:
-    """The adapter that is all that PEFT's layer does beside its base layer; None where it does more or less."""
-    parts = parts_of(module)  # read as they stand: a thousand look-ups by attribute take 2 ms
+    """The only adapter that a PEFT layer adds to its base layer; None if the layer does anything else."""
+    parts = parts_of(module)  # read directly: a thousand attribute look-ups take 2 ms
     adapters = parts_of(parts["lora_A"])
     names = [name for name in module.active_adapters if name in adapters]
     if module.disable_adapters or module.merged or "forward" in module.__dict__ or len(names) != 1:
@@ -153,7 +153,7 @@ def sole_adapter(module: Any) -> str | None:
 
 
 def state_of(module: Any, name: str) -> tuple[Any, ...]:
-    """What an adapter's arithmetic depends on. An optimizer may leave no trace but the numbers, so they are summed."""
+    """The dependencies of an adapter's arithmetic. Weights are summed, since an optimizer may change only numbers."""
     weights = module.lora_A[name].weight, module.lora_B[name].weight
     return module.scaling[name], *((w.data_ptr(), w.shape, w.dtype, w.device, sum_of(w)) for w in weights)
 
@@ -165,7 +165,7 @@ def sum_of(weight: Tensor) -> int:
 
 
 def gated_linear(adapted: Any, name: str, gate: MaskGate, kept: MutableMapping[nn.Module, Any]) -> GatedLinear:
-    """The layer that takes the place of PEFT's, kept from one decode to the next while the adapter is the same."""
+    """The layer that replaces PEFT's, kept between decodes until the adapter changes."""
     layer = kept.get(adapted)
     if layer is None or layer.state != state_of(adapted, name):
         layer = kept[adapted] = GatedLinear(adapted, name)
@@ -175,8 +175,8 @@ def gated_linear(adapted: Any, name: str, gate: MaskGate, kept: MutableMapping[n
 
 
 def factors_of(module: Any, name: str) -> tuple[Tensor, Tensor]:
-    """One adapter's matrices [D, r] and [r, E], the scaling in the latter. A small product takes a CPU half as long in
-    float32 as in bfloat16."""
+    """One adapter's matrices [D, r] and [r, E]; the latter includes the scaling. On a CPU, a small product takes half
+    as long in float32 as in bfloat16."""
     lora_a, lora_b = module.lora_A[name].weight.detach(), module.lora_B[name].weight.detach()
     is_cpu = lora_a.device.type == "cpu"
     dtype = torch.promote_types(lora_a.dtype, torch.float32) if is_cpu else lora_a.dtype

@@ -1,4 +1,4 @@
-"""How the model of one decode is run: chosen before the first forward, put in for the whole decode, put back after it.
+"""The form of a model during one decode: chosen and applied before the first forward, undone after the last.
 
 Nothing here changes a token. Q queries, S slots.
 """
@@ -33,18 +33,18 @@ class ModelForm:
     """The form in which a decode runs its model.
 
     Args:
-        is_drafting: whether forwards hold masks; false for plain decoding.
-        is_tie_safe: clean tokens are read beside others as they are alone, where attention is sdpa.
-        is_packed: linear layers read packed copies of their weights.
-        compile_config: how the layers of a step of one shape are compiled, if they are.
+        is_drafting: whether forwards contain masks; false for plain decoding.
+        is_tie_safe: whether sdpa attention computes clean tokens as if they were alone.
+        is_packed: whether linear layers read packed copies of their weights.
+        compile_config: how to compile the layers for each shape of step; None: not compiled.
 
     Attributes:
-        gate: which queries a gated adapter acts on; None without one.
+        gate: the gate of gated adapters; None without such adapters.
         implementation: the attention implementation that masks are made for.
-        is_grouped: whether attention is ours, which takes short and grouped masks.
-        rounding: how the model rounds, where it is tie-safe.
-        compiled: the layers as they are compiled, or None.
-        last_states: [A, Q, D] what the decoder handed to the lm_head in the last forward.
+        is_grouped: whether attention is `attend`, which takes short and grouped masks.
+        rounding: the rounding of the model, if tie-safe.
+        compiled: the compiled layers, or None.
+        last_states: [A, Q, D] input of the lm_head in the last forward.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ModelForm:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """While this is open, the model is in this form. After it, the model is as it was before."""
+        """Puts the model in this form inside the context, and restores the model afterwards."""
         with ExitStack() as stack:
             adapters = adapters_of(self.model)
             sole = [one for one in adapters if sole_adapter(one.layer) == one.name]
@@ -101,11 +101,11 @@ class ModelForm:
 
     @contextmanager
     def forward(self, num_masks: int, spans: Spans | None, step: tuple[Any, tuple[int, ...]] | None) -> Iterator[None]:
-        """While this is open, one forward of this model is run.
+        """The context of one forward of this model.
 
         Args:
-            spans: what each clean token sees, where these are read as they are alone.
-            step: the cache and the shape of a step that runs compiled.
+            spans: the slots that each clean token sees, if the form is token by token.
+            step: the cache and the shape of a compiled step.
         """
         is_alone = self.is_token_by_token and spans is not None
         is_compiled = self.compiled is not None and step is not None
@@ -117,16 +117,16 @@ class ModelForm:
             yield
 
     def _stand_in(self, layer: Any, name: str) -> nn.Module:
-        """What replaces a layer that one gated adapter adapts. In plain decoding the adapter acts on no token."""
+        """The replacement of a layer with one gated adapter. In plain decoding the adapter acts on no token."""
         if not self.is_drafting and not hooks_of(layer):
             return layer.base_layer
         return gated_linear(layer, name, self.gate, kept_with(self.model).copies)
 
     @contextmanager
     def _attending_by(self, name: str, function: Any) -> Iterator[None]:
-        """While this is open, the model attends by this function."""
+        """Makes the model use this attention function, inside the context."""
         AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, sdpa_mask)  # for forwards without a mask of ours
+        AttentionMaskInterface.register(name, sdpa_mask)  # for forwards with transformers' masks
         config = self.model.config
         attend_by(config, name)
         try:
@@ -148,5 +148,5 @@ class ModelForm:
 
 
 def in_plain_form(model: Any, is_packed: bool) -> AbstractContextManager[None]:
-    """While this is open, the model decodes plainly: a gated adapter acts on no token, and costs nothing."""
+    """Makes the model decode plainly inside the context: a gated adapter acts on no token and costs no time."""
     return ModelForm(model, is_drafting=False, is_packed=is_packed).applied()

@@ -1,7 +1,7 @@
-"""A linear layer that also keeps its weight in the order in which a CPU's kernels read it.
+"""A linear layer that also stores its weight in the order that CPU kernels read.
 
-`nn.Linear` reorders its weight at every product of a few tokens. Here the weight is reordered once for all products.
-The private operators of torch stand in this file. E outputs, D inputs.
+`nn.Linear` reorders its weight at every product of a few tokens. A packed layer reorders it once.
+This file has all uses of torch's private operators. E outputs, D inputs.
 """
 
 from collections.abc import MutableMapping
@@ -20,8 +20,8 @@ PRIVATE_OPERATORS = (
 )  # of `torch.ops.mkldnn`
 NO_EPILOGUE: tuple[str, list[Any], str] = ("none", [], "")  # no activation after the product
 
-# torch's compiler refuses `mkldnn::_linear_pointwise` unless the weight is a constant. It accepts the same product
-# under a name of ours, with the weight as an argument, so that all layers share one compiled function.
+# torch's compiler accepts `mkldnn::_linear_pointwise` only with a constant weight. It accepts the same product under
+# a name of ours with the weight as an argument, so all layers share one compiled function.
 if not hasattr(torch.ops.wavedraft, "_linear_pointwise"):  # the package and a checkpoint's copy of it share one process
     torch.library.define(
         "wavedraft::_linear_pointwise",
@@ -39,8 +39,8 @@ if not hasattr(torch.ops.wavedraft, "_linear_pointwise"):  # the package and a c
 
 compilable_product: Any = torch.ops.wavedraft._linear_pointwise.default
 
-# The function of torch's C interface that computes `mkldnn::_linear_pointwise`. Compiled code calls
-# `aoti_torch_cpu_` and the operator's name without its namespace: of our operator, torch's own function.
+# The C function of torch that computes `mkldnn::_linear_pointwise`. Compiled code calls `aoti_torch_cpu_` plus the
+# operator's name without its namespace: for our operator, torch's own function.
 SHIMS_OPTION = "aot_inductor.custom_ops_to_c_shims"
 C_FUNCTION = (
     "AOTITorchError aoti_torch_cpu__linear_pointwise(AtenTensorHandle X, AtenTensorHandle W, AtenTensorHandle* B, "
@@ -49,52 +49,52 @@ C_FUNCTION = (
 
 
 def options_of_compiler() -> dict[str, Any]:
-    """Options of the inductor backend under which compiled layers call the product without Python, where torch has such
-    options; a call through Python takes a few microseconds more."""
+    """Inductor options that let compiled layers call the product without Python, if torch has them. A call through
+    Python takes a few microseconds more."""
     if has_compiler_option(SHIMS_OPTION):
         return {"cpp_wrapper": True, SHIMS_OPTION: {compilable_product: [C_FUNCTION]}}
-    return {"size_asserts": False}  # generated Python would ask for the strides of a packed weight, which has none
+    return {"size_asserts": False}  # generated Python would read the strides of a packed weight, which has none
 
 
 def has_onednn_products(dtype: torch.dtype) -> bool:
-    """Whether this CPU, and this build of PyTorch, have oneDNN's products of a dtype."""
+    """Whether this CPU and this build of PyTorch have oneDNN products of a dtype."""
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, n) for n in PRIVATE_OPERATORS):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def why_no_packed_products(dtype: torch.dtype) -> str | None:
-    """None where this machine's CPU has products of packed weights of a dtype."""
+    """Why this machine has no products of packed weights in a dtype; None if it has."""
     if has_onednn_products(dtype):
         return None
     return f"this CPU, or this build of PyTorch, has no oneDNN products of {dtype}"
 
 
 def check_packable(model: nn.Module, exact: str | None = None) -> None:
-    """Raises where packed weights would not be read, or `exact` wants other products."""
+    """Raises ValueError if packed weights cannot be used, or `exact` needs other products."""
     if model.device.type != "cpu" or model.dtype not in PACKABLE:
         raise ValueError(
             f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
-            "and torch.float32 on a CPU. Leave it out, or load the model with one of them as `dtype`."
+            "and torch.float32 on a CPU. Leave it out, or load the model with one of these `dtype`s."
         )
     if why := why_no_packed_products(model.dtype):
         instead = ", or load the model with `dtype=torch.float32`" if has_onednn_products(torch.float32) else ""
         raise ValueError(f"`packed_weights` must be False on this machine: {why}. Leave it out{instead}.")
     if exact:
         raise ValueError(
-            f"`exact={exact!r}` decides as the stock model's own products round, and `packed_weights` are read by "
-            f"oneDNN's products, which round {model.dtype} differently. Leave either out."
+            f"`exact={exact!r}` must round like the stock model's own products, but `packed_weights` uses oneDNN "
+            f"products, which round {model.dtype} differently. Leave one of them out."
         )
 
 
 class PackedLinear(nn.Module):
-    """Takes the place of an `nn.Linear` on a CPU, for use without gradients. It shares the layer's parameters.
+    """Replaces an `nn.Linear` on a CPU without gradients. It shares the layer's parameters.
 
     Attributes:
-        packed: the weight [E, D] in oneDNN's order. Not a buffer: it belongs in no checkpoint.
+        packed: the weight [E, D] in oneDNN's order. Not a buffer, since it belongs in no checkpoint.
     """
 
-    has_plain_weight = True  # a row of it is a token's, where this is the lm_head
+    has_plain_weight = True  # as the lm_head, it has one row per token
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -102,13 +102,13 @@ class PackedLinear(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
         self.train(linear.training)
         self.fingerprint = fingerprint_of(linear.weight)
-        # A tensor of inference mode would not share compiled code with the packed weights made outside of that mode.
+        # An inference tensor would not share compiled code with packed weights made outside inference mode.
         with torch.inference_mode(False), torch.no_grad():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., D] -> [..., E]. The plain weight is read under autocast, where x may have another dtype, and by a
-        single token in float32, so that it equals plain decoding's bit for bit."""
+        """x [..., D] -> [..., E]. Uses the plain weight under autocast, where x may have another dtype, and for a
+        single token in float32, which then equals plain decoding bit for bit."""
         is_single = x.dtype == torch.float32 and x.numel() == x.shape[-1]
         if is_single or x.dtype != self.weight.dtype:
             return nn.functional.linear(x, self.weight, self.bias)
@@ -117,7 +117,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.default(x.contiguous(), self.packed, self.bias, *NO_EPILOGUE)
 
     def is_of(self, linear: nn.Linear) -> bool:
-        """Whether this was packed of that layer, and its parameters are unchanged since."""
+        """Whether this was packed from that layer and its parameters have not changed since."""
         is_same = self.weight is linear.weight and self.bias is linear.bias
         return is_same and self.fingerprint == fingerprint_of(linear.weight)
 
@@ -126,8 +126,8 @@ class PackedLinear(nn.Module):
 
 
 def fingerprint_of(weight: Tensor) -> tuple[Any, ...]:
-    """What changes where a weight is written to or moved. An optimizer may leave no trace but the numbers, so those of
-    a weight that may be trained are summed, as 64-bit integers."""
+    """A value that changes when a weight is written or moved. An optimizer may change only the numbers, so a trainable
+    weight is also summed, as 64-bit integers."""
     version = times_written(weight)
     if not weight.requires_grad and version is not None:
         return version, weight.data_ptr()
@@ -135,10 +135,10 @@ def fingerprint_of(weight: Tensor) -> tuple[Any, ...]:
 
 
 def packable_linears(model: nn.Module) -> list[tuple[dict[str, Any], str, nn.Linear]]:
-    """The linear layers that a `PackedLinear` can replace; of an adapted layer, below the adapter.
+    """The linear layers that a `PackedLinear` can replace; for an adapted layer, its base layer.
 
     Returns:
-        the modules that each stands among, its name there, and the layer.
+        for each, the dictionary of its siblings, its name there, and the layer.
     """
     found, seen, to_visit = [], {model}, [model]
     while to_visit:
@@ -158,7 +158,7 @@ def packable_linears(model: nn.Module) -> list[tuple[dict[str, Any], str, nn.Lin
 
 
 def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
-    """Whether a layer has a weight of the model's dtype, and no forward or hooks of its own, which would be lost."""
+    """Whether a layer has a weight of the model's dtype, and no replaced forward or hooks, which would be lost."""
     weight = linear.weight
     has_own_call = "forward" in linear.__dict__ or hooks_of(linear)
     # The fingerprint reads the weight as 64-bit integers.
@@ -167,7 +167,7 @@ def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
 
 
 def packed_copy(linear: nn.Linear, kept: MutableMapping[nn.Module, Any]) -> PackedLinear:
-    """The copy that is kept of a layer, made anew where its parameters have changed."""
+    """The packed copy of a layer, from `kept` if the layer's parameters are unchanged."""
     copy = kept.get(linear)
     if copy is None or not copy.is_of(linear):
         copy = kept[linear] = PackedLinear(linear)

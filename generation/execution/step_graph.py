@@ -1,6 +1,6 @@
-"""Decode steps on a GPU as CUDA graphs: recorded once, then run without any Python between their kernels.
+"""Decode steps on a GPU as CUDA graphs: captured once, then replayed without Python between kernels.
 
-B rows, H key heads, C slots, D channels a head.
+B rows, H key heads, C slots, D channels per head.
 """
 
 from collections.abc import Callable
@@ -14,18 +14,18 @@ from ..stock_model import attention_of, can_choose_experts
 from ..torch_internals import hooks_of, tensors_of, times_written
 
 PLAIN_TYPES = {bool, int, float, str, type(None), torch.dtype}
-OF_PEFT = {"_active_adapter", "merged_adapters", "scaling"}  # what an adapted layer keeps in lists and dictionaries
+OF_PEFT = {"_active_adapter", "merged_adapters", "scaling"}  # lists and dictionaries of an adapted layer
 Step = Callable[..., tuple[Tensor, ...]]
 
 
 class StepGraph:
-    """One recorded step.
+    """One captured step.
 
     Args:
-        step: from tensors to tensors. All else that it reads must stay as it is, where it is.
-        inputs: examples of its arguments.
-        pool: the memory that the graphs of one model share.
-        held: what the kernels read and nobody else may keep.
+        step: a function of tensors. Everything else that it reads must not change or move.
+        inputs: example arguments.
+        pool: the memory pool shared by the graphs of one model.
+        held: objects that the kernels read, kept alive here.
     """
 
     def __init__(self, step: Step, inputs: tuple[Tensor, ...], pool: Any, held: Any = None):
@@ -44,14 +44,14 @@ class StepGraph:
 
 
 class StepGraphs:
-    """The graphs of one model for batches of one size and caches of one capacity, and the memory they read and write.
+    """The graphs of one model for one batch size and one cache capacity, and the memory that they read and write.
 
     Attributes:
         capacity: slots of their cache.
-        about: what they were recorded of; they are recorded anew where it changes.
+        about: dependencies of the graphs; if these change, the graphs are captured again.
         layers: keys and values [B, H, C, D] of each layer.
-        is_real_slot: [B, C] where a padded batch says which slots count; written anew by each decode.
-        has_run: shapes of steps that have run once, which compiles layers and loads libraries.
+        is_real_slot: [B, C] the real slots of a padded batch; rewritten by each decode.
+        has_run: shapes of steps that have run once. The first run compiles layers and loads libraries.
     """
 
     record = StepGraph
@@ -67,19 +67,19 @@ class StepGraphs:
 
     @classmethod
     def of(cls, model: nn.Module, num_slots: int, *about: Any) -> "StepGraphs":
-        """Those kept with the model, if it is unchanged and their cache has slots enough; else new ones."""
+        """The graphs kept with the model, if it is unchanged and their cache is large enough; else new ones."""
         kind = model.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         modes = torch.is_inference_mode_enabled(), autocast, torch.get_float32_matmul_precision()
         about = *about, modes, what_a_step_reads(model)
         kept = kept_with(model)
         if kept.graphs is None or kept.graphs.about != about or kept.graphs.capacity < num_slots:
-            kept.graphs = None  # its memory is free before that of the next is taken
+            kept.graphs = None  # frees memory before the next allocation
             kept.graphs = cls(about, num_slots)
         return kept.graphs
 
     def padding_of(self, is_real_slot: Tensor) -> Tensor:
-        """A decode's padding [B, P] where the graphs read it, [B, C]."""
+        """Copies a decode's padding [B, P] to the tensor [B, C] that the graphs read."""
         if self.is_real_slot is None:
             self.is_real_slot = is_real_slot.new_ones(len(is_real_slot), self.capacity)
         self.is_real_slot.fill_(True)
@@ -87,14 +87,14 @@ class StepGraphs:
         return self.is_real_slot
 
     def run(self, shape: Any, step: Step, inputs: tuple[Tensor, ...], held: Any) -> tuple[Tensor, ...]:
-        """What `step` makes of `inputs`: by its graph, from its second call on.
+        """The outputs of `step` for `inputs`. From the second call on, the graph computes them.
 
         Raises:
-            RuntimeError: the step cannot be recorded.
+            RuntimeError: the step cannot be captured.
         """
         if shape not in self.has_run:
             self.has_run.add(shape)
-            return step(*buffers_like(inputs))  # what is compiled now must not be compiled anew while it is recorded
+            return step(*buffers_like(inputs))  # strides as in capture, so nothing recompiles then
         if shape not in self.graphs:
             try:
                 self.graphs[shape] = self.record(step, inputs, self.pool, held)
@@ -102,9 +102,9 @@ class StepGraphs:
                 raise
             except RuntimeError as error:
                 raise RuntimeError(
-                    "A decode step of this model could not be recorded as a CUDA graph; most often, something in its "
-                    f"forward waits for the GPU ({str(error).splitlines()[0]}). Pass `compile_config=CompileConfig("
-                    "mode='default', dynamic=False)`, which records nothing, or `disable_compile=True`."
+                    "A decode step of this model could not be captured as a CUDA graph, probably because its forward "
+                    f"waits for the GPU ({str(error).splitlines()[0]}). Pass `compile_config=CompileConfig("
+                    "mode='default', dynamic=False)`, which captures nothing, or `disable_compile=True`."
                 ) from error
         return self.graphs[shape](*inputs)
 
@@ -115,36 +115,36 @@ def buffers_like(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def what_a_step_reads(model: nn.Module) -> list[Any]:
-    """What must be equal for an earlier graph to be valid: modules, plain attributes, hooks, where tensors are and how
-    often they were written to, and which adapter acts."""
+    """The values that must be equal for a graph to stay valid: modules, plain attributes, hooks, addresses and write
+    counts of tensors, and the active adapter."""
     seen: list[Any] = [attention_of(model.config)]
     for module in model.modules():
-        seen.append(id(vars(module)))  # which views of a model share
+        seen.append(id(vars(module)))  # shared by views of a model
         seen += [x if x is None else (x.data_ptr(), times_written(x), x.shape, x.dtype) for x in tensors_of(module)]
         seen += hooks_of(module)
-        attributes = {} if module is model else vars(module)  # `generate` notes things on the model itself
+        attributes = {} if module is model else vars(module)  # `generate` sets attributes of the model
         seen += [(name, value) for name, value in attributes.items() if type(value) in PLAIN_TYPES]
         seen += [(name, repr(attributes[name])) for name in OF_PEFT & attributes.keys()]
     return [*seen, model.training]
 
 
 def reason_not_to_record(model: nn.Module) -> str | None:
-    """Why a forward may wait for the GPU or run more than kernels, by what transformers says of the model, or None."""
+    """Why a forward may wait for the GPU or run more than kernels, according to transformers' flags, or None."""
     quantizer = getattr(model, "hf_quantizer", None)
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         return "its weights are on several devices"
     if not getattr(model, "_can_compile_fullgraph", False):
-        return "transformers does not call it compilable as a whole"
+        return "transformers does not mark it as compilable as a whole"
     experts = getattr(model.config.get_text_config(), "_experts_implementation", None)
     if can_choose_experts(model) and experts == "eager":
-        return "its experts run one after the other, as many as tokens chose (`experts_implementation='eager'`)"
+        return "its experts run one by one, as the tokens choose them (`experts_implementation='eager'`)"
     if quantizer is not None and not quantizer.is_compileable:
-        return "transformers does not call its quantization compilable"
+        return "transformers does not mark its quantization as compilable"
     for name, module in model.named_modules():
         rope_type = module.__dict__.get("rope_type", "")
         rope_types = rope_type.values() if isinstance(rope_type, dict) else [rope_type]
         if any("dynamic" in str(one) or one == "longrope" for one in rope_types):
             return f"its rotary embedding depends on the length of the text ({rope_type})"
         if hooks_of(module):
-            return f"a hook waits for the forwards of {name or 'the model'}, which a graph would leave out"
+            return f"{name or 'the model'} has forward hooks, which a graph would skip"
     return None
