@@ -1,10 +1,10 @@
-"""What drafts over a recurrent depth are worth: tokens per forward and per core pass, beside the model's own decoders.
+"""Measures drafts over a recurrent depth: tokens per forward and per core pass, compared with the model's own decoders.
 
     python experiments/recurrent_drafts/drafting_recurrent.py checkpoints/austen-recurrent-6m runs/austen-drafts \\
         --prompts checkpoints/austen-recurrent-6m/prompts.txt
 
-A forward of the drafting model is as many core passes as full depth has; core passes and the positions they compute are
-counted by a hook, the prompts' left out. Float32, one row at a time.
+A forward of the drafting model takes the core passes of full depth. A hook counts core passes and their positions,
+without those of the prompts. Float32, one row at a time.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from wavedraft.conversion.mask_token import mask_embedding_id
 
 
 class CorePasses:
-    """Counts core steps, and the tokens in them, from outside."""
+    """Counts core steps and their tokens with a hook."""
 
     def __init__(self, model: Any):
         self.widths: list[int] = []
@@ -31,7 +31,7 @@ class CorePasses:
 
 
 def load(name: str, draft_length: int, mask_recurrences: int | None = None) -> tuple[Any, Any]:
-    """A recurrent-depth checkpoint twice, in float32: the plain model, and the one that drafts by masks."""
+    """Two float32 models of a recurrent-depth checkpoint: the plain model, and one that drafts with masks."""
     plain = RecurrentDepthForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
     config = plain.config
     row, _ = mask_embedding_id(
@@ -50,7 +50,7 @@ def drafted(model: Any, rows: list[torch.Tensor], passes: CorePasses, plain: lis
         text = output.sequences[0, ids.shape[1] :].tolist()
         num_tokens += len(text) - 1
         num_forwards += output.num_forwards
-        num_passes += len(passes.widths) - depth  # the first so many read the prompt
+        num_passes += len(passes.widths) - depth  # the first `depth` passes read the prompt
         num_positions += sum(passes.widths[depth:])
         num_identical += plain is not None and text == plain[place]
     return {
@@ -63,11 +63,11 @@ def drafted(model: Any, rows: list[torch.Tensor], passes: CorePasses, plain: lis
 
 
 def main() -> None:
-    """Decode, count, print."""
+    """Decodes, counts, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a recurrent-depth checkpoint")
-    parser.add_argument("adapter", help="what teach.py wrote for it")
-    parser.add_argument("--prompts", type=Path, required=True, help="a text file with one a line")
+    parser.add_argument("adapter", help="the output of teach.py for it")
+    parser.add_argument("--prompts", type=Path, required=True, help="a text file, one per line")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0], help="0 decodes greedily")
     parser.add_argument("--draft-lengths", type=int, nargs="+", default=[4, 8])

@@ -1,7 +1,7 @@
 """A recurrent-depth model in the form of a stock decoder: one forward at full depth, over a stock cache.
 
-So TiDAR's drafts work on it as they do on a stock decoder. States begin as functions of their positions alone (those
-of seed 0), so a token's logits depend on its prefix only.
+TiDAR's drafts thus work as on a stock decoder. Initial states are functions of only their positions (with seed 0), so
+a token's logits depend only on its prefix.
 B rows, T tokens (the last n of them masks), S slots of the cache, E channels, V vocabulary.
 """
 
@@ -39,12 +39,12 @@ _stock_forms: dict[type, type] = {}
 def drafting_model(
     plain: RecurrentDepthLM, draft_length: int = 8, mask_embedding_id: int = 0, mask_recurrences: int | None = None
 ) -> Any:
-    """A model that drafts by masks, with a copy of a plain model's weights.
+    """A model that drafts with masks, with a copy of a plain model's weights.
 
     Args:
         draft_length: K, the tokens of a draft.
-        mask_embedding_id: the row of the embedding table that masks read.
-        mask_recurrences: after how many core steps masks leave the core; None sends them through all.
+        mask_embedding_id: the row of the embedding table for masks.
+        mask_recurrences: the number of core steps of masks; None: all.
     """
     if mask_recurrences is not None and not 1 <= mask_recurrences <= plain.config.mean_recurrence:
         raise ValueError(
@@ -64,7 +64,7 @@ def drafting_model(
 
 
 def stock_decoder_class(plain_class: type[RecurrentDepthLM]) -> type[RecurrentDepthLM]:
-    """The class of the same checkpoints in the form of a stock decoder; made once."""
+    """The stock decoder class for the same checkpoints, created once."""
     if plain_class not in _stock_forms:
         members = {"__module__": __name__, "__doc__": StockDecoder.__doc__}
         _stock_forms[plain_class] = type(plain_class.__name__, (StockDecoder, plain_class), members)
@@ -72,18 +72,17 @@ def stock_decoder_class(plain_class: type[RecurrentDepthLM]) -> type[RecurrentDe
 
 
 class StockDecoder(Looped):
-    """The stock form of a recurrent-depth class, in front of it: see `stock_decoder_class`.
+    """The stock form of a recurrent-depth class, first in its bases: see `stock_decoder_class`.
 
     Attributes:
-        mask_recurrences: after how many core steps the masks of a forward leave the core; None sends them through all.
-            Clean tokens always go through all.
-        has_position_table: no position may reach `config.block_size`, not even a mask's.
+        mask_recurrences: the number of core steps of masks; None: all. Clean tokens always take all.
+        has_position_table: all positions, including masks', must be below `config.block_size`.
     """
 
     base_model_prefix = "decoder"
     mask_recurrences: int | None = None
     has_position_table = True
-    # Steps then come with an ordinary mask, in which `num_masks_of` finds the masks.
+    # Steps then have an ordinary attention mask, in which `num_masks_of` finds the masks.
     _supports_attention_backend = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
@@ -92,7 +91,7 @@ class StockDecoder(Looped):
 
     @property
     def num_cache_layers(self) -> int:
-        """Layers of a stock cache that one forward fills."""
+        """The number of layers of a stock cache that one forward fills."""
         config = self.config
         num_around = config.n_layers_in_prelude + config.n_layers_in_coda
         return num_around + config.mean_recurrence * config.n_layers_in_recurrent_block
@@ -105,9 +104,9 @@ class StockDecoder(Looped):
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[B, T, E] states that the lm_head reads.
+        """[B, T, E] input states of the lm_head.
 
-        In training (`model.train()`, gradients on) the last `mean_backprop_depth` core steps carry a gradient.
+        In training (`model.train()` with gradients), only the last `mean_backprop_depth` core steps have a gradient.
 
         Args:
             attention_mask: [B, S] of zeros and ones, or a whole mask in the form of the attention implementation.
@@ -147,7 +146,7 @@ class StockDecoder(Looped):
         return states
 
     def _of_clean(self, window: Window, position_ids: torch.Tensor, num_clean: int) -> Window:
-        """The window of a forward's clean tokens alone, which see no masks."""
+        """The window of only the clean tokens of a forward, which see no masks."""
         mask = window.attention_mask[:, :, :num_clean]
         if window.cache is None:
             mask = mask[..., :num_clean]
@@ -169,7 +168,7 @@ class StockDecoder(Looped):
     ) -> CausalLMOutputWithPast:
         """Logits at full depth, and the loss of `labels` (not shifted).
 
-        `use_cache` without `cache` (or `past_key_values`, its older name) makes a `DynamicCache`.
+        `use_cache` without `cache` (or `past_key_values`, its older name) creates a `DynamicCache`.
         """
         cache = one_cache(cache, past_key_values)
         if use_cache and cache is None:
@@ -180,9 +179,9 @@ class StockDecoder(Looped):
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
 
     def write_repository(self, folder: Any) -> None:
-        """Nothing stands beside an experiment's weights: the product loads them as the plain model's."""
+        """Writes nothing: the product loads an experiment's weights as the plain model's."""
 
-    # transformers' own `generate`, where the plain class has its policies.
+    # transformers' own `generate`, without the plain class's policies.
 
     _prepare_generation_config = GenerationMixin._prepare_generation_config
     _sample = GenerationMixin._sample
@@ -191,17 +190,17 @@ class StockDecoder(Looped):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict, *args: Any, **kwargs: Any
     ) -> None:
-        """A cache that grows by layers too: transformers counts those of the config."""
+        """Creates a cache without a fixed number of layers, as the config's number is too small."""
         if (kind := generation_config.cache_implementation) not in (None, "dynamic"):
             raise ValueError(
-                f"`cache_implementation` must be left out for the drafts of a recurrent-depth model, whose every "
-                f"recurrence has keys and values of its own in a cache that grows, but is {kind!r}."
+                f"`cache_implementation` must be left out for drafts of a recurrent-depth model, which stores keys "
+                f"and values of every recurrence in a growing cache, but is {kind!r}."
             )
         given = model_kwargs.get(CACHE)
         if given is not None and type(given) is not DynamicCache:
             raise ValueError(
-                f"`{CACHE}` must be a `DynamicCache` for the drafts of a recurrent-depth model, but is a "
-                f"{type(given).__name__}. Leave it out, or pass the one an earlier call returned."
+                f"`{CACHE}` must be a `DynamicCache` for drafts of a recurrent-depth model, but is a "
+                f"{type(given).__name__}. Leave it out, or pass the cache that an earlier call returned."
             )
         if given is not None:
             given._is_user_defined = True
@@ -210,11 +209,11 @@ class StockDecoder(Looped):
 
 
 class Decoder(nn.Module):
-    """All below the lm_head as one module, as a stock class has it."""
+    """Everything below the lm_head as one module, as in a stock class."""
 
     def __init__(self, model: StockDecoder):
         super().__init__()
-        self.model = (model,)  # in a tuple, so that a part does not count its whole as a part
+        self.model = (model,)  # in a tuple, so the parent is not registered as a submodule
 
     def forward(
         self,
@@ -226,14 +225,14 @@ class Decoder(nn.Module):
         past_key_values: Cache | None = None,
         use_cache: bool = True,
     ) -> tuple[torch.Tensor]:
-        """States [B, T, E], the first of a stock decoder's outputs."""
+        """States [B, T, E], the first output of a stock decoder."""
         cache = one_cache(cache, past_key_values) if use_cache else None
         return (self.model[0].decoder_states(input_ids, attention_mask, position_ids, cache, inputs_embeds),)
 
 
 class EveryRecurrence:
-    """A stock cache as the window of a recurrent-depth model sees it: each recurrence of a core layer is a layer of its
-    own there, after those of prelude and coda, so that a call may stop at any depth."""
+    """A stock cache with the interface of a recurrent-depth cache. Each recurrence of a core layer is a cache layer,
+    after the layers of prelude and coda, so a call may stop at any depth."""
 
     def __init__(self, cache: Cache, config: Any):
         self.cache = cache
@@ -253,20 +252,20 @@ class EveryRecurrence:
 
 
 def num_masks_of(mask: Any) -> int:
-    """n, how many of a forward's last tokens are masks, told by its attention mask [B, 1, T, S].
+    """The number of masks at the end of a forward, read from its attention mask [B, 1, T, S].
 
-    The masks of a block see one another; a token never sees the one after it. So the first query that sees the next
-    one is the first mask. (A block of one mask drafts nothing, and counts as a token.)
+    The masks of a block see one another; a token never sees the next token. So the first query that sees the next
+    position is the first mask. (A block of one mask drafts nothing, and counts as a token.)
 
     Raises:
-        ValueError: the mask is in a form that cannot be read.
+        ValueError: the attention mask is not a tensor.
     """
     if mask is None:
         return 0
     if not isinstance(mask, torch.Tensor):
         raise ValueError(
-            "`attn_implementation` must be 'sdpa' or 'eager' where masks leave the core early (`mask_recurrences`), "
-            f"but the attention mask is a {type(mask).__name__}. Load the model with one of them."
+            "`attn_implementation` must be 'sdpa' or 'eager' with `mask_recurrences`, but the attention mask is a "
+            f"{type(mask).__name__}. Load the model with one of the two."
         )
     num_queries, num_slots = mask.shape[-2:]
     is_seen = (mask if mask.dtype == torch.bool else mask == 0).any(dim=0)[0]  # [T, S]
@@ -277,7 +276,7 @@ def num_masks_of(mask: Any) -> int:
 
 @contextmanager
 def gates_closed(model: nn.Module) -> Iterator[None]:
-    """Closes a gated adapter's gate for calls of clean tokens within a forward of masks too."""
+    """Closes a gated adapter's gate for clean tokens, inside a forward that also has masks."""
     found = (
         gate
         for module in model.modules()

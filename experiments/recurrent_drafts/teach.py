@@ -1,4 +1,4 @@
-"""Teaches a gated adapter to draft over a recurrent depth; the model's own text stays as it is.
+"""Trains a gated adapter to draft over a recurrent depth. The model's text does not change.
 
     python experiments/recurrent_drafts/teach.py checkpoints/austen-recurrent-6m train.txt runs/austen-drafts \\
         --draft-length 8 --mask-recurrences 4
@@ -18,7 +18,7 @@ from wavedraft.training import gated_adapter_config
 
 
 def rows_of_text(ids: torch.Tensor, length: int) -> torch.Tensor:
-    """A text's ids [N] cut into rows, [N // length, length]; the rest is left out."""
+    """A text's ids [N] cut into rows [N // length, length]. The remainder is dropped."""
     num_rows = len(ids) // length
     return ids[: num_rows * length].view(num_rows, length)
 
@@ -33,7 +33,7 @@ def teach(
     rank: int = 32,
     slot_decay: float = 1.0,
 ) -> list[float]:
-    """Trains an adapter on rows of ids [N, S], saves it, and returns the loss of every step."""
+    """Trains an adapter on rows of ids [N, S], saves it, and returns the loss of each step."""
     taught = get_peft_model(model, gated_adapter_config(model, rank)).train()
     parameters = [parameter for parameter in taught.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
@@ -42,7 +42,7 @@ def teach(
     losses = []
     for _ in range(max_steps):
         batch = rows[torch.randint(len(rows), (batch_size,), generator=generator)]
-        # The first block begins at a token drawn anew, so that every token is learnt in every slot.
+        # The first block starts at a random token, so every token is learnt in every slot.
         first_token = int(torch.randint(model.config.tidar_config["draft_length"], (), generator=generator))
         objective = DraftObjective("gated", draft_loss="kl", slot_decay=slot_decay, first_token=first_token)
         loss = taught(input_ids=batch, objective=objective).loss
@@ -58,13 +58,13 @@ def teach(
 
 
 def main() -> None:
-    """Read, teach, save."""
+    """Reads, trains, saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a recurrent-depth checkpoint")
     parser.add_argument("text", type=Path, help="a text file")
     parser.add_argument("output", type=Path, help="the folder for the adapter")
     parser.add_argument("--draft-length", type=int, default=8)
-    parser.add_argument("--mask-recurrences", type=int, help="core steps of the masks; by default all")
+    parser.add_argument("--mask-recurrences", type=int, help="core steps of the masks; default: all")
     parser.add_argument("--max-steps", type=int, default=420)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=128)

@@ -1,4 +1,4 @@
-"""TiDAR over a recurrent-depth model: drafts by masks, verified at full depth, and the text of full depth."""
+"""TiDAR over a recurrent-depth model: drafts with masks, verified at full depth, give the text of full depth."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ FORMS = ["sandwich", "pre-norm", "post-norm", "ouro"]
 
 
 def plain_model(form="sandwich", **changes):
-    """A tiny plain model of wide random weights, so that its texts vary."""
+    """A tiny plain model with large random weights, so that its texts vary."""
     torch.manual_seed(0)
     if form == "ouro":
         config = OuroConfig(
@@ -46,14 +46,14 @@ def prompts(batch_size, length, seed=0):
 
 @torch.no_grad()
 def plain_text(model, ids, num_new):
-    """Greedy text as it is defined, of one row [P]: no cache, no draft."""
+    """Greedy text of one row [P] by definition: no cache, no draft."""
     for _ in range(num_new):
         ids = torch.cat([ids, model(ids[None]).logits[0, -1:].argmax(-1)])
     return ids.tolist()
 
 
 def core_widths(model):
-    """The widths of the core steps from now on."""
+    """A list that records the widths of all later core steps."""
     widths = []
     model.transformer["adapter"].register_forward_hook(lambda m, args, output: widths.append(args[0].shape[1]))
     return widths
