@@ -54,13 +54,13 @@ def compiled_for(
     Args:
         options: keywords of `torch.compile`.
     """
-    known = kept_with(model).compiled
+    functions = kept_with(model).compiled
     key = function.__name__, shape, repr(sorted(options.items()))
-    if key not in known:
+    if key not in functions:
         assert isinstance(function, FunctionType)
-        code = function.__code__.replace(co_name=f"{function.__name__}_{len(known)}")
-        known[key] = torch.compile(FunctionType(code, function.__globals__), **options)
-    return known[key]
+        code = function.__code__.replace(co_name=f"{function.__name__}_{len(functions)}")
+        functions[key] = torch.compile(FunctionType(code, function.__globals__), **options)
+    return functions[key]
 
 
 def one_thread_at_a_time(decode: Callable[..., Any]) -> Callable[..., Any]:

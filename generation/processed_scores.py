@@ -74,8 +74,8 @@ class ProcessedScores:
             for i in range(num_positions):
                 scores[:, i] = self.processors(ids[:, : starts[0] + i], scores[:, i].clone())
             return scores
-        asked = [start for start in starts if start >= 0]
-        for length in range(min(asked, default=0), max(asked, default=-num_positions) + num_positions):
+        valid = [start for start in starts if start >= 0]
+        for length in range(min(valid, default=0), max(valid, default=-num_positions) + num_positions):
             places = [place for place, start in enumerate(starts) if 0 <= start <= length < start + num_positions]
             if not places:
                 continue

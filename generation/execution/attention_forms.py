@@ -181,13 +181,13 @@ def rounding_of(model: Any) -> Rounding:
     """Tests each shape of linear layer on random tokens the first time. Only on a CPU in half precision: elsewhere,
     most shapes depend on width, and computing token by token costs more than plain decoding."""
     key = model.dtype, model.device, attention_of(model.config)
-    known = kept_with(model).roundings
-    if key not in known:
-        known[key] = Rounding()
+    roundings = kept_with(model).roundings
+    if key not in roundings:
+        roundings[key] = Rounding()
         if model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16):
             layers = {layer.weight.shape: layer for layer in linear_layers(model)}
-            known[key].dependent = {shape for shape, layer in layers.items() if depends_on_width(layer)}
-    return known[key]
+            roundings[key].dependent = {shape for shape, layer in layers.items() if depends_on_width(layer)}
+    return roundings[key]
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:

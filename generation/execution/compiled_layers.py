@@ -85,15 +85,15 @@ class CompiledLayers:
 
     def compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
         """The function, compiled at its first call for one shape of step."""
-        known = kept_with(self.model).compiled
-        num_known = len(known)
-        found = compiled_for(self.model, function, shape, self.options)
-        if len(known) > num_known:
+        functions = kept_with(self.model).compiled
+        num_before = len(functions)
+        result = compiled_for(self.model, function, shape, self.options)
+        if len(functions) > num_before:
             logger.warning_once(
                 "The decoder's layers are compiled at the first step of each shape, which takes seconds to a minute. "
                 "Later texts of about this length do not wait for it."
             )
-        return found
+        return result
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -82,17 +82,17 @@ class Adapter(NamedTuple):
 
 def adapters_of(model: nn.Module) -> list[Adapter]:
     """The aLoRA adapters in all of a model's layers."""
-    found: list[Adapter] = []
+    adapters: list[Adapter] = []
     to_visit: list[tuple[dict[str, Any], str, nn.Module]] = [({}, "", model)]
     while to_visit:
         siblings, place, module = to_visit.pop()
         if variants := module.__dict__.get("lora_variant"):
             ours = [name for name, variant in variants.items() if peft_variant(variant) is not None]
-            found += [Adapter(module, siblings, place, variants, name) for name in ours]
+            adapters += [Adapter(module, siblings, place, variants, name) for name in ours]
         else:
             parts = parts_of(module)
             to_visit += [(parts, key, child) for key, child in parts.items() if child is not None]
-    return found
+    return adapters
 
 
 MOST_SUMMED = 1 << 20  # max. multiplications that a compiled step on an accelerator sums instead of a matmul
@@ -164,12 +164,12 @@ def sum_of(weight: Tensor) -> int:
     return int(numbers.view(torch.int64 if is_whole else torch.uint8).sum())
 
 
-def gated_linear(adapted: Any, name: str, gate: MaskGate, kept: MutableMapping[nn.Module, Any]) -> GatedLinear:
+def gated_linear(adapted: Any, name: str, gate: MaskGate, copies: MutableMapping[nn.Module, Any]) -> GatedLinear:
     """The layer that replaces PEFT's, kept between decodes until the adapter changes."""
-    layer = kept.get(adapted)
+    layer = copies.get(adapted)
     if layer is None or layer.state != state_of(adapted, name):
-        layer = kept[adapted] = GatedLinear(adapted, name)
-    # It stands over the base layer that is below the adapter now.
+        layer = copies[adapted] = GatedLinear(adapted, name)
+    # The adapter may have another base layer since.
     layer.base, layer.gate, layer.training = adapted.base_layer, gate, adapted.training
     return layer
 

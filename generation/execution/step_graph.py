@@ -37,8 +37,8 @@ class StepGraph:
                 self.outputs = step(*self.inputs)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        for buffer, given in zip(self.inputs, inputs, strict=True):
-            buffer.copy_(given)
+        for buffer, tensor in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(tensor)
         self.graph.replay()
         return tuple(output.clone() for output in self.outputs)
 
@@ -48,7 +48,7 @@ class StepGraphs:
 
     Attributes:
         capacity: slots of their cache.
-        about: dependencies of the graphs; if these change, the graphs are captured again.
+        dependencies: if these change, the graphs are captured again.
         layers: keys and values [B, H, C, D] of each layer.
         is_real_slot: [B, C] the real slots of a padded batch; rewritten by each decode.
         has_run: shapes of steps that have run once. The first run compiles layers and loads libraries.
@@ -56,8 +56,8 @@ class StepGraphs:
 
     record = StepGraph
 
-    def __init__(self, about: Any, capacity: int = 0):
-        self.about = about
+    def __init__(self, dependencies: Any, capacity: int = 0):
+        self.dependencies = dependencies
         self.capacity = capacity
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.is_real_slot: Tensor | None = None
@@ -66,16 +66,16 @@ class StepGraphs:
         self.graphs: dict[Any, StepGraph] = {}
 
     @classmethod
-    def of(cls, model: nn.Module, num_slots: int, *about: Any) -> "StepGraphs":
+    def of(cls, model: nn.Module, num_slots: int, *dependencies: Any) -> "StepGraphs":
         """The graphs kept with the model, if it is unchanged and their cache is large enough; else new ones."""
         kind = model.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         modes = torch.is_inference_mode_enabled(), autocast, torch.get_float32_matmul_precision()
-        about = *about, modes, what_a_step_reads(model)
+        dependencies = *dependencies, modes, what_a_step_reads(model)
         kept = kept_with(model)
-        if kept.graphs is None or kept.graphs.about != about or kept.graphs.capacity < num_slots:
+        if kept.graphs is None or kept.graphs.dependencies != dependencies or kept.graphs.capacity < num_slots:
             kept.graphs = None  # frees memory before the next allocation
-            kept.graphs = cls(about, num_slots)
+            kept.graphs = cls(dependencies, num_slots)
         return kept.graphs
 
     def padding_of(self, is_real_slot: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class StepGraphs:
 
 def buffers_like(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Contiguous copies."""
-    return tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
+    return tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs)
 
 
 def what_a_step_reads(model: nn.Module) -> list[Any]:
