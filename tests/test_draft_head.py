@@ -1,4 +1,4 @@
-"""The draft head changes what is drafted, never what is written; it is taught, saved and found beside the weights."""
+"""The draft head changes drafts but never the text. It is trained, saved and loaded next to the weights."""
 
 import json
 import sys
@@ -193,11 +193,11 @@ def test_a_head_is_taught_resumed_and_found_by_every_way_in(checkpoint, tokenize
 
     finetune(folder, data, tmp_path / "further", from_adapter=tmp_path / "head", max_steps=1)
     assert "draft head of" in caplog.text and not (tmp_path / "further" / HEAD_FILE).exists()
-    assert "Teach the masks first" not in caplog.text
+    assert "Train the masks first" not in caplog.text
 
     monkeypatch.setattr(sys.modules["wavedraft.training.report"], "LEAST_FOR_A_HEAD", 9.0)
     finetune(folder, data, tmp_path / "untaught", **{**common, "from_adapter": None, "max_steps": 1})
-    assert "Teach the masks first" in caplog.text
+    assert "Train the masks first" in caplog.text
     assert "is of an earlier save" not in caplog.text
     TiDARForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "head")
     assert "is of an earlier save" in caplog.text and (tmp_path / "head" / HEAD_FILE).is_file()

@@ -1,4 +1,4 @@
-"""Rows from files, folders and datasets become labels where the assistant speaks, and nowhere else."""
+"""Rows from files, folders and datasets have labels on the assistant's words and nowhere else."""
 
 import json
 
@@ -133,9 +133,9 @@ def test_sources_that_are_none_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for source, message in [
         (tmp_path / "none" / "here", "There is no file"),
-        (tmp_path / "a.csv", r"can be read: \.json"),
+        (tmp_path / "a.csv", r"supported type: \.json"),
         (tmp_path / "b.parquet", "not a Parquet file"),
-        (tmp_path / "empty", "no file that can be read"),
+        (tmp_path / "empty", "no file of a supported type"),
     ]:
         with pytest.raises(ValueError, match=message):
             list(open_rows(source)())

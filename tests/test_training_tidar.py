@@ -1,4 +1,4 @@
-"""Fine-tuning through Trainer and PEFT: it learns, it resumes, and it measures by decoding."""
+"""Fine-tuning with Trainer and PEFT: learning, resuming, and measuring by decoding."""
 
 import json
 import os
@@ -252,7 +252,7 @@ def test_a_signal_saves_the_step_and_ends_the_run(checkpoint, tmp_path, signal_n
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums of other threads round differently
     stopped = subprocess.run(run, capture_output=True, text=True, env=os.environ | threads)
     assert stopped.returncode == 128 + signal_number, stopped.stderr
-    assert "Stopped at step" in stopped.stderr.splitlines()[-1] and "--resume" in stopped.stderr.splitlines()[-1]
+    assert "Stopped after step" in stopped.stderr.splitlines()[-1] and "--resume" in stopped.stderr.splitlines()[-1]
     finetune(folder, data, tmp_path / "stopped", resume=True, **common)
     assert losses_of(tmp_path / "stopped") == losses_of(tmp_path / "straight")
 
@@ -324,6 +324,6 @@ def test_an_output_folder_in_use_is_refused_before_anything_is_loaded(checkpoint
         finetune(tmp_path / "nowhere", data, tmp_path / "new", max_steps=1)
     with pytest.raises(ValueError, match="There is no file"):
         finetune(folder, tmp_path / "nothing.jsonl", tmp_path / "new", max_steps=1)
-    with pytest.raises(ValueError, match="nothing to decode"):
+    with pytest.raises(ValueError, match="no prompts to decode"):
         finetune(folder, data, tmp_path / "new", max_steps=1, eval_steps=1)
     assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""Fine-tuning: data, collators and trainers over the Hugging Face Trainer."""
+"""Fine-tuning: data, collators, and trainers based on the Hugging Face Trainer."""
 
 from .adapters import gated_adapter_config
 from .finetune import finetune

@@ -1,4 +1,4 @@
-"""What is put on a model to be trained, and saved: a LoRA, a gated LoRA, a draft head, or every weight."""
+"""Adds the trained parts to a model, and saves them: a LoRA, a gated LoRA, a draft head, or every weight."""
 
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,17 @@ logger = logging.get_logger(__name__)
 def gated_adapter_config(
     model: Any, rank: int = 32, alpha: int | None = None, target_modules: str | list[str] = "all-linear", **kwargs: Any
 ) -> LoraConfig:
-    """A PEFT config whose adapter leaves the autoregressive side unchanged, bit for bit.
+    """A PEFT config of an adapter that leaves the autoregressive side unchanged, bit for bit.
 
-    It is an aLoRA (arXiv 2504.12397): PEFT applies it from the invocation token on, and that token is the mask. Text
-    holds no masks, so the adapter acts in drafting only. It refuses to be merged: merged, it would act everywhere.
+    The adapter is an aLoRA (arXiv 2504.12397), which PEFT applies from the invocation token on. This token is the mask.
+    Text contains no masks, so the adapter acts only in drafting. Merging is refused, since a merged adapter would
+    always act.
 
     Args:
         model: a TiDAR model; its `tidar_config.mask_token_id` is the invocation token.
-        rank: of every adapted matrix; 1 or more.
-        alpha: the adapter is scaled by alpha / rank; by default 2 * rank.
-        target_modules: as in `LoraConfig`; by default every linear layer but the lm_head.
+        rank: rank of every adapted matrix, 1 or more.
+        alpha: the adapter is scaled by alpha / rank; default 2 * rank.
+        target_modules: as in `LoraConfig`; default: every linear layer but the lm_head.
 
     Raises:
         ValueError: `rank` is below 1.
@@ -47,7 +48,7 @@ def gated_adapter_config(
 
 
 def load_model(arguments: FinetuneArguments) -> Any:
-    """The checkpoint to train; in bfloat16 if its weights stay frozen and the run computes in bfloat16."""
+    """The checkpoint to train, in bfloat16 if its weights stay frozen and the run uses bfloat16."""
     model_class: Any = RecurrentDepthForCausalLM if arguments.is_recurrent else TiDARForCausalLM
     options = {
         "attn_implementation": arguments.attn_implementation,
@@ -61,7 +62,7 @@ def load_model(arguments: FinetuneArguments) -> Any:
 
 
 def quantization_config(arguments: FinetuneArguments) -> BitsAndBytesConfig | None:
-    """How bitsandbytes stores the base, or None if it does not."""
+    """The bitsandbytes config of the base, or None without quantization."""
     if arguments.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     if arguments.load_in_4bit:
@@ -70,15 +71,15 @@ def quantization_config(arguments: FinetuneArguments) -> BitsAndBytesConfig | No
 
 
 def with_adapter(model: Any, arguments: FinetuneArguments) -> Any:
-    """The model with what is trained: a PEFT model over it, or the model itself."""
+    """The model to train: a PEFT model around the base, or the base itself."""
     if arguments.head_rank:
         add_trainable_head(model, arguments.from_adapter, arguments.head_rank)
         return model
     if arguments.from_adapter is not None:
         if Path(arguments.from_adapter, HEAD_FILE).is_file():
             logger.warning(
-                f"The draft head of {arguments.from_adapter} is left out: it was trained for the drafts of that "
-                "adapter. Teach one for the result: `--mode head`."
+                f"The draft head of {arguments.from_adapter} is not loaded: it was trained for the drafts of that "
+                "adapter. Train a new head for the result: `--mode head`."
             )
         return PeftModel.from_pretrained(model, arguments.from_adapter, is_trainable=True)
     if not arguments.lora_rank:
@@ -91,7 +92,7 @@ def with_adapter(model: Any, arguments: FinetuneArguments) -> Any:
 
 
 def add_trainable_head(model: Any, adapter: str | None, rank: int) -> None:
-    """Loads the adapter whose drafts the head is for, and leaves only the head to be trained, in float32."""
+    """Loads the adapter whose drafts the head improves, and makes only the head trainable, in float32."""
     if adapter is not None:
         model.load_adapter(adapter)
     model.requires_grad_(False)
@@ -100,9 +101,9 @@ def add_trainable_head(model: Any, adapter: str | None, rank: int) -> None:
 
 
 def save_trained(trained: Any, trainer: Any, tokenizer: Any, arguments: FinetuneArguments) -> None:
-    """Writes the result with its tokenizer; a gated adapter also gets the code that drafts with it.
+    """Writes the result with its tokenizer. A gated adapter also gets the code for drafting.
 
-    Every process must call this: sharded weights are gathered from all of them.
+    Every process must call this function, since sharded weights are gathered from all processes.
     """
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if not trainer.is_world_process_zero():

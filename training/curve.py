@@ -1,4 +1,4 @@
-"""The picture of a training run: its loss, and the tokens per forward it reached."""
+"""The plot of a training run: its loss and its tokens per forward."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def draw_curve(log_history: Sequence[dict[str, Any]], path: Path) -> Path | None:
-    """Draws a Trainer's log; None where matplotlib is not installed (`pip install wavedraft[plot]`)."""
+    """Draws a Trainer's log. Returns None if matplotlib is not installed (`pip install wavedraft[plot]`)."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

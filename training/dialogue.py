@@ -1,6 +1,6 @@
-"""Turns texts and dialogues into rows of ids, with labels at the model's own words.
+"""Converts texts and dialogues to rows of ids, with labels on the assistant's words.
 
-S tokens of a row, P of a prompt.
+S tokens of a row, P tokens of a prompt.
 """
 
 import json
@@ -35,23 +35,23 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-class TurnsNotTold(ValueError):
-    """The assistant's words of a dialogue cannot be told from the rest."""
+class AmbiguousTurns(ValueError):
+    """The assistant's words of a dialogue cannot be located."""
 
 
 def encode_row(row: dict[str, Any], tokenizer: Any, max_length: int) -> dict[str, list[int]]:
     """Ids and labels of one row, cut to `max_length`.
 
     Args:
-        row: `{"text": ...}`, of which every token teaches; or `{"messages": [...]}`, `{"prompt": ..., "answer": ...}`
-            or `{"prompt": ..., "completion": ...}`, of which the assistant's words teach. `"finished": false` says
-            that the answer was cut: no end mark follows it.
+        row: `{"text": ...}`, with labels on every token; or `{"messages": [...]}`, `{"prompt": ..., "answer": ...}`
+            or `{"prompt": ..., "completion": ...}`, with labels on the assistant's words. `"finished": false` means
+            that the answer was cut, so no end mark follows.
 
     Returns:
-        `input_ids` and `labels` (-100 where a token teaches nothing), [S] each.
+        `input_ids` and `labels` (-100 for a token without a label), [S] each.
 
     Raises:
-        ValueError: the row has another form, or its assistant's words cannot be told from the rest.
+        ValueError: the row has another form, or its assistant's words cannot be located.
     """
     if row.get("text") is not None:
         ids = tokenizer(row["text"])["input_ids"]
@@ -72,8 +72,8 @@ def encode_row(row: dict[str, Any], tokenizer: Any, max_length: int) -> dict[str
         )
     if tokenizer.chat_template is None:
         raise ValueError(
-            f"The tokenizer of {tokenizer.name_or_path or 'this checkpoint'} has no chat template to write a dialogue "
-            "with. Give one (`chat_template.jinja` beside it), or rows of `text`."
+            f"The tokenizer of {tokenizer.name_or_path or 'this checkpoint'} has no chat template for dialogues. "
+            "Put a `chat_template.jinja` in its folder, or give rows of `text`."
         )
     by_marks = has_generation_marks(tokenizer) and row.get("finished", True)
     ids, labels = (_by_marks if by_marks else _by_prefixes)(messages, tokenizer, row.get("finished", True))
@@ -81,7 +81,7 @@ def encode_row(row: dict[str, Any], tokenizer: Any, max_length: int) -> dict[str
 
 
 def has_generation_marks(tokenizer: Any) -> bool:
-    """Whether the chat template itself marks the assistant's words."""
+    """Whether the chat template marks the assistant's words."""
     template = tokenizer.chat_template
     return isinstance(template, str) and re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
 
@@ -95,11 +95,11 @@ def _by_marks(messages: list[dict], tokenizer: Any, is_finished: bool) -> tuple[
 def _by_prefixes(messages: list[dict], tokenizer: Any, is_finished: bool) -> tuple[list[int], list[int]]:
     """The ids and labels of a dialogue whose template has no generation marks.
 
-    The assistant's words are what the template adds with each of its turns to the turns before and the prompt for an
-    answer. They end with the end mark, or with the last word if the answer is not finished.
+    For each assistant turn, the template writes the turns before with a generation prompt, and then with this turn.
+    The difference is the assistant's words, up to the end mark, or to the last word of an unfinished answer.
 
     Raises:
-        TurnsNotTold: the tokens of such a prefix are not the first tokens of the whole dialogue.
+        AmbiguousTurns: the tokens of a prefix are not the first tokens of the whole dialogue.
     """
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
     if last is None:
@@ -121,10 +121,10 @@ def _by_prefixes(messages: list[dict], tokenizer: Any, is_finished: bool) -> tup
         is_prefix = through.startswith(before) and (is_cut or whole.startswith(before + said))
         whole_ids = ids if is_cut else _tokens(tokenizer, whole)
         if not is_prefix or ids[: len(before_ids)] != before_ids or whole_ids[: len(ids)] != ids:
-            raise TurnsNotTold(
-                f"The chat template has no generation marks, and it writes turn {index + 1} differently from the turns "
-                "before it followed by the answer, so the assistant's words cannot be told from the rest. Give rows of "
-                "one turn (`prompt` and `answer`), or a template with {% generation %} marks."
+            raise AmbiguousTurns(
+                f"The chat template has no generation marks, and the dialogue up to turn {index + 1} is not the turns "
+                "before followed by the answer, so the assistant's words cannot be located. Give rows of one turn "
+                "(`prompt` and `answer`), or a template with {% generation %} marks."
             )
         labels += [IGNORED] * (len(before_ids) - len(labels)) + ids[len(before_ids) :]
     return ids, labels
@@ -139,7 +139,7 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 
 
 def chat_prompt_ids(prompt: str, tokenizer: Any) -> torch.Tensor:
-    """The ids of a user's words, ready for the answer, [P]; in the model's chat form if it has one."""
+    """The ids [P] of a user's prompt, in the model's chat template if it has one, ready for the answer."""
     if tokenizer.chat_template is None:
         return torch.tensor(tokenizer(prompt)["input_ids"])
     text = _template(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
@@ -147,17 +147,17 @@ def chat_prompt_ids(prompt: str, tokenizer: Any) -> torch.Tensor:
 
 
 class RowEncoder:
-    """Encodes rows, and counts those it leaves out.
+    """Encodes rows, and counts those it drops.
 
-    A row must have more labels than a draft has tokens, or it cannot teach drafting. A text longer than `max_length`
-    continues in further rows; a dialogue is cut. An answer that repeats itself is cut at its first repetition.
+    A row needs more labels than a draft has tokens to train drafting. A text longer than `max_length` continues in
+    further rows; a dialogue is cut. An answer that repeats itself is cut at its first repetition.
 
     Attributes:
-        loops: answers `kept`, `cut` at a loop, and `dropped`.
-        assistant_words: how they were found in the last dialogue: by the template's "generation marks", or, if it has
-            none, by its "prefixes".
-        refused: dialogues whose assistant's words could not be told from the rest.
-        reason: why the first of them was refused.
+        loops: numbers of answers `kept`, `cut` at a loop, and `dropped`.
+        assistant_words: how the last dialogue's assistant words were located: by the template's "generation marks", or
+            by "prefixes" without marks.
+        refused: number of dialogues whose assistant words could not be located.
+        reason: why the first of these dialogues was refused.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, draft_length: int):
@@ -180,7 +180,7 @@ class RowEncoder:
         else:
             try:
                 encoded = [encode_row(row, self.tokenizer, self.max_length)]
-            except TurnsNotTold as error:
+            except AmbiguousTurns as error:
                 self.refused, self.reason = self.refused + 1, self.reason or str(error)
                 return
             self.assistant_words = "generation marks" if has_generation_marks(self.tokenizer) else "prefixes"
@@ -193,7 +193,7 @@ def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> list[dict[st
     The longest rows are placed first, each into the first sequence that has room.
 
     Returns:
-        rows of `input_ids`, `labels` and `document_ids` (0, 1, ...), [S] each: no document sees another.
+        rows of `input_ids`, `labels` and `document_ids` (0, 1, ...), [S] each. No document sees another.
     """
     packed: list[dict[str, list[int]]] = []
     for row in sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True):
@@ -211,9 +211,9 @@ def pack_rows(rows: list[dict[str, list[int]]], max_length: int) -> list[dict[st
 
 
 class PaddingCollator:
-    """Pads a batch of encoded rows on the right, to the longest of them.
+    """Pads a batch of encoded rows on the right to the longest row.
 
-    A call returns `input_ids`, `labels` and `attention_mask`, and `document_ids` if the rows are packed, [B, S] each.
+    A call returns `input_ids`, `labels`, `attention_mask`, and `document_ids` for packed rows, [B, S] each.
     """
 
     def __init__(self, pad_token_id: int):

@@ -1,4 +1,4 @@
-"""One fine-tune from a converted checkpoint to a model that drafts, through Trainer and PEFT."""
+"""Fine-tuning of a converted checkpoint to a model that drafts, with Trainer and PEFT."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,26 +18,25 @@ from .training_arguments import FinetuneArguments
 
 
 def finetune(model_path: str | Path, data: str | Path, output_dir: str | Path, **options: Any) -> dict[str, Any]:
-    """Teaches a checkpoint to think ahead and reports real tokens per forward before and after.
+    """Fine-tunes a checkpoint, and reports measured tokens per forward before and after.
 
-    A TiDAR checkpoint learns to draft, also one converted from a recurrent depth. A recurrent-depth checkpoint learns
-    the text itself, at depths drawn anew each step, with back-propagation through the last core steps. It is measured
-    by decoding with diffusion forcing.
+    A TiDAR checkpoint learns to draft. A recurrent-depth checkpoint learns the text itself, at a depth drawn for each
+    step, with back-propagation through the last core steps. It is evaluated with diffusion forcing.
 
     Args:
         model_path, data, output_dir, options: the fields of `FinetuneArguments`.
 
     Returns:
-        The report that is also written to `output_dir`/report.json, beside curve.png if matplotlib is installed.
+        The report, which is also written to `output_dir`/report.json, with curve.png if matplotlib is installed.
 
     Raises:
-        ValueError: an option is wrong (see `FinetuneArguments`), there is nothing to learn from, or the run to resume
-            was another one.
-        TrainingStopped: SIGTERM or Ctrl-C came; the last step is saved.
+        ValueError: an option is wrong (see `FinetuneArguments`), no row has enough labels, or the run to resume had
+            other options.
+        TrainingStopped: SIGTERM or Ctrl-C stopped the run; the last step is saved.
     """
     arguments = FinetuneArguments(model_path=str(model_path), data=str(data), output_dir=str(output_dir), **options)
     read_rows = open_rows(arguments.data, arguments.split, arguments.streaming)
-    PartialState(cpu=arguments.use_cpu).wait_for_everyone()  # every process has seen the folder as it was
+    PartialState(cpu=arguments.use_cpu).wait_for_everyone()  # until all processes have checked the folder
     set_seed(arguments.seed)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_path)
     model = load_model(arguments)
@@ -61,7 +60,7 @@ def finetune(model_path: str | Path, data: str | Path, output_dir: str | Path, *
 def new_trainer(
     trained: Any, rows: TrainingRows, held_out: HeldOut, tokenizer: Any, arguments: FinetuneArguments
 ) -> TiDARTrainer | RecurrentTrainer:
-    """The Trainer of a run; with `torch_compile` the decoder is compiled."""
+    """The Trainer of a run, with a compiled decoder if `torch_compile`."""
     common = {
         "model": trained,
         "args": arguments,
@@ -82,10 +81,10 @@ def new_trainer(
 
 
 def begin_or_resume(trainer: Any, rows: TrainingRows, arguments: FinetuneArguments) -> None:
-    """Writes what decides the loss curve into the run's folder, or compares it with what was written there.
+    """Writes the options that determine the loss curve to the run's folder, or compares them with those of the run.
 
     Raises:
-        ValueError: the run to resume was another one.
+        ValueError: the run to resume had other options.
     """
     same = ("max_steps", "batch_size", "gradient_accumulation_steps", "learning_rate", "bf16", "seed")
     manifest = {
@@ -105,7 +104,7 @@ def train(trainer: Any, arguments: FinetuneArguments) -> None:
     """Trains to the end.
 
     Raises:
-        TrainingStopped: a signal ended the run; its last step is saved.
+        TrainingStopped: a signal stopped the run; the last step is saved.
     """
     safe_stop = SafeStop(trainer.accelerator)
     trainer.add_callback(safe_stop)

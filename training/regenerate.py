@@ -1,7 +1,7 @@
-"""Text that the base model writes itself, for drafts to learn from.
+"""Answers written by the base model itself, as training data for drafts.
 
-A prompt is a row `{"kind", "prompt"}`. An answered row adds `"answer"`, `"finished"` (it ended with EOS and was not cut
-at the length limit) and `"num_tokens"` (new tokens, with EOS).
+A prompt is a row `{"kind", "prompt"}`. An answered row adds `"answer"`, `"finished"` (the answer ended with EOS, not at
+the length limit) and `"num_tokens"` (new tokens, with EOS).
 
 B sequences, T tokens.
 """
@@ -19,7 +19,7 @@ from typing import IO, Any
 import torch
 from tqdm.auto import tqdm
 
-BATCHES_SORTED_TOGETHER = 5  # wide enough for even lengths, narrow enough that a run stopped early holds every kind
+BATCHES_SORTED_TOGETHER = 5  # enough for even lengths, few enough that a run stopped early has every kind
 
 
 def regenerate(
@@ -35,16 +35,16 @@ def regenerate(
     max_answer_tokens: int | None = None,
     has_progress_bar: bool = True,
 ) -> int:
-    """Lets `model` answer `prompts` and appends a JSON row for each to `output_path`.
+    """Answers `prompts` with `model` and appends a JSON row for each to `output_path`.
 
-    A run that was stopped, and is called again with the same arguments, continues and ends with the same file. Batches
-    depend on `prompts` alone, and each has its own seed. A batch that was cut is computed again, and only its missing
-    rows are added. A torn last line is dropped. Repeated prompts are answered once.
+    A stopped run continues when called again with the same arguments, and ends with the same file. Batches depend only
+    on `prompts`, and each has its own seed. An incomplete batch is computed again, and only its missing rows are added.
+    An incomplete last line is dropped. Repeated prompts are answered once.
 
     Args:
-        tokenizer: its chat template, if it has one, is applied to the prompts.
+        tokenizer: if it has a chat template, this is applied to the prompts.
         temperature: 0 is greedy.
-        max_answer_tokens: ends the run after the batch in which the file reaches that many tokens.
+        max_answer_tokens: the run ends after the batch in which the file reaches this number of tokens.
 
     Returns:
         The number of tokens in the file.
@@ -80,7 +80,7 @@ def regenerate(
 
 
 def check_regeneration(max_new_tokens: int, batch_size: int, temperature: float) -> None:
-    """Raises where one of these is out of its range."""
+    """Raises ValueError if an argument is out of range."""
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(
             f"`max_new_tokens` and `batch_size` must be at least 1, but are {max_new_tokens} and {batch_size}."
@@ -92,7 +92,7 @@ def check_regeneration(max_new_tokens: int, batch_size: int, temperature: float)
 def append_answers(
     file: IO[bytes], batch: Sequence[dict[str, str]], answers: list[dict[str, Any]], answered: dict[str, int]
 ) -> int:
-    """Writes the rows of a batch that are not in `answered` yet, and adds them to it; returns their tokens."""
+    """Writes the rows of a batch that are not in `answered`, and adds them there. Returns their number of tokens."""
     num_tokens = 0
     for row, answer in zip(batch, answers, strict=True):
         if row["prompt"] in answered:
@@ -107,7 +107,7 @@ def append_answers(
 
 
 def batches_of(rows: Sequence[dict[str, str]], batch_size: int) -> Iterator[list[dict[str, str]]]:
-    """Batches of similar prompts: within every few batches of the given order, sorted by kind, then by length."""
+    """Batches of similar prompts. Every few batches, prompts are sorted by kind, then by length."""
     window = batch_size * BATCHES_SORTED_TOGETHER
     for start in range(0, len(rows), window):
         alike = sorted(rows[start : start + window], key=lambda row: (row["kind"], len(row["prompt"])))
@@ -119,7 +119,7 @@ def batches_of(rows: Sequence[dict[str, str]], batch_size: int) -> Iterator[list
 def answer_batch(
     model: Any, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, seed: int
 ) -> list[dict[str, Any]]:
-    """The answers to one batch, decoded together from left-padded prompts."""
+    """The answers to a batch of left-padded prompts, decoded together."""
     if tokenizer.chat_template is not None:
         prompts = [
             tokenizer.apply_chat_template(
@@ -132,7 +132,7 @@ def answer_batch(
         return_tensors="pt",
         padding=True,
         padding_side="left",
-        add_special_tokens=tokenizer.chat_template is None,  # a chat template writes them itself
+        add_special_tokens=tokenizer.chat_template is None,  # a chat template writes them
     ).to(model.device)
     input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]  # (B, T)
 
@@ -166,7 +166,7 @@ def answer_batch(
 
 
 def eos_ids_of(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer, from the generation config, else from the tokenizer."""
+    """All end tokens, from the generation config, or else from the tokenizer."""
     eos_token_id = model.generation_config.eos_token_id
     if eos_token_id is None:
         eos_token_id = tokenizer.eos_token_id
@@ -174,7 +174,7 @@ def eos_ids_of(model: Any, tokenizer: Any) -> list[int]:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cuts what follows the last newline: the row that was being written when a run was killed."""
+    """Cuts off everything after the last newline: an incomplete row of a killed run."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -189,10 +189,10 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def cut_at_loop(text: str, *, ngram_length: int = 8, max_repeats: int = 6) -> str:
-    """`text` up to the point where it starts to repeat itself; all of it if it does not.
+    """`text` up to the start of its first loop, or all of `text` without a loop.
 
     A loop is a sequence of `ngram_length` words (or runs of punctuation) that occurs more than `max_repeats` times.
-    The first occurrence is kept: the cut is before the second.
+    The cut is before the second occurrence.
     """
     words = list(re.finditer(r"\w+|[^\w\s]+", text))
     ngrams = [
@@ -212,10 +212,10 @@ def cut_at_loop(text: str, *, ngram_length: int = 8, max_repeats: int = 6) -> st
 def without_loops(
     rows: Iterable[dict[str, Any]], *, min_words: int = 16
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The rows worth learning from, and how many were `kept`, `cut` at a loop, and `dropped`.
+    """The usable rows, and the numbers of rows `kept`, `cut` at a loop, and `dropped`.
 
-    An answer that loops is cut, and is then not finished: no EOS follows it. If fewer than `min_words` words are left,
-    or the answer is empty, the row is dropped. A cut row loses its `num_tokens`, which are no longer known.
+    An answer with a loop is cut, and is then unfinished: no EOS follows. If fewer than `min_words` words remain, or the
+    answer is empty, the row is dropped. A cut row loses its `num_tokens`, which are then unknown.
     """
     kept: list[dict[str, Any]] = []
     counts = {"kept": 0, "cut": 0, "dropped": 0}

@@ -1,4 +1,4 @@
-"""What a run is worth: held-out prompts decoded before and after it, and the files that say so.
+"""The result of a run: decoding of held-out prompts before and after training, and the report files.
 
 P tokens of a prompt.
 """
@@ -20,17 +20,17 @@ from .trainer_recurrent import RecurrentReport, measure_recurrent
 from .trainer_tidar import DraftingReport, measure_drafting
 from .training_arguments import FinetuneArguments
 
-NUM_TOKENS_OF_TEXT = 32  # of a held-out text that are its prompt
-LEAST_FOR_A_HEAD = 1.1  # tokens per forward of masks that were taught to draft
+NUM_TOKENS_OF_TEXT = 32  # tokens of a held-out text that form its prompt
+LEAST_FOR_A_HEAD = 1.1  # minimum tokens per forward of masks trained to draft
 logger = logging.get_logger(__name__)
 
 
 class HeldOut(NamedTuple):
-    """What is never trained on.
+    """Rows that are never used for training.
 
     Attributes:
         prompt_ids: [P] each, to decode.
-        rows: encoded rows with an answer, whose perplexity is measured.
+        rows: encoded rows with an answer, for perplexity.
     """
 
     prompt_ids: list[torch.Tensor]
@@ -38,7 +38,7 @@ class HeldOut(NamedTuple):
 
 
 def read_held_out(arguments: FinetuneArguments, tokenizer: Any) -> HeldOut:
-    """The prompts of `eval_prompts_path`, and for a recurrent-depth model their answers."""
+    """The prompts of `eval_prompts_path`, and their answers for a recurrent-depth model."""
     if not arguments.eval_prompts_path:
         return HeldOut([], [])
     rows = list(read_jsonl(arguments.eval_prompts_path))
@@ -50,7 +50,7 @@ def read_held_out(arguments: FinetuneArguments, tokenizer: Any) -> HeldOut:
 
 
 def prompt_ids(rows: list[dict[str, Any]], tokenizer: Any, num_prompts: int) -> list[torch.Tensor]:
-    """The ids [P] of `num_prompts` of the rows' prompts, taken evenly through them."""
+    """The ids [P] of `num_prompts` prompts, evenly spaced in the rows."""
     chosen = rows[:: max(1, len(rows) // num_prompts)][:num_prompts]
     return [
         chat_prompt_ids(row["prompt"], tokenizer)
@@ -72,11 +72,11 @@ def measure(
 
 
 def warn_if_masks_are_untaught(before: Any, arguments: FinetuneArguments) -> None:
-    """Warns if a draft head is about to be trained on masks that predict nothing."""
+    """Warns if a draft head would be trained on masks that predict nothing."""
     if arguments.head_rank and before is not None and before.tokens_per_forward < LEAST_FOR_A_HEAD:
         logger.warning(
-            f"{arguments.model_path} drafts {before.tokens_per_forward:.2f} tokens per forward: a head corrects what "
-            "masks predict and cannot replace it. Teach the masks first (`--mode gated`), then a head for them "
+            f"{arguments.model_path} drafts {before.tokens_per_forward:.2f} tokens per forward: a head corrects the "
+            "masks' predictions and cannot replace them. Train the masks first (`--mode gated`), then a head for them "
             "(`--from-adapter`)."
         )
 
@@ -84,11 +84,11 @@ def warn_if_masks_are_untaught(before: Any, arguments: FinetuneArguments) -> Non
 def run_report(
     arguments: FinetuneArguments, rows: TrainingRows, state: Any, before: Any | None, after: Any | None
 ) -> dict[str, Any]:
-    """What was trained, on how much, and what it was worth.
+    """The options, amount of data, and measurements of a run.
 
     Args:
-        state: the Trainer's, after training.
-        before, after: what `measure` found.
+        state: Trainer's state after training.
+        before, after: the results of `measure`.
     """
     drafting = {name: getattr(arguments, name) for name in ("draft_loss", "slot_decay", "draft_length")}
     return {
@@ -113,7 +113,7 @@ def run_report(
 def write_report(
     report: dict[str, Any], model: Any, log_history: list[dict[str, Any]], arguments: FinetuneArguments
 ) -> None:
-    """Writes report.json, the curve, and the model card of a result that has one."""
+    """Writes report.json, the curve, and the model card if the result has one."""
     folder = Path(arguments.output_dir)
     draw_curve(log_history, folder / "curve.png")
     if not arguments.is_recurrent and (not arguments.lora_rank or arguments.mode == "gated"):

@@ -1,4 +1,4 @@
-"""Where training rows come from: files, folders or datasets of the Hub, read once or streamed."""
+"""Sources of training rows: files, folders or Hub datasets, read at once or streamed."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -14,17 +14,17 @@ from .training_arguments import FinetuneArguments
 
 logger = logging.get_logger(__name__)
 
-SHUFFLED_TOGETHER = 1000  # rows of a stream that are kept in memory to be drawn from
+SHUFFLED_TOGETHER = 1000  # rows of a stream that are shuffled in memory
 
 
 def open_rows(source: str | Path, split: str = "train", is_streaming: bool = False) -> Callable[[], Iterable[dict]]:
-    """A function that reads the rows of a source; each call reads them anew.
+    """A function that reads the rows of a source from the start at each call.
 
     Args:
-        source: a file (.jsonl or .json with a row a line; .parquet; .txt, one text), a folder of such files, a folder
-            that `Dataset.save_to_disk` wrote, or ORG/NAME on the Hub.
+        source: a file (.jsonl or .json with one row per line; .parquet; .txt, one text), a folder of such files, a
+            folder written by `Dataset.save_to_disk`, or ORG/NAME on the Hub.
         split: the split to read, if a dataset has several.
-        is_streaming: reads a dataset of the Hub as it arrives, instead of downloading it first.
+        is_streaming: streams a Hub dataset instead of downloading it first.
 
     Raises:
         ValueError: the source does not exist, or `datasets` is needed and not installed.
@@ -35,7 +35,7 @@ def open_rows(source: str | Path, split: str = "train", is_streaming: bool = Fal
     if path.is_dir() and not (path / "dataset_info.json").is_file() and not (path / "dataset_dict.json").is_file():
         files = sorted(file for file in path.rglob("*") if file.suffix in _READERS)
         if not files:
-            raise ValueError(f"{path} holds no file that can be read: {', '.join(sorted(_READERS))}.")
+            raise ValueError(f"{path} has no file of a supported type: {', '.join(sorted(_READERS))}.")
         return lambda: (row for file in files for row in _rows_of_file(file))
     if not path.is_dir() and len(path.parts) != 2:
         raise ValueError(f"There is no file {path}. Name a file, a folder, or ORG/NAME on the Hub.")
@@ -47,7 +47,7 @@ def open_rows(source: str | Path, split: str = "train", is_streaming: bool = Fal
     else:
         try:
             dataset = datasets.load_dataset(str(source), split=split, streaming=is_streaming)
-        except Exception as error:  # a dozen kinds, of datasets, huggingface_hub and fsspec
+        except Exception as error:  # a dozen types, from datasets, huggingface_hub and fsspec
             raise ValueError(
                 f"{source} is not a folder, and it could not be loaded as a Hub dataset: {error}"
             ) from error
@@ -56,7 +56,7 @@ def open_rows(source: str | Path, split: str = "train", is_streaming: bool = Fal
 
 def _split_of(splits: Any, split: str, source: str | Path) -> Any:
     if split not in splits:
-        raise ValueError(f"{source} has no split {split!r}, but {', '.join(splits)}. Choose with `split`.")
+        raise ValueError(f"{source} has no split {split!r}, but {', '.join(splits)}. Choose one with `split`.")
     return splits[split]
 
 
@@ -70,7 +70,7 @@ def _datasets(source: str | Path) -> Any:
 
 def _rows_of_file(path: Path) -> Iterable[dict[str, Any]]:
     if path.suffix not in _READERS:
-        raise ValueError(f"{path} is not one of the files that can be read: {', '.join(sorted(_READERS))}.")
+        raise ValueError(f"{path} is not of a supported type: {', '.join(sorted(_READERS))}.")
     return _READERS[path.suffix](path)
 
 
@@ -100,12 +100,12 @@ _READERS: dict[str, Callable[[Path], Iterable[dict[str, Any]]]] = {
 
 
 class RowStream(IterableDataset):
-    """Encoded rows in the order they are read, shuffled within the next thousand; each epoch in another order.
+    """Encoded rows, shuffled within the next thousand, in another order in each epoch.
 
     Args:
-        read: reads the rows; each call reads them anew.
-        encode: turns one row into none, one or several encoded rows.
-        seed: of the order.
+        read: reads the rows from the start at each call.
+        encode: converts a row to any number of encoded rows.
+        seed: seed of the order.
     """
 
     def __init__(self, read: Callable[[], Iterable[dict]], encode: Callable[[dict], Iterable[dict]], seed: int):
@@ -136,10 +136,10 @@ class TrainingRows(NamedTuple):
     """The encoded rows of a run.
 
     Attributes:
-        dataset: what Trainer reads: a list of rows, packed or not, or a stream.
-        known: the rows before packing; of a stream, the first few.
-        encoder: what made them, with its counts.
-        is_stream: whether there may be more rows than those known.
+        dataset: the rows for Trainer: a list, packed or not, or a stream.
+        known: the rows before packing; the first few rows of a stream.
+        encoder: the encoder of the rows, with its counts.
+        is_stream: whether there may be more rows than `known`.
     """
 
     dataset: Any
@@ -155,16 +155,16 @@ class TrainingRows(NamedTuple):
 def training_rows(
     read: Callable[[], Iterable[dict]], tokenizer: Any, arguments: FinetuneArguments, num_first: int = 16
 ) -> TrainingRows:
-    """Encodes the rows that `read` gives; of a stream only the first `num_first`, to see that it teaches anything.
+    """Encodes the rows of `read`; of a stream only the first `num_first`, to check that rows have labels.
 
     Raises:
-        ValueError: no row has anything to learn.
+        ValueError: no row has enough labels.
     """
     encoder = RowEncoder(tokenizer, arguments.max_length, arguments.draft_length)
     stream = RowStream(read, encoder, arguments.seed)
     known = list(islice(stream.in_order(), num_first if arguments.streaming else None))
     if encoder.refused:
-        logger.warning(f"{encoder.refused} rows of {arguments.data} are left out. {encoder.reason}")
+        logger.warning(f"{encoder.refused} rows of {arguments.data} are dropped. {encoder.reason}")
     if not known:
         raise ValueError(
             f"No row of {arguments.data} has more than {arguments.draft_length} tokens to learn from (the checkpoint's "

@@ -1,4 +1,4 @@
-"""The folder of a training run: what the run is, which of its checkpoints are whole, and how a run stops safely."""
+"""The folder of a training run: its manifest, its complete checkpoints, and the safe stop of a run."""
 
 import hashlib
 import json
@@ -13,28 +13,28 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-MANIFEST = "run.json"  # what decides the loss curve
-MARKER = "complete"  # the last file a checkpoint gets
+MANIFEST = "run.json"  # everything that determines the loss curve
+MARKER = "complete"  # the last file written to a checkpoint
 
 logger = logging.get_logger(__name__)
 
 
 class TrainingStopped(Exception):
-    """A signal stopped the run after a step; its checkpoint is whole.
+    """A signal stopped the run after a step, with a complete checkpoint.
 
     Attributes:
         signal_number: the signal, SIGINT or SIGTERM.
     """
 
     def __init__(self, step: int, output_dir: Path, signal_number: int):
-        super().__init__(f"Stopped at step {step}, which is saved in {output_dir}. Continue with `--resume`.")
+        super().__init__(f"Stopped after step {step}, saved in {output_dir}. Continue with `--resume`.")
         self.signal_number = signal_number
 
 
 class SafeStop(TrainerCallback):
-    """Ends the run at the end of a step, with a checkpoint, after SIGTERM or Ctrl-C; marks whole checkpoints.
+    """Stops the run after the current step, with a checkpoint, on SIGTERM or Ctrl-C. Marks complete checkpoints.
 
-    A signal to any one of several processes stops them all, at the same step.
+    A signal to one of several processes stops all of them after the same step.
 
     Attributes:
         stopped_by: the signal that stopped the run, or None.
@@ -73,18 +73,18 @@ class SafeStop(TrainerCallback):
 
 
 def last_whole_checkpoint(output_dir: Path) -> Path | None:
-    """The latest checkpoint that has its marker; warns of each later one, which a killed run left half written."""
+    """The latest checkpoint with a marker. Warns of each later one, which a killed run left incomplete."""
     folders = output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if output_dir.is_dir() else ()
     steps = sorted((int(folder.name.rsplit("-", 1)[1]), folder) for folder in folders)
     for _, folder in reversed(steps):
         if (folder / MARKER).exists():
             return folder
-        logger.warning(f"{folder} is incomplete: the run was killed while it was written. It is skipped.")
+        logger.warning(f"{folder} is incomplete: the run was killed while writing it. It is skipped.")
     return None
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash that differs between models: of every tensor's name, shape and first values."""
+    """A hash of a model: of every tensor's name, shape and first values."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.flatten()[:16].float().tolist()}".encode())
@@ -92,7 +92,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def data_fingerprint(rows: Sequence[dict[str, list[int]]]) -> str:
-    """A hash of the encoded rows, which differs between data."""
+    """A hash of the encoded rows."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([row["input_ids"], row["labels"]]).encode())
@@ -105,22 +105,22 @@ def write_manifest(output_dir: Path, manifest: dict[str, Any]) -> None:
 
 
 def check_manifest(output_dir: Path, manifest: dict[str, Any]) -> None:
-    """Checks that the run in a folder is the one to resume.
+    """Checks that the folder has the same run as the one to resume.
 
     Raises:
-        ValueError: the folder's manifest differs, or is missing; the message names every difference.
+        ValueError: the folder's manifest is missing or differs; the message names every difference.
     """
     path = output_dir / MANIFEST
     if not path.exists():
-        raise ValueError(f"{output_dir} has no {MANIFEST}, so nothing says what was trained there. Start a new run.")
-    begun = json.loads(path.read_text(encoding="utf-8"))
+        raise ValueError(f"{output_dir} has no {MANIFEST}, so the options of its run are unknown. Start a new run.")
+    saved = json.loads(path.read_text(encoding="utf-8"))
     differences = [
-        f"{name} was {begun.get(name)!r} and is now {manifest.get(name)!r}"
-        for name in sorted({*begun, *manifest})
-        if begun.get(name) != manifest.get(name)
+        f"{name} was {saved.get(name)!r} and is now {manifest.get(name)!r}"
+        for name in sorted({*saved, *manifest})
+        if saved.get(name) != manifest.get(name)
     ]
     if differences:
         raise ValueError(
-            f"The run in {output_dir} cannot be resumed with other options: {'; '.join(differences)}. Give the options "
-            "it was started with, or start a new run in another folder."
+            f"The run in {output_dir} cannot be resumed with other options: {'; '.join(differences)}. Give its "
+            "original options, or start a new run in another folder."
         )

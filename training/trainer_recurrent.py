@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer for recurrent-depth models, and how much their wavefront saves, measured by decoding."""
+"""The Hugging Face Trainer for recurrent-depth models, and the savings of their wavefront, measured by decoding."""
 
 import math
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from .dialogue import PaddingCollator
 
 @dataclass(frozen=True)
 class RecurrentReport:
-    """What a recurrent-depth model writes, and in how many core passes.
+    """The decoding speed and quality of a recurrent-depth model.
 
     Attributes:
-        tokens_per_forward: tokens divided by forwards of full depth, over all prompts. The token that each prefill
-            decides is not counted.
+        tokens_per_forward: tokens divided by forwards of full depth, over all prompts. The token decided by each
+            prefill is not counted.
         core_passes_per_token: core passes divided by the same tokens.
         identical: the share of prompts whose text equals that of full depth, token for token.
-        perplexity: of the held-out answers or texts at full depth; None if the held-out rows hold only prompts.
-        num_tokens, num_core_passes: summed over the prompts.
+        perplexity: perplexity of the held-out answers or texts at full depth; None for rows with only prompts.
+        num_tokens, num_core_passes: sums over the prompts.
     """
 
     tokens_per_forward: float
@@ -39,7 +39,7 @@ def measure_recurrent(
     max_new_tokens: int = 64,
     compare_with_plain: bool = False,
 ) -> RecurrentReport:
-    """Decodes prompts [P] one by one, greedily, by diffusion forcing; Ouro models by the exact policy."""
+    """Decodes prompts [P] one by one, greedily, with diffusion forcing (the exact policy for Ouro models)."""
     was_training = model.training
     model.eval()
     decoder = {"policy": "exact"} if isinstance(model, OuroForCausalLM) else {"preset": "diffusion-forcing-r4"}
@@ -67,7 +67,7 @@ def measure_recurrent(
 
 @torch.no_grad()
 def held_out_perplexity(model: Any, rows: list[dict[str, list[int]]]) -> float:
-    """The perplexity of the labels of encoded rows, at full depth, from initial states of zeros."""
+    """The perplexity of the labels of encoded rows, at full depth, with initial states of zeros."""
     total, count = 0.0, 0
     for row in rows:
         batch = {name: tensor.to(model.device) for name, tensor in PaddingCollator(0)([row]).items()}
@@ -81,12 +81,12 @@ def held_out_perplexity(model: Any, rows: list[dict[str, list[int]]]) -> float:
 class RecurrentTrainer(Trainer):
     """Trainer of a recurrent-depth model.
 
-    Each step's depth is drawn from the seed and the step, so it is the same on every process and after a resumption.
+    Each step's depth is drawn from the seed and the step, so every process and a resumed run use the same depth.
     Back-propagation goes through the last `mean_backprop_depth` core steps.
 
     Args:
         eval_prompt_ids: held-out prompts, one [P] tensor each.
-        held_out_rows: encoded rows whose perplexity is measured.
+        held_out_rows: encoded rows for perplexity.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class RecurrentTrainer(Trainer):
         self.step_of_sampler = -1
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Stock, at a depth drawn anew for each forward."""
+        """Stock, with a depth drawn for each forward."""
         recurrent = self._recurrent_model(model)
         if self.step_of_sampler != self.state.global_step:
             self.step_of_sampler = self.state.global_step

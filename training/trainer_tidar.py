@@ -19,7 +19,7 @@ class DraftingReport:
 
     Attributes:
         tokens_per_forward: new tokens divided by decode forwards, over all prompts.
-        acceptance: for each draft position 2..K, how often it was accepted if the position before it was.
+        acceptance: for each draft position 2..K, the share accepted if the previous position was accepted.
         identical: the share of prompts whose text equals that of plain decoding.
         num_tokens, num_forwards: new tokens of decode forwards, and decode forwards, summed over the prompts.
     """
@@ -38,7 +38,7 @@ def measure_drafting(
     compare_with_plain: bool = False,
     **generate_kwargs: Any,
 ) -> DraftingReport:
-    """Decodes prompts [P] one by one, greedily by default, and counts."""
+    """Decodes prompts [P] one by one, greedily by default, and counts tokens and forwards."""
     was_training = model.training
     model.eval()
     histogram = torch.zeros(0)
@@ -68,13 +68,13 @@ def measure_drafting(
 class TiDARTrainer(Trainer):
     """Trainer for a drafting model.
 
-    The model's forward computes the loss, so that DDP, FSDP, PEFT and gradient accumulation work as they do for any
-    model. `evaluate` decodes the held-out prompts and reports tokens per forward: token accuracy misleads.
+    The model's forward computes the loss, so DDP, FSDP, PEFT and gradient accumulation work as for any model.
+    `evaluate` decodes the held-out prompts and reports tokens per forward, since token accuracy misleads.
 
     Args:
-        objective: what to teach.
+        objective: the training objective.
         eval_prompt_ids: held-out prompts, one [P] tensor each.
-        eval_new_tokens: tokens written for each in an evaluation.
+        eval_new_tokens: tokens written per prompt in an evaluation.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class TiDARTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Stock; the first token of a block is drawn for each step, the same on every process."""
+        """Stock, with a first token of blocks drawn for each step, the same on every process."""
         seed = self.args.seed * 1_000_003 + self.state.global_step
         config = self.accelerator.unwrap_model(model).config
         first_token = random.Random(seed).randrange(config.tidar_config["draft_length"])
@@ -109,7 +109,7 @@ class TiDARTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Stock, plus the draft head, which has its own file. In head mode only the head is loaded."""
+        """Stock, plus the draft head from its own file. In head mode, only the head is loaded."""
         if self.objective.mode != "head":
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_head(resume_from_checkpoint)
@@ -126,7 +126,7 @@ class TiDARTrainer(Trainer):
             head.load_state_dict(load_file(str(path)))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Stock, plus the parts of the loss, each summed over the micro-batches and processes of a step."""
+        """Stock, plus the parts of the loss, summed over the micro-batches and processes of a step."""
         num_steps = self.state.global_step - self.num_steps_logged
         if "loss" in logs and num_steps:
             for name, part in self.loss_parts.items():

@@ -1,4 +1,4 @@
-"""What one training run is told: the options of `wavedraft train`, over those of transformers' Trainer."""
+"""The options of a training run: those of `wavedraft train`, in addition to those of transformers' Trainer."""
 
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -14,57 +14,57 @@ from .run_folder import last_whole_checkpoint
 
 TIDAR_MODES = ("gated", "joint", "full", "head")  # the first of each is the default
 RECURRENT_MODES = ("lora", "full")
-# Options that a recurrent-depth model which does not draft has no use for.
+# Options without effect on a recurrent-depth model, which does not draft.
 OF_DRAFTS = ("draft_loss", "alpha", "slot_decay", "pack", "attn_implementation", "torch_compile")
 
 
 @dataclass(kw_only=True)
 class FinetuneArguments(TrainingArguments):
-    """The options of a run, checked as a whole before anything is loaded.
+    """The options of a run, all checked before anything is loaded.
 
-    Every field of transformers' `TrainingArguments` may be given too, except those that these options decide.
+    Fields of transformers' `TrainingArguments` are also accepted, except those that these options set.
 
     Args:
         model_path: a TiDAR checkpoint (`wavedraft convert`), or a recurrent-depth one.
-        data: rows as `dialogue.encode_row` reads them, from a file, a folder or the Hub as `row_sources.open_rows`
-            reads it. The best rows are those the model itself wrote.
+        data: rows in a form of `dialogue.encode_row`, from a source of `row_sources.open_rows`: a file, a folder or the
+            Hub. The best rows are those written by the model itself.
         output_dir: the folder of checkpoints and the result. The result is a PEFT adapter in gated and lora mode, and
-            in joint mode unless `rank` is 0; otherwise it is a whole checkpoint. A draft head is a file beside either.
+            in joint mode unless `rank` is 0; otherwise it is a whole checkpoint. A draft head is an additional file.
         split: the split to read, if the dataset has several.
-        streaming: reads rows as training reaches them, and draws from the next thousand.
-        eval_prompts_path: JSONL rows with `prompt`, never trained on, that are decoded before and after. For a
-            recurrent-depth model the perplexity of their answers is measured too, and its rows may be `text`, whose
-            first 32 tokens are the prompt.
-        num_eval_prompts: how many of them are decoded.
+        streaming: reads rows during training, and shuffles within the next thousand.
+        eval_prompts_path: JSONL rows with `prompt`, never used for training, that are decoded before and after. For a
+            recurrent-depth model, the perplexity of their answers is also measured. Its rows may be `text`, whose first
+            32 tokens are the prompt.
+        num_eval_prompts: the number of these prompts to decode.
         mode: for TiDAR "gated" (base frozen, text unchanged), "joint" (the paper's loss), "full" (joint, on every
             weight) or "head": a draft head for a model that already drafts, everything else frozen. For a
-            recurrent-depth model "lora", on core and adapter, or "full". By default the first of each.
+            recurrent-depth model "lora", on core and adapter, or "full". The first of each is the default.
         draft_loss, alpha, slot_decay: see `DraftObjective`.
-        from_adapter: an adapter of the same mode to continue from, instead of a new one; its rank stays. In head mode
-            the adapter whose drafts the head is for, which is saved with the head. If it has a head, that is continued.
-        rank: of the LoRA adapter, by default 32; 0, in joint mode only, trains every weight. In head mode the head's
-            inner channels, by default 512.
-        batch_size: rows in one forward of one process.
-        learning_rate: by default 1e-3 for an adapter, 2e-3 for a head, 1e-5 for every weight.
-        max_length: tokens a row is cut to.
-        pack: puts several rows into one sequence of `max_length`, none of which sees another: less padding.
-        eval_steps: decodes the prompts and saves every so many steps; the checkpoint with the most tokens per forward
-            is kept at the end.
-        patience: ends the run after so many such evaluations in a row without more tokens per forward.
+        from_adapter: an adapter of the same mode to continue training, with its rank. In head mode, the adapter whose
+            drafts the head improves. It is saved with the head. If it has a head, training continues that head.
+        rank: rank of the LoRA adapter, default 32; 0, in joint mode only, trains every weight. In head mode, the inner
+            channels of the head, default 512.
+        batch_size: rows per forward of one process.
+        learning_rate: default 1e-3 for an adapter, 2e-3 for a head, 1e-5 for every weight.
+        max_length: maximum tokens of a row; longer rows are cut.
+        pack: puts several rows into one sequence of `max_length` to reduce padding. No row sees another.
+        eval_steps: steps between evaluations, which decode the prompts and save. The run ends with the checkpoint of
+            the most tokens per forward.
+        patience: ends the run after this number of evaluations in a row without more tokens per forward.
         load_in_4bit, load_in_8bit: loads the base quantized by bitsandbytes, to train an adapter on it.
-        attn_implementation: as in `from_pretrained`. By default "eager" on a CPU with rows of at most 1024 tokens,
-            where it takes half the time of sdpa; otherwise the checkpoint's own.
+        attn_implementation: as in `from_pretrained`. Default: "eager" on a CPU with rows of at most 1024 tokens, which
+            takes half the time of sdpa; otherwise the checkpoint's own.
         torch_compile: compiles the decoder; the first steps then take minutes.
-        report_to: where else Trainer logs: "tensorboard", "wandb", ...
-        resume: continues from the last whole checkpoint in `output_dir`, with the same model, data and arguments.
+        report_to: further loggers of Trainer: "tensorboard", "wandb", ...
+        resume: continues from the last complete checkpoint in `output_dir`, with the same model, data and arguments.
 
     Attributes:
-        is_recurrent: whether the model is a recurrent-depth one that does not draft.
-        lora_rank, head_rank: of what is trained; 0 for a part that is not.
-        objective: what a TiDAR checkpoint is taught; None for a recurrent-depth one.
+        is_recurrent: whether the model is a recurrent-depth one, which does not draft.
+        lora_rank, head_rank: ranks of the trained parts; 0 if a part is not trained.
+        objective: the training objective of a TiDAR checkpoint; None for a recurrent-depth one.
         draft_length: K; 1 for a model that does not draft.
         last_checkpoint: the checkpoint to resume from, or None.
-        trainer_options: fields of `TrainingArguments` that no argument above names, if they are not at their default.
+        trainer_options: non-default fields of `TrainingArguments` that are not arguments above.
 
     Raises:
         ValueError: an option is out of range or contradicts another, a file or folder is missing, or `output_dir` is
@@ -103,14 +103,14 @@ class FinetuneArguments(TrainingArguments):
     resume: bool = False
     seed: int = 0
 
-    # Defaults of Trainer that differ here.
+    # Defaults that differ from Trainer's.
     lr_scheduler_type: str = "cosine"
     warmup_steps: float | None = None  # a twentieth of the steps
-    logging_steps: float | None = None  # ten times a run, and at least every ten steps
+    logging_steps: float | None = None  # a tenth of the steps, at most 10
     save_total_limit: int = 2
     use_cpu: bool = field(default_factory=lambda: not torch.accelerator.is_available())
 
-    # Fields of Trainer that the options above decide.
+    # Fields of Trainer that the options above set.
     per_device_train_batch_size: int = field(init=False)
     gradient_checkpointing: bool = field(init=False)
     eval_strategy: str = field(init=False)
@@ -172,10 +172,10 @@ class FinetuneArguments(TrainingArguments):
         if self.mode is not None and self.mode not in modes:
             named = ", ".join(map(repr, modes[:-1]))
             raise ValueError(f"`mode` must be {named} or {modes[-1]!r} for a {kind}, but is {self.mode!r}.")
-        given = [name for name in OF_DRAFTS if getattr(self, name) != getattr(type(self), name)]
-        if self.is_recurrent and given:
+        used = [name for name in OF_DRAFTS if getattr(self, name) != getattr(type(self), name)]
+        if self.is_recurrent and used:
             raise ValueError(
-                f"`{given[0]}` is for TiDAR checkpoints, but this is a recurrent-depth model. Leave it out."
+                f"`{used[0]}` is for TiDAR checkpoints, but this is a recurrent-depth model. Leave it out."
             )
         self.mode = self.mode or modes[0]
         self.head_rank = self.lora_rank = 0
@@ -188,14 +188,12 @@ class FinetuneArguments(TrainingArguments):
         mode, adapter = self.mode, self.from_adapter
         if adapter is not None and not Path(adapter).is_dir() and len(Path(adapter).parts) != 2:
             raise ValueError(
-                f"There is no folder {adapter}. Teach an adapter first: `wavedraft train ... --mode gated`."
+                f"There is no folder {adapter}. Train an adapter first: `wavedraft train ... --mode gated`."
             )
         if mode == "head" and self.head_rank < 1:
             raise ValueError(f"`rank` must be at least 1 in head mode, but is {self.head_rank}.")
         if mode == "head" and self.torch_compile:
-            raise ValueError(
-                "`torch_compile` compiles what learns, which in head mode is the head alone. Leave it out."
-            )
+            raise ValueError("`torch_compile` compiles the decoder, but head mode trains only the head. Leave it out.")
         if mode == "lora" and self.lora_rank < 1:
             raise ValueError(
                 f"`rank` must be at least 1 in lora mode, but is {self.lora_rank}. `mode='full'` trains every weight."
@@ -214,7 +212,7 @@ class FinetuneArguments(TrainingArguments):
             raise ValueError(f"`max_steps` must be at least 1, but is {self.max_steps}.")
         if self.eval_steps and not self.eval_prompts_path:
             raise ValueError(
-                f"`eval_steps` is {self.eval_steps}, but there is nothing to decode. Give `eval_prompts_path`."
+                f"`eval_steps` is {self.eval_steps}, but there are no prompts to decode. Give `eval_prompts_path`."
             )
         if self.patience is not None and (self.patience < 1 or not self.eval_steps):
             raise ValueError(
@@ -245,7 +243,7 @@ class FinetuneArguments(TrainingArguments):
         name = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
         if self.trains_every_weight:
             raise ValueError(
-                f"`{name}` holds weights that cannot be trained. Train an adapter: give a `rank` above 0, not "
+                f"`{name}` loads weights that cannot be trained. Train an adapter: give a `rank` above 0, not "
                 f"{self.lora_rank}."
             )
         if not is_bitsandbytes_available():
@@ -271,5 +269,5 @@ class FinetuneArguments(TrainingArguments):
         self.metric_for_best_model = "tokens_per_forward" if self.eval_steps else None
         self.save_steps = self.eval_steps or self.save_steps
         self.accelerator_config = {"dispatch_batches": False} if self.streaming else None
-        # Trainer would compile the whole model, of which all but the decoder changes from step to step.
+        # Trainer would compile the whole model, but only the decoder is the same in every step.
         self.compiles_decoder, self.torch_compile = self.torch_compile, False
