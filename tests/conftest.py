@@ -1,4 +1,4 @@
-"""What tests share: fixtures of several files, and one thread, so that tests side by side do not fight for cores."""
+"""Shared fixtures, and one thread per process, so parallel tests do not compete for cores."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Tiny models of the recurrent-depth family, and checkpoints of them as their authors publish them."""
+"""Tiny models of the recurrent-depth family, and their checkpoints in their authors' published format."""
 
 import json
 
@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from wavedraft.modeling_recurrent import OuroConfig, OuroForCausalLM, RecurrentDepthConfig, RecurrentDepthForCausalLM
 
-# The fields of the released config.json files that matter or mislead, at a tiny size.
+# The relevant or misleading fields of the released config.json files, at a tiny size.
 RETROFIT = {
     "model_type": "huginn_raven",
     "architectures": ["RavenForCausalLM"],
@@ -91,7 +91,7 @@ FORMS = {"llama": "pre-norm", "tinyllama": "pre-norm", "olmo": "post-norm"}
 
 
 def raven_shapes(config: dict, has_qk_norm: bool) -> dict[str, tuple]:
-    """The names and shapes of a retrofitted checkpoint, written out from the converter that made them."""
+    """The names and shapes of a retrofitted checkpoint, listed from the original converter."""
     width, hidden, vocab = config["n_embd"], config["intermediate_size"], config["vocab_size"]
     query, key = config["n_heads"] * config["head_dim"], config["num_key_value_heads"] * config["head_dim"]
     shapes = {
@@ -117,7 +117,7 @@ def raven_shapes(config: dict, has_qk_norm: bool) -> dict[str, tuple]:
 
 
 def ouro_shapes(config: dict) -> dict[str, tuple]:
-    """The names and shapes of an Ouro checkpoint, written out from its description."""
+    """The names and shapes of an Ouro checkpoint, listed from its description."""
     width, hidden, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     query, key = (config[f"num_{kind}_heads"] * config["head_dim"] for kind in ("attention", "key_value"))
     shapes = {
@@ -144,7 +144,7 @@ def ouro_shapes(config: dict) -> dict[str, tuple]:
 
 
 def random_weights(kind: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A checkpoint under its own names, its weights large enough for texts to vary, its norms not one."""
+    """A checkpoint with its original names, weights large enough for varied texts, and norms other than 1."""
     config, generator = CONFIGS[kind], torch.Generator().manual_seed(seed)
     shapes = ouro_shapes(config) if kind == "ouro" else raven_shapes(config, has_qk_norm=kind == "olmo")
     weights = {}
@@ -158,7 +158,7 @@ def random_weights(kind: str, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def write_folder(folder, kind: str, seed: int = 0):
-    """A checkpoint folder as released."""
+    """Writes a checkpoint folder in its released form."""
     (folder / "config.json").write_text(json.dumps(CONFIGS[kind]))
     save_file(random_weights(kind, seed), folder / "model.safetensors")
     return folder

@@ -1,4 +1,4 @@
-"""What a caller may hand `generate`: keywords, and processors and stopping criteria of their own."""
+"""Arguments for `generate`: keywords, and a caller's own processors and stopping criteria."""
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, WatermarkingConfig
@@ -7,7 +7,7 @@ from helpers_tidar import VOCAB_SIZE
 
 
 class ForbidsTheLastTokenAgain(LogitsProcessor):
-    """A user's own processor whose answer depends on the whole prefix, and that checks what it is shown."""
+    """A user's processor that depends on the whole prefix, and checks its input."""
 
     def __call__(self, input_ids, scores):
         assert len(input_ids) == len(scores)
@@ -18,7 +18,7 @@ class ForbidsTheLastTokenAgain(LogitsProcessor):
 
 
 def allowed_tokens(batch_id, prefix):
-    """Depends on the row's number and on the prefix."""
+    """Allowed tokens that depend on the row's number and the prefix."""
     start = (batch_id + int(prefix[-1])) % 3
     return list(range(1 + start, VOCAB_SIZE, 3))
 
@@ -47,7 +47,7 @@ KEYWORDS = {
 
 
 class StopsAfterTheSum(StoppingCriteria):
-    """A user's own criterion, stateful: it must see each prefix once, in order, padded as plain decoding pads it."""
+    """A user's stateful criterion. It must see each prefix once, in order, padded as in plain decoding."""
 
     def __init__(self, limit):
         self.limit, self.seen = limit, []
@@ -58,7 +58,7 @@ class StopsAfterTheSum(StoppingCriteria):
 
 
 class StopsAfterSureTokens(StoppingCriteria):
-    """Adds up the best scores of all steps: it needs those of every step so far, in order."""
+    """Sums the best scores of all steps: it needs the scores of every step so far, in order."""
 
     def __init__(self, limit):
         self.limit, self.num_steps = limit, []

@@ -1,5 +1,5 @@
-"""A Hub for tests: a real HTTP server on loopback that speaks as much of its API as huggingface_hub needs to push a
-repository in one commit and to load it back, and that can refuse a token or drop a connection."""
+"""A Hub for tests: a real HTTP server on loopback with the part of the API that huggingface_hub needs to push a
+repository in one commit and load it back. The server can refuse a token or drop a connection."""
 
 import base64
 import hashlib
@@ -39,9 +39,9 @@ class HubServer(ThreadingHTTPServer):
     """Serves until `shutdown`.
 
     Attributes:
-        repositories, blobs: what was committed; what was uploaded as large files.
+        repositories, blobs: the committed content; the uploaded large files.
         requests: "METHOD /path" of each request, in order.
-        drop: pattern of requests whose connection is cut in the middle, and how often.
+        drop: pattern of requests whose connection is dropped, and how often.
     """
 
     daemon_threads = True
@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def snapshot(self, repo_id: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """Sha and files of a revision; answers for itself where there is none."""
+        """Sha and files of a revision; sends the error response if there is none."""
         repository = self.server.repositories.get(repo_id)
         if repository is None or (repository.private and not self.headers.get("Authorization", "").endswith(TOKEN)):
             self.answer(401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")

@@ -1,6 +1,6 @@
 """Every model of the family as a plain loop over torch operations, written from its definition: no cache, no layers.
 
-`weights` are a checkpoint's, by its own names; `config` its config.json. One row: T tokens, E channels, V vocabulary.
+`weights` and `config` are a checkpoint's original tensors and config.json. One row: T tokens, E channels, V vocabulary.
 """
 
 import math
@@ -24,7 +24,7 @@ def causal_attention(query, key, value):
 
 
 def split_half_rotary(heads, theta, scale=lambda frequencies: frequencies):
-    """Channel d turns with channel d + D/2."""
+    """Rotates channel d with channel d + D/2."""
     length, width = heads.shape[1:]
     frequencies = scale(theta ** -(torch.arange(0, width, 2) / width))
     angles = torch.outer(torch.arange(length).float(), frequencies)
@@ -33,7 +33,7 @@ def split_half_rotary(heads, theta, scale=lambda frequencies: frequencies):
 
 
 def llama3_scaling(frequencies, factor, low_freq_factor, high_freq_factor, original_max_position_embeddings, **_):
-    """Long wavelengths are stretched by `factor`, short ones kept, those between mixed."""
+    """Scales long wavelengths by `factor`, keeps short ones, and interpolates between."""
     wavelengths = 2 * math.pi / frequencies
     share = (original_max_position_embeddings / wavelengths - low_freq_factor) / (high_freq_factor - low_freq_factor)
     share = share.clamp(0, 1)
@@ -41,7 +41,7 @@ def llama3_scaling(frequencies, factor, low_freq_factor, high_freq_factor, origi
 
 
 def paired_rotary(heads, theta):
-    """Channel 2d turns with channel 2d + 1."""
+    """Rotates channel 2d with channel 2d + 1."""
     width = heads.shape[-1]
     angles = torch.outer(torch.arange(heads.shape[1]).float(), theta ** -(torch.arange(0, width, 2) / width))
     a, b = heads[..., 0::2], heads[..., 1::2]
@@ -53,7 +53,7 @@ def heads_of(x, width):
 
 
 def raven_attention(x, w, config, turn):
-    """Attention under the names of Huginn and its retrofits; `w` gives a layer's weight by name, or None."""
+    """Attention with the names of Huginn and its retrofits; `w` returns a layer's weight by name, or None."""
     width, num_key_value = config["head_dim"], config.get("num_key_value_heads", config["n_heads"])
     sizes = [config["n_heads"] * width, num_key_value * width, num_key_value * width]
     query, key, value = linear(x, w("attn.Wqkv.weight")).split(sizes, -1)
@@ -84,9 +84,9 @@ def raven_layer(form, x, w, config, turn):
 
 
 def raven_logits(weights, config, form, ids, num_recurrences, initial_states=None, num_detached=0):
-    """[T, V] of Huginn ("sandwich") or a retrofit ("pre-norm", "post-norm"); states start at zero unless given.
+    """[T, V] of Huginn ("sandwich") or a retrofit ("pre-norm", "post-norm"). Initial states default to zeros.
 
-    The first `num_detached` recurrences carry no gradient.
+    The first `num_detached` recurrences have no gradient.
     """
     if form == "sandwich":
         turn = partial(paired_rotary, theta=config["rope_base"])
@@ -115,7 +115,7 @@ def raven_logits(weights, config, form, ids, num_recurrences, initial_states=Non
 
 
 def ouro_logits(weights, config, ids, num_recurrences):
-    """[T, V] of Ouro: all layers, then the norm, and again; the last norm's output goes to the head."""
+    """[T, V] of Ouro: all layers, then the norm, repeatedly. The head reads the last norm's output."""
     width, eps = config["head_dim"], config["rms_norm_eps"]
     turn = partial(split_half_rotary, theta=config["rope_theta"])
     states = weights["model.embed_tokens.weight"][ids]

@@ -1,7 +1,7 @@
-"""The published diffusion-forcing sampler as a plain loop: keys and values in dictionaries, one entry a token.
+"""The published diffusion-forcing sampler as a plain loop: keys and values in dictionaries, one entry per token.
 
-Written from the description of what its authors' code does, step by step and with nothing mended; greedy, states begin
-at zero. T tokens, E channels, H heads, D head width.
+Written from a description of the authors' code, step by step, without corrections. Greedy, with initial states of
+zeros. T tokens, E channels, H heads, D head width.
 """
 
 import math
@@ -13,9 +13,10 @@ from helpers_plain_recurrent import heads_of, rms_norm
 
 
 class PlainRaven:
-    """A Huginn model over a cache of dictionaries: slot -> position -> [H, D] key and value.
+    """A Huginn model with a cache of dictionaries: slot -> position -> [H, D] key and value.
 
-    A layer's slot is its own; with `num_slots` the core's layers share as many, in turn, from the second on.
+    Each layer has its own slot. With `num_slots`, the core's layers share that number of slots in turn, from the
+    second slot on.
     """
 
     def __init__(self, weights: dict, config: dict, num_slots: int | None):
@@ -94,7 +95,7 @@ def published_run(
     eos_token_ids: tuple[int, ...] = (),
     max_steps: int = 4096,
 ) -> dict:
-    """Tokens, and what the published code counts, for a headway of one."""
+    """The tokens and counts of the published code, for a headway of one."""
     zero = raven.weights["transformer.wte.weight"].new_zeros(1, raven.config["n_embd"])
     positions = list(range(len(prompt)))
     embeds = raven.prelude(prompt, positions)
@@ -109,7 +110,7 @@ def published_run(
     start, states, passes, computed, step = len(prompt), zero, 1, len(prompt), 0
     old_embeds: dict[int, torch.Tensor] = {}
     kept, kept_from, older, older_from, velocity = zero[:0], start, zero[:0], start, zero[:0]
-    seen = 0  # frozen tokens looked through for the end
+    seen = 0  # frozen tokens searched for the end
     while len(frozen) - len(prompt) < num_new and len(text) <= raven.config["block_size"]:
         raven.forget_from(start)
         positions = list(range(start, start + len(states)))
@@ -135,7 +136,7 @@ def published_run(
         states = torch.cat([states, zero])[:max_wavefront]
         text = text[: start + max_wavefront]
 
-        # Kept states are looked up by where their step began, though by then its frozen positions had left.
+        # Stored states are indexed from their step's start, although its frozen positions were then removed.
         last, here = None, states[: len(positions)]
         compared = kept[start - kept_from :]
         compared, here = compared[: len(here)], here[: len(compared)]

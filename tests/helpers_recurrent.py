@@ -1,6 +1,6 @@
-"""The golden fixture of the reference implementation, and tiny models to run beside it.
+"""The golden fixture of the reference implementation, and tiny models to compare with it.
 
-`WAVEDRAFT_RAVEN_GOLDEN` names another fixture of the same layout: the path of its two files without their suffix.
+`WAVEDRAFT_RAVEN_GOLDEN` selects another fixture of the same layout: the path of its two files without suffix.
 """
 
 import functools
@@ -67,7 +67,7 @@ def tensors() -> dict:
 
 
 def checkpoint(variant: str) -> dict:
-    """The fixture's weights under the released names; "slow" has the state's half of its adapter scaled up."""
+    """The fixture's weights with the released names. In "slow", the state half of the adapter is scaled up."""
     weights = {name.removeprefix("weights/"): t for name, t in tensors().items() if name.startswith("weights/")}
     weights = {name: tensor.float() for name, tensor in weights.items()}
     if variant == "slow":
@@ -113,7 +113,7 @@ def random_model(seed: int = 0, **changes) -> RecurrentDepthForCausalLM:
 
 
 def keywords(params: dict) -> dict:
-    """The fixture's parameter names as our keywords of `generate`."""
+    """The fixture's parameters as keywords of our `generate`."""
     schedule = "dampened" if params.get("dampened_state_mixer", True) else "constant"
     return {
         "policy": "diffusion-forcing",
@@ -132,9 +132,9 @@ def keywords(params: dict) -> dict:
 
 
 def kv_cache_of(strategy: str) -> str | int:
-    """The reference's name for what its cache keeps, as ours: "compress-sN" keeps N slots for the core's layers."""
+    """Our `kv_cache` for a cache strategy of the reference: "compress-sN" has N slots for the core's layers."""
     if "-compress-s" not in strategy:
-        return "every-recurrence"  # "full", and what is the same where no recurrence is missing
+        return "every-recurrence"  # "full", and strategies equal to it when no recurrence is missing
     num_recurrences, rest = divmod(
         int(strategy.rsplit("-s", 1)[1]), records()["meta"]["config"]["n_layers_in_recurrent_block"]
     )
@@ -149,12 +149,12 @@ def new_tokens(model, prompt: str, num: int, **options) -> list[int]:
 
 
 def common_prefix(one: list[int], other: list[int]) -> int:
-    """How many tokens two texts share from the start."""
+    """The length of the common prefix of two texts."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def settling_model(seed: int, **changes):
-    """One whose states come to rest: where they do not, they double every rounding at each recurrence."""
+    """A model whose states settle. Other states double every rounding error at each recurrence."""
     model = random_model(seed, **{"mean_recurrence": 4, **changes})
     with torch.no_grad():
         model.transformer["adapter"].weight[:, : model.config.n_embd] *= 0.25
@@ -162,7 +162,7 @@ def settling_model(seed: int, **changes):
 
 
 def left_padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
-    """The rows as one batch, with its attention mask."""
+    """The rows as one left-padded batch, with its attention mask."""
     longest = max(len(row) for row in rows)
     ids = [[0] * (longest - len(row)) + row for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]

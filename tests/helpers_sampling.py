@@ -1,4 +1,4 @@
-"""Counts of sampled texts, held against the true probabilities of the texts."""
+"""Compares counts of sampled texts with their true probabilities."""
 
 import itertools
 import math
@@ -6,20 +6,20 @@ import math
 import torch
 from transformers import GenerationConfig
 
-ERROR_RATE = 1e-3  # the chance that a right sampler fails a test of `chance_of_worse`
+ERROR_RATE = 1e-3  # the probability that a correct sampler fails a test of `chance_of_worse`
 SMALL_VOCABULARY, NUM_DRAWS = 5, 24_000
-NORMAL_QUANTILE = 4.7534  # of 1 - 1e-6: the chance that a right sampler fails a test of `chi_square_bound`
+NORMAL_QUANTILE = 4.7534  # of 1 - 1e-6; a correct sampler fails `chi_square_bound` with probability 1e-6
 
 
 def chance_of_worse(counts: dict[tuple, int], probabilities: dict[tuple, float]) -> float:
-    """The chi-square test's p-value; cells expecting fewer than five are pooled."""
+    """The chi-square test's p-value; cells with an expected count below five are pooled."""
     num = sum(counts.values())
     large = [text for text, prob in probabilities.items() if num * prob >= 5]
     observed = [counts.get(text, 0) for text in large]
     expected = [num * probabilities[text] for text in large]
     observed, expected = [*observed, num - sum(observed)], [*expected, num - sum(expected)]
     if expected[-1] < 1e-6 * num:
-        assert observed[-1] == 0, "texts that cannot be were written"
+        assert observed[-1] == 0, "texts of probability 0 were written"
         observed.pop(), expected.pop()
     statistic = sum((o - e) ** 2 / e for o, e in zip(observed, expected, strict=True))
     degrees = torch.tensor((len(observed) - 1) / 2, dtype=torch.float64)
@@ -34,7 +34,7 @@ def chi_square_bound(degrees: int) -> float:
 
 @torch.no_grad()
 def exact_joint(model, prompt_ids, num_new, **sampling) -> torch.Tensor:
-    """Probability of every continuation, [V] * num_new, with transformers' own processors, one step at a time."""
+    """The probability of every continuation, [V] * num_new, step by step with transformers' processors."""
     config = GenerationConfig(do_sample=True, max_new_tokens=num_new, **sampling)
     config, _ = model._prepare_generation_config(config)
     model._prepare_special_tokens(config, False, device="cpu")

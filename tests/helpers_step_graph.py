@@ -1,4 +1,4 @@
-"""A CUDA graph's twin on a CPU: kernels are recorded with their tensors, and run again without Python between."""
+"""A CPU twin of a CUDA graph: kernels are recorded with their tensors and replayed without Python in between."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -8,7 +8,7 @@ from wavedraft.generation.execution.step_graph import StepGraph, buffers_like
 
 
 class Kernels(TorchDispatchMode):
-    """Every kernel that runs, with the tensors it read and wrote: all that a CUDA graph knows of a step."""
+    """Records every kernel that runs, with its input and output tensors, as a CUDA graph does."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class Kernels(TorchDispatchMode):
 
 
 class Recording(StepGraph):
-    """A `StepGraph` of kernels that run on a CPU: the twin of a CUDA graph."""
+    """A `StepGraph` of CPU kernels: the twin of a CUDA graph."""
 
     num_recorded = 0
     num_replays = 0
@@ -42,7 +42,7 @@ class Recording(StepGraph):
         self.inputs = buffers_like(inputs)
         with self.graph:
             self.outputs = step(*self.inputs)
-        for output in self.outputs:  # a graph's outputs are nothing before it has run
+        for output in self.outputs:  # a graph's outputs are undefined before its first run
             output.fill_(-1e4)
 
     def __call__(self, *inputs):

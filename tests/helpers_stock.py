@@ -1,4 +1,4 @@
-"""Tiny random stock checkpoints of every family, written as transformers writes them."""
+"""Tiny random stock checkpoints of every family, written by transformers."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from helpers_tidar import SHAPE
 GPT2_SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 61, "initializer_range": 0.2}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 WINDOWS = {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]}
-# Family: config class, what differs from SHAPE.
+# Family: config class, differences from SHAPE.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
     "llama-3-rope-tied": (
@@ -68,23 +68,23 @@ def tiny_config(family: str = "llama", **changes: Any) -> PreTrainedConfig:
 
 
 def save_tiny_stock(folder: Path, family: str = "llama", max_shard_size: str = "1GB", **changes: Any):
-    """Writes a random float32 checkpoint; returns its config."""
+    """Writes a random float32 checkpoint and returns its config."""
     torch.manual_seed(0)
     config = tiny_config(family, **changes)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         embeddings = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms and biases begin as ones and zeros, which hide mistakes
+            if parameter.ndim == 1:  # initial norms of 1 and biases of 0 hide mistakes
                 parameter += torch.randn_like(parameter) / 2
-            elif parameter not in embeddings:  # a tied model of small layers repeats what it reads
+            elif parameter not in embeddings:  # a tied model with small layers repeats its input
                 parameter *= 3
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return config
 
 
 def edit_json(path: Path, **values: Any) -> None:
-    """Sets keys of a JSON file; None takes one out."""
+    """Sets keys of a JSON file; None removes a key."""
     content = {**json.loads(path.read_text()), **values}
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 

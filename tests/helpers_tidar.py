@@ -1,4 +1,4 @@
-"""Tiny random TiDAR models and the slow, obvious twins the fast paths are compared with."""
+"""Tiny random TiDAR models, and slow, obvious twins of the fast paths."""
 
 import torch
 from peft import get_peft_model
@@ -10,7 +10,7 @@ from wavedraft.modeling_tidar import TiDARForCausalLM
 from wavedraft.training import gated_adapter_config
 
 VOCAB_SIZE = 61
-# Weights wide enough that the two best tokens are far apart: at the default 0.02 every choice is a near-tie.
+# Large weights separate the two best tokens: with the default 0.02 every choice is a near-tie.
 SHAPE = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
@@ -34,7 +34,7 @@ FAMILIES: dict[str, tuple[type[PretrainedConfig], dict]] = {
 
 
 def tiny_tidar(family: str = "llama", draft_length: int = 4, seed: int = 0, **changes):
-    """A drafting model of random weights, in float32 and evaluation mode."""
+    """A drafting model with random weights, in float32 and evaluation mode."""
     torch.manual_seed(seed)
     config_class, extra = FAMILIES[family]
     config = config_class(**{**SHAPE, **extra, **changes})
@@ -47,7 +47,7 @@ def tiny_tidar(family: str = "llama", draft_length: int = 4, seed: int = 0, **ch
 
 
 def with_random_head(model, rank=8, seed=0, size=1.0):
-    """The model with a head that changes every draft."""
+    """Adds a head that changes every draft."""
     torch.manual_seed(seed)
     head = new_draft_head(model, rank)
     with torch.no_grad():
@@ -57,13 +57,13 @@ def with_random_head(model, rank=8, seed=0, size=1.0):
 
 
 def random_prompts(batch_size: int, length: int, seed: int = 0) -> torch.Tensor:
-    """[B, P] ids from 1 up: 0 is padding."""
+    """[B, P] ids of at least 1, since 0 is padding."""
     return torch.randint(1, VOCAB_SIZE, (batch_size, length), generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def plain_greedy_loop(model, prompt_ids: torch.Tensor, num_new: int, eos_token_ids: tuple[int, ...] = ()):
-    """Greedy decoding as it is defined: no cache, no draft, no mask, one row [P]."""
+    """Greedy decoding of one row [P] by definition: no cache, no draft, no mask."""
     ids = prompt_ids
     for _ in range(num_new):
         next_id = model(ids[None]).logits[0, -1].argmax()
@@ -74,7 +74,7 @@ def plain_greedy_loop(model, prompt_ids: torch.Tensor, num_new: int, eos_token_i
 
 
 class CountedForwards:
-    """Counts the network's calls from outside, by a hook, and remembers how wide they were."""
+    """Counts the network's calls with a hook, and records their widths."""
 
     def __init__(self, model):
         self.num_queries = []
@@ -85,7 +85,7 @@ class CountedForwards:
 
 
 def script_drafts(monkeypatch, text, is_right, sureness=1.0, num_right=None):
-    """Makes the masks of a batch of one predict `text` [P + N] perfectly (or `num_right` slots of it), or never."""
+    """Makes the masks of a single row predict `text` [P + N] always (or in `num_right` slots), or never."""
     for choice in (Greedy, Sampled):
         monkeypatch.setattr(choice, "draft", scripted(choice.draft, text, is_right, sureness, num_right))
 
@@ -104,7 +104,7 @@ def scripted(draft, text, is_right, sureness, num_right):
 
 
 def gated(model, rank=4):
-    """A model with a gated adapter whose weights are random, so that it does something."""
+    """Adds a gated adapter with random weights, so that it has an effect."""
     peft_model = get_peft_model(model, gated_adapter_config(model, rank))
     torch.manual_seed(1)
     for name, parameter in peft_model.named_parameters():

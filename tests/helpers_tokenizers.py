@@ -1,4 +1,4 @@
-"""Tiny tokenizers: one of words, one of letters."""
+"""Tiny tokenizers of words and of letters."""
 
 import string
 from pathlib import Path
@@ -12,7 +12,7 @@ LETTERS = "-" + string.ascii_letters + "01234567"
 
 
 def letter_tokenizer():
-    """Every id is one letter, and text is the letters of its ids."""
+    """A tokenizer whose ids are letters."""
     letters = {letter: number for number, letter in enumerate(LETTERS)}
     inner = Tokenizer(BPE(letters, merges=[], unk_token="-"))
     inner.decoder = Fuse()
@@ -20,7 +20,7 @@ def letter_tokenizer():
 
 
 class LetterTokenizer:
-    """Just enough of a tokenizer for streamers: id n is the letter 65 + n."""
+    """The part of a tokenizer that streamers need: id n is the letter 65 + n."""
 
     def decode(self, ids, **kwargs):
         ids = [ids] if isinstance(ids, int) else list(ids)

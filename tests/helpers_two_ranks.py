@@ -1,7 +1,7 @@
-"""What each of two processes does, on gloo: steps and texts of weights that PyTorch's `fully_shard` (FSDP2) shards, and
-steps of a recurrent depth, which must go equally deep or wait for each other for ever.
+"""The work of each of two gloo processes: training and decoding with `fully_shard` (FSDP2), and training a recurrent
+depth, whose processes must use equal depths or they deadlock.
 
-Started by `torch.multiprocessing.spawn` from test_many_processes.py; fails by assertion.
+`torch.multiprocessing.spawn` starts it from test_many_processes.py. It fails by assertion.
 """
 
 import json
@@ -34,18 +34,18 @@ def model_of(mode):
 
 
 def main(rank: int, folder: str) -> None:
-    """Runs on one rank of two, which meet in the folder."""
+    """Runs one of two ranks, which rendezvous in the folder."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     check_losses(rank, mesh)
     check_generate(rank, mesh)
     train_recurrent(rank, folder)
-    distributed.barrier()  # a rank that goes while another waits may end it too
+    distributed.barrier()  # a rank that exits early may end a waiting one
     distributed.destroy_process_group()
 
 
 def check_losses(rank, mesh) -> None:
-    """A step of each mode loses and learns what one process does."""
+    """A step of each mode has the loss and gradients of a single process."""
     ids = random_prompts(4, 15)
     labels = ids.clone()
     labels[0, :9] = labels[3, :4] = -100
@@ -77,7 +77,7 @@ def check_losses(rank, mesh) -> None:
 
 
 def check_generate(rank, mesh) -> None:
-    """Ranks whose texts end at different tokens run as many forwards as each other, or would wait for one another."""
+    """Ranks whose texts end at different tokens run equally many forwards, or they would deadlock."""
     ids = random_prompts(2, 6)[rank : rank + 1]
     length = {"max_new_tokens": 3 + 4 * rank, "do_sample": False}
     whole = tiny_tidar("qwen3")
@@ -100,9 +100,9 @@ def check_generate(rank, mesh) -> None:
 
 
 def train_recurrent(rank: int, folder: str) -> None:
-    """Three steps of a recurrent depth; leaves the depths it went to, and its gradients, in the folder."""
+    """Trains a recurrent depth for three steps, and saves its depths and gradients in the folder."""
     model = random_model(0, n_layers_in_recurrent_block=1, mean_recurrence=8).train()
-    torch.manual_seed(rank)  # as a rank's own data loader would leave it
+    torch.manual_seed(rank)  # as after a rank's own data loader
     torch.rand(10 * rank)
     parallel = DistributedDataParallel(model)
     depths = []
@@ -114,5 +114,5 @@ def train_recurrent(rank: int, folder: str) -> None:
     gradient = float(model.transformer["adapter"].weight.grad.double().sum())
     with open(f"{folder}/rank{rank}.json", "w") as file:
         json.dump({"depths": depths, "gradient": gradient, "ids": ids.tolist()}, file)
-    # The group's end waits for a gloo thread that may itself wait for Python: `parallel` must not outlive this line.
+    # Destroying the group waits for a gloo thread that may wait for Python: `parallel` must be freed first.
     del parallel, output

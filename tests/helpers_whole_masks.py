@@ -1,4 +1,4 @@
-"""The structured masks as whole tables of booleans, to be compared and drawn."""
+"""The structured masks as whole boolean tables, for comparison and drawing."""
 
 import torch
 
@@ -7,7 +7,7 @@ from wavedraft.modeling_tidar.masking_tidar import training_branch_lengths
 
 
 def training_mask(sequence_length: int, draft_length: int) -> torch.Tensor:
-    """The doubled sequence's mask as booleans, [2S, 2S], row sees column (arXiv 2511.08923, figure 2)."""
+    """The boolean mask of the doubled sequence, [2S, 2S]: row sees column (arXiv 2511.08923, figure 2)."""
     branch_lengths = training_branch_lengths(sequence_length, draft_length)
     may_see = draft_mask_function(sequence_length, draft_length, branch_lengths)
     index = torch.arange(2 * sequence_length)
@@ -15,7 +15,7 @@ def training_mask(sequence_length: int, draft_length: int) -> torch.Tensor:
 
 
 def decode_mask(draft_length: int, branch_lengths: list[int] | None = None) -> torch.Tensor:
-    """The decode step's mask without the cached prefix, as booleans, [K + M*K, K + M*K]; by default M = K branches."""
+    """The boolean mask of a decode step without the cached prefix, [K + M*K, K + M*K]; default: M = K branches."""
     branches = torch.tensor(branch_lengths or range(1, draft_length + 1))
     may_see = draft_mask_function(draft_length, draft_length, branches)
     index = torch.arange(draft_length * (1 + len(branches)))

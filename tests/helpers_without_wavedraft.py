@@ -28,10 +28,10 @@ BLOCKED = """
 
 
 def run_alone(code: str, arguments: dict[str, Any], folder: Path, **environment: str) -> Any:
-    """What `code` gives `answer`: it finds `torch`, `AutoModelForCausalLM` and its `arguments`.
+    """Runs `code` and returns its `answer`. `code` can use `torch`, `AutoModelForCausalLM` and `arguments`.
 
     Args:
-        folder: the process works in it and keeps the Hub's caches there.
+        folder: the working folder of the process, also for its Hub caches.
     """
     ending = """
     assert not any(name.split(".")[0] == "wavedraft" for name in sys.modules)

@@ -1,4 +1,4 @@
-"""How much of a draft stands, against rules written one token at a time."""
+"""How much of a draft is accepted, compared with rules written one token at a time."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every family: converted, it says exactly what the stock model says, and drafts without changing a word."""
+"""Every family: a converted model equals the stock model exactly, and drafts without changing a token."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""The audit: identical texts are called identical, a difference is found where it is, with its margin."""
+"""The audit reports identical texts as identical, and a difference with its position and margin."""
 
 import json
 import re

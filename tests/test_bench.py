@@ -1,4 +1,4 @@
-"""The bench: it counts as hooks count, compares texts row by row, takes turns, and says what cannot be measured."""
+"""The bench: counts equal those of hooks, texts are compared row by row, runs alternate, and gaps are reported."""
 
 import json
 import sys

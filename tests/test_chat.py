@@ -1,4 +1,4 @@
-"""A conversation: each turn's text is that of the whole conversation read anew, and only what is new is read."""
+"""A conversation: each turn's text equals that of reading the whole conversation, but only new tokens are read."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, and how it refuses."""
+"""The command line: output and error messages."""
 
 import shutil
 import subprocess

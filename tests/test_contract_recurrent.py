@@ -1,6 +1,6 @@
-"""Whatever `generate` promises, the recurrent policies keep: the same call at full depth, token by token, gives the
-same text. Diffusion forcing is held to it where it must agree: a wavefront of one frozen at full depth, and a wide one
-over states that have come to rest.
+"""The recurrent policies keep the contract of `generate`: the same call at full depth, token by token, gives the same
+text. Diffusion forcing is tested where it must agree: a wavefront of one position frozen at full depth, and a wide
+wavefront over settled states.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Conversion: what is kept, what is refused, and that a target is whole or absent."""
+"""Conversion: what is preserved, what is refused, and that a target folder is complete or absent."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Released recurrent-depth folders are converted: config fields that are known, weights as they are, our code."""
+"""Conversion of released recurrent-depth folders: known config fields, unchanged weights, and our code."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The policies of recurrent-depth decoding, on tiny random models, each beside its slow and obvious twin."""
+"""The policies of recurrent-depth decoding on tiny random models, each compared with its slow, obvious twin."""
 
 import itertools
 from types import SimpleNamespace

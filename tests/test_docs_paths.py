@@ -1,4 +1,4 @@
-"""What the pages name is there: folders and files of the repository, and what links lead to."""
+"""Folders, files and link targets named in the documentation exist."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`num_branches="auto"`: what to draft next is chosen by times and acceptance, and never changes the text."""
+"""`num_branches="auto"`: step times and acceptance choose the next draft, and never change the text."""
 
 import functools
 import random

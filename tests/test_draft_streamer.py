@@ -1,4 +1,4 @@
-"""transformers' own `TextDiffusionStreamer` on a terminal: drafts come in yellow and go, and the text is what stays."""
+"""transformers' own `TextDiffusionStreamer` on a terminal: drafts appear in yellow and vanish, the text remains."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Draws that are functions of seed, purpose and position; and what follows: a row is the same in every batch."""
+"""Draws are functions of seed, purpose and position, so a row is the same in every batch."""
 
 import pytest
 import torch

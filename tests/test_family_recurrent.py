@@ -1,4 +1,4 @@
-"""The other models of the family, each beside a plain loop written from its definition (`helpers_plain_recurrent`)."""
+"""The other models of the family, compared with plain loops written from their definitions."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Recurrent-depth models through `wavedraft train`: depth drawn anew, resumed exactly, measured by decoding."""
+"""Recurrent-depth models in `wavedraft train`: random depth, exact resumption, measurement by decoding."""
 
 import json
 import sys

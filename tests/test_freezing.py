@@ -1,4 +1,4 @@
-"""The freeze criteria, and the rule that freezes positions in order, on numbers small enough to check by eye."""
+"""The freeze criteria and the rule that freezes positions in order, on numbers small enough to check by hand."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""What the package does on tiny models has not changed since it was written down (`tests/frozen/freeze.py`).
+"""The behaviour on tiny models equals the frozen behaviour (`tests/frozen/freeze.py`).
 
-A part that takes seconds runs here; `python tests/frozen/freeze.py --check` runs all of it.
+A fast part runs here; `python tests/frozen/freeze.py --check` runs everything.
 """
 
 import sys

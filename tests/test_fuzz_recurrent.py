@@ -1,6 +1,6 @@
-"""Models of drawn shapes, decoded with drawn settings: what must hold for every one of them.
+"""Invariants of models with random shapes, decoded with random settings.
 
-In fp64, so that rounding errors, which differ between a row alone and in a batch, do not choose tokens.
+In fp64, so rounding, which differs between a single row and a batch, does not choose tokens.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Whatever `generate` promises, drafting keeps: the same call with and without drafts gives the same text."""
+"""Drafting keeps the contract of `generate`: the same call with and without drafts gives the same text."""
 
 import copy
 import time

@@ -1,3 +1,5 @@
+"""Attention forms: grouped queries, prompts and steps attend like transformers' sdpa with a full mask."""
+
 import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward

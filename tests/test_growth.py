@@ -1,4 +1,4 @@
-"""The growth page's simulation: its formulas are what playing them gives, its roofline what was published."""
+"""The simulation of the growth page: its formulas equal simulated results, its roofline published figures."""
 
 import sys
 from pathlib import Path

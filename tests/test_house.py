@@ -1,4 +1,4 @@
-"""The limits of the house, counted from the sources: how long a file, a function, a class and a line may be."""
+"""House rules, checked on the sources: the maximum length of a file, a function, a class and a line."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Who may import whom, read from the sources: an import inside a function counts as well."""
+"""Import rules between packages, checked on the sources, including imports inside functions."""
 
 import ast
 import sys

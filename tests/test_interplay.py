@@ -1,4 +1,4 @@
-"""Our models inside other people's code: pipelines, offloading, training loops, and a process that only imports us."""
+"""Our models in other libraries: pipelines, offloading, training loops, and a process that only imports wavedraft."""
 
 import subprocess
 import sys

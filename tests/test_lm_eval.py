@@ -1,4 +1,4 @@
-"""lm-evaluation-harness, `--model hf` with trust_remote_code: the scores and texts are the stock model's."""
+"""lm-evaluation-harness, `--model hf` with trust_remote_code: scores and texts equal the stock model's."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Many processes: two that share weights or gradients, and the launch files as accelerate reads them."""
+"""Several processes: two that share weights or gradients, and the launch files read by accelerate."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A decode changes the model once, and puts it back whatever happens in between."""
+"""A decode changes the model once, and always restores the model afterwards, even after an error."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The model alone: numbers of the golden fixture, padding, attention implementations, released checkpoints."""
+"""The recurrent model: values of the golden fixture, padding, attention implementations, released checkpoints."""
 
 import json
 import math

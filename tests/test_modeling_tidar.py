@@ -1,4 +1,4 @@
-"""The drafting class is the stock class wherever one does not draft."""
+"""Without drafts, the drafting class equals the stock class."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Drafting behind the likeliest numbers of accepted tokens only changes the number of forwards, never the text."""
+"""Drafting for only the likeliest numbers of accepted tokens changes the number of forwards, never the text."""
 
 import itertools
 

@@ -1,6 +1,6 @@
-"""Where there is a GPU: steps that are CUDA graphs write the text of those that are not, and of plain decoding.
+"""On a GPU: steps as CUDA graphs write the same text as steps without graphs and as plain decoding.
 
-WAVEDRAFT_TEST_DEVICE=cpu runs the same without graphs, where there is none.
+WAVEDRAFT_TEST_DEVICE=cpu runs the same tests without graphs and without a GPU.
 """
 
 import os

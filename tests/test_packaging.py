@@ -1,4 +1,4 @@
-"""The wheel holds every module, and puts nothing but `wavedraft` into site-packages."""
+"""The wheel has every module, and installs only `wavedraft` into site-packages."""
 
 import ast
 import shutil

@@ -1,6 +1,6 @@
-"""Every private name of torch, transformers and PEFT that the sources use stands in `docs/internals.md`, in one file.
+"""Every private name of torch, transformers and PEFT is used in one file, and listed in `docs/internals.md`.
 
-The tests at the end hold what no other test would notice: that a name still exists, and still means what it meant.
+The last tests check facts that no other test covers: a name still exists and still has the same meaning.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Pushing to a Hub: one commit or none, and what was pushed decodes where wavedraft is not installed."""
+"""Pushing to a Hub: one commit or none, and the pushed model decodes without wavedraft installed."""
 
 import json
 import re

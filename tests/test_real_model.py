@@ -1,6 +1,6 @@
 """The real model of the demo: 20 real prompts, 64 new tokens each, against the untouched stock class in float32.
 
-Needs what `make demo` downloads and converts; without it these tests are skipped and say so.
+Needs the model that `make demo` downloads and converts; without that model these tests are skipped.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Self-written text: a run that is cut anywhere ends with the file of a straight run, and loops are cut."""
+"""Regenerated answers: an interrupted run ends with the same file as a full run, and loops are cut."""
 
 import json
 from collections import Counter

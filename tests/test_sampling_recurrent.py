@@ -1,6 +1,6 @@
-"""Sampling with the exact policies: every text of three tokens is counted, and held against its true probability.
+"""Sampling with the exact policies: counts of all texts of three tokens are compared with their true probabilities.
 
-The test statistic is chi-square; a correct sampler fails it with probability ERROR_RATE, and the seeds are fixed.
+The statistic is chi-square. A correct sampler fails with probability ERROR_RATE; the seeds are fixed.
 """
 
 import itertools

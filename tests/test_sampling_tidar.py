@@ -1,4 +1,4 @@
-"""Sampling with drafts draws from the distribution plain sampling draws from.
+"""Sampling with drafts has the distribution of plain sampling.
 
 The joint distribution of the first three tokens is enumerated exactly and compared with 24,000 draws.
 """

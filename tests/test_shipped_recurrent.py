@@ -1,4 +1,4 @@
-"""The recurrent-depth model that is shipped: a real text, so that agreement is no accident of random weights."""
+"""The shipped recurrent-depth model writes real text, so agreement does not depend on random weights."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Steps of one shape over a cache that never grows: the dynamic decode's text, compiled or not."""
+"""Steps of one shape with a static cache write the text of the dynamic decode, compiled or not."""
 
 import shutil
 

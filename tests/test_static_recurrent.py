@@ -1,4 +1,4 @@
-"""Static caches and compiled steps write what the caches that grow do, in shapes that do not change with the text."""
+"""Static caches and compiled steps write the same text as growing caches, in shapes that do not depend on the text."""
 
 import copy
 import gc

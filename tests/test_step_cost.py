@@ -1,4 +1,4 @@
-"""The script that measures a step's cost: what it times are forwards of the width it says."""
+"""The script that measures step costs times forwards of the stated width."""
 
 import sys
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""The structured masks against masks written as plain loops, for every attention implementation."""
+"""The structured masks equal masks written as plain loops, for every attention implementation."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The versions of transformers this package works with, and what others are told."""
+"""The supported versions of transformers, and the message for other versions."""
 
 import subprocess
 import sys

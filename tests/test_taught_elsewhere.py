@@ -1,4 +1,4 @@
-"""Checkpoints that others taught to draft: tiny random ones with their tensor names and config fields."""
+"""Checkpoints that other code trained to draft: tiny random ones with original tensor names and config fields."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""In half precision a wide forward and a forward of one token round differently; `exact="tie-safe"` writes its text."""
+"""In half precision, wide forwards round differently; `exact="tie-safe"` still writes plain decoding's text."""
 
 import pytest
 import torch

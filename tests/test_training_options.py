@@ -1,4 +1,4 @@
-"""Options of a run that change how it computes and not what it learns, each in a real tiny run."""
+"""Options that change how a training run computes but not what it learns, each in a real tiny run."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A converted folder stands alone: where wavedraft cannot be imported it drafts, saves itself, and is stock as well."""
+"""A converted folder works without wavedraft: it drafts, saves itself, and loads as a stock checkpoint."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""A checkpoint carries little code. None of it starts a program, and a recurrent-depth model's drafts for no other."""
+"""A checkpoint has little code. The code starts no program, and a recurrent-depth model's has no TiDAR drafting."""
 
 import ast
 from fnmatch import fnmatch
