@@ -68,8 +68,8 @@ def mask_over_prompt(num_masks: int, num_queries: int, device: torch.device) -> 
 def attend_in_step(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """`attend_grouped` under a mask of `masks_of_step` for groups. A GPU's attention kernel runs each tile of queries on
-    one multiprocessor. With few tiles, two products with a float32 softmax between them are faster
+    """`attend_grouped` under a mask of `masks_of_step` for groups. A GPU's attention kernel runs each tile of queries
+    on one multiprocessor. With few tiles, two products with a float32 softmax between them are faster
     (`benchmarks/gpu_attention.py`)."""
     grouped = query.reshape(len(query), key.shape[1], -1, query.shape[3])
     if is_left_to_sdpa(kwargs) or mask.shape[-2] != grouped.shape[2]:

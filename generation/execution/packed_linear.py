@@ -154,7 +154,7 @@ def packable_linears(model: nn.Module) -> list[tuple[dict[str, Any], str, nn.Lin
             elif child not in seen:
                 seen.add(child)
                 to_visit.append(child)
-    return places
+    return found
 
 
 def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
