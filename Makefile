@@ -23,7 +23,7 @@ BENCH := $(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmar
 
 # The table of the README, measured here and now; some twenty minutes on two idle cores.
 bench: $(TIDAR)/config.json
-	$(BENCH) --batch-sizes 1 --compiled --max-new-tokens 32 --repeats 2 --output build/bench/1
+	$(BENCH) --batch-sizes 1 --compile --max-new-tokens 32 --repeats 2 --output build/bench/1
 	$(BENCH) --batch-sizes 8 --max-new-tokens 16 --repeats 1 --output build/bench/8
 	$(BIN)/python benchmarks/bench_page.py README.md build/bench/1/bench.json build/bench/8/bench.json
 
@@ -34,7 +34,7 @@ bench-more: $(TIDAR)/config.json
 	$(BENCH) --batch-sizes 1 --prompt-lengths 2048 --max-new-tokens 32 --repeats 1 --output build/bench/long
 	$(BENCH) --batch-sizes 1 --temperatures 1 --max-new-tokens 32 --repeats 1 --output build/bench/warm
 	$(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl --dtype float32 \
-	    --draft-lengths 4 --num-branches 1,all,auto --batch-sizes 1 --compiled --max-new-tokens 24 --repeats 1 --output build/bench/exact
+	    --draft-lengths 4 --num-branches 1,all,auto --batch-sizes 1 --compile --max-new-tokens 24 --repeats 1 --output build/bench/exact
 	$(BIN)/python benchmarks/bench_page.py docs/bench.md $(MORE:%=build/bench/%/bench.json)
 
 test: setup lint

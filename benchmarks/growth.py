@@ -180,8 +180,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from wavedraft import TiDARForCausalLM
-    from wavedraft.bench import OWN_LENGTH, Contender, batch_of, counted, time_forwards, timed, without_adapter
+    from wavedraft.bench.contenders import Contender, without_adapter
+    from wavedraft.bench.instruments import counted, time_forwards, timed
+    from wavedraft.bench.measure import batch_of
     from wavedraft.bench.prompts import encode_prompt, read_kinds
+    from wavedraft.bench.settings import OWN_LENGTH
 
     model = TiDARForCausalLM.from_pretrained(arguments.measure, dtype=getattr(torch, arguments.dtype)).eval()
     stock = without_adapter(model)

@@ -21,7 +21,9 @@ import torch
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from wavedraft import TiDARForCausalLM
-from wavedraft.bench import AR, Contender, Settings, bench, contenders_of, without_adapter
+from wavedraft.bench.contenders import AR, Contender, contenders_of, without_adapter
+from wavedraft.bench.measure import bench
+from wavedraft.bench.settings import Settings
 
 SHAPES: dict[str, PreTrainedConfig] = {
     "tiny": LlamaConfig(

@@ -142,7 +142,7 @@ def test_tie_safe_decoding_and_fewer_branches_can_be_audited(run, folders):
     assert code == 0 and "parallel decoding: 3 of 3 texts identical" in out
     assert re.search(r"tie-safe costs \d+ forwards and \d+ of one token, [\d.]+ s; without it \d+ forwards", out)
     code, _, err = run(folders / "tidar", *common, "--num-branches", 99)
-    assert code == 2 and "num_branches" in err and "99" in err
+    assert code == 2 and "--num-branches" in err and "99" in err
     code, _, err = run(folders / "tidar", *common, "--exact", "always")
     assert code == 2 and "always" in err
     code, _, err = run(folders / "recurrent", *common, "--exact", "tie-safe")
@@ -159,13 +159,13 @@ def test_packed_weights_and_compiled_steps_can_be_audited(run, folders, monkeypa
     monkeypatch.setattr(audit_of_texts, "_generate", spy)
     monkeypatch.setattr(contenders, "CompileConfig", partial(CompileConfig, backend="aot_eager", mode="default"))
     common = ("--prompts", folders / "prompts.txt", "--max-new-tokens", 8, "--dtype", "float32")
-    code, out, _ = run(folders / "tidar", *common, "--packed-weights", "--compiled", "--num-branches", 1)
+    code, out, _ = run(folders / "tidar", *common, "--packed-weights", "--compile", "--num-branches", 1)
     assert code == 0 and "parallel decoding: 3 of 3 texts identical" in out
     wide = [options for options in seen if options.get("packed_weights")]
     assert len(wide) == 3 and all(options["cache_implementation"] == "static" for options in wide)
     code, _, err = run(folders / "tidar", *common[:-1], "float16", "--packed-weights")
     assert code == 2 and "`packed_weights` must be False" in err
-    code, _, err = run(folders / "tidar", *common, "--compiled", "--exact", "tie-safe")
+    code, _, err = run(folders / "tidar", *common, "--compile", "--exact", "tie-safe")
     assert code == 2 and "steps of several shapes" in err
     code, _, err = run(folders / "recurrent", *common, "--packed-weights")
     assert code == 2 and "--packed-weights is TiDAR's" in err

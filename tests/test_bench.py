@@ -15,18 +15,12 @@ from helpers_stock import save_tiny_stock
 from helpers_tidar import CountedForwards, plain_greedy_loop, random_prompts, tiny_tidar
 from helpers_tokenizers import save_tokenizer
 from wavedraft import convert
-from wavedraft.bench import (
-    OWN_LENGTH,
-    Settings,
-    batch_of,
-    bench,
-    contenders_of,
-    counted,
-    peak_bytes,
-    without_adapter,
-)
 from wavedraft.bench import contenders as bench_contenders
 from wavedraft.bench import report as bench_report
+from wavedraft.bench.contenders import contenders_of, without_adapter
+from wavedraft.bench.instruments import counted, peak_bytes
+from wavedraft.bench.measure import batch_of, bench
+from wavedraft.bench.settings import OWN_LENGTH, Settings
 from wavedraft.cli import main
 from wavedraft.generation.execution.packed_linear import PackedLinear
 from wavedraft.training import gated_adapter_config
@@ -318,7 +312,7 @@ def test_the_command_prints_tables_and_writes_json_markdown_and_a_picture(run, f
 
 def test_compiled_decoding_is_timed_behind_its_compilation(run, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_contenders, "CompileConfig", partial(CompileConfig, backend="eager", mode="default"))
-    options = ["--compiled", "--batch-sizes", 1, "--num-branches", "1,auto", "--repeats", 1, "--max-new-tokens", 4]
+    options = ["--compile", "--batch-sizes", 1, "--num-branches", "1,auto", "--repeats", 1, "--max-new-tokens", 4]
     options += ["--draft-lengths", 2]
     options += ["--prompts", folders / "prompts.jsonl", "--dtype", "float32", "--prompt-lengths", 12]
     code, out, _ = run(folders / "tidar", *options, "--output", tmp_path / "out")

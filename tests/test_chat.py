@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CompileConfig
 
 from helpers_family import tiny_model
 from helpers_tidar import tiny_tidar
@@ -48,6 +48,17 @@ def test_a_turn_goes_on_from_the_cache_and_says_what_it_would_have_said(tokenize
             assert 0 < conversation.num_cached < ids.shape[1]
     if kind == "tidar" and template == "rewriting":
         assert conversation.num_cached < ids.shape[1] - 1
+
+
+def test_a_compiled_conversation_reads_each_turn_whole_and_says_the_same(tokenizer):
+    tokenizer.chat_template = TEMPLATES["faithful"]
+    model, length = tiny_tidar("qwen3"), {"max_new_tokens": 6, "do_sample": False}
+    compiled = {"cache_implementation": "static", "compile_config": CompileConfig(backend="eager", mode="default")}
+    plain, static = Chat(model, tokenizer, **length), Chat(model, tokenizer, **length, **compiled)
+    for text in ("w3 w9", "w7 w7 w1"):
+        assert torch.equal(static.answer(text).sequences, plain.answer(text).sequences)
+        assert static.num_cached == 0
+    assert plain.num_cached > 0
 
 
 def test_an_interrupted_turn_leaves_no_trace(tokenizer):

@@ -1,17 +1,21 @@
 """The command line: output and error messages."""
 
+import json
 import shutil
-import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from peft import get_peft_model
+from transformers import CompileConfig
 
 from helpers_stock import save_tiny_stock
 from helpers_tokenizers import save_tokenizer
 from wavedraft import TiDARForCausalLM, convert
+from wavedraft.bench import contenders
 from wavedraft.cli import main
+from wavedraft.generation.execution.compiled_layers import CompiledLayers
 from wavedraft.training import gated_adapter_config
 
 
@@ -83,17 +87,17 @@ def test_what_can_be_told_is_told_before_the_weights_are_read(run, tidar, tmp_pa
     audit = ["audit", folder, "--prompts", tmp_path / "prompts.txt"]
     for arguments, message in [
         (["generate", folder, "w1", "--draft-length", 5], "between 1 and 4"),
-        (["generate", folder, "w1", "--num-branches", 9], "`num_branches` must be"),
-        (["generate", folder, "w1", "--num-branches", "many"], "`num_branches` must be"),
-        (["generate", folder, "w1", "--exact", "always"], "`exact` must be"),
+        (["generate", folder, "w1", "--num-branches", 9], "--num-branches must be"),
+        (["generate", folder, "w1", "--num-branches", "many"], "--num-branches must be"),
+        (["generate", folder, "w1", "--exact", "always"], "--exact must be"),
         (["generate", folder, "w1", "--exact", "tie-safe", "--temperature", 1], "greedy decoding"),
-        (["generate", folder, "w1", "--num-branches", "auto", "--seed", 1, "--temperature", 1], "`seed` promises"),
-        (["generate", folder, "w1", "--temperature", 1, "--top-p", 1.5], "top_p"),
-        (["generate", folder, "w1", "--temperature", 1, "--top-k", -3], "top_k"),
-        (["generate", folder, "w1", "--temperature", 1, "--min-p", 2], "min_p"),
+        (["generate", folder, "w1", "--num-branches", "auto", "--seed", 1, "--temperature", 1], "--seed promises"),
+        (["generate", folder, "w1", "--temperature", 1, "--top-p", 1.5], "--top-p"),
+        (["generate", folder, "w1", "--temperature", 1, "--top-k", -3], "--top-k"),
+        (["generate", folder, "w1", "--temperature", 1, "--min-p", 2], "--min-p"),
         (["generate", folder, "w1", "--top-k", 3], "--temperature"),
-        (["generate", folder, "w1", "--repetition-penalty", 0], "penalty"),
-        (["generate", folder, "w1", "--seed", -1], "`seed` must be"),
+        (["generate", folder, "w1", "--repetition-penalty", 0], "--repetition-penalty must be above 0"),
+        (["generate", folder, "w1", "--seed", -1], "--seed"),
         (["generate", folder, "w1", "--seed", 3], "--seed is for sampling"),
         (["generate", folder, "w1", "--draft-length", 0, "--num-branches", 2], "--num-branches has no effect"),
         (["generate", folder, "w1", "--draft-length", 0, "--exact", "tie-safe"], "--exact has no effect"),
@@ -112,7 +116,7 @@ def test_what_can_be_told_is_told_before_the_weights_are_read(run, tidar, tmp_pa
         (["generate", folder, "--raw", "w1", ""], "empty"),
         (["generate", folder, "w1", "--adapter", tmp_path / "empty"], "adapter_config.json"),
         (["chat", folder, "--draft-length", 5], "between 1 and 4"),
-        ([*audit, "--num-branches", 9], "`num_branches` must be"),
+        ([*audit, "--num-branches", 9], "--num-branches must be"),
         ([*audit, "--adapter", "a/b/c"], "no adapter a/b/c"),
         ([*audit, "--draft-length", 5], "between 1 and 4"),
     ]:
@@ -171,9 +175,53 @@ def test_generate_samples_with_a_seed(run, tidar):
     assert first == second != other
 
 
-def test_the_installed_command_runs():
-    code = "import sys; sys.argv = ['wavedraft', '--help']; from wavedraft.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0
-    for verb in ("convert", "generate", "train"):
-        assert verb in done.stdout
+def test_prompts_of_a_file_become_rows_of_json(run, tidar, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "w1 w2 w3"}\n{"prompt": "w7"}\n')
+    options = ["--max-new-tokens", 9, "--raw", "--compare", "--output", "json"]
+    code, out, err = run("generate", tidar, "--prompts", tmp_path / "rows.jsonl", *options)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [row["prompt"] for row in rows] == ["w1 w2 w3", "w7"]
+    model = TiDARForCausalLM.from_pretrained(tidar)
+    for row, words in zip(rows, ([6, 7, 8], [12]), strict=True):
+        ids = model.generate(torch.tensor([words]), max_new_tokens=9, draft_length=0)[0, len(words) :].tolist()
+        assert row["text"] == " ".join(f"w{n - 5}" for n in ids if n >= 5)
+        assert row["tokens"] == len(ids) and row["forwards"] < row["plain_forwards"] + 1 and row["seconds"] > 0
+        assert row["identical"] is True
+    assert err.startswith("Next: wavedraft audit") and err.count("\n") == 1
+
+
+def test_messages_are_read_as_turns_by_the_template(run, tidar, tmp_path):
+    folder = tmp_path / "chatty"
+    shutil.copytree(tidar, folder)
+    template = "{% for m in messages %}{{ '<tool> ' if m.role == 'user' else ' ' }}{{ m.content }} {% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+    question = {"messages": [*turns, {"role": "user", "content": "w3 w4"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(question) + "\n")
+    (tmp_path / "answered.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    options = ["--max-new-tokens", 4, "--output", "json", "--prompts"]
+    code, out, _ = run("generate", folder, *options, tmp_path / "rows.jsonl")
+    ids = torch.tensor([[3, 6, 7, 3, 8, 9]])  # <tool> w1 w2 <tool> w3 w4
+    expected = TiDARForCausalLM.from_pretrained(folder).generate(ids, max_new_tokens=4)[0, 6:].tolist()
+    row = json.loads(out)
+    assert code == 0 and row["messages"] == question["messages"]
+    assert row["text"] == " ".join(f"w{n - 5}" for n in expected if n >= 5)
+    code, _, err = run("generate", folder, *options, tmp_path / "answered.jsonl")
+    assert code == 2 and "row 1 ends with an answer" in err
+    code, _, err = run("generate", folder, "--raw", *options, tmp_path / "rows.jsonl")
+    assert code == 2 and "`messages` need the chat template" in err
+
+
+def test_compiled_steps_write_the_same_text(run, tidar, monkeypatch):
+    monkeypatch.setattr(contenders, "CompileConfig", partial(CompileConfig, backend="eager", mode="default"))
+    calls, compiled_steps = [], CompiledLayers.step
+
+    def step(self, *args):
+        calls.append(args)
+        return compiled_steps(self, *args)
+
+    monkeypatch.setattr(CompiledLayers, "step", step)
+    options = ["w1 w2 w3", "--max-new-tokens", 9, "--raw", "--dtype", "float32"]
+    code, out, err = run("generate", tidar, *options, "--compile", "--compare")
+    assert code == 0 and "identical: yes" in out and calls
+    assert err.startswith("Compiling the decode steps")

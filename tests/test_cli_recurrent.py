@@ -66,10 +66,9 @@ def test_policies_presets_and_depths_are_taken(run, folder):
 
 def test_a_mistake_is_one_line(run, folder):
     for arguments, message in [
-        ([folder / "model", "w1", "--policy", "fastest"], "`policy` must be one of"),
-        ([folder / "model", "w1", "--preset", "best"], "`preset` must be one of"),
+        ([folder / "model", "w1", "--policy", "fastest"], "--policy must be one of"),
+        ([folder / "model", "w1", "--preset", "best"], "--preset must be one of"),
         ([folder / "model", "w1", "--draft-length", 4], "`draft_length` has no effect with"),
-        ([folder / "model", "w1", "--num-recurrences", 0], "`num_recurrences` must be"),
         ([folder / "model", "w1", "--max-new-tokens", 500], "`config.block_size`"),
         ([folder / "model", "w1", "--adapter", "a"], "--adapter is for TiDAR"),
         ([folder / "stock", "w1", "--policy", "exact"], "is for recurrent-depth models"),

@@ -1,4 +1,4 @@
-"""The wheel has every module, and installs only `wavedraft` into site-packages."""
+"""The wheel holds every module, and puts nothing but `wavedraft` and its command into site-packages."""
 
 import ast
 import shutil
@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import wavedraft
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("wavedraft", "modeling_tidar", "modeling_recurrent", "generation", "hub", "conversion", "training")
+COMMAND = "wavedraft_command.py"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 
 
 def modules_of_the_tree() -> set[str]:
-    names = set()
+    names = {COMMAND}
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
             inside = path.relative_to(ROOT)
@@ -41,11 +44,12 @@ def modules_of_the_tree() -> set[str]:
 def test_every_module_is_in_the_wheel_and_nothing_else(wheel):
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert {name for name in names if name.endswith(".py")} == modules_of_the_tree()
-    assert {name.split("/")[0] for name in names} == {"wavedraft"}
+    assert {name.split("/")[0] for name in names} == {"wavedraft", COMMAND}
+    assert "wavedraft/py.typed" in names, "else type checkers take every name for Any"
 
 
 def test_every_file_in_the_wheel_is_the_trees(wheel):
-    for name in modules_of_the_tree():
+    for name in modules_of_the_tree() - {COMMAND}:
         inside = Path(name).relative_to("wavedraft")
         source = ROOT / inside if inside.parts[0] in FOLDERS else ROOT / name
         assert wheel.read(name) == source.read_bytes(), name
@@ -55,7 +59,7 @@ def test_the_licence_and_the_command_travel(wheel):
     names = wheel.namelist()
     assert any(name.endswith("licenses/LICENSE") for name in names)
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
-    assert "wavedraft = wavedraft.cli:main" in wheel.read(entry_points).decode()
+    assert "wavedraft = wavedraft_command:main" in wheel.read(entry_points).decode()
 
 
 def test_the_wheel_imports_from_outside_the_repository(wheel, tmp_path):
@@ -65,6 +69,7 @@ def test_the_wheel_imports_from_outside_the_repository(wheel, tmp_path):
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         "import wavedraft, wavedraft.cli\n"
         "assert wavedraft.__file__.startswith(sys.argv[1]), wavedraft.__file__\n"
+        "assert not [name for name in wavedraft.__all__ if not hasattr(wavedraft, name)]\n"
         "print(*sorted(set(wavedraft.__all__) - set(dir(wavedraft))))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "site")]
@@ -73,13 +78,31 @@ def test_the_wheel_imports_from_outside_the_repository(wheel, tmp_path):
     assert done.stdout.strip() == "", "a public name that does not exist"
 
 
-def test_the_front_door_names_everything_it_promises():
+def test_the_front_door_names_the_same_to_type_checkers_as_to_python():
+    """What `if TYPE_CHECKING` imports, `__all__` and the table of lazy names are one list of names."""
     tree = ast.parse((ROOT / "wavedraft" / "__init__.py").read_text())
-    imported = {
-        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
-    (promised,) = (node.value for node in tree.body if isinstance(node, ast.Assign))
-    assert {element.value for element in promised.elts} <= imported | {"__version__"}
+    (for_checkers,) = (node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node))
+    assigned = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    packages = {key: names for key, names in ast.literal_eval(assigned["_PUBLIC_NAMES"]).items() if names}
+    assert packages == {node.module: tuple(alias.name for alias in node.names) for node in for_checkers.body}
+    assert {name for names in packages.values() for name in names} | {"__version__"} == set(
+        ast.literal_eval(assigned["__all__"])
+    )
+
+
+def test_the_metadata_says_the_version_and_the_extras(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = wheel.read(name).decode().splitlines()
+    assert f"Version: {wavedraft.__version__}" in metadata
+    extras = {line.removeprefix("Provides-Extra: ") for line in metadata if line.startswith("Provides-Extra: ")}
+    assert extras == {"train", "gguf", "plot", "dev"}
+
+
+def test_the_pages_about_versions_name_this_one():
+    version = wavedraft.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in changes and f"## [{version}]" in changes
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_what_travels_asks_for_the_transformers_that_the_package_asks_for():

@@ -13,7 +13,8 @@ class Chat:
     Args:
         tokenizer: with a chat template.
         system: what the model is told before the first turn.
-        options: keywords of `generate` for every turn.
+        options: keywords of `generate` for every turn. With a `cache_implementation`, which `generate` refuses beside a
+            cache of ours, each turn reads the whole conversation.
 
     Attributes:
         messages: the conversation as chat templates take it.
@@ -49,7 +50,8 @@ class Chat:
             **{CACHE: cache},
             **self.options,
         )
-        self.cache, self.cached_ids = getattr(output, CACHE), output.sequences[0, :-1].cpu()
+        if "cache_implementation" not in self.options:
+            self.cache, self.cached_ids = getattr(output, CACHE), output.sequences[0, :-1].cpu()
         reply = self.tokenizer.decode(output.sequences[0, ids.shape[1] :], skip_special_tokens=True)
         self.messages = [*messages, {"role": "assistant", "content": reply}]
         return output

@@ -1,9 +1,11 @@
 """The command line: its verbs are registered here, and each stands in a file of commands/."""
 
 import sys
+from typing import Annotated
 
 import typer
 
+from . import __version__
 from .commands.audit import audit
 from .commands.bench import bench
 from .commands.chat import chat
@@ -13,16 +15,45 @@ from .commands.push import push
 from .commands.regenerate import regenerate
 from .commands.train import train
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-for verb in (convert, generate, chat, train, audit, bench, push):
-    app.command()(verb)
-data_app = typer.Typer(no_args_is_help=True, help="Texts to learn from.")
-data_app.command()(regenerate)
+EXAMPLES = {
+    convert: "wavedraft convert HuggingFaceTB/SmolLM2-135M-Instruct models/tidar",
+    generate: 'wavedraft generate models/tidar --adapter runs/mine --compare "Why is the sky blue?"',
+    chat: "wavedraft chat models/tidar --adapter runs/mine --temperature 0.7",
+    train: "wavedraft train models/tidar answers.jsonl runs/mine --eval-prompts heldout.jsonl",
+    audit: "wavedraft audit models/tidar --adapter runs/mine --prompts heldout.jsonl --dtype bfloat16",
+    bench: "wavedraft bench models/tidar --adapter runs/mine --batch-sizes 1,8 --compile --output runs/bench",
+    push: "wavedraft push runs/mine ORG/NAME --model models/tidar",
+    regenerate: "wavedraft data regenerate models/tidar prompts.jsonl answers.jsonl",
+}
+EXIT_CODES = """
+Exit codes: 0, the work is done. 1, it failed, or nobody reads its output any more. 2, an option, a file or a
+checkpoint was refused; one line on stderr says why and what to do. 128 + N, signal N ended a training, which --resume
+continues. Results go to stdout, all else to stderr.
+"""
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, epilog=" ".join(EXIT_CODES.split())
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make texts to learn from.")
+for verb, example in EXAMPLES.items():
+    group = data_app if verb is regenerate else app
+    group.command(epilog=f"\b\nExample:\n  {example}")(verb)
 app.add_typer(data_app, name="data")
 
 
+def print_version(is_asked: bool) -> None:
+    """Prints the version and ends, where --version was given."""
+    if is_asked:
+        print(f"wavedraft {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def wavedraft() -> None:
+def wavedraft(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Language models that think ahead in parallel and still say exactly what they would have said."""
 
 

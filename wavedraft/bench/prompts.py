@@ -1,10 +1,12 @@
 """Prompts: those of a file, or five kinds of our own, as text and as ids. P prompt tokens, F filler tokens."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
+Prompt = str | list[dict[str, str]]  # a text, or the messages of a conversation
 PROMPTS: dict[str, list[str]] = {
     "code": [
         "Write a Python function that returns the longest common prefix of a list of strings.",
@@ -39,27 +41,41 @@ PROMPTS: dict[str, list[str]] = {
 }
 
 
-def read_prompts(path: str | Path, num_prompts: int | None = None) -> list[str]:
-    """The prompts of a file: JSONL rows with `prompt`, or else one a line.
+def read_prompts(path: str | Path, num_prompts: int | None = None) -> list[Prompt]:
+    """The prompts of a file: JSONL rows with `prompt` or `messages`, or else one a line.
 
     Raises:
-        ValueError: a row has none, or the file holds fewer than `num_prompts`.
+        ValueError: a row has none, or the file holds none, or fewer than `num_prompts`.
     """
     if not Path(path).is_file():
         raise ValueError(f"There is no file {path}. Give JSONL rows with `prompt`, or a text file with one a line.")
+    prompts: list[Prompt]
     if Path(path).suffix == ".jsonl":
         from ..training.dialogue import read_jsonl  # its package imports Trainer, which takes seconds
 
-        rows = list(read_jsonl(path))
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row.get("prompt"), str):
-                raise ValueError(f"{path}, row {number} must have a `prompt` of text, but has {sorted(row)}.")
-        prompts = [row["prompt"] for row in rows]
+        prompts = [_prompt_of(row, f"{path}, row {number}") for number, row in enumerate(read_jsonl(path), start=1)]
     else:
         prompts = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     if num_prompts is not None and len(prompts) < num_prompts:
         raise ValueError(f"`num_prompts` must be at most {len(prompts)}, the prompts of {path}, but is {num_prompts}.")
     return prompts[:num_prompts]
+
+
+def _prompt_of(row: dict[str, Any], place: str) -> Prompt:
+    messages = row.get("messages")
+    if isinstance(row.get("prompt"), str):
+        return row["prompt"]
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        raise ValueError(
+            f"{place} must have a `prompt` of text, or `messages` of `role` and `content`, but has {sorted(row)}."
+        )
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(f"{place} ends with an answer of the assistant. Its last message must be the user's.")
+    return messages
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
 
 
 def read_kinds(path: str | Path) -> dict[str, list[str]]:
@@ -70,6 +86,8 @@ def read_kinds(path: str | Path) -> dict[str, list[str]]:
         ValueError: there is no such file, or none in it, or a row has no prompt.
     """
     prompts = read_prompts(path)
+    if any(not isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"{path} has rows of `messages`, but `wavedraft bench` takes rows of `prompt`.")
     if not prompts:
         raise ValueError(f"{path} holds no prompts. Give JSONL rows with `prompt` and `kind`, or one prompt a line.")
     kinds = ["all"] * len(prompts)
@@ -77,10 +95,11 @@ def read_kinds(path: str | Path) -> dict[str, list[str]]:
         from ..training.dialogue import read_jsonl
 
         kinds = [str(row.get("kind", "all")) for row in read_jsonl(path)]
-    return {kind: [p for p, k in zip(prompts, kinds, strict=True) if k == kind] for kind in dict.fromkeys(kinds)}
+    pairs = list(zip(map(str, prompts), kinds, strict=True))
+    return {kind: [prompt for prompt, of in pairs if of == kind] for kind in dict.fromkeys(kinds)}
 
 
-def encode_kinds(tokenizer: Any, texts: dict[str, list[str]]) -> tuple[dict[str, list[torch.Tensor]], torch.Tensor]:
+def encode_kinds(tokenizer: Any, texts: dict[str, list[str]]) -> "tuple[dict[str, list[torch.Tensor]], torch.Tensor]":
     """The ids [P] of each prompt by kind, and those of all texts in one, [F], which fill prompts up."""
     encoded = {
         kind: [encode_prompt(tokenizer, text, is_raw=False)["input_ids"][0] for text in of_kind]
@@ -90,12 +109,19 @@ def encode_kinds(tokenizer: Any, texts: dict[str, list[str]]) -> tuple[dict[str,
     return encoded, filler["input_ids"][0]
 
 
-def encode_prompt(tokenizer: Any, prompt: str, is_raw: bool) -> Any:
-    """A prompt's ids and mask, through the chat template where there is one."""
-    if is_raw or not tokenizer.chat_template:
+def encode_prompt(tokenizer: Any, prompt: Prompt, is_raw: bool) -> Any:
+    """A prompt's ids and mask, through the chat template where there is one.
+
+    Raises:
+        ValueError: it is empty, or has messages and there is no template to put them in.
+    """
+    has_template = bool(tokenizer.chat_template) and not is_raw
+    if not isinstance(prompt, str) and not has_template:
+        raise ValueError("`messages` need the chat template of the checkpoint. Give `prompt` instead, or no --raw.")
+    if not has_template:
         inputs = tokenizer(prompt, return_tensors="pt")
     else:
-        messages = [{"role": "user", "content": prompt}]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         inputs = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )

@@ -1,9 +1,10 @@
 """What a bench measures, and what of that it refuses. B rows, P prompt tokens, N new tokens, K drafted tokens."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 OWN_LENGTH = "own"
 
@@ -66,7 +67,7 @@ class Settings:
                     f"({max(self.draft_lengths)}), but one is {branches}."
                 )
 
-    def check_against(self, config: Any, prompts: dict[str, list[torch.Tensor]]) -> None:
+    def check_against(self, config: Any, prompts: "dict[str, list[torch.Tensor]]") -> None:
         """Refuses what a checkpoint of this `config` cannot do with prompts of these ids [P], before it is loaded."""
         trained, longest = config.tidar_config["draft_length"], max(self.draft_lengths)
         if longest > trained:

@@ -7,15 +7,28 @@ from typing import Annotated, Any
 import typer
 
 from .decoding_bar import decoding_bar
-from .options import DTYPES, Adapter, Device, Dtype, Exact, MaxNewTokens, Model, NumBranches, PackedWeights
+from .early_checks import check_choice, check_decoding, check_file, load_library, say
+from .options import (
+    Adapter,
+    Compile,
+    Device,
+    DraftLength,
+    Dtype,
+    Exact,
+    MaxNewTokens,
+    Model,
+    NumBranches,
+    PackedWeights,
+    Policy,
+    Raw,
+)
 
-Prompts = Annotated[Path, typer.Option(help="JSONL rows of `prompt`, or a text file with one a line.")]
-DraftLength = Annotated[int | None, typer.Option(min=1, help="Tokens drafted at a time (TiDAR).")]
-Compiled = Annotated[bool, typer.Option("--compiled", help="Parallel decoding with a static cache and compiled steps.")]
-Policy = Annotated[str | None, typer.Option(help="What is audited of a recurrent-depth model; by default exact.")]
-NumPrompts = Annotated[int | None, typer.Option(min=2, help="Only the first so many.")]
-BatchSize = Annotated[int, typer.Option(min=2, help="Prompts in a batch of the noise floor.")]
-Raw = Annotated[bool, typer.Option("--raw", help="Continue prompts as they are, without the chat template.")]
+Prompts = Annotated[
+    Path, typer.Option(help="The file of prompts: JSONL rows of `prompt` or `messages`, or text with one a line.")
+]
+NumPrompts = Annotated[int | None, typer.Option(min=2, help="Take only the first prompts of the file, this many.")]
+BatchSize = Annotated[int, typer.Option(min=2, help="Measure the noise floor in batches of this many prompts.")]
+Output = Annotated[str, typer.Option(help="Print as text, or as json.")]
 
 
 def audit(
@@ -26,7 +39,7 @@ def audit(
     num_branches: NumBranches = None,
     exact: Exact = None,
     packed_weights: PackedWeights = False,
-    compiled: Compiled = False,
+    compile: Compile = False,
     policy: Policy = None,
     num_prompts: NumPrompts = None,
     max_new_tokens: MaxNewTokens = 128,
@@ -34,27 +47,29 @@ def audit(
     dtype: Dtype = "auto",
     device: Device = None,
     raw: Raw = False,
-    output: Annotated[str, typer.Option(help="text or json.")] = "text",
+    output: Output = "text",
 ) -> None:
-    """Compare parallel with plain decoding, text by text; plain decoding in a batch is the noise floor."""
+    """Compare parallel with plain decoding, text by text. Plain decoding in a batch is the noise floor."""
+    check_decoding(dict(locals()))
+    check_choice("--output", output, ("text", "json"))
+    check_file(prompts, "Give JSONL rows of `prompt` or `messages`, or a text file with one prompt a line.")
+    load_library()
     from transformers import AutoTokenizer
 
     from ..audit import audit as audit_texts
     from ..bench.prompts import encode_prompt, read_prompts
     from ..conversion.quiet_transformers import quiet_transformers
     from ..generation.execution.packed_linear import check_packable
-    from .cli_checks import check_adapter, check_choice, check_keywords, device_for
+    from .cli_checks import check_adapter, check_keywords, device_for
     from .cli_keywords import audited_keywords, drafting_keywords
     from .loading import load
 
-    check_choice("--dtype", dtype, DTYPES)
-    check_choice("--output", output, ("text", "json"))
     texts = read_prompts(prompts, num_prompts)
     drafting = drafting_keywords(num_branches, exact, packed_weights)
     with quiet_transformers():
         device = device_for(device)
         check_adapter(adapter, model)
-        parallel, plain = audited_keywords(model, policy, {"draft_length": draft_length, **drafting}, compiled)
+        parallel, plain = audited_keywords(model, policy, {"draft_length": draft_length, **drafting}, compile)
         check_keywords(model, {"do_sample": False, **parallel})
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
@@ -67,9 +82,10 @@ def audit(
     about = {"model": model, "dtype": str(loaded.dtype).removeprefix("torch."), "device": device}
     if output == "json":
         print(json.dumps({**about, "max_new_tokens": max_new_tokens, **result.to_dict()}, indent=2))
-        return
-    print(f"{len(texts)} prompts, {result.num_tokens} new tokens of plain decoding, {about['dtype']} on {device}")
-    print_audit(result, tokenizer, exact)
+    else:
+        print(f"{len(texts)} prompts, {result.num_tokens} new tokens of plain decoding, {about['dtype']} on {device}")
+        print_audit(result, tokenizer, exact)
+    say(f"Next: wavedraft bench {model} times these ways beside each other.")
 
 
 def print_audit(result: Any, tokenizer: Any, exact: str | None) -> None:

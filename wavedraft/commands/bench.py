@@ -3,50 +3,70 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from ..bench.settings import Settings
 from .decoding_bar import decoding_bar
-from .options import DTYPES, Adapter, Device, Dtype, PackedWeights
+from .early_checks import (
+    check_adapter_folder,
+    check_choice,
+    check_device,
+    check_file,
+    check_folder,
+    load_library,
+    read_list,
+    say,
+)
+from .options import DTYPES, Adapter, Compile, Device, Dtype, PackedWeights
 
-if TYPE_CHECKING:
-    from ..bench import Settings
-
-Assistant = Annotated[str | None, typer.Option(help="A smaller model, for transformers' assisted decoding.")]
+Assistant = Annotated[str | None, typer.Option(help="Time assisted decoding too, with this smaller model.")]
 Prompts = Annotated[
-    Path | None, typer.Option(help="JSONL rows of `prompt` and `kind`, or a text file; else 20 of our own.")
+    Path | None,
+    typer.Option(help="The file of prompts: JSONL rows of `prompt` and `kind`, or text; by default 20 of our own."),
 ]
+BatchSizes = Annotated[str, typer.Option(help="Time batches of these sizes: a list, as 1,4,8,16.")]
 PromptLengths = Annotated[
-    str, typer.Option(help="Tokens that prompts are filled or cut to, as 128,2048; own leaves them as they are.")
+    str, typer.Option(help="Fill or cut prompts to these numbers of tokens, as 128,2048; own leaves them as they are.")
 ]
-DraftLengths = Annotated[str | None, typer.Option(help="K, as 4,8; by default the checkpoint's.")]
-NumLookupTokens = Annotated[int, typer.Option(help="Tokens prompt lookup proposes at a time.")]
-Compiled = Annotated[
-    bool, typer.Option("--compiled", help="Plain decoding and drafts with a static cache and torch.compile, too.")
+Temperatures = Annotated[str, typer.Option(help="Time these temperatures, as 0,1; 0 decodes greedily.")]
+DraftLengths = Annotated[
+    str | None, typer.Option(help="Draft these numbers of tokens at a time, as 4,8; by default the checkpoint's.")
 ]
+NumBranches = Annotated[
+    str,
+    typer.Option(help="Prepare the next draft for these numbers of accepted tokens: a list of numbers, all, auto."),
+]
+NumBatches = Annotated[int, typer.Option(min=1, help="Time this many batches of each kind of prompt.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Repeat this often; each figure is the median of the rounds.")]
+MaxNewTokens = Annotated[int, typer.Option(min=2, help="Write this many tokens of every text; no end token ends one.")]
+NumLookupTokens = Annotated[int, typer.Option(min=1, help="Let transformers' prompt lookup propose this many tokens.")]
 Only = Annotated[
-    str | None, typer.Option(help="Lines of the table to measure beside AR, as 'AR compiled,auto'; by default all.")
+    str | None,
+    typer.Option(help="Measure only these lines of the table beside AR, as 'AR compiled,auto'; by default all."),
 ]
-Output = Annotated[Path | None, typer.Option(help="A folder for bench.json, bench.md and, with matplotlib, bench.png.")]
+Output = Annotated[
+    Path | None, typer.Option(help="Write bench.json, bench.md and, with matplotlib, bench.png into this folder.")
+]
+UNKNOWN_LENGTH = "64"  # the longest that any checkpoint is taught, until this one's is read
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="A TiDAR checkpoint: a folder or a Hub id.")],
+    model: Annotated[str, typer.Argument(help="The TiDAR checkpoint: a folder, or ORG/NAME on the Hub.")],
     adapter: Adapter = None,
     assistant: Assistant = None,
     prompts: Prompts = None,
-    batch_sizes: Annotated[str, typer.Option(help="A list, as 1,4,8,16.")] = "1,4",
+    batch_sizes: BatchSizes = "1,4",
     prompt_lengths: PromptLengths = "own",
-    temperatures: Annotated[str, typer.Option(help="0 decodes greedily; as 0,1.")] = "0",
+    temperatures: Temperatures = "0",
     draft_lengths: DraftLengths = None,
-    num_branches: Annotated[str, typer.Option(help="B: integers, all, auto.")] = "1,3,all,auto",
-    num_batches: Annotated[int, typer.Option(help="Of each kind of prompt.")] = 1,
-    repeats: Annotated[int, typer.Option(help="Rounds; a figure is the median of them.")] = 3,
-    max_new_tokens: Annotated[int, typer.Option(help="Of every text: no end token ends one.")] = 32,
+    num_branches: NumBranches = "1,3,all,auto",
+    num_batches: NumBatches = 1,
+    repeats: Repeats = 3,
+    max_new_tokens: MaxNewTokens = 32,
     num_lookup_tokens: NumLookupTokens = 10,
-    compiled: Compiled = False,
+    compile: Compile = False,
     only: Only = None,
     packed_weights: PackedWeights = False,
     dtype: Dtype = "auto",
@@ -54,37 +74,56 @@ def bench(
     output: Output = None,
 ) -> None:
     """Time every way to decode with the same weights, in turn: plain, transformers' own speed-ups, drafting."""
-    from ..bench import Settings
-    from ..bench.prompts import PROMPTS, read_kinds
-    from ..conversion.quiet_transformers import quiet_transformers
-    from .cli_checks import check_choice, trained_draft_length
-    from .cli_keywords import read_list
-
     check_choice("--dtype", dtype, DTYPES)
-    trained_length = trained_draft_length(model)
+    check_device(device)
+    check_folder(model)
+    check_adapter_folder(adapter)
+    check_file(prompts, "Give JSONL rows of `prompt` and `kind`, or a text file with one prompt a line.")
     settings = Settings(
         batch_sizes=read_list(batch_sizes, "--batch-sizes", int),
         prompt_lengths=read_list(prompt_lengths, "--prompt-lengths", int, words=("own",)),
         temperatures=read_list(temperatures, "--temperatures", float),
-        draft_lengths=read_list(draft_lengths or str(trained_length), "--draft-lengths", int),
+        draft_lengths=read_list(draft_lengths or UNKNOWN_LENGTH, "--draft-lengths", int),
         num_branches=read_list(num_branches, "--num-branches", int, words=("all", "auto")),
         num_batches=num_batches,
         repeats=repeats,
         max_new_tokens=max_new_tokens,
         num_lookup_tokens=num_lookup_tokens,
-        has_compiled=compiled,
+        has_compiled=compile,
         has_packed_weights=packed_weights,
         only=tuple(map(str.strip, only.split(","))) if only else (),
     )
-    texts = read_kinds(prompts) if prompts is not None else PROMPTS
+    load_library()
     options = {"model": model, "adapter": adapter, "assistant": assistant, "prompts": prompts and str(prompts)}
+    print_figures(figures_of(settings, options, draft_lengths is not None, dtype, device), output)
+    say(f"Next: wavedraft audit {model} --prompts FILE says whether the faster texts are plain decoding's.")
+
+
+def figures_of(
+    settings: Settings, options: dict[str, Any], has_lengths: bool, dtype: str, device: str | None
+) -> dict[str, Any]:
+    """Reads the prompts, and measures.
+
+    Args:
+        options: of the command: `model`, `adapter`, `assistant` and `prompts`.
+        has_lengths: whether `settings.draft_lengths` was given; by default it is the checkpoint's.
+    """
+    from ..bench.prompts import PROMPTS, read_kinds
+    from ..conversion.quiet_transformers import quiet_transformers
+    from .cli_checks import trained_draft_length
+
+    trained = trained_draft_length(options["model"])
+    if not has_lengths:
+        settings = replace(settings, draft_lengths=(trained,))
+    texts = read_kinds(options["prompts"]) if options["prompts"] else PROMPTS
+    if settings.has_compiled:
+        say("Compiling each compiled way at its first run: seconds to minutes, told apart from its times.")
     with quiet_transformers():
-        figures = measured(settings, texts, options, dtype, device)
-    print_figures(figures, output)
+        return measured(settings, texts, options, dtype, device)
 
 
 def measured(
-    settings: "Settings", texts: dict[str, list[str]], options: dict[str, Any], dtype: str, device: str | None
+    settings: Settings, texts: dict[str, list[str]], options: dict[str, Any], dtype: str, device: str | None
 ) -> dict[str, Any]:
     """The figures of a bench of one checkpoint.
 
@@ -94,8 +133,9 @@ def measured(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from ..bench import bench as run_bench
-    from ..bench import contenders_of, num_runs, without_adapter
+    from ..bench.contenders import contenders_of, without_adapter
+    from ..bench.measure import bench as run_bench
+    from ..bench.measure import num_runs
     from ..bench.prompts import encode_kinds
     from ..bench.report import report
     from .cli_checks import device_for
@@ -136,6 +176,8 @@ def why_left_out(model: Any) -> str | None:
 
 def print_figures(figures: dict[str, Any], output: Path | None) -> None:
     """Prints a bench's tables and notes, and writes its files where there is a folder for them."""
+    from rich.console import Console
+
     from ..bench.report import has_matplotlib, notes, save, tables
 
     for table in tables(figures):

@@ -5,42 +5,81 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import DTYPES, Adapter, Device, Dtype, Model, Temperature
+from .early_checks import check_decoding, load_library, say
+from .options import (
+    Adapter,
+    Compile,
+    Device,
+    DraftLength,
+    Dtype,
+    Exact,
+    Model,
+    NumBranches,
+    PackedWeights,
+    Policy,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+)
+
+System = Annotated[str | None, typer.Option(help="Tell the model this before the first turn.")]
+MaxAnswer = Annotated[int, typer.Option(min=1, help="An answer ends after this many tokens, if not before.")]
 
 
 def chat(
     model: Model,
     adapter: Adapter = None,
-    system: Annotated[str | None, typer.Option(help="What the model is told first of all.")] = None,
-    draft_length: Annotated[int | None, typer.Option(help="Tokens drafted at a time; 0 drafts none.")] = None,
-    policy: Annotated[str | None, typer.Option(help="Of a recurrent-depth model.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of one answer.")] = 512,
+    system: System = None,
+    draft_length: DraftLength = None,
+    num_branches: NumBranches = None,
+    exact: Exact = None,
+    packed_weights: PackedWeights = False,
+    compile: Compile = False,
+    policy: Policy = None,
+    max_new_tokens: MaxAnswer = 512,
     temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = None,
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
-    """Talk to a model, until the end of input; each turn goes on from the cache of the turn before."""
+    """Talk to a model until the end of input.
+
+    Each turn goes on from the cache of the turn before. With --compile it reads the whole conversation.
+    """
+    given: dict[str, Any] = dict(locals())
+    check_decoding(given)
+    load_library()
     from transformers import AutoTokenizer
 
     from ..chat import Chat
     from ..conversion.quiet_transformers import quiet_transformers
-    from .cli_checks import check_adapter, check_choice, check_keywords, device_for
-    from .cli_keywords import decoding_keywords, without_none
+    from ..generation.execution.packed_linear import check_packable
+    from .cli_checks import check_adapter, check_keywords, device_for
+    from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keywords, seed_plain_decoding
     from .loading import load
 
-    check_choice("--dtype", dtype, DTYPES)
-    options = without_none(max_new_tokens=max_new_tokens, do_sample=temperature > 0, temperature=temperature or None)
     depth = {"policy": policy, "preset": None, "num_recurrences": None}
+    drafting = drafting_keywords(num_branches, exact, packed_weights)
     with quiet_transformers():
         device = device_for(device)
         check_adapter(adapter, model)
-        options, _ = decoding_keywords(model, options, draft_length, depth, drafting={})
+        options, plain = decoding_keywords(model, sampling_keywords(given), draft_length, depth, drafting, compile)
         check_keywords(model, options)
+        seed_plain_decoding(plain, options)
         tokenizer = AutoTokenizer.from_pretrained(model)
-        conversation = Chat(load(model, dtype, device, adapter), tokenizer, system, **options)
+        loaded = load(model, dtype, device, adapter)
+        if packed_weights:
+            check_packable(loaded, exact)
+        conversation = Chat(loaded, tokenizer, system, **options)
+        if compile:
+            say("Compiling the decode steps: the first answer waits for it, seconds to minutes.")
         while (text := next_line("> ")) is not None:
             if text.strip():
                 answer(conversation, text)
+    say(f"Next: wavedraft audit {model} --prompts FILE says on many prompts whether the texts are plain decoding's.")
 
 
 def answer(conversation: Any, text: str) -> None:

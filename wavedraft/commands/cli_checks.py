@@ -1,57 +1,22 @@
-"""What the command line refuses before it loads a model: what the config, the machine or another option forbids."""
+"""What the command line refuses before it loads a model: what the config or the machine forbids."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    GenerationConfig,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import AutoConfig, GenerationConfig
 
 from ..generation.drafting.options_tidar import TiDAROptions
 from ..generation.recurrent.options_recurrent import RecurrentOptions
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from ..modeling_tidar import TiDARConfig
-
-FOR_SAMPLING = "is for sampling: give a --temperature above 0, or leave it out."
-SAMPLERS: dict[str, Any] = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
-
-
-def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises where an option is none of the words it may be."""
-    if value not in choices:
-        raise ValueError(f"{option} must be one of {', '.join(choices)}, but is {value!r}.")
-
-
-def refuse(options: dict[str, Any], reason: str) -> None:
-    """Raises where one of these options was given although it would do nothing."""
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(f"--{name.replace('_', '-')} {reason}")
-
-
-def check_folder(model: str) -> None:
-    """Raises where a path is meant that does not exist."""
-    if not Path(model).is_dir() and len(Path(model).parts) > 2:
-        raise ValueError(f"There is no folder {model}. Name a checkpoint folder, or ORG/NAME on the Hub.")
+from .early_checks import FOR_SAMPLING, check_folder, flag
 
 
 def check_adapter(adapter: str | None, model: str) -> None:
-    """Raises where an adapter does not fit the model, or is neither a PEFT folder nor an id on the Hub."""
-    if adapter is None:
-        return
-    if is_recurrent(model):
+    """Raises where an adapter is given to a recurrent-depth model."""
+    if adapter is not None and is_recurrent(model):
         raise ValueError(f"--adapter is for TiDAR checkpoints, but {model} is a recurrent-depth model.")
-    if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"--adapter must be a folder with an adapter_config.json, and {adapter} has none.")
-    if not Path(adapter).is_dir() and len(Path(adapter).parts) != 2:
-        raise ValueError(f"There is no adapter {adapter}. Name a PEFT folder, or ORG/NAME on the Hub.")
 
 
 def device_for(device: str | None) -> str:
@@ -83,7 +48,6 @@ def stored_generation_config(model: str) -> GenerationConfig:
 
 def check_keywords(model: str, keywords: dict[str, Any]) -> None:
     """Raises what `generate` would raise of these keywords, as far as the checkpoint's config tells."""
-    _check_sampling(keywords)
     config, stored = AutoConfig.from_pretrained(model), stored_generation_config(model)
     if is_recurrent_config(config):
         names = sorted(RecurrentOptions.names())
@@ -99,20 +63,7 @@ def check_keywords(model: str, keywords: dict[str, Any]) -> None:
             raise ValueError(f"--seed {FOR_SAMPLING}")
         for name in ("num_branches", "exact"):
             if name in keywords and not draft_length:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} has no effect with --draft-length 0, which turns drafting off."
-                )
-
-
-def _check_sampling(keywords: dict[str, Any]) -> None:
-    """Raises where samplers are given to greedy decoding, or out of their range."""
-    for name, sampler in SAMPLERS.items():
-        if name in keywords and not keywords["do_sample"]:
-            raise ValueError(f"--{name.replace('_', '-')} {FOR_SAMPLING}")
-        if keywords.get(name):
-            sampler(keywords[name])
-    if "repetition_penalty" in keywords:
-        RepetitionPenaltyLogitsProcessor(keywords["repetition_penalty"])
+                raise ValueError(f"{flag(name)} has no effect with --draft-length 0, which drafts nothing.")
 
 
 def trained_draft_length(model: str) -> int:

@@ -1,15 +1,13 @@
-"""From options of the command line to what they stand for: keywords of `generate`, lists of numbers."""
+"""From options of the command line to what they stand for: keywords of `generate`."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..bench.contenders import compiled_keywords
 from ..modeling_recurrent import PRESETS
-from .cli_checks import is_recurrent, refuse, stored_generation_config
-
-FOR_TIDAR = "is TiDAR's. A recurrent-depth model takes --policy."
+from .cli_checks import is_recurrent, stored_generation_config
+from .early_checks import FOR_TIDAR, for_recurrent_depth, refuse
 
 
 def without_none(**options: Any) -> dict[str, Any]:
@@ -23,8 +21,21 @@ def drafting_keywords(num_branches: str | None, exact: str | None, packed_weight
     return without_none(num_branches=branches, exact=exact, packed_weights=packed_weights or None)
 
 
+def sampling_keywords(given: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of every model's `generate` among a verb's options, without those not given."""
+    names = ("max_new_tokens", "seed", "top_k", "top_p", "min_p", "repetition_penalty")
+    temperature = given["temperature"]
+    options = {name: given.get(name) for name in names}
+    return without_none(**options, do_sample=temperature > 0, temperature=temperature or None)
+
+
 def decoding_keywords(
-    model: str, options: dict[str, Any], draft_length: int | None, depth: dict[str, Any], drafting: dict[str, Any]
+    model: str,
+    options: dict[str, Any],
+    draft_length: int | None,
+    depth: dict[str, Any],
+    drafting: dict[str, Any],
+    compiled: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keywords of `generate` for parallel decoding, and for plain decoding of the same model.
 
@@ -32,15 +43,18 @@ def decoding_keywords(
         options: keywords of every model.
         depth: options of a recurrent-depth model: `policy`, `preset` and `num_recurrences`.
         drafting: keywords of TiDAR.
+        compiled: whether the steps of parallel decoding are compiled.
 
     Raises:
         ValueError: an option of the other family was given.
     """
     if is_recurrent(model):
         refuse(drafting, FOR_TIDAR)
-        return recurrent_keywords(model, depth | {"draft_length": draft_length}, options)
-    refuse(depth, for_recurrent_depth(model))
-    return {**options, "draft_length": draft_length, **drafting}, {**options, "draft_length": 0}
+        parallel, plain = recurrent_keywords(model, depth | {"draft_length": draft_length}, options)
+    else:
+        refuse(depth, for_recurrent_depth(model))
+        parallel, plain = {**options, "draft_length": draft_length, **drafting}, {**options, "draft_length": 0}
+    return parallel | (compiled_keywords() if compiled else {}), plain
 
 
 def audited_keywords(
@@ -53,22 +67,15 @@ def audited_keywords(
         drafting: keywords of TiDAR; `draft_length` may be None.
 
     Raises:
-        ValueError: an option of the other family was given, or `exact` with `compiled`.
+        ValueError: an option of the other family was given.
     """
     if has_depth := is_recurrent(model):
         refuse(drafting, FOR_TIDAR)
     else:
         refuse({"policy": policy}, for_recurrent_depth(model))
-    if compiled and drafting.get("exact"):
-        raise ValueError("--exact runs steps of several shapes, and --compiled has one. Leave either out.")
     parallel = {"policy": policy or "exact"} if has_depth else drafting
     plain = {"policy": "autoregressive"} if has_depth else {"draft_length": 0}
     return parallel | (compiled_keywords() if compiled else {}), plain
-
-
-def for_recurrent_depth(model: str) -> str:
-    """Why a TiDAR checkpoint refuses an option of a recurrent-depth model."""
-    return f"is for recurrent-depth models, but {model} is not one."
 
 
 def recurrent_keywords(model: str, depth: dict[str, Any], options: dict[str, Any]) -> tuple[dict, dict]:
@@ -97,12 +104,3 @@ def seed_plain_decoding(plain: dict[str, Any], parallel: dict[str, Any]) -> None
         torch.manual_seed(plain.pop("seed"))
         if parallel["draft_length"] == 0:
             parallel.pop("seed")
-
-
-def read_list(text: str, option: str, number: Callable[[str], Any], words: tuple[str, ...] = ()) -> tuple[Any, ...]:
-    """The members of a list such as `1,4,all`: numbers, or one of some words."""
-    try:
-        return tuple(part if part in words else number(part) for part in map(str.strip, text.split(",")))
-    except ValueError:
-        also = f" or {', '.join(words)}" if words else ""
-        raise ValueError(f"{option} must be a list of numbers{also}, as 1,4, but is {text!r}.") from None

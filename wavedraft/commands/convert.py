@@ -5,34 +5,67 @@ from typing import Annotated, Any
 
 import typer
 
+from .early_checks import load_library, refuse, say
+
+LONGEST_DRAFT = 64  # a decode step reads K + K*K tokens
+
+Source = Annotated[
+    str, typer.Argument(help="The checkpoint to convert: a folder, ORG/NAME on the Hub, or a GGUF file.")
+]
+Target = Annotated[Path, typer.Argument(help="The folder to write. It must not exist, save with --overwrite.")]
+DraftLength = Annotated[
+    int | None,
+    typer.Option(
+        help=f"Draft at most this many tokens at a time, 1 to {LONGEST_DRAFT}; by default 8. Recurrent-depth models "
+        "have none."
+    ),
+]
+MaskTokenId = Annotated[
+    int | None, typer.Option(min=0, help="Read this id as the mask: of a model taught to draft elsewhere.")
+]
+ToAr = Annotated[bool, typer.Option("--to-ar", help="Go the other way: write the stock checkpoint of a TiDAR one.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that the folder holds.")]
+Link = Annotated[bool, typer.Option("--link", help="Link to the source's weight files instead of copying them.")]
+Verify = Annotated[bool, typer.Option(help="Compare the logits before and after.")]
+Revision = Annotated[str | None, typer.Option(help="Read this branch, tag or commit of the Hub repository.")]
+
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A checkpoint folder, a Hub id, or a GGUF file.")],
-    target: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
-    draft_length: Annotated[
-        int | None,
-        typer.Option(help="Tokens drafted at a time, 1 to 64; by default 8. A recurrent-depth model has none."),
-    ] = None,
-    mask_token_id: Annotated[int | None, typer.Option(help="Of a model taught to draft elsewhere.")] = None,
-    to_ar: Annotated[bool, typer.Option("--to-ar", help="The way back: a TiDAR checkpoint to its stock one.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint folder.")] = False,
-    link: Annotated[bool, typer.Option("--link", help="Link to the source's shards instead of copying them.")] = False,
-    verify: Annotated[bool, typer.Option(help="Compare logits before and after.")] = True,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub repository.")] = None,
+    source: Source,
+    target: Target,
+    draft_length: DraftLength = None,
+    mask_token_id: MaskTokenId = None,
+    to_ar: ToAr = False,
+    overwrite: Overwrite = False,
+    link: Link = False,
+    verify: Verify = True,
+    revision: Revision = None,
 ) -> None:
-    """Turn a stock autoregressive checkpoint into a TiDAR checkpoint, or back."""
-    from ..conversion import convert as convert_checkpoint
-    from ..conversion import to_ar as convert_back
-    from .cli_checks import refuse
-
+    """Turn a stock autoregressive checkpoint into a TiDAR checkpoint, or back. No weight changes."""
     options: dict[str, Any] = {"overwrite": overwrite, "link": link, "verify": verify, "revision": revision}
     drafting = {"draft_length": draft_length, "mask_token_id": mask_token_id}
     if to_ar:
         refuse(drafting, "has no effect with --to-ar, which takes drafting out of the checkpoint. Leave it out.")
+    if draft_length is not None and not 1 <= draft_length <= LONGEST_DRAFT:
+        raise ValueError(
+            f"--draft-length must be between 1 and {LONGEST_DRAFT} (a decode step reads K + K*K tokens), but is "
+            f"{draft_length}."
+        )
+    load_library()
+    from ..conversion import convert as convert_checkpoint
+    from ..conversion import to_ar as convert_back
+
+    if to_ar:
         result = convert_back(source, target, show_progress=True, **options)
     else:
         result = convert_checkpoint(source, target, show_progress=True, **options | drafting)
     print_conversion(result, verify)
+    if result.tidar_config is not None:
+        say(f"Next: wavedraft train {target} DATA OUTPUT teaches it to draft.")
+    elif not to_ar:
+        say(f'Next: wavedraft generate {target} "PROMPT" --compare')
+    else:
+        say(f"Next: AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it with transformers alone.")
 
 
 def print_conversion(result: Any, verify: bool) -> None:

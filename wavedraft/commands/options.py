@@ -1,7 +1,7 @@
-"""Options of more than one verb.
+"""Options of more than one verb, and the words they may be.
 
 Typer reads these types to write `--help`. This file and the top of each verb's file import nothing heavy: what needs
-torch is imported inside the verb.
+torch is imported inside the verb, after its options were checked.
 """
 
 from typing import Annotated
@@ -9,15 +9,65 @@ from typing import Annotated
 import typer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+EXACT_MODES = ("tie-safe",)
+POLICIES = ("adaptive", "autoregressive", "diffusion-forcing", "exact", "published", "self-speculative")
+PRESETS = (
+    *("adaptive", "diffusion-forcing-r2", "diffusion-forcing-r4", "self-speculative"),
+    *("static-r32", "static-r4", "static-r64", "static-r8"),
+)
 
-Model = Annotated[str, typer.Argument(help="A TiDAR or recurrent-depth checkpoint: a folder or a Hub id.")]
-Adapter = Annotated[str | None, typer.Option(help="A PEFT adapter that was taught to draft.")]
-NumBranches = Annotated[str | None, typer.Option(help="Numbers of accepted tokens to draft behind, or auto (TiDAR).")]
-Exact = Annotated[str | None, typer.Option(help="tie-safe: plain decoding's text in half precision (TiDAR).")]
-PackedWeights = Annotated[
-    bool, typer.Option("--packed-weights", help="Keep weights a second time, in the order a CPU reads.")
+Model = Annotated[
+    str, typer.Argument(help="The TiDAR or recurrent-depth checkpoint: a folder, or ORG/NAME on the Hub.")
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1)]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")]
-Dtype = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
-Device = Annotated[str | None, typer.Option(help="By default cuda where there is one, else cpu.")]
+Adapter = Annotated[
+    str | None, typer.Option(help="The PEFT adapter that was taught to draft: a folder, or ORG/NAME on the Hub.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="A text ends after this many new tokens, if not before.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Continue prompts as they are, without the chat template.")]
+
+# Speed. None of them changes a greedy text, save by rounding.
+DraftLength = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Draft this many tokens at a time; by default as many as the checkpoint was taught. 0 decodes plainly. "
+        "(TiDAR; of recurrent-depth models, self-speculative decoding.)",
+    ),
+]
+NumBranches = Annotated[
+    str | None,
+    typer.Option(
+        help="Prepare the next draft for this many numbers of accepted tokens, or let the clock decide: auto. (TiDAR.)"
+    ),
+]
+Exact = Annotated[
+    str | None, typer.Option(help="tie-safe writes plain decoding's text in half precision too. (TiDAR, greedy.)")
+]
+PackedWeights = Annotated[
+    bool,
+    typer.Option("--packed-weights", help="Keep the weights a second time, in the order a CPU reads fastest. (TiDAR.)"),
+]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile decode steps over a static cache. The first text waits for it, once."),
+]
+Policy = Annotated[str | None, typer.Option(help=f"How a recurrent-depth model decodes: {', '.join(POLICIES)}.")]
+Dtype = Annotated[str, typer.Option(help=f"Compute in one of {', '.join(DTYPES)}; auto is the checkpoint's own.")]
+Device = Annotated[
+    str | None, typer.Option(help="Compute on this device, as cuda:1; by default cuda if any, else cpu.")
+]
+
+# Sampling.
+Temperature = Annotated[float, typer.Option(min=0.0, help="Sample at this temperature; 0 decodes greedily.")]
+TopK = Annotated[int | None, typer.Option(min=0, help="Sample from this many likeliest tokens; 0 samples from all.")]
+TopP = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens that together reach this share."),
+]
+MinP = Annotated[
+    float | None, typer.Option(min=0.0, max=1.0, help="Sample from tokens at least this likely, beside the likeliest.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, help="Draw the same text again. It sets a recurrent-depth model's first states too."),
+]

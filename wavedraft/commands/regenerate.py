@@ -5,32 +5,48 @@ from typing import Annotated
 
 import typer
 
-from .options import DTYPES, Device, Dtype, MaxNewTokens
+from .early_checks import FOR_SAMPLING, check_choice, check_device, check_file, check_folder, load_library, refuse, say
+from .options import DTYPES, Device, Dtype
+
+Answering = Annotated[str, typer.Argument(help="The model that answers: a folder, or ORG/NAME on the Hub.")]
+Prompts = Annotated[Path, typer.Argument(help="The file of prompts: JSONL rows with `prompt`.")]
+Output = Annotated[Path, typer.Argument(help="The JSONL file to write, or to go on with.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="An answer ends after this many tokens, if not before.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Answer this many prompts at a time.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Sample at this temperature; 0 answers greedily.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Draw the same answers again; by default 0. For sampling.")]
+MaxAnswerTokens = Annotated[
+    int | None, typer.Option(min=1, help="Stop when the file holds this many tokens of answers.")
+]
 
 
 def regenerate(
-    model: Annotated[str, typer.Argument(help="The model that answers: a folder or a Hub id.")],
-    prompts: Annotated[Path, typer.Argument(help="JSONL rows with `prompt`.")],
-    output: Annotated[Path, typer.Argument(help="The JSONL file to write, or to go on with.")],
+    model: Answering,
+    prompts: Prompts,
+    output: Output,
     max_new_tokens: MaxNewTokens = 192,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 answers greedily.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="For sampling; by default 0.")] = None,
-    max_answer_tokens: Annotated[int | None, typer.Option(help="Stop once the file holds so many.")] = None,
+    batch_size: BatchSize = 32,
+    temperature: Temperature = 0.0,
+    seed: Seed = None,
+    max_answer_tokens: MaxAnswerTokens = None,
     dtype: Dtype = "bfloat16",
     device: Device = None,
 ) -> None:
-    """Let a model answer prompts itself: what it wrote is what its drafts learn best from."""
+    """Let a model answer prompts itself. What it wrote is what its drafts learn best from."""
+    check_choice("--dtype", dtype, DTYPES)
+    if not temperature:
+        refuse({"seed": seed}, FOR_SAMPLING)
+    check_device(device)
+    check_folder(model)
+    check_file(prompts, "Give JSONL rows with `prompt`.")
+    load_library()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..conversion.quiet_transformers import quiet_transformers
     from ..training import regenerate as regenerate_answers
     from ..training.dialogue import read_jsonl
-    from .cli_checks import FOR_SAMPLING, check_choice, device_for, refuse
+    from .cli_checks import device_for
 
-    check_choice("--dtype", dtype, DTYPES)
-    if not temperature:
-        refuse({"seed": seed}, FOR_SAMPLING)
     device = device_for(device)
     rows = list(read_jsonl(prompts))
     with quiet_transformers():
@@ -48,3 +64,4 @@ def regenerate(
         max_answer_tokens=max_answer_tokens,
     )
     print(f"{output}: {num_tokens:,} tokens of answers")
+    say(f"Next: wavedraft train {model} {output} OUTPUT teaches a TiDAR checkpoint of this model by them.")

@@ -1,0 +1,160 @@
+"""What the command line refuses before torch is imported: by the options, and by a folder's config.json."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .options import DTYPES, EXACT_MODES, POLICIES, PRESETS
+
+FOR_SAMPLING = "is for sampling: give a --temperature above 0, or leave it out."
+FOR_TIDAR = "is TiDAR's. A recurrent-depth model takes --policy."
+RECURRENT_TYPES = ("huginn_raven", "ouro")  # `model_type` of a recurrent-depth model
+WORDS = {"dtype": DTYPES, "exact": EXACT_MODES, "policy": POLICIES, "preset": PRESETS}
+OF_SAMPLING = ("top_k", "top_p", "min_p")
+OF_DRAFTS = ("num_branches", "exact", "packed_weights")
+OF_DEPTH = ("policy", "preset", "num_recurrences")
+
+
+def load_library() -> None:
+    """Imports what takes seconds, as `import wavedraft` does elsewhere. A verb calls it after its checks."""
+    import_module("wavedraft.auto_classes")
+
+
+def say(line: str) -> None:
+    """One line to the user. It goes to stderr: stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def flag(name: str) -> str:
+    """--draft-length of draft_length."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises where an option is none of the words it may be."""
+    if value not in choices:
+        raise ValueError(f"{option} must be one of {', '.join(choices)}, but is {value!r}.")
+
+
+def refuse(options: dict[str, Any], reason: str) -> None:
+    """Raises where one of these options was given although it would do nothing."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise ValueError(f"{flag(name)} {reason}")
+
+
+def for_recurrent_depth(model: str) -> str:
+    """Why a TiDAR checkpoint refuses an option of a recurrent-depth model."""
+    return f"is for recurrent-depth models, but {model} is not one."
+
+
+def check_folder(model: str) -> None:
+    """Raises where a path is meant that does not exist."""
+    if not Path(model).is_dir() and len(Path(model).parts) > 2:
+        raise ValueError(f"There is no folder {model}. Name a checkpoint folder, or ORG/NAME on the Hub.")
+
+
+def check_file(path: Path | None, instead: str) -> None:
+    """Raises where a file that was named does not exist."""
+    if path is not None and not path.is_file():
+        raise ValueError(f"There is no file {path}. {instead}")
+
+
+def check_decoding(given: dict[str, Any]) -> None:
+    """Raises where options of `generate`, `chat` or `audit` contradict each other, or the checkpoint's folder.
+
+    Args:
+        given: the verb's options by their names. A name it lacks is an option the verb does not have.
+
+    Raises:
+        ValueError: names the option, what it may be, and what to do.
+    """
+    for name, words in WORDS.items():
+        if given.get(name) is not None:
+            check_choice(flag(name), given[name], words)
+    check_device(given.get("device"))
+    check_folder(given["model"])
+    if (penalty := given.get("repetition_penalty")) is not None and not penalty > 0:
+        raise ValueError(f"--repetition-penalty must be above 0, but is {penalty}.")
+    if not given.get("temperature"):
+        refuse({name: given.get(name) for name in OF_SAMPLING}, FOR_SAMPLING)
+    _check_drafting(given)
+    _check_against_folder(given)
+    check_adapter_folder(given.get("adapter"))
+
+
+def check_device(device: str | None) -> None:
+    """Raises where a device is not written as torch writes them. Whether it is there, only torch knows."""
+    if device is not None and not re.fullmatch(r"[a-z]+(:\d+)?", device):
+        raise ValueError(f"--device must be one torch knows, such as cpu or cuda:0, but is {device!r}.")
+
+
+def check_adapter_folder(adapter: str | None) -> None:
+    """Raises where an adapter is neither a PEFT folder nor an id on the Hub."""
+    if adapter is None:
+        return
+    if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"--adapter must be a folder with an adapter_config.json, and {adapter} has none.")
+    if not Path(adapter).is_dir() and len(Path(adapter).parts) != 2:
+        raise ValueError(f"There is no adapter {adapter}. Name a PEFT folder, or ORG/NAME on the Hub.")
+
+
+def _check_drafting(given: dict[str, Any]) -> None:
+    length, branches, exact = given.get("draft_length"), given.get("num_branches"), given.get("exact")
+    if branches is not None and branches != "auto" and not (branches.isdecimal() and int(branches)):
+        raise ValueError(f"--num-branches must be auto or a number from 1 up, but is {branches!r}.")
+    if length == 0:
+        refuse({"num_branches": branches, "exact": exact}, "has no effect with --draft-length 0, which drafts nothing.")
+        refuse({"compile": given.get("compile")}, "compiles steps that draft, and --draft-length 0 drafts nothing.")
+    if exact and given.get("temperature"):
+        raise ValueError(f"--exact is for greedy decoding, but --temperature is {given['temperature']}. Leave one out.")
+    if exact and given.get("compile"):
+        raise ValueError("--exact runs steps of several shapes, and --compile has one. Leave one out.")
+    if branches == "auto" and given.get("seed") is not None:
+        raise ValueError(
+            "--seed promises the same text again, but with --num-branches auto the clock decides what is drafted. "
+            "Leave one out."
+        )
+
+
+def _check_against_folder(given: dict[str, Any]) -> None:
+    """The checkpoint's family and its K, where its folder is here. Of a Hub id `cli_checks` tells later."""
+    model, file = given["model"], Path(given["model"]) / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if config.get("model_type") in RECURRENT_TYPES:
+        refuse({name: given.get(name) for name in OF_DRAFTS}, FOR_TIDAR)
+        refuse({"adapter": given.get("adapter")}, f"is for TiDAR checkpoints, but {model} is a recurrent-depth model.")
+    elif config:
+        refuse({name: given.get(name) for name in OF_DEPTH}, for_recurrent_depth(model))
+        if not given.get("temperature"):
+            refuse({"seed": given.get("seed")}, FOR_SAMPLING)
+        _check_draft_length(given, (config.get("tidar_config") or {}).get("draft_length"))
+
+
+def _check_draft_length(given: dict[str, Any], trained: int | None) -> None:
+    length, branches = given.get("draft_length"), given.get("num_branches")
+    if trained is None:
+        return
+    if length is not None and length > trained:
+        raise ValueError(
+            f"--draft-length must be between 1 and {trained}, the length this checkpoint was taught to draft "
+            f"(`tidar_config.draft_length` in its config.json), or 0 to decode plainly, but is {length}."
+        )
+    longest = trained if length is None else length
+    if branches not in (None, "auto") and longest and int(branches) > longest:
+        raise ValueError(
+            f"--num-branches must be auto or between 1 and {longest}, the tokens drafted at a time, but is {branches}."
+        )
+
+
+def read_list(text: str, option: str, number: Callable[[str], Any], words: tuple[str, ...] = ()) -> tuple[Any, ...]:
+    """The members of a list such as `1,4,all`: numbers, or one of some words."""
+    try:
+        return tuple(part if part in words else number(part) for part in map(str.strip, text.split(",")))
+    except ValueError:
+        also = f" or {', '.join(words)}" if words else ""
+        raise ValueError(f"{option} must be a list of numbers{also}, as 1,4, but is {text!r}.") from None

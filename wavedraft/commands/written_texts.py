@@ -1,0 +1,155 @@
+"""What `wavedraft generate` does after its options were checked: texts as they are written, and what they took."""
+
+import json
+import sys
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from ..bench.prompts import Prompt, encode_prompt, read_prompts
+from ..conversion.quiet_transformers import quiet_transformers
+from ..generation.execution.packed_linear import check_packable
+from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
+from .cli_checks import check_adapter, check_keywords, device_for
+from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keywords, seed_plain_decoding
+from .decoding_bar import decoding_bar
+from .early_checks import say
+from .loading import load
+from .timed_runs import Run, is_identical, runs_table, timed_generate, timed_recurrent
+
+SAMPLED = "identical: not compared; sampled texts share a distribution, not their tokens"
+COMPILING = "Compiling the decode steps: seconds to minutes, once for each length of text. It is not part of any time."
+MEASURING = "Measuring what a forward costs here: seconds, once for this model. It is not part of any time."
+
+
+def write_texts(given: dict[str, Any]) -> None:
+    """Prints the text of each prompt, and what it took.
+
+    Args:
+        given: the options of `wavedraft generate` by their names.
+    """
+    model, prompts = given["model"], given["texts"] or read_prompts(given["prompts"])
+    if not prompts:
+        raise ValueError(f"{given['prompts']} holds no prompts. Give JSONL rows of `prompt`, or one prompt a line.")
+    depth = {name: given[name] for name in ("policy", "preset", "num_recurrences")}
+    drafting = drafting_keywords(given["num_branches"], given["exact"], given["packed_weights"])
+    with quiet_transformers():
+        device = device_for(given["device"])
+        check_adapter(given["adapter"], model)
+        parallel, plain = decoding_keywords(
+            model, sampling_keywords(given), given["draft_length"], depth, drafting, given["compile"]
+        )
+        check_keywords(model, parallel)
+        seed_plain_decoding(plain, parallel)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        encoded = [encode_prompt(tokenizer, prompt, given["raw"]) for prompt in prompts]
+        loaded = load(model, given["dtype"], device, given["adapter"])
+        if given["packed_weights"]:
+            check_packable(loaded, given["exact"])
+        encoded = [inputs.to(loaded.device) for inputs in encoded]
+        warm_up(loaded, max(encoded, key=lambda inputs: inputs["input_ids"].shape[1]), parallel)
+        decode = decode_to_json if given["output"] == "json" else decode_to_text
+        decode(loaded, tokenizer, prompts, encoded, parallel, plain if given["compare"] else None)
+
+
+class FirstSteps(StoppingCriteria):
+    """Ends a text when it is `length` tokens long."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), input_ids.shape[1] >= self.length, device=input_ids.device)
+
+
+def warm_up(model: Any, inputs: Any, parallel: dict[str, Any]) -> None:
+    """Compiles and measures, where that was asked for, so that no text waits for it."""
+    is_compiled, is_auto = "compile_config" in parallel, parallel.get("num_branches") == "auto"
+    if is_compiled:
+        say(COMPILING)
+    if is_auto:
+        say(MEASURING)
+    if is_compiled or is_auto:
+        few = FirstSteps(inputs["input_ids"].shape[1] + 2)
+        model.generate(**inputs, **parallel, stopping_criteria=StoppingCriteriaList([few]))
+
+
+def decode_to_text(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Prompt],
+    encoded: list[Any],
+    parallel: dict[str, Any],
+    plain: dict[str, Any] | None,
+) -> None:
+    """Prints each text as it is written, then a table of what they took.
+
+    Args:
+        parallel, plain: keywords of `generate`; without `plain` there is nothing to compare with.
+    """
+    timed = timed_recurrent if is_recurrent_config(model.config) else timed_generate
+    drafted_runs, plain_runs = [], []
+    for prompt, inputs in zip(prompts, encoded, strict=True):
+        print(f"\n> {last_words(prompt)}\n")
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        drafted_runs.append(timed(model, inputs, streamer=streamer, **parallel))
+        if plain is not None:
+            plain_runs.append(timed(model, inputs, **plain))
+    print()
+    Console().print(runs_table(list(map(last_words, prompts)), drafted_runs, plain_runs))
+    if plain is not None:
+        answer = "yes" if is_identical(drafted_runs, plain_runs) else "no"
+        print(SAMPLED if plain["do_sample"] else f"identical: {answer}")
+
+
+def decode_to_json(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Prompt],
+    encoded: list[Any],
+    parallel: dict[str, Any],
+    plain: dict[str, Any] | None,
+) -> None:
+    """Prints a row of JSON for each prompt when its text is there.
+
+    Args:
+        parallel, plain: as of `decode_to_text`.
+    """
+    timed = timed_recurrent if is_recurrent_config(model.config) else timed_generate
+    with decoding_bar(len(prompts)) as advance:
+        for prompt, inputs in zip(prompts, encoded, strict=True):
+            run = timed(model, inputs, **parallel)
+            row = row_of(prompt, tokenizer.decode(run.new_ids, skip_special_tokens=True), run)
+            if plain is not None:
+                other = timed(model, inputs, **plain)
+                row |= {"plain_forwards": num_calls(other), "plain_seconds": round(other.seconds, 3)}
+                row["identical"] = None if plain["do_sample"] else is_identical([run], [other])
+            print(json.dumps(row, ensure_ascii=False))
+            sys.stdout.flush()
+            advance()
+
+
+def row_of(prompt: Prompt, text: str, run: Run) -> dict[str, Any]:
+    """One prompt's text, its new tokens, the forwards after the prompt was read, and its seconds.
+
+    Of a recurrent-depth model a forward is a core pass.
+    """
+    told = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
+    return {
+        **told,
+        "text": text,
+        "tokens": len(run.new_ids),
+        "forwards": num_calls(run),
+        "seconds": round(run.seconds, 3),
+    }
+
+
+def num_calls(run: Run) -> int:
+    return int(run.num_forwards) if run.num_core_passes is None else run.num_core_passes
+
+
+def last_words(prompt: Prompt) -> str:
+    """A prompt as the table names it: of messages the last one's content."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
