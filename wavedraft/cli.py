@@ -1,6 +1,7 @@
 """The command line: its verbs are registered here, and each stands in a file of commands/."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ from .commands.push import push
 from .commands.regenerate import regenerate
 from .commands.train import train
 
-EXAMPLES = {
+EXAMPLES: dict[Callable[..., None], str] = {
     convert: "wavedraft convert HuggingFaceTB/SmolLM2-135M-Instruct models/tidar",
     generate: 'wavedraft generate models/tidar --adapter runs/mine --compare "Why is the sky blue?"',
     chat: "wavedraft chat models/tidar --adapter runs/mine --temperature 0.7",
