@@ -280,6 +280,8 @@ def recurred(
 ) -> torch.Tensor:
     """The states s_r after core steps from `trajectory`, [e, s_0]. `keeps_states` adds each s_i to it."""
     input_embeds, latent_states = trajectory
+    if not keeps_states and not torch.is_grad_enabled():
+        return parts.core_steps(latent_states, input_embeds, window, num_recurrences)
     for recurrence in range(1, num_recurrences + 1):
         with torch.set_grad_enabled(torch.is_grad_enabled() and recurrence > num_recurrences - num_backprop):
             latent_states = parts.core_step(latent_states, input_embeds, window, recurrence)

@@ -4,7 +4,7 @@ A rows, R rows computed (A and, where they were more, filling), T tokens, S colu
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from .cache_recurrent import RecurrentCache, Window
 
 COLUMNS = 128  # a cache has a multiple of them, so that texts of most lengths share their shapes
 NARROWEST = 8  # tokens of a wavefront: as many cost hardly more than one
-FEW_QUERIES = 16  # of a row, whose scores are few enough to be written out
+STEPS_A_CALL = 8  # core steps; a call costs a small model a tenth of a step, each further step seconds of compiling
 
 
 class StaticRecurrentCache(RecurrentCache):
@@ -137,25 +137,33 @@ class CompiledParts:
     """The compiled functions of one model, as one decode calls them.
 
     At each call torch checks that the model is as it was compiled, which takes a tenth of the time of a small model's
-    parts. A decode does not change its model: the first call of each function is checked, and later calls are not.
+    parts of one token. A decode does not change its model: their first calls are checked, and later calls are not.
     """
 
     def __init__(self, model: nn.Module, options: dict[str, Any]):
         self.model = model
         self.options = options
+        self.options_of_any_width = options | {"dynamic": None}
         self.checked: dict[Any, Callable[..., Any]] = {}
         self.without_checks = torch.compiler.set_stance(skip_guard_eval_unsafe=True)
         with self.without_checks:  # torch takes a new stance when it is made: leaving it restores the one before
             pass
 
-    def run(self, function: Callable[..., Any], shape: tuple[Any, ...], *arguments: Any) -> Any:
-        """Calls the function as it is compiled for this shape."""
-        if (checked := self.checked.get((function, shape))) is not None:
+    def run(self, function: Callable[..., Any], shape: tuple[int, ...], kind: tuple, *arguments: Any) -> Any:
+        """Calls the function as it is compiled for this shape, (R, T, S), and kind of arguments.
+
+        Widths T above 1 share a function: torch compiles it for the first, and at the second for any. It takes much
+        longer than its checks, so it is always checked.
+        """
+        if shape[1] > 1:
+            shape_but_width = shape[0], "any", shape[2], *kind
+            return compiled_for(self.model, function, shape_but_width, self.options_of_any_width)(*arguments)
+        if (checked := self.checked.get((function, shape, kind))) is not None:
             with self.without_checks:
                 return checked(*arguments)
-        compiled = compiled_for(self.model, function, shape, self.options)
+        compiled = compiled_for(self.model, function, (*shape, *kind), self.options)
         result = compiled(*arguments)
-        self.checked[function, shape] = compiled
+        self.checked[function, shape, kind] = compiled
         return result
 
 
@@ -175,11 +183,9 @@ class StaticParts:
         self.sums_up = compiled is not None and device_of(model).type == "cpu"
 
     def padded_width(self, width: int) -> int:
-        """The width computed: of one token, or, from `NARROWEST` up, of the next power of two or of three quarters."""
-        whole = 1 << (width - 1).bit_length()
-        if width == 1 or whole <= NARROWEST:
-            return 1 if width == 1 else NARROWEST
-        return 3 * whole // 4 if width <= 3 * whole // 4 else whole
+        """The width a wavefront is computed at: from `NARROWEST` up, the next power of two or three quarters of it."""
+        whole = max(NARROWEST, 1 << (width - 1).bit_length())
+        return 3 * whole // 4 if NARROWEST < width <= 3 * whole // 4 else whole
 
     def window_at(self, starts: list[int], length: int, cache: StaticRecurrentCache) -> StaticWindow:
         """`length` tokens of each cache row from position starts[row] on; rows are unpadded.
@@ -213,44 +219,62 @@ class StaticParts:
         """e: [A, T] ids (or their [A, T, E] embeddings) to [A, T, E]."""
         embeds = self.model.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         place = window.position_ids, window.is_padding
-        result, *window.seen = self._run(run_prelude, 1, window, place, embeds)  # type: ignore[misc]
-        return result[: window.num_rows]
+        result, *window.seen = self._run(run_prelude, [1], window, place, embeds)  # type: ignore[misc]
+        return wanted(result, window)
 
     def core_step(
         self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: StaticWindow, recurrence: int = 1
     ) -> torch.Tensor:
         """s_i of s_{i-1} and e, both [A, T, E]."""
-        states = self._run(run_core_step, recurrence, window, window.seen, latent_states, input_embeds)
-        return states[: window.num_rows]
+        return wanted(self._run(run_core_steps, [recurrence], window, window.seen, latent_states, input_embeds), window)
+
+    def core_steps(
+        self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: StaticWindow, num_steps: int
+    ) -> torch.Tensor:
+        """s_n of s_0 and e, both [A, T, E], n being `num_steps`: `STEPS_A_CALL` at a call."""
+        for first in range(1, num_steps + 1, STEPS_A_CALL):
+            of_call = range(first, min(first + STEPS_A_CALL, num_steps + 1))
+            states = self._run(run_core_steps, of_call, window, window.seen, latent_states, input_embeds)
+            latent_states = wanted(states, window)
+        return latent_states
 
     def coda(self, latent_states: torch.Tensor, window: StaticWindow, logits_to_keep: int = 0) -> torch.Tensor:
         """fp32 logits [A, T, V], of all tokens."""
-        return self._run(run_coda, 1, window, window.seen, latent_states)[: window.num_rows]
+        return wanted(self._run(run_coda, [1], window, window.seen, latent_states), window)
 
-    def _run(self, part: Callable, recurrence: int, window: StaticWindow, seen: tuple, *tensors: torch.Tensor) -> Any:
+    def _run(
+        self, part: Callable, recurrences: Sequence[int], window: StaticWindow, seen: tuple, *tensors: torch.Tensor
+    ) -> Any:
         num_computed = len(window.columns)
-        planes = window.cache.views(recurrence, num_computed)
+        planes = [window.cache.views(recurrence, num_computed) for recurrence in recurrences]
         missing = num_computed - window.num_rows
         if missing:
             tensors = tuple(torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) for t in tensors)
         attention = self._attention_of(window.columns.shape[1], window.cache.dtype)
-        arguments = (self.model, attention, *planes, window.rows, window.columns, *seen, *tensors)
+        arguments = (self.model, attention, planes, window.rows, window.columns, *seen, *tensors)
         if self.compiled is None:
             return part(*arguments)
-        is_absent = (tensor is None for tensor in seen)  # a part compiled without padding would not look for it
-        return self.compiled.run(part, (*window.shape(), *is_absent), *arguments)
+        # A part compiled without padding would not look for it.
+        kind = len(planes), window.cache.stored_recurrences, *(tensor is None for tensor in seen)
+        return self.compiled.run(part, window.shape(), kind, *arguments)
 
     def _attention_of(self, num_tokens: int, dtype: torch.dtype) -> Callable:
         """What is quickest for windows of so many tokens."""
         if self.sums_up and num_tokens == 1:
             return attend_by_sums
-        if self.sums_up and num_tokens <= FEW_QUERIES and dtype == torch.float32:
+        if self.sums_up and dtype == torch.float32:
             return attend_by_products
         return self.attention_function
 
 
-def run_prelude(model, attention, keys, values, rows, columns, position_ids, is_padding, embeds):
+def wanted(tensor: torch.Tensor, window: StaticWindow) -> torch.Tensor:
+    """The [A, ...] rows of [R, ...] that a window is for. (Compiled code tells views from other tensors.)"""
+    return tensor if len(tensor) == window.num_rows else tensor[: window.num_rows]
+
+
+def run_prelude(model, attention, planes, rows, columns, position_ids, is_padding, embeds):
     """The prelude of [R, T, E] token embeddings, and what all parts take of their places: a mask and a rotation."""
+    ((keys, values),) = planes
     num_columns = keys[0].shape[2]
     is_hidden = torch.arange(num_columns, device=columns.device) > columns[:, None, :, None]
     if is_padding is not None:
@@ -262,14 +286,16 @@ def run_prelude(model, attention, keys, values, rows, columns, position_ids, is_
     return model.prelude(None, window, inputs_embeds=embeds), mask, rotary
 
 
-def run_core_step(model, attention, keys, values, rows, columns, mask, rotary, states, embeds):
-    """One core step of [R, T, E] states."""
-    return model.core_step(states, embeds, window_of(attention, keys, values, rows, columns, mask, rotary))
+def run_core_steps(model, attention, planes, rows, columns, mask, rotary, states, embeds):
+    """Core steps of [R, T, E] states, one for each of `planes`."""
+    for keys, values in planes:
+        states = model.core_step(states, embeds, window_of(attention, keys, values, rows, columns, mask, rotary))
+    return states
 
 
-def run_coda(model, attention, keys, values, rows, columns, mask, rotary, states):
+def run_coda(model, attention, planes, rows, columns, mask, rotary, states):
     """The coda of [R, T, E] states."""
-    return model.coda(states, window_of(attention, keys, values, rows, columns, mask, rotary))
+    return model.coda(states, window_of(attention, *planes[0], rows, columns, mask, rotary))
 
 
 def window_of(attention, keys, values, rows, columns, mask, rotary) -> Window:

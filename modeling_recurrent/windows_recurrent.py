@@ -82,6 +82,14 @@ class RecurrentWindows(nn.Module):
         """What the model's attention rotates queries and keys by at positions [B, T], for states of `dtype`."""
         raise NotImplementedError
 
+    def core_steps(
+        self, latent_states: torch.Tensor, input_embeds: torch.Tensor, window: Any, num_steps: int
+    ) -> torch.Tensor:
+        """s_n of s_0 and e, both [B, T, E], n being `num_steps`."""
+        for recurrence in range(1, num_steps + 1):
+            latent_states = self.core_step(latent_states, input_embeds, window, recurrence)  # type: ignore[operator]
+        return latent_states
+
     def padded_width(self, width: int) -> int:
         """The width a wavefront is computed at: the next power of two on an accelerator, where repeating shapes are
         worth more than the arithmetic; on the CPU, where arithmetic is what costs, `filled_width`."""

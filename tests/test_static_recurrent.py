@@ -15,6 +15,7 @@ from wavedraft.generation.kept_with_model import kept_with
 from wavedraft.generation.stock_model import CACHE
 from wavedraft.modeling_recurrent import generation_recurrent
 from wavedraft.modeling_recurrent.static_recurrent import (
+    STEPS_A_CALL,
     CompiledParts,
     StaticParts,
     StaticRecurrentCache,
@@ -145,10 +146,31 @@ def test_a_model_changed_between_decodes_is_noticed_and_two_models_take_turns():
         agree(other)
 
 
+@pytest.mark.parametrize("num_recurrences", [1, STEPS_A_CALL, 2 * STEPS_A_CALL + 1])
+def test_several_core_steps_of_a_call_are_those_steps_one_by_one(num_recurrences):
+    model, options = exact_model(0), {"max_new_tokens": 12, "num_recurrences": num_recurrences, "do_sample": False}
+    for policy in ({}, {"policy": "self-speculative", "draft_recurrences": [1]}):
+        for inputs in ({"input_ids": torch.tensor([PROMPTS[0]])}, left_padded(PROMPTS)):
+            expected = model.generate(**inputs, **options, **policy).tolist()
+            assert model.generate(**inputs, **options, **policy, **compiling_eagerly()).tolist() == expected
+
+
+def test_a_wavefront_compiles_each_part_for_its_first_width_and_for_any():
+    model = exact_model(2)
+    options = {"preset": "diffusion-forcing-r2", "num_recurrences": 24, "exit_threshold": 1e-9, "headway": 3}
+    ids, options = torch.tensor([PROMPTS[0]]), options | {"max_new_tokens": 60, "return_dict_in_generate": True}
+    torch._dynamo.reset()
+    counters.clear()
+    output = model.generate(ids, **options, **compiling_eagerly())
+    assert output.num_positions > 16 * output.num_core_passes, "wavefronts of several widths"
+    assert counters["stats"]["unique_graphs"] == 2 * 3
+    assert output.sequences.tolist() == model.generate(ids, **options).sequences.tolist()
+
+
 def test_compiled_parts_go_with_their_model_and_leave_torchs_stance_as_it_was():
     model = exact_model(0)
     model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=4, **compiling_eagerly())
-    assert len(kept_with(model).compiled) == 3, "prelude, core step and coda, of one token"
+    assert len(kept_with(model).compiled) == 3, "prelude, six core steps and coda, of one token"
     assert torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe is False
     gone = weakref.ref(model)
     del model

@@ -50,9 +50,9 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         window = parts.filled_window(wavefront.starts, width, session.cache)
         embeds = wavefront.average_embeds(parts.prelude(wavefront.ids(width), window), options.embedding_ema)
         # 3. Recur.
-        previous, wavefront.states = wavefront.states, add_noise(wavefront, session)
-        for inner in range(1, options.inner_recurrence + 1):
-            wavefront.states = parts.core_step(wavefront.states, embeds, window, inner)
+        previous, states = wavefront.states, add_noise(wavefront, session)
+        wavefront.states = parts.core_steps(states, embeds, window, options.inner_recurrence)
+        for _ in range(options.inner_recurrence):
             costs.add_core_pass(sum(wavefront.widths), session.rows)
         wavefront.add_recurrences(options.inner_recurrence)
         # 4. Decode.

@@ -57,9 +57,8 @@ def recur(session: Session, ids: torch.Tensor, starts: list[int], num_recurrence
     parts = session.parts
     window = parts.window_at(starts, ids.shape[1], session.cache)
     embeds = parts.prelude(ids, window)
-    states = session.initial_states(embeds, starts)
-    for recurrence in range(1, num_recurrences + 1):
-        states = parts.core_step(states, embeds, window, recurrence)
+    states = parts.core_steps(session.initial_states(embeds, starts), embeds, window, num_recurrences)
+    for _ in range(num_recurrences):
         session.costs.add_core_pass(ids.numel(), session.rows)
     for row, start in enumerate(starts):
         place = session.place_of(row, start)

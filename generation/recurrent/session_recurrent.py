@@ -265,9 +265,7 @@ def with_last_tokens(
     states = session.initial_states(embeds, starts, [session.seeds[row] for row in rows])
     is_shallow = cache.stored_recurrences > options.cached_depth  # deeper planes have only the prompts
     depth = options.cached_depth if is_shallow else options.num_recurrences
-    for recurrence in range(1, depth + 1):
-        states = model.core_step(states, embeds, window, recurrence)
-    model.coda(states, window)
+    model.coda(model.core_steps(states, embeds, window, depth), window)
     session.costs.num_prefill_core_passes += depth
     return {row: cache.row(place) for place, row in enumerate(rows)}
 

@@ -155,5 +155,13 @@ class Wavefront:
 
 
 def of_width(tensor: torch.Tensor, width: int) -> torch.Tensor:
-    """The [A, W, ...] tensor cut or zero-padded to a width."""
-    return torch.nn.functional.pad(tensor, (0, 0, 0, width - tensor.shape[1])) if tensor.shape[1] != width else tensor
+    """The [A, W, ...] tensor cut or zero-padded to a width.
+
+    `pad` would keep the strides of a single row it cuts, and code is compiled for strides.
+    """
+    if tensor.shape[1] == width:
+        return tensor
+    fitted = tensor.new_zeros(len(tensor), width, *tensor.shape[2:])
+    kept = min(width, tensor.shape[1])
+    fitted[:, :kept] = tensor[:, :kept]
+    return fitted
