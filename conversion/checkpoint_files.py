@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from ..generation.drafting.options_tidar import TiDAROptions
+from ..generation.drafting.options_tidar import ACCEPTANCE, TiDAROptions
 from ..hub.hub_repository import CARD, FROM_MODEL_CONFIG
 from ..hub.model_card import is_ours_to_write
 from .progress_steps import ProgressSteps
@@ -111,10 +111,19 @@ def make_room_for_own_options(path: Path) -> None:
         path.write_text(json.dumps(values | {FROM_MODEL_CONFIG: False}, indent=2) + "\n", encoding="utf-8")
 
 
+def record_no_drafts(path: Path, config: Any, draft_length: int) -> None:
+    """Records in a generation config that no drafted token has stood yet: the checkpoint is to be taught first."""
+    values = read_json(path) if path.exists() else GenerationConfig.from_model_config(config).to_diff_dict()
+    record = {"chances": [0.0] * (draft_length - 1), "num_prompts": 0}
+    values |= {FROM_MODEL_CONFIG: False, ACCEPTANCE: record}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def drop_own_options(path: Path) -> None:
     """Removes the keywords of our `generate` from a generation config, and sets a cleared flag again."""
     if path.exists():
-        values = {key: value for key, value in read_json(path).items() if key not in TiDAROptions.KEYWORDS}
+        ours = (*TiDAROptions.KEYWORDS, ACCEPTANCE)
+        values = {key: value for key, value in read_json(path).items() if key not in ours}
         if values.get(FROM_MODEL_CONFIG) is False:
             values[FROM_MODEL_CONFIG] = True
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -32,6 +32,7 @@ from .checkpoint_files import (
     keep_users_card,
     make_room_for_own_options,
     read_checkpoint,
+    record_no_drafts,
     write_files,
 )
 from .mask_token import mask_embedding_id
@@ -180,6 +181,8 @@ def _convert_tidar(folder: Path, place: _Workplace, draft_length: int, mask_toke
     write_files(checkpoint, new, values, link=place.link, is_own=is_own, steps=place.steps)
     model_class: Any = tidar_class(checkpoint.stock_class)
     make_room_for_own_options(new / "generation_config.json")
+    if taught is None:
+        record_no_drafts(new / "generation_config.json", checkpoint.config, draft_length)
     model_class.write_code(new)
     keep_users_card(place.target, new)
     base_model = hub_id_of(place.source, folder)

@@ -1,5 +1,6 @@
 """Connects `generate` to TiDAR decoding: a mixin for our own classes, a function for unmodified stock models."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,12 @@ class TiDARGenerationMixin(Stock):
         for name, value in given.items():
             setattr(generation_config, name, value)
         options = TiDAROptions.of(generation_config, self.config, self.taught)
+        if options.is_untaught and getattr(self, "peft_config", None) is None:
+            logger.warning_once(
+                "Decoding without drafts: this checkpoint was never taught to draft. Teach it: `wavedraft train`. Or "
+                "pass `num_branches=1` to draft all the same. The text is the same."
+            )
+            options = replace(options, draft_length=0)
         if options.packed_weights:
             check_packable(self, options.exact)
         find_draft_head(self, options.draft_head)
@@ -89,7 +96,7 @@ class TiDARGenerationMixin(Stock):
             logger.warning_once(f"Decoding without drafts: {reason}. The {kept} the same.")
         logits_processor = self._without_mask_token(logits_processor, options, input_ids.device)
         call, loop = (input_ids, logits_processor, stopping_criteria, generation_config), super()._sample
-        with in_plain_form(self, options.packed_weights):
+        with in_plain_form(self, bool(options.packed_weights)):
             return loop(*call, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs)
 
     @one_thread_at_a_time
@@ -105,7 +112,7 @@ class TiDARGenerationMixin(Stock):
         if options.draft_length:
             logger.warning_once("Beam search runs without drafts: a draft continues one text, not several.")
         logits_processor = self._without_mask_token(logits_processor, options, input_ids.device)
-        with in_plain_form(self, options.packed_weights):
+        with in_plain_form(self, bool(options.packed_weights)):
             return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:

@@ -19,14 +19,16 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.utils import logging
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
+from ..generation.drafting.options_tidar import ACCEPTANCE
 from ..generation.drafting.structured_mask import attention_windows
-from ..generation.stock_model import can_choose_experts, has_loaded_adapter, lm_head_logits
+from ..generation.stock_model import can_choose_experts, file_if_there, has_loaded_adapter, lm_head_logits
 from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
 
 logger = logging.get_logger(__name__)
 PREFIX = "TiDAR"
+OPTIONS = "generation_config.json"
 _drafting_classes: dict[Any, type[PreTrainedModel]] = {}
 
 
@@ -68,6 +70,8 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             The stock output, or `TiDAROutput`.
         """
         if objective is not None:
+            if self.training:
+                record_acceptance(self, None)  # the record is of the weights before this step
             given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes every keyword
             return objective.loss_of(self, input_ids, document_ids, *args, **given)
         if input_ids is not None:
@@ -97,10 +101,13 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         return loaded
 
     def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As stock; also loads a draft head beside the adapter."""
+        """As stock; also loads the draft head beside the adapter, and the record of how often its drafts stand."""
         loaded = super().load_adapter(peft_model_id, *args, **kwargs)
         if peft_model_id is not None:
             load_draft_head(self, peft_model_id, **hub_keywords(kwargs))
+            options = file_if_there(str(peft_model_id), OPTIONS, may_be_offline=True, **hub_keywords(kwargs))
+            values = json.loads(Path(options).read_text(encoding="utf-8")) if options else {}
+            record_acceptance(self, values.get(ACCEPTANCE))
         return loaded
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -132,22 +139,30 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         if not has_loaded_adapter(self):
             return super().write_repository(folder)
         origin = self.files.origin_of(self)
-        write_adapter_code(folder, self.tidar_config, origin)
+        write_adapter_code(folder, self, origin)
         self.files.write_card(self, folder, folder.name, origin=origin)
 
 
-def write_adapter_code(folder: Path, taught: TiDARConfig, origin: Path | None = None) -> None:
-    """Writes, beside a gated adapter, its options and the code for a stock model to draft.
+def write_adapter_code(folder: Path, model: Any, origin: Path | None = None) -> None:
+    """Writes, beside a model's gated adapter, its options and the code for a stock model to draft.
 
     Args:
-        taught: the config that the adapter was trained with.
-        origin: the folder of its model.
+        origin: the folder of the model.
     """
+    taught, record = model.tidar_config, getattr(model.generation_config, ACCEPTANCE, None)
     HubRepository.files.write_custom_generate(generate, folder, origin, taught.to_dict())
-    path = folder / "generation_config.json"
+    path = folder / OPTIONS
     options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     options |= {"draft_length": taught.draft_length, "mask_embedding_id": taught.mask_embedding_id}
+    options |= {ACCEPTANCE: record} if record else {}
     path.write_text(json.dumps(options, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def record_acceptance(model: Any, record: dict[str, Any] | None) -> None:
+    """Puts into a model's generation config how often its drafts stand; None where that is not known."""
+    model.generation_config.__dict__.pop(ACCEPTANCE, None)
+    if record is not None:
+        setattr(model.generation_config, ACCEPTANCE, record)
 
 
 def hub_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:

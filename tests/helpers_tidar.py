@@ -34,7 +34,8 @@ FAMILIES: dict[str, tuple[type[PretrainedConfig], dict]] = {
 
 
 def tiny_tidar(family: str = "llama", draft_length: int = 4, seed: int = 0, **changes):
-    """A drafting model with random weights, in float32 and evaluation mode."""
+    """A drafting model with random weights, in float32 and evaluation mode. By default it decodes in the paper's form,
+    with every branch, so that the forwards of a text are known."""
     torch.manual_seed(seed)
     config_class, extra = FAMILIES[family]
     config = config_class(**{**SHAPE, **extra, **changes})
@@ -43,7 +44,9 @@ def tiny_tidar(family: str = "llama", draft_length: int = 4, seed: int = 0, **ch
         "mask_token_id": config.vocab_size,
         "mask_embedding_id": 3,
     }
-    return TiDARForCausalLM.from_config(config).eval()
+    model = TiDARForCausalLM.from_config(config).eval()
+    model.generation_config.num_branches = "all"
+    return model
 
 
 def with_random_head(model, rank=8, seed=0, size=1.0):

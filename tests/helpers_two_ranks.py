@@ -1,10 +1,14 @@
-"""The work of each of two gloo processes: training and decoding with `fully_shard` (FSDP2), and training a recurrent
-depth, whose processes must use equal depths or they deadlock.
+"""The work of each of two gloo processes: training and decoding with `fully_shard` (FSDP2), decoding with
+`tp_plan="auto"`, and training a recurrent depth, whose processes must use equal depths or they deadlock.
 
 `torch.multiprocessing.spawn` starts it from test_many_processes.py. It fails by assertion.
 """
 
+import itertools
 import json
+import os
+import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +22,9 @@ from transformers import AutoModelForCausalLM
 
 from helpers_recurrent import random_model
 from helpers_tidar import random_prompts, tiny_tidar
+from wavedraft import TiDARForCausalLM
 from wavedraft.generation import tidar
+from wavedraft.generation.drafting import draft_planner
 from wavedraft.generation.drafting.draft_head import new_draft_head
 from wavedraft.modeling_tidar import DraftObjective
 from wavedraft.modeling_tidar.generation_tidar import generate
@@ -39,6 +45,7 @@ def main(rank: int, folder: str) -> None:
     mesh = init_device_mesh("cpu", (2,))
     check_losses(rank, mesh)
     check_generate(rank, mesh)
+    check_tensor_parallel(rank, folder)
     train_recurrent(rank, folder)
     distributed.barrier()  # a rank that exits early may end a waiting one
     distributed.destroy_process_group()
@@ -97,6 +104,29 @@ def check_generate(rank, mesh) -> None:
     expected = recurrent.generate(ids % 37, **length).tolist()
     fully_shard(sharded, mesh=mesh)
     assert sharded.generate(ids % 37, **length, synced_gpus=True).tolist() == expected
+
+
+def check_tensor_parallel(rank: int, folder: str) -> None:
+    """Ranks of one model draft alike, though each has a clock of its own: rank 0 chooses."""
+    whole = tiny_tidar("qwen3", num_attention_heads=4, num_key_value_heads=2)
+    if rank == 0:
+        whole.save_pretrained(f"{folder}/whole")
+    distributed.barrier()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    sharded = TiDARForCausalLM.from_pretrained(f"{folder}/whole", tp_plan="auto").eval()
+    assert sharded.tp_size == 2
+    clock = itertools.accumulate(iter(random.Random(rank).random, 1.0))
+    draft_planner.time = SimpleNamespace(perf_counter=lambda: next(clock))
+    seen = set()
+    asked = {"max_new_tokens": 60, "do_sample": False, "num_branches": "auto", "return_dict_in_generate": True}
+    for prompt in random_prompts(2, 6)[:, None]:
+        output = sharded.generate(prompt, **asked)
+        plans = [None, None]
+        distributed.all_gather_object(plans, output.plans)
+        assert plans[0] == plans[1]
+        seen |= set(plans[0])
+        assert output.sequences.tolist() == whole.generate(prompt, **asked | {"num_branches": "all"}).sequences.tolist()
+    assert len(seen) > 2
 
 
 def train_recurrent(rank: int, folder: str) -> None:

@@ -168,7 +168,7 @@ def test_a_mask_token_inside_the_vocabulary_is_never_written():
 
 
 @pytest.mark.parametrize("how", [{"do_sample": False}, {"do_sample": True, "seed": 1}])
-@pytest.mark.parametrize("num_branches", [None, 1])
+@pytest.mark.parametrize("num_branches", ["all", 1])
 def test_a_step_waits_for_the_device_once(how, num_branches, monkeypatch):
     model, waits, begun = tiny_tidar(draft_length=4), [], []
     for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"):

@@ -9,25 +9,34 @@ import torch
 
 from helpers_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.drafting.draft_planner import (
-    PLAIN_SHAPE,
     RETRY,
     Acceptance,
     DraftPlanner,
+    Line,
     OnePlan,
+    StepTimes,
+    num_queries,
     plans_up_to,
-    shape_of,
 )
 from wavedraft.generation.drafting.draft_step import PLAIN, Plan
 
+GENERATION = sys.modules["wavedraft.modeling_tidar.generation_tidar"]
 DECODER = sys.modules["wavedraft.generation.drafting.decode_tidar"]  # the package names its function so
 LONGEST = 8
 
 
-def times_of(each_query, is_static=False, is_wide=False):
+def seconds_of(plan, num_tokens, each_query):
     """A plain forward takes 1 and each query more `each_query`; masks take a little for themselves."""
-    plans = plans_up_to(LONGEST, is_wide, is_static)
-    shapes = [PLAIN_SHAPE, *(shape_of(plan, n) for plan in plans for n in {plan.draft_length, 1})]
-    return {(n, m, k): 1 + each_query * (n + m * k - 1) + 0.15 * (m > 0) for n, m, k in shapes}
+    return 1 + each_query * (num_queries(plan, num_tokens) - 1) + 0.15 * (plan != PLAIN)
+
+
+def times_of(each_query):
+    """Times as they are once every plan was seen."""
+    times = StepTimes()
+    for plan in (PLAIN, *plans_up_to(LONGEST, True, False), *plans_up_to(LONGEST, False, True)):
+        for num_tokens in (1, 1, plan.draft_length or 1):
+            times.see(plan, num_tokens, seconds_of(plan, num_tokens, each_query))
+    return times
 
 
 def nothing_seen():
@@ -35,7 +44,7 @@ def nothing_seen():
 
 
 def planner(each_query, chance, is_static=False, is_wide=False, usual=None, times=None):
-    times = times or times_of(each_query, is_static, is_wide)
+    times = times or times_of(each_query)
     prior = [chance] * (LONGEST - 1)
     return DraftPlanner(times, plans_up_to(LONGEST, is_wide, is_static), prior, usual or nothing_seen(), is_static)
 
@@ -48,7 +57,7 @@ class Text:
         self.num_left = 0  # masks that still predict what follows
         self.tokens, self.seconds = 0, 0.0
 
-    def step(self, plan, times):
+    def step(self, plan, each_query):
         """Returns what the planner would be told: num_drafted, num_tokens, counts and the seconds."""
         length = plan.draft_length
         num_tokens = 1 if plan == PLAIN else length if self.is_static or self.num_left else 1
@@ -56,7 +65,7 @@ class Text:
         count = 1
         while count < num_drafted and self.draw.random() < self.chances[count - 1]:
             count += 1
-        seconds = times[shape_of(plan, num_tokens)]
+        seconds = seconds_of(plan, num_tokens, each_query)
         self.tokens, self.seconds = self.tokens + count, self.seconds + seconds
         self.num_left = self.masks_left(plan, num_tokens, num_drafted, count)
         return num_drafted, num_tokens, count, seconds
@@ -75,14 +84,14 @@ class Text:
         return plan.draft_length - 1 - (count - max(below)) if below else 0
 
 
-def play(chooser, chances, is_static, times, length=64, seed=0, noise=0.0):
+def play(chooser, chances, is_static, each_query, length=64, seed=0, noise=0.0):
     """The rate of one text; a `DraftPlanner` is told what a decode would tell it."""
     text, noises = Text(chances, is_static, seed), random.Random(seed + 1)
     while text.tokens < length:
         plan = chooser.choose()
-        num_drafted, num_tokens, count, seconds = text.step(plan, times)
+        num_drafted, num_tokens, count, seconds = text.step(plan, each_query)
         if isinstance(chooser, DraftPlanner):
-            chooser.see_time(shape_of(plan, num_tokens), seconds * (1 + noise * noises.gauss(0, 1)))
+            chooser.times.see(plan, num_tokens, seconds * (1 + noise * noises.gauss(0, 1)))
             for seen in (chooser.usual, chooser.own):
                 seen.see([(min(num_drafted, num_tokens), count)])
     return text
@@ -91,21 +100,22 @@ def play(chooser, chances, is_static, times, length=64, seed=0, noise=0.0):
 @functools.cache
 def fixed_rates(each_query, chance, is_static, num_texts):
     """Tokens a second of each plan that never changes, over many texts."""
-    times, chances, fixed = times_of(each_query, is_static), [chance] * (LONGEST - 1), {}
+    chances, fixed = [chance] * (LONGEST - 1), {}
     for plan in (PLAIN, *plans_up_to(LONGEST, False, is_static)):
-        texts = [play(OnePlan(plan), chances, is_static, times, seed=seed) for seed in range(num_texts)]
+        texts = [play(OnePlan(plan), chances, is_static, each_query, seed=seed) for seed in range(num_texts)]
         fixed[plan] = sum(text.tokens for text in texts) / sum(text.seconds for text in texts)
     return fixed
 
 
 def rates(each_query, chance, prior, is_static, num_texts=30):
-    """Tokens a second over many texts: of the planner, of each fixed plan, and of the planner's slowest text."""
-    times, chances = times_of(each_query, is_static), [chance] * (LONGEST - 1)
+    """Tokens a second over many texts: of the planner, of each fixed plan, and of the planner's slowest text. The first
+    text shows what steps take."""
+    chances = [chance] * (LONGEST - 1)
     fixed = fixed_rates(each_query, chance, is_static, num_texts)
-    usual, followed, texts = nothing_seen(), dict(times), []
+    usual, followed, texts = nothing_seen(), StepTimes(), []
     for seed in range(num_texts):
         chooser = planner(each_query, prior, is_static, usual=usual, times=followed)
-        texts.append(play(chooser, chances, is_static, times, seed=seed, noise=0.05))
+        texts.append(play(chooser, chances, is_static, each_query, seed=seed, noise=0.05))
     rate = sum(text.tokens for text in texts) / sum(text.seconds for text in texts)
     return rate, fixed, min(text.tokens / text.seconds for text in texts)
 
@@ -148,7 +158,9 @@ def test_a_wrong_record_is_left_within_sixteen_drafts(prior, chance):
 
 
 def test_where_width_is_free_long_drafts_with_all_branches_are_best():
-    times = dict.fromkeys(times_of(0.0, is_wide=True), 1.0)
+    times = StepTimes()
+    for plan in (PLAIN, *plans_up_to(LONGEST, True, False)) * 2:
+        times.see(plan, 1, 1.0)
     assert planner(0.0, 0.8, is_wide=True, times=times).choose() == Plan(8, 8)
 
 
@@ -161,7 +173,7 @@ def test_where_width_costs_less_is_drafted():
 @pytest.mark.parametrize("chance", [0.3, 0.8])
 def test_the_promised_rate_is_nearly_the_rate_of_playing_it(plan, chance):
     of = planner(0.03, chance)
-    played = play(OnePlan(plan), [chance] * 7, False, of.times, length=30_000)
+    played = play(OnePlan(plan), [chance] * 7, False, 0.03, length=30_000)
     promised = of.tokens_per_second(plan, of.chances())
     assert promised == pytest.approx(played.tokens / played.seconds, rel=0.06)  # it looks one missed branch ahead
 
@@ -178,25 +190,40 @@ def test_where_nothing_pays_a_draft_is_tried_now_and_then():
     assert tries[:2] == [0, 1] and 4 <= len(tries) <= 6
 
 
-def test_a_step_between_plans_of_two_lengths_has_no_time_of_its_own():
-    chooser = planner(0.02, 0.6)
-    before = dict(chooser.times)
-    longest = Plan(LONGEST, 1)
-
-    chooser.saw(longest, num_drafted=[2], num_tokens=2, counts=[1])
-
-    assert shape_of(longest, 2) not in before
-    assert chooser.times == before
-    assert chooser.own.reached[0] > 0
+def test_times_lie_on_a_line_through_the_steps_seen():
+    times = times_of(0.05)
+    for plan in (PLAIN, Plan(2, 1), Plan(4, 2), Plan(8, 1), Plan(8, 8)):
+        for num_tokens in {1, plan.draft_length or 1}:
+            assert times.of(plan, num_tokens) == pytest.approx(seconds_of(plan, num_tokens, 0.05))
 
 
-def test_a_machine_that_slows_down_while_drafting_does_not_make_plain_decoding_look_cheap():
-    of = planner(0.02, 0.9)
-    ratio = of.times[8, 1, 8] / of.times[PLAIN_SHAPE]
+def test_more_queries_never_take_less_and_no_step_takes_nothing():
+    line = Line()
+    for queries, seconds in ((4, 2.0), (16, 1.0), (4, 2.0), (16, 1.0)):
+        line.see(queries, seconds)
+    assert line.at(4) == line.at(16) == pytest.approx(1.5, rel=0.02)
+    line = Line()
+    for queries, seconds in ((10, 1.0), (12, 1.9), (10, 1.0), (12, 1.9)):
+        line.see(queries, seconds)
+    assert 0 < line.at(1) < line.at(2) < line.at(10)
+
+
+def test_an_interrupted_step_counts_for_two_and_a_slower_machine_is_noticed():
+    times = times_of(0.02)
+    expected = seconds_of(Plan(8, 1), 8, 0.02)
+    before = times.of(Plan(8, 1), 8)
+    times.see(Plan(8, 1), 8, 1000.0)
+    assert before < times.of(Plan(8, 1), 8) < 1.2 * before
     for _ in range(200):
-        of.see_time((8, 1, 8), 3 * (1 + 0.02 * 15 + 0.15))
-    assert of.times[PLAIN_SHAPE] > 1.6 and of.times[8, 1, 8] == pytest.approx(3 * 1.45, rel=0.05)
-    assert of.times[8, 1, 8] / of.times[PLAIN_SHAPE] < 2 * ratio
+        times.see(Plan(8, 1), 8, 3 * expected)
+    assert times.of(Plan(8, 1), 8) == pytest.approx(3 * expected, rel=0.2)
+
+
+def test_the_first_step_of_a_plan_may_compile_and_is_not_counted():
+    times = StepTimes()
+    for plan, seconds in ((PLAIN, 30.0), (PLAIN, 1.0), (Plan(4, 1), 60.0), (Plan(4, 1), 2.0)):
+        times.see(plan, 1, seconds)
+    assert (times.of(PLAIN, 1), times.of(Plan(4, 1), 1)) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize("each_query", [0.0, 0.02, 10.0])
@@ -235,20 +262,47 @@ def test_plans_that_change_all_the_time_leave_the_text_alone(monkeypatch):
         assert model.generate(prompts, num_branches="auto", **keywords).tolist() == expected.tolist()
 
 
-def test_times_are_measured_once_for_a_model_and_leave_the_text_alone():
-    model = tiny_tidar(draft_length=4)
+def test_a_model_is_timed_by_the_steps_of_its_first_text():
+    model, prompt = tiny_tidar(draft_length=4), random_prompts(1, 7)
     hook = CountedForwards(model)
-    prompts = random_prompts(1, 7)
-    text = plain_greedy_loop(model, prompts[0], num_new=60).tolist()
+    text = plain_greedy_loop(model, prompt[0], num_new=60).tolist()
     keywords = {"max_new_tokens": 60, "do_sample": False, "num_branches": "auto", "return_dict_in_generate": True}
-    counts = []
+    plans = []
     for _ in range(2):
         hook.num_queries.clear()
-        output = model.generate(prompts, **keywords)
+        output = model.generate(prompt, **keywords)
         assert output.sequences[0].tolist() == text
-        counts.append(len(hook.num_queries) - output.num_forwards - output.num_prefill_forwards)
-    num_shapes = 1 + len({shape_of(plan, n) for plan in plans_up_to(4, False, False) for n in (plan.draft_length, 1)})
-    assert counts == [4 * num_shapes, 0]
+        assert len(hook.num_queries) == output.num_forwards + output.num_prefill_forwards
+        assert sum(output.plans.values()) == output.num_forwards
+        plans.append(output.plans)
+    assert all(plans[0][plan] >= 2 for plan in (PLAIN, (2, 1), (4, 2)))
+
+
+def test_without_keywords_the_planner_chooses(monkeypatch):
+    model, seen, planner_of = tiny_tidar(draft_length=4), [], DECODER.planner_of
+    monkeypatch.setattr(DECODER, "planner_of", lambda *args: seen.append(planner_of(*args)) or seen[-1])
+    model.generation_config.num_branches = None
+    model.generate(random_prompts(1, 4), max_new_tokens=3, do_sample=False)
+    model.generate(random_prompts(1, 4), max_new_tokens=3, do_sample=True, seed=1)  # which a clock may not change
+    model.generate(random_prompts(1, 4), max_new_tokens=3, num_branches="auto", draft_length=1)
+    assert [type(of) for of in seen] == [DraftPlanner, OnePlan, OnePlan]
+    assert [of.plan for of in seen[1:]] == [Plan(4, 1), PLAIN]
+
+
+def test_a_checkpoint_that_was_never_taught_decodes_plainly_and_says_so_once(monkeypatch):
+    said = []
+    monkeypatch.setattr(GENERATION.logger, "warning_once", said.append)
+    model, prompt = tiny_tidar(draft_length=4), random_prompts(1, 7)
+    model.generation_config.num_branches = None
+    model.generation_config.draft_acceptance = {"chances": [0.0] * 3, "num_prompts": 0}
+    hook = CountedForwards(model)
+    keywords = {"max_new_tokens": 20, "do_sample": False}
+    text = model.generate(prompt, **keywords)
+    assert hook.num_queries == [7, *[1] * 19]
+    assert "never taught to draft" in said.pop() and not said
+    hook.num_queries.clear()
+    assert model.generate(prompt, num_branches=1, **keywords).tolist() == text.tolist()
+    assert max(hook.num_queries[1:]) > 1 and not said
 
 
 def test_perfect_drafts_are_used_where_they_pay(monkeypatch):
@@ -271,11 +325,11 @@ def test_the_record_of_a_checkpoint_is_what_is_expected_first(monkeypatch):
     monkeypatch.setattr(DECODER, "planner_of", lambda *args: seen.append(planner_of(*args)) or seen[-1])
     prompt, keywords = random_prompts(1, 4), {"max_new_tokens": 3, "do_sample": False, "num_branches": "auto"}
     model.generate(prompt, **keywords)
-    model.generation_config.draft_acceptance = [0.9, 0.5]
+    model.generation_config.draft_acceptance = {"chances": [0.9, 0.5], "num_prompts": 40}
     model.generate(prompt, **keywords)
     assert [of.prior for of in seen] == [[0.6] * 3, [0.9, 0.5, 0.6]]
-    model.generation_config.draft_acceptance = [0.9, "0.5"]
-    with pytest.raises(ValueError, match="`draft_acceptance` must be a list of chances from 0 to 1"):
+    model.generation_config.draft_acceptance = {"chances": [0.9, "0.5"]}
+    with pytest.raises(ValueError, match="`draft_acceptance` must be a dictionary with a list of `chances` from 0 to"):
         model.generate(prompt, **keywords)
 
 

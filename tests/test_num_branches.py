@@ -209,7 +209,7 @@ def test_what_cannot_be_is_refused_by_name(num_branches):
         tiny_tidar(draft_length=4).generate(random_prompts(1, 4), max_new_tokens=3, num_branches=num_branches)
 
 
-@pytest.mark.parametrize("num_branches", [None, 2, 3])
+@pytest.mark.parametrize("num_branches", ["all", 2, 3])
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_logits_of_all_masks_read_at_once_draft_what_those_read_later_do(num_branches, cache, monkeypatch):
     """As an accelerator reads them."""

@@ -42,7 +42,7 @@ def graphs_of(model):
     return dict(kept.graphs) if (kept := step_graph._kept.get(decoder_of(model))) else {}
 
 
-@pytest.mark.parametrize("num_branches", [None, 1, 2, "auto"])
+@pytest.mark.parametrize("num_branches", ["all", 1, 2, "auto"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
 def test_every_way_of_a_step_writes_plain_decodings_text(family, num_branches):
     model = tiny_tidar(family, draft_length=4).to(DEVICE)
@@ -53,7 +53,7 @@ def test_every_way_of_a_step_writes_plain_decodings_text(family, num_branches):
     assert num_graphs(model) == (0 if DEVICE == "cpu" else 3 if num_branches == "auto" else 1)
 
 
-@pytest.mark.parametrize("num_branches", [None, 1, 3])
+@pytest.mark.parametrize("num_branches", ["all", 1, 3])
 def test_a_head_writes_one_draft_however_steps_run(num_branches):
     model = with_random_head(tiny_tidar("qwen3", draft_length=4), size=0.3).to(DEVICE)
     keywords = on_device(ragged()) | {"max_new_tokens": 40, "eos_token_id": [25, 36, 44], "do_sample": False}
@@ -74,7 +74,7 @@ def test_where_more_than_the_logits_is_asked_for_the_text_is_the_same(wish):
         assert model.generate(**keywords, **how).sequences.tolist() == expected, how
 
 
-@pytest.mark.parametrize("num_branches", [None, 2])
+@pytest.mark.parametrize("num_branches", ["all", 2])
 def test_a_seed_gives_one_text_however_steps_run(num_branches):
     model = tiny_tidar("qwen3", draft_length=4).to(DEVICE)
     keywords = on_device(ragged()) | {"max_new_tokens": 24, "do_sample": True, "seed": 5, "num_branches": num_branches}

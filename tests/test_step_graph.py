@@ -36,7 +36,7 @@ def recorded(monkeypatch):
     return Recording
 
 
-@pytest.mark.parametrize("num_branches", [None, 1, 2])
+@pytest.mark.parametrize("num_branches", ["all", 1, 2])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3"])
 def test_recorded_steps_write_the_same_text(recorded, family, num_branches):
     model = tiny_tidar(family, draft_length=4)
@@ -49,7 +49,7 @@ def test_recorded_steps_write_the_same_text(recorded, family, num_branches):
     assert recorded.num_recorded == 2 and recorded.num_replays > 12
 
 
-@pytest.mark.parametrize("num_branches", [None, 2, "auto"])
+@pytest.mark.parametrize("num_branches", ["all", 2, "auto"])
 def test_a_recorded_step_writes_the_draft_a_head_would_write(recorded, num_branches, monkeypatch):
     calls = []
     run_step = StepRunner.__call__

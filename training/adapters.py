@@ -115,4 +115,4 @@ def save_trained(trained: Any, trainer: Any, tokenizer: Any, arguments: Finetune
     trained.save_pretrained(folder, **({"state_dict": weights} if weights else {}))
     tokenizer.save_pretrained(folder)
     if arguments.mode == "gated":
-        write_adapter_code(folder, trained.get_base_model().tidar_config)
+        write_adapter_code(folder, trained.get_base_model())

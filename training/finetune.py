@@ -7,13 +7,22 @@ from typing import Any
 from accelerate import PartialState
 from transformers import AutoTokenizer, EarlyStoppingCallback, set_seed
 
+from ..modeling_tidar.modeling_tidar import record_acceptance
 from .adapters import load_model, save_trained, with_adapter
 from .dialogue import PaddingCollator
-from .report import HeldOut, measure, read_held_out, run_report, warn_if_masks_are_untaught, write_report
+from .report import (
+    HeldOut,
+    acceptance_record,
+    measure,
+    read_held_out,
+    run_report,
+    warn_if_masks_are_untaught,
+    write_report,
+)
 from .row_sources import TrainingRows, open_rows, training_rows
 from .run_folder import SafeStop, TrainingStopped, check_manifest, data_fingerprint, fingerprint, write_manifest
 from .trainer_recurrent import RecurrentTrainer
-from .trainer_tidar import TiDARTrainer
+from .trainer_tidar import DraftingReport, TiDARTrainer
 from .training_arguments import FinetuneArguments
 
 
@@ -49,6 +58,8 @@ def finetune(model_path: str | Path, data: str | Path, output_dir: str | Path, *
     warn_if_masks_are_untaught(before, arguments)
     train(trainer, arguments)
     after = measure(model, held_out, arguments, compare_with_plain=True)
+    if isinstance(after, DraftingReport):
+        record_acceptance(model, acceptance_record(after, held_out.kinds))
 
     save_trained(trained, trainer, tokenizer, arguments)
     report = run_report(arguments, rows, trainer.state, before, after)

@@ -4,6 +4,7 @@ P tokens of a prompt.
 """
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,33 +32,40 @@ class HeldOut(NamedTuple):
     Attributes:
         prompt_ids: [P] each, to decode.
         rows: encoded rows with an answer, for perplexity.
+        kinds: the number of prompts of each kind.
     """
 
     prompt_ids: list[torch.Tensor]
     rows: list[dict[str, list[int]]]
+    kinds: dict[str, int]
 
 
 def read_held_out(arguments: FinetuneArguments, tokenizer: Any) -> HeldOut:
     """The prompts of `eval_prompts_path`, and their answers for a recurrent-depth model."""
     if not arguments.eval_prompts_path:
-        return HeldOut([], [])
+        return HeldOut([], [], {})
     rows = list(read_jsonl(arguments.eval_prompts_path))
     answered = [row for row in rows if row.keys() & {"answer", "text", "messages"}] if arguments.is_recurrent else []
+    # The prompts are taken evenly through the rows.
+    chosen = rows[:: max(1, len(rows) // arguments.num_eval_prompts)][: arguments.num_eval_prompts]
     return HeldOut(
-        prompt_ids(rows, tokenizer, arguments.num_eval_prompts),
+        [prompt_ids(row, tokenizer) for row in chosen],
         [encode_row(row, tokenizer, arguments.max_length) for row in answered],
+        dict(Counter(str(row.get("kind", "unnamed")) for row in chosen)),
     )
 
 
-def prompt_ids(rows: list[dict[str, Any]], tokenizer: Any, num_prompts: int) -> list[torch.Tensor]:
-    """The ids [P] of `num_prompts` prompts, evenly spaced in the rows."""
-    chosen = rows[:: max(1, len(rows) // num_prompts)][:num_prompts]
-    return [
-        chat_prompt_ids(row["prompt"], tokenizer)
-        if "prompt" in row
-        else torch.tensor(tokenizer(row["text"])["input_ids"][:NUM_TOKENS_OF_TEXT])
-        for row in chosen
-    ]
+def prompt_ids(row: dict[str, Any], tokenizer: Any) -> torch.Tensor:
+    """The ids [P] of a row's prompt."""
+    if "prompt" in row:
+        return chat_prompt_ids(row["prompt"], tokenizer)
+    return torch.tensor(tokenizer(row["text"])["input_ids"][:NUM_TOKENS_OF_TEXT])
+
+
+def acceptance_record(report: DraftingReport, kinds: dict[str, int]) -> dict[str, Any]:
+    """The `draft_acceptance` of a generation config, from an evaluation."""
+    chances = [round(chance, 3) for chance in report.acceptance]
+    return {"chances": chances, "num_prompts": sum(kinds.values()), "kinds": kinds}
 
 
 def measure(

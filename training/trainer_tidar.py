@@ -38,20 +38,22 @@ def measure_drafting(
     compare_with_plain: bool = False,
     **generate_kwargs: Any,
 ) -> DraftingReport:
-    """Decodes prompts [P] one by one, greedily by default, and counts tokens and forwards."""
+    """Decodes prompts [P] one by one, and counts tokens and forwards. By default it decodes greedily, with every branch
+    (the paper's form)."""
     was_training = model.training
     model.eval()
     histogram = torch.zeros(0)
     num_tokens = num_identical = 0
     for ids in prompt_ids:
-        arguments = {"max_new_tokens": max_new_tokens, "do_sample": False, **generate_kwargs}
+        arguments = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_branches": "all", **generate_kwargs}
         ids = ids[None].to(model.device)
         output = model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **arguments)
         counts = output.accepted_lengths.sum(dim=0)
         histogram = counts if not len(histogram) else histogram + counts
         num_tokens += output.sequences.shape[1] - ids.shape[1] - 1
         if compare_with_plain:
-            plain = model.generate(ids, attention_mask=torch.ones_like(ids), **arguments | {"draft_length": 0})
+            arguments |= {"draft_length": 0, "num_branches": None}
+            plain = model.generate(ids, attention_mask=torch.ones_like(ids), **arguments)
             num_identical += torch.equal(plain, output.sequences)
     model.train(was_training)
     num_forwards = int(histogram.sum())

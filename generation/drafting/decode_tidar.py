@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.utils import logging
 
 from ..execution.compiled_layers import compile_config_of, is_captured
 from ..execution.model_form import ModelForm
+from ..execution.packed_linear import pays_to_pack
 from ..execution.step_graph import StepGraphs
 from ..kept_with_model import one_thread_at_a_time
 from ..processed_scores import ProcessedScores
@@ -27,6 +29,8 @@ from .draft_planner import planner_of
 from .draft_step import PLAIN, Decided, Plan, StepState
 from .options_tidar import TiDAROptions
 from .step_runner import StepRunner
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -44,6 +48,9 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
             prefill's token is not counted, nor what was drafted after the text's end. NaN for a row without a decode
             forward.
         accepted_lengths: [B, K] how often a forward of the row accepted 1, 2, ..., K tokens.
+        plans: decode forwards by their plan: K drafted tokens after each of B numbers of accepted tokens, as (K, B).
+            (0, 0) decoded plainly.
+        packed_weights: whether packed weights were read.
     """
 
     num_forwards: int | None = None
@@ -51,6 +58,8 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
     num_tie_forwards: int | None = None
     tokens_per_forward: Tensor | None = None
     accepted_lengths: Tensor | None = None
+    plans: dict[tuple[int, int], int] | None = None
+    packed_weights: bool | None = None
 
 
 class Record:
@@ -60,14 +69,17 @@ class Record:
         self.num_forwards = 0
         self.generation_config = generation_config
         self.accepted_lengths = torch.zeros(batch_size, draft_length, dtype=torch.long)
+        self.plans: dict[tuple[int, int], int] = {}
 
-    def add_forward(self, rows: list[int], num_accepted: list[int]) -> None:
+    def add_forward(self, plan: Plan, rows: list[int], num_accepted: list[int]) -> None:
         self.num_forwards += 1
+        self.plans[tuple(plan)] = self.plans.get(tuple(plan), 0) + 1
         for row, count in zip(rows, num_accepted, strict=True):
             self.accepted_lengths[row, count - 1] += 1
 
     def output(self, transcript: Transcript, network: Any, cache: DynamicCache | None) -> Any:
         """The ids [B, P + N], or all that a caller may ask for."""
+        self.log(network.form.is_packed)
         if not self.generation_config.return_dict_in_generate:
             return transcript.sequences()
         num_new_tokens = transcript.num_new_tokens
@@ -82,8 +94,15 @@ class Record:
             num_tie_forwards=network.num_tie_forwards,
             tokens_per_forward=(torch.tensor(num_new_tokens) - 1) / self.accepted_lengths.sum(dim=1),
             accepted_lengths=self.accepted_lengths,
+            plans=self.plans,
+            packed_weights=network.form.is_packed,
             **{CACHE: cache},
         )
+
+    def log(self, is_packed: bool) -> None:
+        """Says what was chosen, where transformers' verbosity is info."""
+        plans = ", ".join(f"K={k} B={b}: {count}" if k else f"plain: {count}" for (k, b), count in self.plans.items())
+        logger.info(f"{self.num_forwards} decode forwards ({plans}){', packed weights' * is_packed}")
 
 
 @one_thread_at_a_time
@@ -145,7 +164,7 @@ def write_texts(
     # 1. Prefill: the prompt decides the first token, and a block of masks may draft what follows it.
     state, decided = begin(run, transcript, options, position_ids)
     _, drafted = transcript.extend(decided.ids, decided.num_accepted, state.num_drafted, decided.chosen_by)
-    planner = planner_of(run, state, options)
+    planner = planner_of(run, len(transcript.lengths), options)
     while places := transcript.drop_ended():
         # 2. Ended rows leave the forward.
         state, drafted = network.rows.keep(state, places), [drafted[place] for place in places]
@@ -163,7 +182,7 @@ def write_texts(
         counts, drafted = transcript.extend(decided.ids, decided.num_accepted, state.num_drafted, decided.chosen_by)
         network.rows.advance(counts)
         planner.saw(plan, before, num_tokens, counts)
-        record.add_forward(transcript.active, counts)
+        record.add_forward(plan, transcript.active, counts)
     return state
 
 
@@ -189,11 +208,11 @@ def begin(
 
 
 def num_read(plan: Plan, state: StepState, drafted: list[int], options: TiDAROptions) -> int:
-    """N of the next step: tokens of the draft at hand that are read. A static step always has K."""
+    """N of the next step: tokens of the draft at hand that are read. A static step reads K."""
     if plan == PLAIN:
         return 1
     if options.is_static:
-        return options.draft_length
+        return plan.draft_length
     return state.draft_ids.shape[1] if max(drafted) > 1 else 1
 
 
@@ -220,7 +239,7 @@ def network_of(
     """The model as steps call it, with its cache; and the graphs of captured steps, or None."""
     batch_size, device = len(transcript.lengths), device_of(model)
     compile_config = compile_config_of(model, generation_config) if options.is_static else None
-    is_tie_safe, is_packed = options.exact == "tie-safe", options.packed_weights
+    is_tie_safe, is_packed = options.exact == "tie-safe", packs_weights(model, options)
     form = ModelForm(model, is_tie_safe=is_tie_safe, is_packed=is_packed, compile_config=compile_config)
     graphs, cache = None, DraftCache(batch_size, num_cache_layers(model), device)
     if options.is_static:
@@ -239,6 +258,11 @@ def network_of(
     rows = DraftRows(cache, batch_size, is_real_slot, returns_cache)
     head = draft_head_of(model) if options.draft_head is not False else None
     return DraftNetwork(model, rows, form, options.mask_embedding_id, head, graphs is not None), graphs
+
+
+def packs_weights(model: Any, options: TiDAROptions) -> bool:
+    """Whether packed weights are read: as the caller says, or where they cost nothing but memory."""
+    return pays_to_pack(model) and not options.exact if options.packed_weights is None else options.packed_weights
 
 
 def handed_back(given: Any, cache: DynamicCache) -> Any:

@@ -1,24 +1,25 @@
 """How much to draft next: the plan with the most expected tokens a second.
 
-A rows, K tokens drafted at a time, B branches, N tokens of a draft, M blocks of masks.
+A rows, K tokens drafted at a time, B branches, N tokens of a draft.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log
 
+import torch
+from torch import distributed
+
 from ..kept_with_model import kept_with
-from .draft_step import PLAIN, Plan, StepState
+from .draft_step import PLAIN, Plan
 from .options_tidar import TiDAROptions
 from .step_runner import StepRunner
 
-Shape = tuple[int, int, int]  # N, M and K of a step
-PLAIN_SHAPE: Shape = (1, 0, 0)
 PRIOR_CHANCE = 0.6  # that a drafted token stands, where the checkpoint has no record of it
 RECORD_WEIGHT = 3.0  # drafts that the checkpoint's record counts for: the fourth draft outweighs a wrong one
 USUAL_WEIGHT = 24.0  # drafts that other texts count for beside a text's own: as many as a short text has
-FORGETTING = 0.99  # weight of a draft one draft later: the last hundred decide
+FORGETTING = 0.99  # weight of a draft, or of a step's time, one step later: the last hundred decide
 RETRY = 128  # plain forwards before a draft is tried again, which costs one to three of them
 
 
@@ -54,20 +55,75 @@ class Acceptance:
 
 
 @dataclass
+class Line:
+    """Seconds of a step by the number of its query tokens: a line through the steps seen, by least squares.
+
+    Attributes:
+        sums: of weights, queries, seconds, squared queries, and queries times seconds.
+    """
+
+    sums: list[float] = field(default_factory=lambda: [0.0] * 5)
+
+    def see(self, num_queries: int, seconds: float) -> None:
+        """Takes in a step. At most twice the expected time counts, since other programs may have interrupted it."""
+        if self.sums[0]:
+            seconds = min(seconds, 2 * self.at(num_queries))
+        new = 1, num_queries, seconds, num_queries**2, num_queries * seconds
+        self.sums = [FORGETTING * old + one for old, one in zip(self.sums, new, strict=True)]
+
+    def at(self, num_queries: int) -> float:
+        """The expected seconds. More queries never take less, and the line begins at 0 or above."""
+        weight, *sums = self.sums
+        queries, seconds, squares, products = (one / weight for one in sums)
+        slope = (products - queries * seconds) / max(squares - queries**2, 1e-9)
+        return seconds + min(max(slope, 0.0), seconds / queries) * (num_queries - queries)
+
+
+@dataclass
+class StepTimes:
+    """What steps take, by the real steps of one model, device, dtype and number of rows; kept with the model.
+
+    Attributes:
+        plain, drafting: seconds of steps without and with masks.
+        num_seen: steps of each plan.
+    """
+
+    plain: Line = field(default_factory=Line)
+    drafting: Line = field(default_factory=Line)
+    num_seen: dict[Plan, int] = field(default_factory=dict)
+
+    def see(self, plan: Plan, num_tokens: int, seconds: float) -> None:
+        """Takes in a step. The first of each plan may compile, capture or allocate, and is not counted."""
+        self.num_seen[plan] = self.num_seen.get(plan, 0) + 1
+        if self.num_seen[plan] > 1:
+            self.line_of(plan).see(num_queries(plan, num_tokens), seconds)
+
+    def of(self, plan: Plan, num_tokens: int) -> float:
+        return self.line_of(plan).at(num_queries(plan, num_tokens))
+
+    def line_of(self, plan: Plan) -> Line:
+        return self.plain if plan == PLAIN else self.drafting
+
+
+@dataclass
 class DraftPlanner:
     """Chooses plans by what steps take and by how often drafted tokens stand.
 
     Attributes:
-        times: seconds of a step, by its shape, kept with the model.
+        plans: from the fewest queries to the most.
         prior: for each slot after the first, the chance that it stands, by the checkpoint's record.
         usual: acceptance in all texts, kept with the model; the prior of a text's own.
+        num_rows: rows of the batch. Steps are timed while none has ended.
+        shared_on: where several ranks run one model together, the device of their messages. Rank 0 chooses for all.
     """
 
-    times: dict[Shape, float]
+    times: StepTimes
     plans: list[Plan]
     prior: list[float]
     usual: Acceptance
     is_static: bool = False
+    num_rows: int = 1
+    shared_on: torch.device | None = None
     began: float = 0.0
 
     def __post_init__(self) -> None:
@@ -75,13 +131,26 @@ class DraftPlanner:
 
     def choose(self) -> Plan:
         """The plan of the next step, which is timed from here on."""
+        plan = self.unseen() or self.best()
+        if self.shared_on is not None:
+            choices = [PLAIN, *self.plans]
+            number = torch.tensor(choices.index(plan), device=self.shared_on)
+            distributed.broadcast(number, src=0)
+            plan = choices[int(number)]
+        self.began = time.perf_counter()
+        return plan
+
+    def unseen(self) -> Plan | None:
+        """A plan that has to be timed before others can be compared: none, the narrowest and the widest, twice each."""
+        ends = (PLAIN, self.plans[0], self.plans[-1])
+        return next((plan for plan in ends if self.times.num_seen.get(plan, 0) < 2), None)
+
+    def best(self) -> Plan:
         chances = self.chances()
         best = max(self.plans, key=lambda plan: self.tokens_per_second(plan, chances))
-        if self.tokens_per_second(best, chances) <= 1 / self.times[PLAIN_SHAPE]:
-            cheapest = min(self.plans, key=lambda plan: self.times[shape_of(plan, plan.draft_length)])
-            best = cheapest if self.usual.num_plain >= RETRY else PLAIN
-        self.began = time.perf_counter()
-        return best
+        if self.tokens_per_second(best, chances) > 1 / self.times.of(PLAIN, 1):
+            return best
+        return self.plans[0] if self.usual.num_plain >= RETRY else PLAIN
 
     def chances(self) -> list[float]:
         """For each slot after the first, the chance that it stands after those before it. How a slot differs from its
@@ -104,31 +173,23 @@ class DraftPlanner:
             reaches.append(reaches[-1] * chance)
         stops = [here - further for here, further in pairwise([*reaches, 0.0])]
         branches = sorted(range(length), key=lambda stop: -stops[stop])[: plan.num_branches]
-        both = self.times[shape_of(plan, length)]
+        both = self.times.of(plan, length)
         tokens, seconds = sum(reaches), both
         for stop in set(range(length)) - set(branches):
             below = max((branch for branch in branches if branch < stop), default=None)
             num_left = 0 if below is None else length - 1 - (stop - below)
             tokens += stops[stop] * sum(reaches[: num_left + 1])
             is_alone = not num_left and not self.is_static
-            seconds += stops[stop] * (self.times[shape_of(plan, 1)] if is_alone else both)
+            seconds += stops[stop] * (self.times.of(plan, 1) if is_alone else both)
         return tokens / seconds
 
     def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int]) -> None:
         """Takes in a step that read N tokens: how many of each row's draft counted, and how many of those stood."""
-        self.see_time(shape_of(plan, num_tokens), time.perf_counter() - self.began)
+        if len(counts) == self.num_rows:
+            self.times.see(plan, num_tokens, time.perf_counter() - self.began)
         drafts = [(min(length, num_tokens), count) for length, count in zip(num_drafted, counts, strict=True)]
         self.usual.see(drafts)
         self.own.see(drafts)
-
-    def see_time(self, shape: Shape, seconds: float) -> None:
-        """A tenth of what is seen counts: for this shape, and for all, since the machine may have slowed."""
-        if shape not in self.times:  # a draft of one length, read by a plan of another
-            return
-        change = min(max(seconds / self.times[shape], 0.5), 2.0) ** 0.1
-        for other in self.times:
-            self.times[other] *= change
-        self.times[shape] *= change
 
 
 @dataclass
@@ -144,44 +205,37 @@ class OnePlan:
         """Nothing is learnt."""
 
 
-def shape_of(plan: Plan, num_tokens: int) -> Shape:
-    """The shape of a step of this plan that reads N = `num_tokens`."""
-    num_blocks = plan.num_blocks(num_tokens)
-    return num_tokens, num_blocks, plan.draft_length if num_blocks else 0
+def num_queries(plan: Plan, num_tokens: int) -> int:
+    """Q of a step of this plan that reads N = `num_tokens`."""
+    return num_tokens + plan.num_blocks(num_tokens) * plan.draft_length
 
 
 def plans_up_to(draft_length: int, is_wide: bool, is_static: bool) -> list[Plan]:
     """Drafts of K, K/2 .. 2 tokens after one or two numbers of accepted tokens; after each, where width is cheap. Over
-    a static cache only drafts of K, since each shape is compiled."""
-    lengths = [draft_length] if is_static else [draft_length >> i for i in range(8)]
+    a static cache drafts of K or K/2 alone, since each shape is compiled."""
+    lengths = [draft_length >> i for i in range(2 if is_static else 8)]
     lengths = [length for length in lengths if length > 1]
-    return [Plan(n, b) for n in lengths for b in dict.fromkeys((1, 2, *([n] if is_wide else [])))]
+    plans = {Plan(n, b) for n in lengths for b in (1, *([] if is_static and not is_wide else [2]), *([n] * is_wide))}
+    return sorted(plans, key=lambda plan: (num_queries(plan, plan.draft_length), plan))
 
 
-def planner_of(run: StepRunner, state: StepState, options: TiDAROptions) -> DraftPlanner | OnePlan:
-    """The planner of one call. A model's step times are measured once for each device, dtype and number of rows, over
-    the prompt that was just read (`state`)."""
+def planner_of(run: StepRunner, num_rows: int, options: TiDAROptions) -> DraftPlanner | OnePlan:
+    """The planner of one call for a batch of `num_rows`."""
+    network, form, device = run.network, run.network.form, run.network.rows.cache.device
     if options.num_branches != "auto":
         return OnePlan(Plan(options.draft_length, int(options.num_branches)))
-    network, form, device = run.network, run.network.form, run.network.rows.cache.device
     plans = plans_up_to(options.draft_length, device.type != "cpu", options.is_static)
+    if not plans:
+        return OnePlan(PLAIN)
+    num_ranks = getattr(network.model, "tp_size", None) or 1
+    if num_ranks > 1 and num_ranks < distributed.get_world_size():
+        return OnePlan(plans[-1])  # several models: the ranks of one cannot be told from the others'
     known = kept_with(network.model).step_times
-    about = network.model.dtype, device, form.implementation, form.is_token_by_token, form.is_packed
-    key = *about, options.is_static, form.compiled is not None, network.head is not None, len(state.draft_ids)
-    times = known.setdefault(key, {})
-    shapes = [PLAIN_SHAPE, *(shape_of(plan, plan.draft_length) for plan in plans)]
-    if not options.is_static:
-        shapes += [shape_of(plan, 1) for plan in plans]
-    if missing := [shape for shape in dict.fromkeys(shapes) if shape not in times]:
-        times |= measured(missing, run, state)
+    how = network.model.dtype, device, form.implementation, form.is_token_by_token, form.is_packed
+    key = *how, options.is_static, form.compiled is not None, network.head is not None, num_rows
     num_slots = options.draft_length - 1
-    prior = [*options.draft_acceptance[:num_slots]]
+    prior = [*(options.draft_acceptance or ())][:num_slots]
     prior += [PRIOR_CHANCE] * (num_slots - len(prior))
     usual = known.setdefault(num_slots, Acceptance([0.0] * num_slots, [0.0] * num_slots))
-    return DraftPlanner(times, plans, prior, usual, options.is_static)
-
-
-def measured(shapes: list[Shape], run: StepRunner, state: StepState) -> dict[Shape, float]:
-    """Seconds of a step of each shape: the best of three rounds after one that warms up."""
-    rounds = [[run.seconds_of(shape, state) for shape in shapes] for _ in range(4)]
-    return dict(zip(shapes, map(min, zip(*rounds[1:], strict=True)), strict=True))
+    times = known.setdefault(key, StepTimes())
+    return DraftPlanner(times, plans, prior, usual, options.is_static, num_rows, device if num_ranks > 1 else None)

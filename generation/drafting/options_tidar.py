@@ -11,6 +11,7 @@ from transformers.utils import logging
 from ..stock_model import CACHE
 
 logger = logging.get_logger(__name__)
+ACCEPTANCE = "draft_acceptance"  # of a generation config: what an evaluation found
 
 # Differences of the two best scores under which wide forwards may order them differently from forwards of one token. In
 # bfloat16 it moved by up to 0.375 at 336 tokens of SmolLM2-135M; the others follow from their rounding.
@@ -23,10 +24,11 @@ class TiDAROptions:
     Args:
         draft_length: K, tokens drafted at a time; at most, and by default, the length the checkpoint was taught. 0
             decodes without drafts.
-        num_branches: B, 1 to K (the default). Each step prepares the next draft for the B most likely numbers of
-            accepted tokens. After another outcome a shorter draft is left, or none. "auto" chooses K and B for each
-            step (over a static cache B alone), as the most expected tokens a second. Step times are measured once a
-            model. Where drafts do not pay, decoding is plain, and a draft is tried now and then.
+        num_branches: "auto" (the default) chooses K and B for each step, as the most expected tokens a second by the
+            steps seen so far. Where drafts do not pay, steps are plain, and a draft is tried now and then. An integer
+            from 1 to K: each step prepares the next draft for the B most likely numbers of accepted tokens. After
+            another outcome a shorter draft is left, or none. "all": each number of accepted tokens, as in the paper.
+            With `seed`, by default 1, since "auto" goes by the clock.
         seed: for sampling: one integer for each row, so that a row's text does not depend on its batch; s stands for
             s + b in row b. By default the device's global generator draws.
         exact: "tie-safe", for greedy decoding: forwards of one token decide near-ties, as in plain decoding. Wide
@@ -41,9 +43,10 @@ class TiDAROptions:
             and cache are kept with the model.
         packed_weights: for bfloat16 or float32 on a CPU: linear layers read a second copy of their weights, in oneDNN's
             order. It takes as much memory again, and a second once. These products round differently from a stock
-            model's (in float32 only for several tokens), as those do between machines.
-        draft_acceptance: for each slot after the first, how often it stood after those before it in the checkpoint's
-            evaluation: what `num_branches="auto"` expects at first.
+            model's (in float32 only for several tokens), as those do between machines. By default drafting reads them
+            where the CPU has such products, the weights fit eight times into memory, and `exact` is not asked for.
+        draft_acceptance: for each slot after the first, how often it stood after those before it in an evaluation:
+            what "auto" expects at first. It stands in generation_config.json as {"chances": [...], "num_prompts": ...}.
         draft_head: a folder or Hub repository with a stock model's draft head, read once; False drafts without one.
             By default the head that the model was loaded with is used, if any.
     """
@@ -56,9 +59,9 @@ class TiDAROptions:
     mask_embedding_id: int = 0
     excluded_id: int | None = None
     is_static: bool = False
-    packed_weights: bool = False
+    packed_weights: bool | None = None
     draft_head: str | bool | None = None
-    draft_acceptance: tuple[float, ...] = ()
+    draft_acceptance: tuple[float, ...] | None = None
 
     KEYWORDS: ClassVar = (
         "draft_length",
@@ -93,11 +96,16 @@ class TiDAROptions:
             _check_static(is_static, given["exact"], generation_config)
         _check_weights_and_head(given["packed_weights"], given["draft_head"])
         return cls(
-            **given | {"draft_length": draft_length, "packed_weights": bool(given["packed_weights"])},
+            **given | {"draft_length": draft_length},
             excluded_id=taught["mask_token_id"] if taught["mask_token_id"] < vocab_size else None,
             is_static=is_static,
             draft_acceptance=_acceptance(generation_config),
         )
+
+    @property
+    def is_untaught(self) -> bool:
+        """Whether the caller leaves it to us how to draft, and no drafted token has stood yet."""
+        return self.num_branches == "auto" and bool(self.draft_acceptance) and not any(self.draft_acceptance)
 
     @property
     def has_every_branch(self) -> bool:
@@ -165,22 +173,20 @@ def _seed(given: Any) -> int | list[int] | None:
 
 
 def _num_branches(given: Any, draft_length: int, generation_config: Any) -> int | str:
-    if given is None:
-        return draft_length
-    if given == "auto" and draft_length == 1:
-        raise ValueError("`num_branches='auto'` has nothing to choose where `draft_length` is 1. Leave it out.")
-    if draft_length and given != "auto" and not _is_integer(given, 1, draft_length):
-        raise ValueError(
-            f"`num_branches` must be 'auto' or an integer from 1 to {draft_length}, the `draft_length` of this "
-            f"call: one for each number of tokens that may be accepted. It is {given!r}."
-        )
     is_seeded = generation_config.do_sample and getattr(generation_config, "seed", None) is not None
-    if draft_length and given == "auto" and is_seeded:
+    if given is None:
+        return 1 if is_seeded else "auto"
+    if given == "auto" and draft_length and is_seeded:
         raise ValueError(
             "`seed` promises the same sampled text again, but `num_branches='auto'` lets the clock decide what is "
             "drafted, and drafts decide which draw a token comes from. Give a number of branches, or no seed."
         )
-    return given
+    if draft_length and given not in ("auto", "all") and not _is_integer(given, 1, draft_length):
+        raise ValueError(
+            f"`num_branches` must be 'auto', 'all' or an integer from 1 to {draft_length}, the `draft_length` of this "
+            f"call: one for each number of tokens that may be accepted. It is {given!r}."
+        )
+    return draft_length if given == "all" else given
 
 
 def _check_static(is_static: bool, exact: Any, generation_config: Any) -> None:
@@ -203,12 +209,15 @@ def _check_weights_and_head(packed_weights: Any, head: Any) -> None:
         raise ValueError(f"`draft_head` must be a folder or Hub repository that has one, or False, but is {head!r}.")
 
 
-def _acceptance(generation_config: Any) -> tuple[float, ...]:
-    chances = getattr(generation_config, "draft_acceptance", None) or ()
-    if not isinstance(chances, list | tuple) or not all(isinstance(x, float | int) and 0 <= x <= 1 for x in chances):
+def _acceptance(generation_config: Any) -> tuple[float, ...] | None:
+    record = getattr(generation_config, ACCEPTANCE, None)
+    if record is None:
+        return None
+    chances = record.get("chances") if isinstance(record, dict) else None
+    if not isinstance(chances, list) or not all(isinstance(x, float | int) and 0 <= x <= 1 for x in chances):
         raise ValueError(
-            f"`draft_acceptance` must be a list of chances from 0 to 1, but is {chances!r}. Leave it out of "
-            "generation_config.json to begin without a record."
+            f"`draft_acceptance` must be a dictionary with a list of `chances` from 0 to 1, but is {record!r}. Leave "
+            "it out of generation_config.json to begin without a record."
         )
     return tuple(chances)
 

@@ -3,15 +3,12 @@
 A unfinished rows of B.
 """
 
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..execution.step_graph import Step, StepGraphs
-from ..processed_scores import ProcessedScores
 from .choice import Greedy, Sampled
 from .draft_network import DraftNetwork
 from .draft_step import Decided, DraftInputs, Plan, StepState, step
@@ -48,21 +45,6 @@ class StepRunner:
         about = plan, choice.wants_confidence, choice.scores.excluded_id, self.network.head is not None
         *after, ids, num_accepted = captured(self.network, graphs, about, run, state)
         return StepState(*after), Decided(ids, num_accepted)
-
-    def seconds_of(self, shape: tuple[int, int, int], state: StepState) -> float:
-        """How long a step of shape N, M and K takes. What it leaves in the cache, the next step overwrites."""
-        num_tokens, num_blocks, draft_length = shape
-        mine = self.choice
-        scores = ProcessedScores([], mine.scores.transcript, mine.scores.excluded_id)
-        plain = mine if mine.is_pure else Greedy(scores, getattr(mine, "wants_confidence", True))
-        plain.keeps_scores, plain.is_pure = False, True
-        begin = time.perf_counter()
-        tried = StepState(*(tensor.clone() for tensor in state)).with_length(num_tokens)
-        tried = tried._replace(num_drafted=torch.full_like(tried.num_drafted, num_tokens))
-        StepRunner(self.network, plain, self.graphs)(Plan(draft_length, num_blocks), tried)
-        if (device := self.network.rows.cache.device).type != "cpu":
-            torch.accelerator.synchronize(device)
-        return time.perf_counter() - begin
 
 
 class CapturedNetwork:

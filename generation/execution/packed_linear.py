@@ -4,6 +4,7 @@
 This file has all uses of torch's private operators. E outputs, D inputs.
 """
 
+import os
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -87,6 +88,15 @@ def check_packable(model: nn.Module, exact: str | None = None) -> None:
         )
 
 
+def pays_to_pack(model: nn.Module) -> bool:
+    """Whether packed weights cost nothing but memory here: a CPU has products of them, and memory for all weights eight
+    times over."""
+    if model.device.type != "cpu" or model.dtype not in PACKABLE or not has_onednn_products(model.dtype):
+        return False
+    num_bytes = sum(linear.weight.nbytes for _, _, linear in packable_linears(model))
+    return hasattr(os, "sysconf") and 8 * num_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 class PackedLinear(nn.Module):
     """Replaces an `nn.Linear` on a CPU without gradients. It shares the layer's parameters.
 
@@ -163,7 +173,8 @@ def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
     has_own_call = "forward" in linear.__dict__ or hooks_of(linear)
     # The fingerprint reads the weight as 64-bit integers.
     is_whole = weight.numel() > 0 and not weight.numel() % 4 and not weight.storage_offset() % 4
-    return weight.dtype == dtype and weight.is_contiguous() and is_whole and not has_own_call
+    is_plain = type(weight.data) is Tensor  # quantized weights are classes of their own
+    return is_plain and weight.dtype == dtype and weight.is_contiguous() and is_whole and not has_own_call
 
 
 def packed_copy(linear: nn.Linear, kept: MutableMapping[nn.Module, Any]) -> PackedLinear:

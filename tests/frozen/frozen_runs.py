@@ -136,8 +136,10 @@ def told_of(output: Any, num_sure: int | None = None) -> dict[str, Any]:
 
 
 def ran(model: Any, is_counted: bool = True, **keywords: Any) -> dict[str, Any]:
-    """One call of `generate`, and how wide the network's calls were, counted from outside."""
-    keywords = {"max_new_tokens": NUM_NEW, "return_dict_in_generate": True} | keywords
+    """One call of `generate`, and how wide the network's calls were, counted from outside. By default it drafts in the
+    paper's form, so that neither the clock nor this machine's products show in what is frozen."""
+    keywords = {"max_new_tokens": NUM_NEW, "return_dict_in_generate": True, "packed_weights": False} | keywords
+    keywords["num_branches"] = keywords.get("num_branches") or "all"
     network = model.base_model.model if isinstance(model, PeftModel) else model
     counted = CountedForwards(network) if is_counted else None
     prompt = keywords["input_ids"] if "input_ids" in keywords else keywords["inputs_embeds"]
