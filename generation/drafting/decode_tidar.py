@@ -58,7 +58,7 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
     num_tie_forwards: int | None = None
     tokens_per_forward: Tensor | None = None
     accepted_lengths: Tensor | None = None
-    plans: dict[tuple[int, int], int] | None = None
+    plans: dict[Plan, int] | None = None
     packed_weights: bool | None = None
 
 
@@ -69,11 +69,11 @@ class Record:
         self.num_forwards = 0
         self.generation_config = generation_config
         self.accepted_lengths = torch.zeros(batch_size, draft_length, dtype=torch.long)
-        self.plans: dict[tuple[int, int], int] = {}
+        self.plans: dict[Plan, int] = {}
 
     def add_forward(self, plan: Plan, rows: list[int], num_accepted: list[int]) -> None:
         self.num_forwards += 1
-        self.plans[tuple(plan)] = self.plans.get(tuple(plan), 0) + 1
+        self.plans[plan] = self.plans.get(plan, 0) + 1
         for row, count in zip(rows, num_accepted, strict=True):
             self.accepted_lengths[row, count - 1] += 1
 
