@@ -10,8 +10,7 @@ ADAPTER := adapters/smollm2-135m-instruct-gated
 .PHONY: demo bench bench-more test test-others lint setup clean
 
 demo: $(TIDAR)/config.json
-	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype float32 --max-new-tokens 64 --compare \
-	    --draft-length 4 --num-branches 1 --packed-weights \
+	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype bfloat16 --max-new-tokens 64 --compare \
 	    "Why does the moon change its shape over a month?" \
 	    "Write a Python function that counts the vowels in a string." \
 	    "A baker sells 14 loaves in the morning and 23 in the afternoon, at 3 dollars each. What does she earn?" \

@@ -33,9 +33,9 @@ class Contender:
     is_counted_apart: bool = False
     is_counted_within: bool = False
 
-    def packed(self) -> "Contender":
-        """The same with packed weights."""
-        return replace(self, name=f"{self.name} packed", keywords=self.keywords | {"packed_weights": True})
+    def packed(self, is_packed: bool) -> "Contender":
+        """The same, with packed weights or without."""
+        return replace(self, keywords=self.keywords | {"packed_weights": is_packed})
 
 
 def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
@@ -92,8 +92,7 @@ def contenders_of(
             )
             for contender in ours
         ]
-    if settings.has_packed_weights:
-        contenders = [one if one.model is stock else one.packed() for one in contenders]
+    contenders = [one if one.model is stock else one.packed(bool(settings.has_packed_weights)) for one in contenders]
     by_name = {contender.name: contender for contender in contenders}
     if unknown := [name for name in settings.only if name not in by_name]:
         raise ValueError(f"There is no {unknown[0]!r} among what these options measure: {', '.join(by_name)}.")

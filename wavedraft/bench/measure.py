@@ -105,7 +105,7 @@ def bench(
                 for batch in range(settings.num_batches)
             }
             first_ids, first_mask = next(iter(batches.values()))
-            with in_plain_form(contenders[0].model, settings.has_packed_weights):
+            with in_plain_form(contenders[0].model, bool(settings.has_packed_weights)):
                 results.forward_seconds += time_forwards(contenders[0].model, first_ids, first_mask, settings.repeats)
             for temperature in settings.temperatures:
                 _bench_cell(results, contenders, batches, settings, (batch_size, length, temperature), on_run)

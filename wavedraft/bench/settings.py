@@ -27,7 +27,7 @@ class Settings:
         num_lookup_tokens: `prompt_lookup_num_tokens` of transformers' prompt lookup.
         has_compiled: measure plain decoding and drafts with a static cache and torch.compile too; "auto" is compiled
             with the shortest of `draft_lengths`, which it keeps to.
-        has_packed_weights: our own contenders read packed weights (`packed_weights` of `generate`).
+        has_packed_weights: our own contenders read packed weights; by default where `generate` would.
         only: names of the contenders that are measured beside plain decoding; all where empty.
     """
 
@@ -41,7 +41,7 @@ class Settings:
     max_new_tokens: int = 32
     num_lookup_tokens: int = 10
     has_compiled: bool = False
-    has_packed_weights: bool = False
+    has_packed_weights: bool | None = None
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

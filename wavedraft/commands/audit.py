@@ -38,7 +38,7 @@ def audit(
     draft_length: DraftLength = None,
     num_branches: NumBranches = None,
     exact: Exact = None,
-    packed_weights: PackedWeights = False,
+    packed_weights: PackedWeights = None,
     compile: Compile = False,
     policy: Policy = None,
     num_prompts: NumPrompts = None,

@@ -68,7 +68,7 @@ def bench(
     num_lookup_tokens: NumLookupTokens = 10,
     compile: Compile = False,
     only: Only = None,
-    packed_weights: PackedWeights = False,
+    packed_weights: PackedWeights = None,
     dtype: Dtype = "auto",
     device: Device = None,
     output: Output = None,
@@ -138,6 +138,7 @@ def measured(
     from ..bench.measure import num_runs
     from ..bench.prompts import encode_kinds
     from ..bench.report import report
+    from ..generation.execution.packed_linear import pays_to_pack
     from .cli_checks import device_for
     from .loading import load, load_assistant
 
@@ -151,6 +152,8 @@ def measured(
     if left_out is not None:
         print(left_out, file=sys.stderr)
         settings = replace(settings, has_packed_weights=False)
+    if settings.has_packed_weights is None:
+        settings = replace(settings, has_packed_weights=pays_to_pack(loaded))
     stock = without_adapter(loaded)
     if options["adapter"] is not None:
         loaded.load_adapter(options["adapter"])

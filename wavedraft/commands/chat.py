@@ -34,7 +34,7 @@ def chat(
     draft_length: DraftLength = None,
     num_branches: NumBranches = None,
     exact: Exact = None,
-    packed_weights: PackedWeights = False,
+    packed_weights: PackedWeights = None,
     compile: Compile = False,
     policy: Policy = None,
     max_new_tokens: MaxAnswer = 512,

@@ -15,10 +15,10 @@ def without_none(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def drafting_keywords(num_branches: str | None, exact: str | None, packed_weights: bool = False) -> dict[str, Any]:
+def drafting_keywords(num_branches: str | None, exact: str | None, packed_weights: bool | None) -> dict[str, Any]:
     """The keywords that only TiDAR's `generate` has, without those not given; `generate` checks their values."""
     branches = int(num_branches) if num_branches is not None and num_branches.isdecimal() else num_branches
-    return without_none(num_branches=branches, exact=exact, packed_weights=packed_weights or None)
+    return without_none(num_branches=branches, exact=exact, packed_weights=packed_weights)
 
 
 def sampling_keywords(given: dict[str, Any]) -> dict[str, Any]:

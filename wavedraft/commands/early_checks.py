@@ -105,8 +105,8 @@ def check_adapter_folder(adapter: str | None) -> None:
 
 def _check_drafting(given: dict[str, Any]) -> None:
     length, branches, exact = given.get("draft_length"), given.get("num_branches"), given.get("exact")
-    if branches is not None and branches != "auto" and not (branches.isdecimal() and int(branches)):
-        raise ValueError(f"--num-branches must be auto or a number from 1 up, but is {branches!r}.")
+    if branches not in (None, "auto", "all") and not (branches.isdecimal() and int(branches)):
+        raise ValueError(f"--num-branches must be auto, all or a number from 1 up, but is {branches!r}.")
     if length == 0:
         refuse({"num_branches": branches, "exact": exact}, "has no effect with --draft-length 0, which drafts nothing.")
         refuse({"compile": given.get("compile")}, "compiles steps that draft, and --draft-length 0 drafts nothing.")
@@ -145,9 +145,10 @@ def _check_draft_length(given: dict[str, Any], trained: int | None) -> None:
             f"(`tidar_config.draft_length` in its config.json), or 0 to decode plainly, but is {length}."
         )
     longest = trained if length is None else length
-    if branches not in (None, "auto") and longest and int(branches) > longest:
+    if branches not in (None, "auto", "all") and longest and int(branches) > longest:
         raise ValueError(
-            f"--num-branches must be auto or between 1 and {longest}, the tokens drafted at a time, but is {branches}."
+            f"--num-branches must be auto, all or between 1 and {longest}, the tokens drafted at a time, but is "
+            f"{branches}."
         )
 
 

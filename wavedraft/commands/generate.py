@@ -57,7 +57,7 @@ def generate(
     draft_length: DraftLength = None,
     num_branches: NumBranches = None,
     exact: Exact = None,
-    packed_weights: PackedWeights = False,
+    packed_weights: PackedWeights = None,
     compile: Compile = False,
     policy: Policy = None,
     preset: Preset = None,

@@ -37,15 +37,20 @@ DraftLength = Annotated[
 NumBranches = Annotated[
     str | None,
     typer.Option(
-        help="Prepare the next draft for this many numbers of accepted tokens, or let the clock decide: auto. (TiDAR.)"
+        help="Prepare the next draft for this many numbers of accepted tokens, or for all of them: all. By default, auto "
+        "lets the clock decide this and how much to draft. (TiDAR.)"
     ),
 ]
 Exact = Annotated[
     str | None, typer.Option(help="tie-safe writes plain decoding's text in half precision too. (TiDAR, greedy.)")
 ]
 PackedWeights = Annotated[
-    bool,
-    typer.Option("--packed-weights", help="Keep the weights a second time, in the order a CPU reads fastest. (TiDAR.)"),
+    bool | None,
+    typer.Option(
+        "--packed-weights/--no-packed-weights",
+        help="Keep the weights a second time, in the order a CPU reads fastest; by default where memory is plentiful. "
+        "(TiDAR.)",
+    ),
 ]
 Compile = Annotated[
     bool,

@@ -20,8 +20,8 @@ from .loading import load
 from .timed_runs import Run, is_identical, runs_table, timed_generate, timed_recurrent
 
 SAMPLED = "identical: not compared; sampled texts share a distribution, not their tokens"
+NUM_WARM_UP = 16  # tokens, in which each step that is to be compared occurs twice
 COMPILING = "Compiling the decode steps: seconds to minutes, once for each length of text. It is not part of any time."
-MEASURING = "Measuring what a forward costs here: seconds, once for this model. It is not part of any time."
 
 
 def write_texts(given: dict[str, Any]) -> None:
@@ -49,7 +49,13 @@ def write_texts(given: dict[str, Any]) -> None:
         if given["packed_weights"]:
             check_packable(loaded, given["exact"])
         encoded = [inputs.to(loaded.device) for inputs in encoded]
-        warm_up(loaded, max(encoded, key=lambda inputs: inputs["input_ids"].shape[1]), parallel)
+        longest = max(encoded, key=lambda inputs: inputs["input_ids"].shape[1])
+        if "compile_config" in parallel:
+            say(COMPILING)
+        if "compile_config" in parallel or given["compare"]:
+            warm_up(loaded, longest, parallel)
+        if given["compare"]:
+            warm_up(loaded, longest, plain)
         decode = decode_to_json if given["output"] == "json" else decode_to_text
         decode(loaded, tokenizer, prompts, encoded, parallel, plain if given["compare"] else None)
 
@@ -64,16 +70,10 @@ class FirstSteps(StoppingCriteria):
         return torch.full((len(input_ids),), input_ids.shape[1] >= self.length, device=input_ids.device)
 
 
-def warm_up(model: Any, inputs: Any, parallel: dict[str, Any]) -> None:
-    """Compiles and measures, where that was asked for, so that no text waits for it."""
-    is_compiled, is_auto = "compile_config" in parallel, parallel.get("num_branches") == "auto"
-    if is_compiled:
-        say(COMPILING)
-    if is_auto:
-        say(MEASURING)
-    if is_compiled or is_auto:
-        few = FirstSteps(inputs["input_ids"].shape[1] + 2)
-        model.generate(**inputs, **parallel, stopping_criteria=StoppingCriteriaList([few]))
+def warm_up(model: Any, inputs: Any, keywords: dict[str, Any]) -> None:
+    """Decodes a few tokens, so that no timed text waits for what a first one does."""
+    few = FirstSteps(inputs["input_ids"].shape[1] + NUM_WARM_UP)
+    model.generate(**inputs, **keywords, stopping_criteria=StoppingCriteriaList([few]))
 
 
 def decode_to_text(
