@@ -258,20 +258,16 @@ def run(monkeypatch, capsys):
     return run
 
 
-def test_where_the_cpu_has_no_products_of_packed_weights_the_command_says_so_and_goes_on(
-    run, folders, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(
-        "wavedraft.generation.execution.packed_linear.why_no_packed_products",
-        lambda dtype: f"it has no products of {dtype}",
-    )
+def test_packed_weights_are_refused_where_the_cpu_has_no_products_of_them(run, folders, monkeypatch):
     options = ["--prompts", folders / "prompts.jsonl", "--num-branches", "1", "--batch-sizes", "1", "--repeats", 1]
-    options += ["--max-new-tokens", 3, "--packed-weights", "--output", tmp_path]
-    code, out, err = run(folders / "tidar", *options, "--dtype", "bfloat16")
-    assert code == 0 and "`--packed-weights` is left aside: it has no" in err and "left aside" in out, err
-    assert "left aside" in (tmp_path / "bench.md").read_text()
+    options += ["--max-new-tokens", 3, "--packed-weights"]
     code, _, err = run(folders / "tidar", *options, "--dtype", "float16")
     assert code and "it is for torch.bfloat16 and torch.float32 on a CPU" in " ".join(err.split())
+    monkeypatch.setattr("wavedraft.generation.execution.packed_linear.has_packed_products", lambda dtype: False)
+    code, _, err = run(folders / "tidar", *options, "--dtype", "float32")
+    assert code and "has no oneDNN products of torch.float32" in " ".join(err.split())
+    code, _, err = run(folders / "tidar", *options[:-1], "--dtype", "float32")
+    assert code == 0, err
 
 
 def test_the_command_prints_tables_and_writes_json_markdown_and_a_picture(run, folders, tmp_path):

@@ -20,7 +20,7 @@ from wavedraft.generation.execution.packed_linear import (
     SHIMS_OPTION,
     PackedLinear,
     check_packable,
-    has_onednn_products,
+    has_packed_products,
     options_of_compiler,
     packable_linears,
     packed_copy,
@@ -29,7 +29,7 @@ from wavedraft.generation.execution.packed_linear import (
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def dtype(request):
-    if not has_onednn_products(dtype := getattr(torch, request.param)):
+    if not has_packed_products(dtype := getattr(torch, request.param)):
         pytest.skip("this CPU has no oneDNN products of bfloat16")
     return dtype
 
@@ -293,6 +293,6 @@ def test_what_cannot_be_packed_is_refused_by_name(monkeypatch):
     with pytest.raises(ValueError, match=r"round torch.float32 differently. Leave one of them out."):
         check_packable(tiny_tidar(), exact="tie-safe")
     check_packable(tiny_tidar())
-    monkeypatch.setattr(packed_linear, "has_onednn_products", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(packed_linear, "has_packed_products", lambda dtype: dtype == torch.float32)
     with pytest.raises(ValueError, match=r"products of torch.bfloat16. Leave it out, or load .* `dtype=torch.float32`"):
         check_packable(tiny_tidar().bfloat16())

@@ -57,18 +57,11 @@ def options_of_compiler() -> dict[str, Any]:
     return {"size_asserts": False}  # generated Python would read the strides of a packed weight, which has none
 
 
-def has_onednn_products(dtype: torch.dtype) -> bool:
+def has_packed_products(dtype: torch.dtype) -> bool:
     """Whether this CPU and this build of PyTorch have oneDNN products of a dtype."""
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, n) for n in PRIVATE_OPERATORS):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def why_no_packed_products(dtype: torch.dtype) -> str | None:
-    """Why this machine has no products of packed weights in a dtype; None if it has."""
-    if has_onednn_products(dtype):
-        return None
-    return f"this CPU, or this build of PyTorch, has no oneDNN products of {dtype}"
 
 
 def check_packable(model: nn.Module, exact: str | None = None) -> None:
@@ -78,8 +71,9 @@ def check_packable(model: nn.Module, exact: str | None = None) -> None:
             f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
             "and torch.float32 on a CPU. Leave it out, or load the model with one of these `dtype`s."
         )
-    if why := why_no_packed_products(model.dtype):
-        instead = ", or load the model with `dtype=torch.float32`" if has_onednn_products(torch.float32) else ""
+    if not has_packed_products(model.dtype):
+        why = f"this CPU, or this build of PyTorch, has no oneDNN products of {model.dtype}"
+        instead = ", or load the model with `dtype=torch.float32`" if has_packed_products(torch.float32) else ""
         raise ValueError(f"`packed_weights` must be False on this machine: {why}. Leave it out{instead}.")
     if exact:
         raise ValueError(
@@ -91,7 +85,7 @@ def check_packable(model: nn.Module, exact: str | None = None) -> None:
 def pays_to_pack(model: nn.Module) -> bool:
     """Whether packed weights cost nothing but memory here: a CPU has products of them, and memory for all weights eight
     times over."""
-    if model.device.type != "cpu" or model.dtype not in PACKABLE or not has_onednn_products(model.dtype):
+    if model.device.type != "cpu" or model.dtype not in PACKABLE or not has_packed_products(model.dtype):
         return False
     num_bytes = sum(linear.weight.nbytes for _, _, linear in packable_linears(model))
     return hasattr(os, "sysconf") and 8 * num_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -200,7 +200,7 @@ def _worst(figures: dict[str, Any]) -> float:
 
 def notes(results: dict[str, Any]) -> list[str]:
     """What the tables leave unsaid, a line each."""
-    lines = [left_out] if (left_out := results["about"].get("left_out")) else []
+    lines = []
     for cell in results["cells"]:
         worst = [
             f"{figures['name']} {figures['worst_kind']} {_worst(figures):.2f}"

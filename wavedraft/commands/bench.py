@@ -1,6 +1,5 @@
 """`wavedraft bench`: every way to decode the same prompts with the same weights, timed."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -138,7 +137,7 @@ def measured(
     from ..bench.measure import num_runs
     from ..bench.prompts import encode_kinds
     from ..bench.report import report
-    from ..generation.execution.packed_linear import pays_to_pack
+    from ..generation.execution.packed_linear import check_packable, pays_to_pack
     from .cli_checks import device_for
     from .loading import load, load_assistant
 
@@ -148,10 +147,8 @@ def measured(
     assistant = None if options["assistant"] is None else load_assistant(options["assistant"], dtype, tokenizer)
     device = device_for(device)
     loaded = load(options["model"], dtype, device, adapter=None)
-    left_out = why_left_out(loaded) if settings.has_packed_weights else None
-    if left_out is not None:
-        print(left_out, file=sys.stderr)
-        settings = replace(settings, has_packed_weights=False)
+    if settings.has_packed_weights:
+        check_packable(loaded)
     if settings.has_packed_weights is None:
         settings = replace(settings, has_packed_weights=pays_to_pack(loaded))
     stock = without_adapter(loaded)
@@ -160,21 +157,7 @@ def measured(
     contenders = contenders_of(loaded, stock, settings, None if assistant is None else assistant.to(device))
     with decoding_bar(num_runs(contenders, encoded, settings)) as advance:
         results = run_bench(contenders, encoded, filler, settings, advance)
-    return report(results, loaded, settings, options | {"left_out": left_out})
-
-
-def why_left_out(model: Any) -> str | None:
-    """Why this machine measures without packed weights; None where it has products of them.
-
-    Raises:
-        ValueError: no machine has them for a model of this dtype or on this device.
-    """
-    from ..generation.execution.packed_linear import PACKABLE, check_packable, why_no_packed_products
-
-    if model.dtype in PACKABLE and (why := why_no_packed_products(model.dtype)):
-        return f"`--packed-weights` is left aside: {why}."
-    check_packable(model)
-    return None
+    return report(results, loaded, settings, options)
 
 
 def print_figures(figures: dict[str, Any], output: Path | None) -> None:

@@ -37,8 +37,8 @@ DraftLength = Annotated[
 NumBranches = Annotated[
     str | None,
     typer.Option(
-        help="Prepare the next draft for this many numbers of accepted tokens, or for all of them: all. By default, auto "
-        "lets the clock decide this and how much to draft. (TiDAR.)"
+        help="Prepare the next draft for this many numbers of accepted tokens, or for all: all. By default, auto: the "
+        "clock decides this, and how much is drafted. (TiDAR.)"
     ),
 ]
 Exact = Annotated[
