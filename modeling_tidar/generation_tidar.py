@@ -49,16 +49,16 @@ class TiDARGenerationMixin(Stock):
         for name, value in given.items():
             setattr(generation_config, name, value)
         options = TiDAROptions.of(generation_config, self.config, self.taught)
+        if options.packed_weights:
+            check_packable(self, options.exact)
+        find_draft_head(self, options.draft_head)
+        say_what_is_idle(given, options, generation_config.do_sample)
         if options.is_untaught and getattr(self, "peft_config", None) is None:
             logger.warning_once(
                 "Decoding without drafts: this checkpoint was never taught to draft. Teach it: `wavedraft train`. Or "
                 "pass `num_branches=1` to draft all the same. The text is the same."
             )
             options = replace(options, draft_length=0)
-        if options.packed_weights:
-            check_packable(self, options.exact)
-        find_draft_head(self, options.draft_head)
-        say_what_is_idle(given, options, generation_config.do_sample)
         generation_config.tidar_options = options
         return generation_config, model_kwargs
 

@@ -89,9 +89,9 @@ class CompiledLayers:
         num_before = len(functions)
         result = compiled_for(self.model, function, shape, self.options)
         if len(functions) > num_before:
-            logger.warning_once(
-                "The decoder's layers are compiled at the first step of each shape, which takes seconds to a minute. "
-                "Later texts of about this length do not wait for it."
+            logger.warning(
+                f"Compiling the layers for decode steps of a new shape ({len(functions)} so far): up to a minute, once "
+                "on this machine. Later texts of about this length do not wait."
             )
         return result
 
