@@ -53,12 +53,13 @@ class TiDARGenerationMixin(Stock):
             check_packable(self, options.exact)
         find_draft_head(self, options.draft_head)
         say_what_is_idle(given, options, generation_config.do_sample)
-        if options.is_untaught and getattr(self, "peft_config", None) is None:
+        if options.is_untaught and getattr(self, "peft_config", None):
+            options = replace(options, draft_acceptance=None)  # the adapter may have been taught
+        if options.is_untaught:
             logger.warning_once(
                 "Decoding without drafts: this checkpoint was never taught to draft. Teach it: `wavedraft train`. Or "
-                "pass `num_branches=1` to draft all the same. The text is the same."
+                "pass `num_branches=1` to draft all the same."
             )
-            options = replace(options, draft_length=0)
         generation_config.tidar_options = options
         return generation_config, model_kwargs
 

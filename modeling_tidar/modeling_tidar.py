@@ -139,17 +139,20 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         if not has_loaded_adapter(self):
             return super().write_repository(folder)
         origin = self.files.origin_of(self)
-        write_adapter_code(folder, self, origin)
+        write_adapter_code(folder, self.tidar_config, origin, getattr(self.generation_config, ACCEPTANCE, None))
         self.files.write_card(self, folder, folder.name, origin=origin)
 
 
-def write_adapter_code(folder: Path, model: Any, origin: Path | None = None) -> None:
-    """Writes, beside a model's gated adapter, its options and the code for a stock model to draft.
+def write_adapter_code(
+    folder: Path, taught: TiDARConfig, origin: Path | None = None, record: dict[str, Any] | None = None
+) -> None:
+    """Writes, beside a gated adapter, its options and the code for a stock model to draft.
 
     Args:
-        origin: the folder of the model.
+        taught: the config that the adapter was trained with.
+        origin: the folder of its model.
+        record: how often its drafts stand (`draft_acceptance`).
     """
-    taught, record = model.tidar_config, getattr(model.generation_config, ACCEPTANCE, None)
     HubRepository.files.write_custom_generate(generate, folder, origin, taught.to_dict())
     path = folder / OPTIONS
     options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

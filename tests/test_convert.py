@@ -49,6 +49,7 @@ def test_a_sharded_checkpoint_keeps_its_bytes_and_gains_one_config_key_and_code(
     assert {name for name in set(after) - set(before) if "/" in name or not name.endswith(".py")} == beside_code
     options = json.loads((tmp_path / "tidar" / "generation_config.json").read_text())
     assert options.pop("_from_model_config") is False, "else transformers would drop our keywords from it"
+    assert options.pop("draft_acceptance") == {"chances": [0.0] * 4, "num_prompts": 0}, "nothing was taught yet"
     assert options.items() <= json.loads((stock / "generation_config.json").read_text()).items()
     old, new = (json.loads((folder / "config.json").read_text()) for folder in (stock, tmp_path / "tidar"))
     assert new.pop("tidar_config") == {"draft_length": 5, "mask_token_id": 61, "mask_embedding_id": 50}

@@ -298,7 +298,7 @@ def test_a_checkpoint_that_was_never_taught_decodes_plainly_and_says_so_once(mon
     hook = CountedForwards(model)
     keywords = {"max_new_tokens": 20, "do_sample": False}
     text = model.generate(prompt, **keywords)
-    assert hook.num_queries == [7, *[1] * 19]
+    assert hook.num_queries == [7, *[1] * 19] and text[0].tolist() == plain_greedy_loop(model, prompt[0], 20).tolist()
     assert "never taught to draft" in said.pop() and not said
     hook.num_queries.clear()
     assert model.generate(prompt, num_branches=1, **keywords).tolist() == text.tolist()

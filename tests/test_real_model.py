@@ -43,10 +43,12 @@ def test_greedy_text_is_the_stock_models_and_takes_fewer_forwards(prompts):
     model = TiDARForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     model.load_adapter(str(ADAPTER))
 
-    output = model.generate(**prompts, max_new_tokens=64, do_sample=False, return_dict_in_generate=True)
+    common = {"max_new_tokens": 64, "do_sample": False, "return_dict_in_generate": True}
+    output = model.generate(**prompts, **common, num_branches="all")
+    chosen = model.generate(**prompts, **common)
 
     torch.set_num_threads(threads)
-    assert output.sequences.tolist() == expected.tolist()
+    assert output.sequences.tolist() == chosen.sequences.tolist() == expected.tolist()
     assert output.tokens_per_forward.mean() > 1.6  # the shipped adapter: 1.87 on 25 prompts, see its README
 
 

@@ -70,7 +70,7 @@ def test_a_recorded_step_writes_the_draft_a_head_would_write(recorded, num_branc
         assert found.sequences.tolist() == expected.sequences.tolist()
         if num_branches != "auto":  # which goes by the clock
             assert 1 <= found.num_prefill_forwards <= 2  # the prompt, and last tokens of rows that ended before others
-            assert calls == [4 * (1 + (num_branches or 4))] * found.num_forwards
+            assert calls == [4 * (1 + (4 if num_branches == "all" else num_branches))] * found.num_forwards
             assert found.accepted_lengths.tolist() == expected.accepted_lengths.tolist()
             assert found.num_forwards == expected.num_forwards
     without = model.generate(**keywords, **COMPILED, draft_head=False)  # another step, of the same model

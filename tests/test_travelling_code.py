@@ -31,7 +31,7 @@ WITHOUT_WAVEDRAFT = """
     ids = torch.tensor([arguments["ids"]])
 
     def written(model):
-        output = model.generate(ids, max_new_tokens=12, return_dict_in_generate=True)
+        output = model.generate(ids, max_new_tokens=12, num_branches=2, return_dict_in_generate=True)
         assert output.num_forwards <= 11
         return output.sequences[0].tolist()
 

@@ -115,4 +115,5 @@ def save_trained(trained: Any, trainer: Any, tokenizer: Any, arguments: Finetune
     trained.save_pretrained(folder, **({"state_dict": weights} if weights else {}))
     tokenizer.save_pretrained(folder)
     if arguments.mode == "gated":
-        write_adapter_code(folder, trained.get_base_model())
+        model = trained.get_base_model()
+        write_adapter_code(folder, model.tidar_config, record=getattr(model.generation_config, ACCEPTANCE, None))

@@ -225,7 +225,7 @@ def planner_of(run: StepRunner, num_rows: int, options: TiDAROptions) -> DraftPl
     if options.num_branches != "auto":
         return OnePlan(Plan(options.draft_length, int(options.num_branches)))
     plans = plans_up_to(options.draft_length, device.type != "cpu", options.is_static)
-    if not plans:
+    if not plans or options.is_untaught:
         return OnePlan(PLAIN)
     num_ranks = getattr(network.model, "tp_size", None) or 1
     if num_ranks > 1 and num_ranks < distributed.get_world_size():
