@@ -9,6 +9,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, new_draft_head
+from ..generation.drafting.options_tidar import ACCEPTANCE
 from ..modeling_recurrent import LORA_CORE_AND_ADAPTER, RecurrentDepthForCausalLM
 from ..modeling_tidar import TiDARForCausalLM
 from ..modeling_tidar.modeling_tidar import write_adapter_code
