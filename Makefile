@@ -7,7 +7,7 @@ GGUF := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
 ADAPTER := adapters/smollm2-135m-instruct-gated
 
-.PHONY: demo bench bench-more test test-others lint setup clean
+.PHONY: demo bench bench-more beside-llama-cpp bfloat16-share test test-others lint setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype bfloat16 --max-new-tokens 64 --compare \
@@ -18,23 +18,39 @@ demo: $(TIDAR)/config.json
 	    "Give a JSON object that describes a small bookshop: name, address and three books with their prices."
 
 BENCH := $(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl \
-    --dtype bfloat16 --draft-lengths 4 --num-branches 1,auto --packed-weights
+    --dtype bfloat16 --draft-lengths 4 --num-branches 1,auto
 
-# The table of the README, measured here and now; some twenty minutes on two idle cores.
+# The table of the README, measured here and now; some half an hour on two idle cores.
 bench: $(TIDAR)/config.json
-	$(BENCH) --batch-sizes 1 --compile --max-new-tokens 32 --repeats 2 --output build/bench/1
-	$(BENCH) --batch-sizes 8 --max-new-tokens 16 --repeats 1 --output build/bench/8
+	$(BENCH) --batch-sizes 1 --compile --max-new-tokens 32 --num-batches 4 --output build/bench/1
+	$(BENCH) --batch-sizes 8 --max-new-tokens 16 --num-batches 1 --repeats 1 --output build/bench/8
 	$(BIN)/python benchmarks/bench_page.py README.md build/bench/1/bench.json build/bench/8/bench.json
 
 # The tables of docs/bench.md.
-MORE := batches long warm exact
+MORE := sweep warm exact
 bench-more: $(TIDAR)/config.json
-	$(BENCH) --batch-sizes 4,16 --max-new-tokens 16 --repeats 1 --output build/bench/batches
-	$(BENCH) --batch-sizes 1 --prompt-lengths 2048 --max-new-tokens 32 --repeats 1 --output build/bench/long
+	$(BENCH) --prompt-lengths 128,512,2048 --batch-sizes 1,4 --max-new-tokens 16 --num-batches 1 --repeats 1 \
+	    --output build/bench/sweep
 	$(BENCH) --batch-sizes 1 --temperatures 1 --max-new-tokens 32 --repeats 1 --output build/bench/warm
 	$(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl --dtype float32 \
 	    --draft-lengths 4 --num-branches 1,all,auto --batch-sizes 1 --compile --max-new-tokens 24 --repeats 1 --output build/bench/exact
 	$(BIN)/python benchmarks/bench_page.py docs/bench.md $(MORE:%=build/bench/%/bench.json)
+
+# llama.cpp beside this package, on the same weights: needs node and npm.
+# npm's own choice would also bring the builds for GPUs and other processors, 700 MB; --omit=optional leaves them out.
+LLAMA_CPP := build/llama_cpp
+beside-llama-cpp: $(TIDAR)/config.json $(LLAMA_CPP)/node_modules/node-llama-cpp
+	$(BIN)/python benchmarks/beside_llama_cpp.py $(TIDAR) --gguf $(GGUF) --adapter $(ADAPTER) \
+	    --llama-cpp $(LLAMA_CPP) --output $(LLAMA_CPP)/figures.json --page docs/bench.md
+
+$(LLAMA_CPP)/node_modules/node-llama-cpp:
+	npm install --prefix $(LLAMA_CPP) --no-save --omit=optional --ignore-scripts --no-audit --no-fund \
+	    node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1
+
+# The share of texts in bfloat16 that are plain decoding's; the same command goes on where it was stopped.
+bfloat16-share: $(TIDAR)/config.json
+	$(BIN)/python benchmarks/bfloat16_share.py $(TIDAR) --adapter $(ADAPTER) \
+	    --output build/bfloat16_share.json --page docs/bench.md
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal

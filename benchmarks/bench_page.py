@@ -9,18 +9,22 @@ import argparse
 import json
 from pathlib import Path
 
-from wavedraft.bench.report import markdown
-
-BEGIN, END = "<!-- bench -->", "<!-- end of bench -->"
+from wavedraft.bench.tables import markdown
 
 
-def filled(page: str, tables: list[str]) -> str:
-    """The page with other tables between its marks."""
-    before, mark, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not mark or not end:
-        raise ValueError(f"The page must hold {BEGIN} and, after it, {END}: the tables stand between them.")
-    return f"{before}{BEGIN}\n" + "\n".join(table.strip() + "\n" for table in tables) + f"{END}{after}"
+def filled(page: str, name: str, tables: list[str]) -> str:
+    """The page with other tables between the marks of this name."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, mark, rest = page.partition(begin)
+    _, end_mark, after = rest.partition(end)
+    if not mark or not end_mark:
+        raise ValueError(f"The page must hold {begin} and, after it, {end}: the tables stand between them.")
+    return f"{before}{begin}\n" + "\n".join(table.strip() + "\n" for table in tables) + f"{end}{after}"
+
+
+def put_between_marks(path: Path, name: str, tables: list[str]) -> None:
+    """The same, of a file."""
+    path.write_text(filled(path.read_text(encoding="utf-8"), name, tables), encoding="utf-8")
 
 
 def main() -> None:
@@ -29,7 +33,7 @@ def main() -> None:
     parser.add_argument("benches", type=Path, nargs="+", help="what `wavedraft bench --output` wrote")
     arguments = parser.parse_args()
     tables = [markdown(json.loads(path.read_text(encoding="utf-8"))) for path in arguments.benches]
-    arguments.page.write_text(filled(arguments.page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    put_between_marks(arguments.page, "bench", tables)
 
 
 if __name__ == "__main__":

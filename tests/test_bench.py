@@ -16,12 +16,12 @@ from helpers_tidar import CountedForwards, plain_greedy_loop, random_prompts, ti
 from helpers_tokenizers import save_tokenizer
 from wavedraft import convert
 from wavedraft.bench import contenders as bench_contenders
-from wavedraft.bench import report as bench_report
-from wavedraft.bench.contenders import contenders_of, without_adapter
+from wavedraft.bench.contenders import compiled_keywords, contenders_of, without_adapter
 from wavedraft.bench.instruments import counted, peak_bytes
 from wavedraft.bench.measure import batch_of, bench
 from wavedraft.bench.settings import OWN_LENGTH, Settings
 from wavedraft.cli import main
+from wavedraft.generation.drafting import draft_planner
 from wavedraft.generation.execution.packed_linear import PackedLinear
 from wavedraft.training import gated_adapter_config
 
@@ -44,13 +44,13 @@ def benched(settings, num_kinds=2, assistant=None):
     return bench(contenders, prompts, random_prompts(1, 30)[0], settings), prompts, contenders, model
 
 
-SMALL = {"draft_lengths": (4,), "num_branches": (1, "all"), "repeats": 2, "max_new_tokens": NUM_NEW}
+SMALL = {"draft_lengths": (4,), "num_branches": (1, "all"), "repeats": 2, "num_batches": 1, "max_new_tokens": NUM_NEW}
 
 
 def test_what_is_counted_is_what_another_hook_counts_and_texts_are_compared_row_by_row():
-    settings = Settings(batch_sizes=(1, 3), num_batches=2, **SMALL | {"repeats": 1})
+    settings = Settings(batch_sizes=(1, 3), **SMALL | {"repeats": 1, "num_batches": 2})
     found, prompts, contenders, _ = benched(settings)
-    assert {run.batch for run in found.runs} == {0, 1}
+    assert {(run.batch_size, run.batch) for run in found.runs} == {(1, 0), (1, 1), (3, 0)}, "a prompt is in two batches"
     for run in found.runs:
         (contender,) = (contender for contender in contenders if contender.name == run.contender)
         ids, mask = batch_of(prompts[run.kind], run.batch_size, OWN_LENGTH, torch.ones(1), run.batch)
@@ -131,19 +131,46 @@ def test_a_text_that_differs_is_not_called_identical(monkeypatch):
 
 def test_packed_weights_are_for_all_of_ours_and_for_nothing_of_theirs():
     model, stock = tiny_tidar(draft_length=4), object()
-    usual = contenders_of(model, stock, Settings(num_branches=(1, "auto"), has_compiled=True))
-    packed = contenders_of(model, stock, Settings(num_branches=(1, "auto"), has_compiled=True, has_packed_weights=True))
-    for one, other in zip(usual, packed, strict=True):
-        is_ours = one.model is model
-        assert other.name == one.name and other.keywords.get("packed_weights", False) is is_ours
+    settings = Settings(num_branches=(1, "auto"), has_compiled=True, has_packed_weights=True)
+    for one in contenders_of(model, stock, settings):
+        assert one.keywords.get("packed_weights", False) is (one.model is model)
+
+
+def test_the_line_named_default_is_generate_without_a_keyword():
+    model, stock = tiny_tidar(draft_length=4), object()
+    settings = Settings(num_branches=(1, "auto"), has_compiled=True)
+    by_name = {one.name: one.keywords for one in contenders_of(model, stock, settings)}
+    assert by_name["default"] == {} and by_name["default compiled"].keys() == compiled_keywords().keys()
+    assert "packed_weights" not in by_name["K=8 B=1"] and "draft_length" not in by_name["default compiled"]
+    packed = contenders_of(model, stock, replace(settings, has_packed_weights=False))
+    assert "default" not in [one.name for one in packed], "it has a keyword"
+    assert next(one for one in packed if one.name == "auto").keywords == {"packed_weights": False}
+
+
+def test_the_planner_of_a_bench_begins_with_the_checkpoints_record(monkeypatch):
+    model, stock = models()
+    model.generation_config.draft_acceptance = {"chances": [0.5, 0.25, 0.125], "num_prompts": 3}
+    seen = []
+    planner_of = draft_planner.planner_of
+
+    def seen_planner(run, num_rows, options):
+        seen.append(options.draft_acceptance)
+        return planner_of(run, num_rows, options)
+
+    monkeypatch.setattr("wavedraft.generation.drafting.decode_tidar.planner_of", seen_planner)
+    settings = Settings(batch_sizes=(1,), **SMALL | {"num_branches": ("auto",), "repeats": 1})
+    bench(contenders_of(model, stock, settings), {"all": prompts_of(5)}, torch.ones(1), settings)
+    assert set(seen) == {(0.5, 0.25, 0.125)}
 
 
 def test_only_the_named_lines_are_measured_beside_plain_decoding():
     model, stock = tiny_tidar(draft_length=4), object()
-    some = Settings(num_branches=(1, "auto"), draft_lengths=(4,), has_compiled=True, only=("auto", "K=4 B=1 compiled"))
-    assert [contender.name for contender in contenders_of(model, stock, some)] == ["AR", "auto", "K=4 B=1 compiled"]
+    some = Settings(
+        num_branches=(1, "auto"), draft_lengths=(4,), has_compiled=True, only=("default", "K=4 B=1 compiled")
+    )
+    assert [contender.name for contender in contenders_of(model, stock, some)] == ["AR", "default", "K=4 B=1 compiled"]
     with pytest.raises(ValueError, match=r"no 'K=4 B=3' among what these options measure: AR, AR compiled, lookup"):
-        contenders_of(model, stock, replace(some, only=("auto", "K=4 B=3")))
+        contenders_of(model, stock, replace(some, only=("default", "K=4 B=3")))
 
 
 def test_what_transformers_refuses_is_said_and_the_rest_is_measured():
@@ -206,10 +233,12 @@ def test_peak_memory_is_that_of_tensors_alive_at_once():
     assert 4 << 20 <= peak_bytes(call, torch.device("cpu")) < (4 << 20) + (1 << 16)
 
 
-def test_free_query_tokens_end_at_the_first_width_that_costs():
-    costs = {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.6, 16: 1.2}
-    forwards = [{"batch_size": 2, "num_cached": 9, "num_query_tokens": n, "cost": cost} for n, cost in costs.items()]
-    assert bench_report.free_query_tokens(forwards) == {(2, 9): 4}
+def test_a_run_says_how_long_threads_waited_for_a_core(monkeypatch):
+    waited = iter(range(0, 1000, 3))
+    monkeypatch.setattr("wavedraft.bench.measure.waited_seconds", lambda: next(waited))
+    found, *_ = benched(Settings(batch_sizes=(1,), **SMALL | {"repeats": 1}), num_kinds=1)
+    assert {run.waited_seconds for run in found.runs} == {3}
+    assert all(run.cpu_seconds > 0 for run in found.runs)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +309,7 @@ def test_the_command_prints_tables_and_writes_json_markdown_and_a_picture(run, f
     figures = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert figures["about"]["dtype"] == "float32" and figures["about"]["num_threads"] == torch.get_num_threads()
     assert len(figures["cells"]) == 4
-    names = ["AR", "lookup", "assisted", "no drafts", "K=4 B=1", "K=4 B=4", "auto"]
+    names = ["AR", "lookup", "assisted", "no drafts", "default", "K=4 B=1", "K=4 B=4"]
     for cell in figures["cells"]:
         assert [contender["name"] for contender in cell["contenders"]] == names
         for contender in cell["contenders"]:
@@ -291,21 +320,25 @@ def test_the_command_prints_tables_and_writes_json_markdown_and_a_picture(run, f
             assert set(contender["kinds"]) == {"a", "b"} and contender["worst_kind"] in contender["kinds"]
             assert contender["num_identical"] == (None if cell["temperature"] else contender["num_rows"])
             assert contender["peak_bytes"] > 0
-            spread = contender["speed_up"]
-            assert spread["least"] <= spread["median"] <= spread["greatest"]
-        assert cell["contenders"][0]["speed_up"]["median"] == 1
+            speed = contender["speed_up"]
+            assert speed["num_pairs"] == (3 if cell["batch_size"] == 1 else 2) and speed["low"] is None
+        assert cell["contenders"][0]["speed_up"]["mean"] == 1
         assert cell["contenders"][0]["tokens_per_forward"] == 1
-    assert len(figures["runs"]) == 4 * 2 * len(names) - 2 * 2 * 2
+    assert len(figures["runs"]) == 2 * 3 * len(names) + 2 * 2 * (len(names) - 2)
     assert {row["num_query_tokens"] for row in figures["forwards"]} >= {1, 2, 4, 8, 16}
     markdown = (tmp_path / "out" / "bench.md").read_text()
     assert markdown.startswith("`wavedraft bench ") and "--repeats 1" in markdown.splitlines()[0]
-    assert markdown.count("| K=4 B=1 |") == 4 and "batch 1 only" in markdown
+    assert markdown.count("| K=4 B=1 |") == 4 + 1 and "batch 1 only" in markdown
     assert (tmp_path / "out" / "bench.png").stat().st_size > 10_000
     said = " ".join(out.split())
-    assert "query tokens a row are free" in said and "on the worst kind of prompt: lookup" in said
+    assert "query tokens" in said and "speed-up by kind of prompt" in said and "are too few for an interval" in said
+    assert "speed-ups beside each other" in said
+    code, _, err = run(folders / "tidar", *options, "--output", tmp_path / "one.json")
+    assert code == 0 and json.loads((tmp_path / "one.json").read_text())["cells"], err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "out"]
 
 
-def test_compiled_decoding_is_timed_behind_its_compilation(run, folders, tmp_path, monkeypatch):
+def test_compiled_decoding_is_timed_after_its_compilation(run, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_contenders, "CompileConfig", partial(CompileConfig, backend="eager", mode="default"))
     options = ["--compile", "--batch-sizes", 1, "--num-branches", "1,auto", "--repeats", 1, "--max-new-tokens", 4]
     options += ["--draft-lengths", 2]
@@ -314,7 +347,7 @@ def test_compiled_decoding_is_timed_behind_its_compilation(run, folders, tmp_pat
     (cell,) = json.loads((tmp_path / "out" / "bench.json").read_text())["cells"]
     found = {contender["name"]: contender for contender in cell["contenders"]}
     assert code == 0 and list(found)[1] == "AR compiled" and found["AR compiled"]["tokens_per_forward"] == 1
-    for name in ("AR compiled", "K=2 B=1 compiled", "K=2 auto compiled"):
+    for name in ("AR compiled", "K=2 B=1 compiled", "default compiled"):
         assert found[name]["num_identical"] == found[name]["num_rows"] and found[name]["compile_seconds"] > 0
     assert found["K=2 B=1 compiled"]["tokens_per_forward"] == found["K=2 B=1"]["tokens_per_forward"]
     assert "to compile, not counted above" in " ".join(out.split())

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 from transformers import CompileConfig, PreTrainedModel
 
+from ..generation.execution.packed_linear import pays_to_pack
 from .settings import Settings
 
-AR = "AR"
+AR, DEFAULT, NO_DRAFTS = "AR", "default", "no drafts"
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,15 @@ class Contender:
     is_counted_apart: bool = False
     is_counted_within: bool = False
 
-    def packed(self, is_packed: bool) -> "Contender":
-        """The same, with packed weights or without."""
-        return replace(self, keywords=self.keywords | {"packed_weights": is_packed})
+    def compiled(self) -> "Contender":
+        """The same, its steps of one shape and compiled."""
+        return replace(
+            self,
+            name=f"{self.name} compiled",
+            keywords=self.keywords | compiled_keywords(),
+            is_compiled=True,
+            is_counted_within=self.model.device.type == "cuda",
+        )
 
 
 def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
@@ -52,7 +59,8 @@ def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
 def contenders_of(
     model: PreTrainedModel, stock: PreTrainedModel, settings: Settings, assistant: PreTrainedModel | None = None
 ) -> list[Contender]:
-    """Plain decoding of the stock model first, then transformers' own ways to be faster, then ours.
+    """Plain decoding of the stock model first, then transformers' own ways to be faster, then ours: without drafts, as
+    `generate` decodes without any keyword, and by fixed plans.
 
     Raises:
         ValueError: `settings.only` names a contender that is not among them.
@@ -66,37 +74,34 @@ def contenders_of(
     contenders.append(Contender("lookup", stock, {"prompt_lookup_num_tokens": settings.num_lookup_tokens}))
     if assistant is not None:
         contenders.append(Contender("assisted", stock, {"assistant_model": assistant}))
-    contenders.append(Contender("no drafts", model, {"draft_length": 0}))
-    for length, branches in product(settings.draft_lengths, settings.num_branches):
-        number = length if branches == "all" else branches
-        if number != "auto" and int(number) <= length:
-            contenders.append(
-                Contender(f"K={length} B={number}", model, {"draft_length": length, "num_branches": number})
-            )
-    if "auto" in settings.num_branches:
-        contenders.append(Contender("auto", model, {"num_branches": "auto"}))
+    ours = _drafting(model, settings)
+    is_packed = pays_to_pack(model) if settings.has_packed_weights is None else settings.has_packed_weights
+    contenders += [Contender(NO_DRAFTS, model, {"draft_length": 0, "packed_weights": is_packed}), *ours]
     if settings.has_compiled:
-        compiled = compiled_keywords()
-        is_on_gpu = model.device.type == "cuda"
-        ours = [contender for contender in contenders if contender.keywords.get("draft_length")]
-        if "auto" in settings.num_branches and (shortest := min(settings.draft_lengths)) > 1:
-            auto = {"draft_length": shortest, "num_branches": "auto"}
-            ours.append(Contender(f"K={shortest} auto", model, auto))
-        contenders += [
-            Contender(
-                f"{contender.name} compiled",
-                model,
-                contender.keywords | compiled,
-                is_compiled=True,
-                is_counted_within=is_on_gpu,
-            )
-            for contender in ours
-        ]
-    contenders = [one if one.model is stock else one.packed(bool(settings.has_packed_weights)) for one in contenders]
+        contenders += [contender.compiled() for contender in ours]
     by_name = {contender.name: contender for contender in contenders}
     if unknown := [name for name in settings.only if name not in by_name]:
         raise ValueError(f"There is no {unknown[0]!r} among what these options measure: {', '.join(by_name)}.")
     return [one for name, one in by_name.items() if name == AR or name in settings.only or not settings.only]
+
+
+def _drafting(model: PreTrainedModel, settings: Settings) -> list[Contender]:
+    """What a user gets without keywords, by the name of `default`, and fixed plans. Where it is asked for packed
+    weights, or for none, it is named `auto`: then it has a keyword."""
+    packed = {} if settings.has_packed_weights is None else {"packed_weights": settings.has_packed_weights}
+    found = [Contender("auto" if packed else DEFAULT, model, packed)] if "auto" in settings.num_branches else []
+    for length, branches in product(settings.draft_lengths, settings.num_branches):
+        number = length if branches == "all" else branches
+        if number != "auto" and int(number) <= length:
+            plan = {"draft_length": length, "num_branches": number}
+            found.append(Contender(f"K={length} B={number}", model, plan | packed))
+    return found
+
+
+def reads_packed(contenders: list[Contender]) -> bool:
+    """Whether ours read packed weights: as they are asked to, or by default where that pays."""
+    ours = [one for one in contenders if one.model is not contenders[0].model]
+    return any(one.keywords.get("packed_weights", pays_to_pack(one.model)) for one in ours)
 
 
 def compiled_keywords() -> dict[str, Any]:

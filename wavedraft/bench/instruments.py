@@ -8,9 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from ..generation.stock_model import CACHE
 from .contenders import Contender
 
 QUERY_LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FEWEST_ROUNDS = 5  # of forwards: the least time of so many is seldom an interrupted one
 
 
 def timed(
@@ -43,6 +45,16 @@ def timed(
 
 def _generate(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
     return model.generate(ids.to(model.device), attention_mask=mask.to(model.device), pad_token_id=0, **options)
+
+
+def waited_seconds(process: int | str = "self") -> float | None:
+    """Seconds in which threads of a process could run, but other threads had the cores; None where the system does
+    not tell (Linux does: `/proc/PROCESS/task/*/schedstat`, second number, nanoseconds)."""
+    waited = 0
+    for path in Path(f"/proc/{process}/task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has ended
+            waited += int(path.read_text(encoding="utf-8").split()[1])
+    return waited / 1e9 if Path("/proc/self/schedstat").exists() else None
 
 
 class FirstToken(BaseStreamer):
@@ -186,7 +198,7 @@ def time_forwards(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor,
     }
     cache = DynamicCache(config=model.config)
     model(ids.to(device), attention_mask=mask.to(device), logits_to_keep=1, **{CACHE: cache})
-    for _, (num, row) in product(range(-1, max(repeats, 3)), rows.items()):
+    for _, (num, row) in product(range(-1, max(repeats, FEWEST_ROUNDS)), rows.items()):
         query_ids = torch.ones(batch_size, num, dtype=torch.long, device=device)
         whole_mask = nn.functional.pad(mask, (0, num), value=1).to(device)
         positions = num_cached + torch.arange(num, device=device).expand(batch_size, -1)

@@ -3,7 +3,8 @@
 B rows, P prompt tokens, F filler tokens.
 """
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
@@ -13,9 +14,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..generation.drafting.options_tidar import ACCEPTANCE
 from ..generation.execution.model_form import in_plain_form
-from .contenders import Contender
-from .instruments import Counts, count_uncompiled, counted, peak_bytes, time_forwards, timed
+from .contenders import Contender, reads_packed
+from .instruments import Counts, count_uncompiled, counted, peak_bytes, time_forwards, timed, waited_seconds
 from .settings import OWN_LENGTH, Settings
 
 SHIFT = 31  # of the text that fills a row up, against the row before: rows of one prompt are not one text
@@ -29,7 +31,10 @@ class Run:
     """One call of `generate`.
 
     Attributes:
+        seconds: by the clock.
         first_token_seconds: until the first new token was handed out.
+        cpu_seconds: of all threads of this process.
+        waited_seconds: in which threads could run, but had no core; None where the system does not tell.
         num_forwards: calls of the network, the one that reads the prompt among them.
         num_query_tokens: tokens of one row that all calls but the first read.
         num_assistant_forwards: calls of the assistant.
@@ -48,6 +53,8 @@ class Run:
     num_forwards: int
     num_query_tokens: int
     num_assistant_forwards: int
+    cpu_seconds: float = field(default=0.0, init=False)
+    waited_seconds: float | None = field(default=None, init=False)
     num_identical: int | None = field(default=None, init=False)
 
     @property
@@ -88,6 +95,8 @@ def bench(
 ) -> Bench:
     """Measures all contenders: all of them decode one batch before the next batch, and another begins each time.
 
+    Each kind of prompt has at most `settings.num_batches` batches, and fewer where they would repeat a prompt.
+
     Args:
         contenders: plain decoding first.
         prompts: ids [P] of the prompts of each kind; a batch takes those of one kind in turn.
@@ -97,15 +106,15 @@ def bench(
     results = Bench([contender.name for contender in contenders])
     models = {id(contender.model): contender.model for contender in contenders}
     models |= {id(a): a for contender in contenders if (a := contender.keywords.get("assistant_model")) is not None}
-    with torch.random.fork_rng(), _texts_of_one_length(list(models.values())):
+    with torch.random.fork_rng(), texts_of_one_length(list(models.values())):
         for length, batch_size in product(settings.prompt_lengths, settings.batch_sizes):
             batches = {
                 (kind, batch): batch_of(of_kind, batch_size, length, filler, batch)
                 for kind, of_kind in prompts.items()
-                for batch in range(settings.num_batches)
+                for batch in range(num_batches_of(of_kind, batch_size, settings))
             }
             first_ids, first_mask = next(iter(batches.values()))
-            with in_plain_form(contenders[0].model, bool(settings.has_packed_weights)):
+            with in_plain_form(contenders[0].model, reads_packed(contenders)):
                 results.forward_seconds += time_forwards(contenders[0].model, first_ids, first_mask, settings.repeats)
             for temperature in settings.temperatures:
                 _bench_cell(results, contenders, batches, settings, (batch_size, length, temperature), on_run)
@@ -114,8 +123,17 @@ def bench(
 
 def num_runs(contenders: list[Contender], prompts: dict[str, Any], settings: Settings) -> int:
     """Timed runs of a bench, if nothing is refused."""
-    num_cells = len(settings.batch_sizes) * len(settings.prompt_lengths) * len(settings.temperatures)
-    return num_cells * settings.repeats * settings.num_batches * len(prompts) * len(contenders)
+    num_batches = sum(
+        num_batches_of(of_kind, batch_size, settings)
+        for batch_size, of_kind in product(settings.batch_sizes, prompts.values())
+    )
+    num_others = len(settings.prompt_lengths) * len(settings.temperatures) * settings.repeats
+    return num_batches * num_others * len(contenders)
+
+
+def num_batches_of(prompts: Sequence[Any], batch_size: int, settings: Settings) -> int:
+    """Batches of one kind of prompt: no prompt is in two of them."""
+    return min(settings.num_batches, max(1, len(prompts) // batch_size))
 
 
 def batch_of(
@@ -167,8 +185,10 @@ def _bench_cell(
             if contender.is_counted_apart and key not in counts_apart:
                 counts_apart[key] = count_uncompiled(contender, ids, mask, options)
             is_counted = nullcontext(counts_apart[key]) if contender.is_counted_apart else counted(contender)
+            waited, cpu = waited_seconds(), time.process_time()
             with is_counted as counts:
                 sequences, seconds, first_token_seconds = timed(contender, ids, mask, options)
+            cpu = time.process_time() - cpu
             if contender is contenders[0]:
                 plain_texts.setdefault(key, sequences)
             run = Run(
@@ -180,6 +200,8 @@ def _bench_cell(
                 num_query_tokens=counts.num_query_tokens,
                 num_assistant_forwards=counts.num_assistant_forwards,
             )
+            run.cpu_seconds = cpu
+            run.waited_seconds = None if waited is None else (waited_seconds() or 0.0) - waited
             runs.append((run, sequences))
             on_run()
         for run, sequences in runs:
@@ -234,11 +256,14 @@ def _sampling_keywords(temperature: float) -> dict[str, Any]:
 
 
 @contextmanager
-def _texts_of_one_length(models: list[PreTrainedModel]) -> Iterator[None]:
-    """Puts transformers' own defaults in place of the models' generation configs: no end token, no penalties."""
+def texts_of_one_length(models: list[PreTrainedModel]) -> Iterator[None]:
+    """Puts transformers' own defaults in place of the models' generation configs: no end token, no penalties. The
+    record of how often drafts stand is kept, since the planner begins with it."""
     originals = [model.generation_config for model in models]
-    for model in models:
+    for model, original in zip(models, originals, strict=True):
         model.generation_config = GenerationConfig()
+        if (record := getattr(original, ACCEPTANCE, None)) is not None:
+            setattr(model.generation_config, ACCEPTANCE, record)
     try:
         yield
     finally:

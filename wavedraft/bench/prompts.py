@@ -90,13 +90,18 @@ def read_kinds(path: str | Path) -> dict[str, list[str]]:
         raise ValueError(f"{path} has rows of `messages`, but `wavedraft bench` takes rows of `prompt`.")
     if not prompts:
         raise ValueError(f"{path} holds no prompts. Give JSONL rows with `prompt` and `kind`, or one prompt a line.")
-    kinds = ["all"] * len(prompts)
+    kinds = kinds_of_prompts(path)
+    pairs = list(zip(map(str, prompts), kinds, strict=True))
+    return {kind: [prompt for prompt, of in pairs if of == kind] for kind in dict.fromkeys(kinds)}
+
+
+def kinds_of_prompts(path: str | Path) -> list[str]:
+    """The kind of each prompt of a file: `kind` of a JSONL row, "all" where there is none."""
     if Path(path).suffix == ".jsonl":
         from ..training.dialogue import read_jsonl
 
-        kinds = [str(row.get("kind", "all")) for row in read_jsonl(path)]
-    pairs = list(zip(map(str, prompts), kinds, strict=True))
-    return {kind: [prompt for prompt, of in pairs if of == kind] for kind in dict.fromkeys(kinds)}
+        return [str(row.get("kind", "all")) for row in read_jsonl(path)]
+    return ["all"] * len(read_prompts(path))
 
 
 def encode_kinds(tokenizer: Any, texts: dict[str, list[str]]) -> "tuple[dict[str, list[torch.Tensor]], torch.Tensor]":

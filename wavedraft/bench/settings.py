@@ -20,13 +20,12 @@ class Settings:
         temperatures: 0 decodes greedily; others sample from the whole vocabulary.
         draft_lengths: K.
         num_branches: for how many numbers of accepted tokens a next draft is prepared: an integer, "all", or "auto",
-            which chooses K too.
-        num_batches: of each kind of prompt.
+            which chooses K too and is `generate`'s default.
+        num_batches: of each kind of prompt, at most: no prompt is in two of them.
         repeats: rounds; in each every contender decodes every batch once.
         max_new_tokens: N, of every text: no end token ends one.
         num_lookup_tokens: `prompt_lookup_num_tokens` of transformers' prompt lookup.
-        has_compiled: measure plain decoding and drafts with a static cache and torch.compile too; "auto" is compiled
-            with the shortest of `draft_lengths`, which it keeps to.
+        has_compiled: measure plain decoding and drafts with a static cache and torch.compile too.
         has_packed_weights: our own contenders read packed weights; by default where `generate` would.
         only: names of the contenders that are measured beside plain decoding; all where empty.
     """
@@ -36,8 +35,8 @@ class Settings:
     temperatures: tuple[float, ...] = (0.0,)
     draft_lengths: tuple[int, ...] = (8,)
     num_branches: tuple[int | str, ...] = (1, 3, "all", "auto")
-    num_batches: int = 1
-    repeats: int = 3
+    num_batches: int = 2
+    repeats: int = 2
     max_new_tokens: int = 32
     num_lookup_tokens: int = 10
     has_compiled: bool = False

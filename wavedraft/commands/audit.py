@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from .decoding_bar import decoding_bar
+from .drafting_record import Record, check_recordable, record_drafting
 from .early_checks import check_choice, check_decoding, check_file, load_library, say
 from .options import (
     Adapter,
@@ -48,6 +49,7 @@ def audit(
     device: Device = None,
     raw: Raw = False,
     output: Output = "text",
+    record: Record = False,
 ) -> None:
     """Compare parallel with plain decoding, text by text. Plain decoding in a batch is the noise floor."""
     check_decoding(dict(locals()))
@@ -57,7 +59,7 @@ def audit(
     from transformers import AutoTokenizer
 
     from ..audit import audit as audit_texts
-    from ..bench.prompts import encode_prompt, read_prompts
+    from ..bench.prompts import encode_prompt, kinds_of_prompts, read_prompts
     from ..conversion.quiet_transformers import quiet_transformers
     from ..generation.execution.packed_linear import check_packable
     from .cli_checks import check_adapter, check_keywords, device_for
@@ -65,6 +67,7 @@ def audit(
     from .loading import load
 
     texts = read_prompts(prompts, num_prompts)
+    recorded_in = check_recordable(model, adapter) if record else None
     drafting = drafting_keywords(num_branches, exact, packed_weights)
     with quiet_transformers():
         device = device_for(device)
@@ -79,6 +82,8 @@ def audit(
         with decoding_bar(len(texts)) as advance:
             sizes = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
             result = audit_texts(loaded, prompt_ids, plain=plain, parallel=parallel, on_prompt=advance, **sizes)
+        if recorded_in is not None:
+            record_drafting(loaded, prompt_ids, kinds_of_prompts(prompts)[: len(texts)], max_new_tokens, recorded_in)
     about = {"model": model, "dtype": str(loaded.dtype).removeprefix("torch."), "device": device}
     if output == "json":
         print(json.dumps({**about, "max_new_tokens": max_new_tokens, **result.to_dict()}, indent=2))

@@ -8,6 +8,7 @@ import typer
 
 from ..bench.settings import Settings
 from .decoding_bar import decoding_bar
+from .drafting_record import Record, check_recordable, record_drafting
 from .early_checks import (
     check_adapter_folder,
     check_choice,
@@ -35,18 +36,27 @@ DraftLengths = Annotated[
 ]
 NumBranches = Annotated[
     str,
-    typer.Option(help="Prepare the next draft for these numbers of accepted tokens: a list of numbers, all, auto."),
+    typer.Option(
+        help="Prepare the next draft for these numbers of accepted tokens: a list of numbers, all, auto. With auto, "
+        "generate's default, the clock decides."
+    ),
 ]
-NumBatches = Annotated[int, typer.Option(min=1, help="Time this many batches of each kind of prompt.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Repeat this often; each figure is the median of the rounds.")]
+NumBatches = Annotated[
+    int, typer.Option(min=1, help="Time this many batches of each kind of prompt; fewer where prompts run out.")
+]
+Repeats = Annotated[int, typer.Option(min=1, help="Decode each batch this often; the median of the rounds counts.")]
 MaxNewTokens = Annotated[int, typer.Option(min=2, help="Write this many tokens of every text; no end token ends one.")]
 NumLookupTokens = Annotated[int, typer.Option(min=1, help="Let transformers' prompt lookup propose this many tokens.")]
 Only = Annotated[
     str | None,
-    typer.Option(help="Measure only these lines of the table beside AR, as 'AR compiled,auto'; by default all."),
+    typer.Option(help="Measure only these lines of the table beside AR, as 'AR compiled,default'; by default all."),
 ]
 Output = Annotated[
-    Path | None, typer.Option(help="Write bench.json, bench.md and, with matplotlib, bench.png into this folder.")
+    Path | None,
+    typer.Option(
+        help="Write bench.json, bench.md and, with matplotlib, bench.png into this folder; or the figures alone into "
+        "this file, if it ends in .json."
+    ),
 ]
 UNKNOWN_LENGTH = "64"  # the longest that any checkpoint is taught, until this one's is read
 
@@ -61,8 +71,8 @@ def bench(
     temperatures: Temperatures = "0",
     draft_lengths: DraftLengths = None,
     num_branches: NumBranches = "1,3,all,auto",
-    num_batches: NumBatches = 1,
-    repeats: Repeats = 3,
+    num_batches: NumBatches = 2,
+    repeats: Repeats = 2,
     max_new_tokens: MaxNewTokens = 32,
     num_lookup_tokens: NumLookupTokens = 10,
     compile: Compile = False,
@@ -71,6 +81,7 @@ def bench(
     dtype: Dtype = "auto",
     device: Device = None,
     output: Output = None,
+    record: Record = False,
 ) -> None:
     """Time every way to decode with the same weights, in turn: plain, transformers' own speed-ups, drafting."""
     check_choice("--dtype", dtype, DTYPES)
@@ -93,21 +104,31 @@ def bench(
         only=tuple(map(str.strip, only.split(","))) if only else (),
     )
     load_library()
+    recorded_in = check_recordable(model, adapter) if record else None
     options = {"model": model, "adapter": adapter, "assistant": assistant, "prompts": prompts and str(prompts)}
-    print_figures(figures_of(settings, options, draft_lengths is not None, dtype, device), output)
+    figures_of(settings, options, draft_lengths is not None, dtype, device, output, recorded_in)
     say(f"Next: wavedraft audit {model} --prompts FILE says whether the faster texts are plain decoding's.")
 
 
 def figures_of(
-    settings: Settings, options: dict[str, Any], has_lengths: bool, dtype: str, device: str | None
-) -> dict[str, Any]:
-    """Reads the prompts, and measures.
+    settings: Settings,
+    options: dict[str, Any],
+    has_lengths: bool,
+    dtype: str,
+    device: str | None,
+    output: Path | None,
+    recorded_in: Path | None,
+) -> None:
+    """Reads the prompts, measures, prints the figures, and records acceptance where asked.
 
     Args:
-        options: of the command: `model`, `adapter`, `assistant` and `prompts`.
+        options: of the command: `model`, `adapter`, `assistant` and `prompts`. The report names them.
         has_lengths: whether `settings.draft_lengths` was given; by default it is the checkpoint's.
+        recorded_in: the generation_config.json of `--record`.
     """
-    from ..bench.prompts import PROMPTS, read_kinds
+    from transformers import AutoConfig, AutoTokenizer
+
+    from ..bench.prompts import PROMPTS, encode_kinds, read_kinds
     from ..conversion.quiet_transformers import quiet_transformers
     from .cli_checks import trained_draft_length
 
@@ -118,59 +139,69 @@ def figures_of(
     if settings.has_compiled:
         say("Compiling each compiled way at its first run: seconds to minutes, told apart from its times.")
     with quiet_transformers():
-        return measured(settings, texts, options, dtype, device)
+        tokenizer = AutoTokenizer.from_pretrained(options["model"])
+        encoded, filler = encode_kinds(tokenizer, texts)
+        settings.check_against(AutoConfig.from_pretrained(options["model"]), encoded)
+        loaded, figures = measured(settings, encoded, filler, options, tokenizer, dtype, device)
+        print_figures(figures, output)
+        if recorded_in is not None:
+            ids = [one for of_kind in encoded.values() for one in of_kind]
+            kinds = [kind for kind, of_kind in encoded.items() for _ in of_kind]
+            record_drafting(loaded, ids, kinds, settings.max_new_tokens, recorded_in)
 
 
 def measured(
-    settings: Settings, texts: dict[str, list[str]], options: dict[str, Any], dtype: str, device: str | None
-) -> dict[str, Any]:
-    """The figures of a bench of one checkpoint.
+    settings: Settings,
+    encoded: dict[str, list[Any]],
+    filler: Any,
+    options: dict[str, Any],
+    tokenizer: Any,
+    dtype: str,
+    device: str | None,
+) -> tuple[Any, dict[str, Any]]:
+    """A checkpoint, and the figures of its bench.
 
     Args:
-        texts: prompts by their kind.
+        encoded: ids [P] of the prompts by their kind.
+        filler: ids that fill prompts up.
         options: what the report says of the call: `model`, `adapter` and `assistant` are loaded.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     from ..bench.contenders import contenders_of, without_adapter
     from ..bench.measure import bench as run_bench
     from ..bench.measure import num_runs
-    from ..bench.prompts import encode_kinds
     from ..bench.report import report
-    from ..generation.execution.packed_linear import check_packable, pays_to_pack
+    from ..generation.execution.packed_linear import check_packable
     from .cli_checks import device_for
     from .loading import load, load_assistant
 
-    tokenizer = AutoTokenizer.from_pretrained(options["model"])
-    encoded, filler = encode_kinds(tokenizer, texts)
-    settings.check_against(AutoConfig.from_pretrained(options["model"]), encoded)
     assistant = None if options["assistant"] is None else load_assistant(options["assistant"], dtype, tokenizer)
     device = device_for(device)
     loaded = load(options["model"], dtype, device, adapter=None)
     if settings.has_packed_weights:
         check_packable(loaded)
-    if settings.has_packed_weights is None:
-        settings = replace(settings, has_packed_weights=pays_to_pack(loaded))
     stock = without_adapter(loaded)
     if options["adapter"] is not None:
         loaded.load_adapter(options["adapter"])
     contenders = contenders_of(loaded, stock, settings, None if assistant is None else assistant.to(device))
     with decoding_bar(num_runs(contenders, encoded, settings)) as advance:
         results = run_bench(contenders, encoded, filler, settings, advance)
-    return report(results, loaded, settings, options)
+    return loaded, report(results, loaded, contenders, settings, options)
 
 
 def print_figures(figures: dict[str, Any], output: Path | None) -> None:
-    """Prints a bench's tables and notes, and writes its files where there is a folder for them."""
+    """Prints a bench's tables and notes, and writes its files where there is a place for them."""
     from rich.console import Console
 
-    from ..bench.report import has_matplotlib, notes, save, tables
+    from ..bench.picture import has_matplotlib
+    from ..bench.report import save
+    from ..bench.tables import notes, tables
 
     for table in tables(figures):
         Console().print(table)
+    print()
     for note in notes(figures):
         Console(highlight=False).print(note)
     if output is not None:
         print(*save(figures, output), sep="\n")
-        if not has_matplotlib():
+        if output.suffix != ".json" and not has_matplotlib():
             print("no picture: matplotlib is not installed (pip install 'wavedraft[plot]')")

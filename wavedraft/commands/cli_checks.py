@@ -15,8 +15,8 @@ from .early_checks import FOR_SAMPLING, check_folder, flag
 
 def check_adapter(adapter: str | None, model: str) -> None:
     """Raises where an adapter is given to a recurrent-depth model."""
-    if adapter is not None and is_recurrent(model):
-        raise ValueError(f"--adapter is for TiDAR checkpoints, but {model} is a recurrent-depth model.")
+    if adapter is not None:
+        check_drafts(model, "--adapter")
 
 
 def device_for(device: str | None) -> str:
@@ -64,6 +64,12 @@ def check_keywords(model: str, keywords: dict[str, Any]) -> None:
         for name in ("num_branches", "exact"):
             if name in keywords and not draft_length:
                 raise ValueError(f"{flag(name)} has no effect with --draft-length 0, which drafts nothing.")
+
+
+def check_drafts(model: str, option: str) -> None:
+    """Raises where an option that is about drafts is given to a recurrent-depth model."""
+    if is_recurrent(model):
+        raise ValueError(f"{option} is for TiDAR checkpoints, but {model} is a recurrent-depth model.")
 
 
 def trained_draft_length(model: str) -> int:
