@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..generation.drafting.options_tidar import ACCEPTANCE
 from ..generation.execution.model_form import in_plain_form
+from ..generation.kept_with_model import kept_with
 from .contenders import Contender, reads_packed
 from .instruments import Counts, count_uncompiled, counted, peak_bytes, time_forwards, timed, waited_seconds
 from .settings import OWN_LENGTH, Settings
@@ -184,30 +185,47 @@ def _bench_cell(
             torch.manual_seed(repeat)
             if contender.is_counted_apart and key not in counts_apart:
                 counts_apart[key] = count_uncompiled(contender, ids, mask, options)
-            is_counted = nullcontext(counts_apart[key]) if contender.is_counted_apart else counted(contender)
-            waited, cpu = waited_seconds(), time.process_time()
-            with is_counted as counts:
-                sequences, seconds, first_token_seconds = timed(contender, ids, mask, options)
-            cpu = time.process_time() - cpu
+            counts = counts_apart[key] if contender.is_counted_apart else None
+            run, sequences = _measured(contender, (ids, mask), options, at, counts)
             if contender is contenders[0]:
                 plain_texts.setdefault(key, sequences)
-            run = Run(
-                **at,
-                contender=contender.name,
-                seconds=seconds,
-                first_token_seconds=first_token_seconds,
-                num_forwards=counts.num_forwards,
-                num_query_tokens=counts.num_query_tokens,
-                num_assistant_forwards=counts.num_assistant_forwards,
-            )
-            run.cpu_seconds = cpu
-            run.waited_seconds = None if waited is None else (waited_seconds() or 0.0) - waited
             runs.append((run, sequences))
             on_run()
         for run, sequences in runs:
             if not options["do_sample"]:
                 run.num_identical = int((sequences == plain_texts[key]).all(dim=1).sum())
             results.runs.append(run)
+
+
+def _measured(
+    contender: Contender, batch: Batch, options: dict[str, Any], at: dict[str, Any], counts_apart: Counts | None
+) -> tuple[Run, torch.Tensor]:
+    """One call of `generate` and its sequences. A text for which something was compiled is decoded again: the planner
+    may choose a plan for the first time after many texts.
+
+    Args:
+        at: what `Run` says of the batch.
+        counts_apart: of an earlier run, where this one's forwards cannot be counted.
+    """
+    functions = kept_with(contender.model).compiled
+    while True:
+        num_compiled, waited, cpu = len(functions), waited_seconds(), time.process_time()
+        with counted(contender) if counts_apart is None else nullcontext(counts_apart) as counts:
+            sequences, seconds, first_token_seconds = timed(contender, *batch, options)
+        if len(functions) == num_compiled:
+            break
+    run = Run(
+        **at,
+        contender=contender.name,
+        seconds=seconds,
+        first_token_seconds=first_token_seconds,
+        num_forwards=counts.num_forwards,
+        num_query_tokens=counts.num_query_tokens,
+        num_assistant_forwards=counts.num_assistant_forwards,
+    )
+    run.cpu_seconds = time.process_time() - cpu
+    run.waited_seconds = None if waited is None else (waited_seconds() or 0.0) - waited
+    return run, sequences
 
 
 def _warmed_up(
@@ -243,7 +261,7 @@ def _warm_up(
         # Prompts of other lengths have caches of other lengths, which are compiled anew.
         first = sum(timed(contender, *batch, options)[1] for batch in batches.values())
         again = sum(timed(contender, *batch, options)[1] for batch in batches.values())
-        results.compile_seconds[(*cell, contender.name)] = first - again
+        results.compile_seconds[(*cell, contender.name)] = max(first - again, 0.0)
     (ids, mask), *_ = batches.values()
     timed(contender, ids, mask, options | {"max_new_tokens": 2})
     return peak_bytes(lambda: timed(contender, ids, mask, options), contender.model.device)

@@ -125,7 +125,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     for cell in results["cells"]:
         lines += doubts(cell)
         for figures in cell["contenders"]:
-            if (seconds := figures.get("compile_seconds")) is not None:
+            if (seconds := figures.get("compile_seconds") or 0.0) >= 0.5:
                 lines.append(
                     f"{cell_title(cell)}: {figures['name']} took {seconds:.0f} s to compile, not counted above."
                 )
