@@ -35,8 +35,10 @@ def draw(results: dict[str, Any], path: Path) -> Path | None:
     for place in dict.fromkeys(map(place_of, results["forwards"])):
         rows = [row for row in results["forwards"] if place_of(row) == place]
         widths = [row["num_query_tokens"] for row in rows]
-        label = "batch {}, {} cached".format(*place)
-        forwards.plot(widths, [1e3 * row["least_seconds"] for row in rows], "o-", label=label)
+        is_noise = rows[0]["cost"] is None
+        label = "batch {}, {} cached".format(*place) + ", too noisy" * is_noise
+        style = "o:" if is_noise else "o-"
+        forwards.plot(widths, [1e3 * row["least_seconds"] for row in rows], style, label=label)
     forwards.set_xscale("log", base=2)
     forwards.set_yscale("log")
     forwards.set(xlabel="query tokens a row", ylabel="ms a forward, at least", title="free slots of this machine")

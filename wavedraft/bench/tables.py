@@ -5,7 +5,9 @@ All read the figures of `report`, or of a bench.json.
 
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from .contenders import AR
 from .forward_costs import cost_note, free_query_tokens, place_of
@@ -18,7 +20,7 @@ NUM_SHOWN = 7  # of them in a terminal, which has no room for more
 NUM_CELLS = 6  # of a sweep beside each other
 
 
-def tables(results: dict[str, Any]) -> list[Table]:
+def tables(results: dict[str, Any]) -> list[Group]:
     """A table of each cell, then their speed-ups by kind of prompt, and beside each other; 80 columns wide."""
     made = []
     for cell in results["cells"]:
@@ -29,13 +31,13 @@ def tables(results: dict[str, Any]) -> list[Table]:
     return made + [_table("speed-ups beside each other", *sweep) for sweep in sweeps(results)]
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:
-    table = Table(title=f"\n{title}", box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold")
+def _table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Group:
+    table = Table(box=None, padding=(0, 1, 0, 0))  # a title of its own would be wrapped at its width
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    return table
+    return Group(Text(f"\n{title}", style="bold"), table)
 
 
 def cell_title(cell: dict[str, Any]) -> str:
