@@ -7,7 +7,8 @@ GGUF := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
 ADAPTER := adapters/smollm2-135m-instruct-gated
 
-.PHONY: demo bench bench-more beside-llama-cpp bfloat16-share test test-others lint setup clean
+.PHONY: demo bench bench-more bench-recurrent beside-llama-cpp bfloat16-share costs growth pictures docs package publish \
+    test test-others lint setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype bfloat16 --max-new-tokens 64 --compare \
@@ -20,13 +21,13 @@ demo: $(TIDAR)/config.json
 BENCH := $(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl \
     --dtype bfloat16 --draft-lengths 4 --num-branches 1,auto
 
-# The table of the README, measured here and now; some half an hour on two idle cores.
+# The first tables of docs/bench.md, measured here and now; some half an hour on two idle cores.
 bench: $(TIDAR)/config.json
 	$(BENCH) --batch-sizes 1 --compile --max-new-tokens 32 --num-batches 4 --output build/bench/1
 	$(BENCH) --batch-sizes 8 --max-new-tokens 16 --num-batches 1 --repeats 1 --output build/bench/8
-	$(BIN)/python benchmarks/bench_page.py README.md build/bench/1/bench.json build/bench/8/bench.json
+	$(BIN)/python benchmarks/bench_page.py docs/bench.md bench build/bench/1/bench.json build/bench/8/bench.json
 
-# The tables of docs/bench.md.
+# The other tables of docs/bench.md.
 MORE := sweep warm exact
 bench-more: $(TIDAR)/config.json
 	$(BENCH) --prompt-lengths 128,512,2048 --batch-sizes 1,4 --max-new-tokens 16 --num-batches 1 --repeats 1 \
@@ -34,7 +35,43 @@ bench-more: $(TIDAR)/config.json
 	$(BENCH) --batch-sizes 1 --temperatures 1 --max-new-tokens 32 --repeats 1 --output build/bench/warm
 	$(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl --dtype float32 \
 	    --draft-lengths 4 --num-branches 1,all,auto --batch-sizes 1 --compile --max-new-tokens 24 --repeats 1 --output build/bench/exact
-	$(BIN)/python benchmarks/bench_page.py docs/bench.md $(MORE:%=build/bench/%/bench.json)
+	$(BIN)/python benchmarks/bench_page.py docs/bench.md more $(MORE:%=build/bench/%/bench.json)
+
+# Every policy of the small recurrent-depth model, beside full depth.
+bench-recurrent: setup
+	$(BIN)/python benchmarks/bench_recurrent.py --clock cpu --repeats 3
+
+# What converting and teaching the demo's model take: seconds, tokens a second, peak memory.
+costs: $(TIDAR)/config.json
+	$(BIN)/python benchmarks/costs.py $(BIN)/wavedraft convert $(TIDAR) build/costs/stock --to-ar --overwrite
+	$(BIN)/python benchmarks/costs.py $(BIN)/wavedraft convert build/costs/stock build/costs/tidar --overwrite
+	$(BIN)/python benchmarks/training_speed.py $(TIDAR) --steps 2
+
+# The tables of docs/growth.md.
+growth: setup
+	$(BIN)/python benchmarks/growth.py
+
+# The pictures of README and docs, each from a real run.
+pictures: $(TIDAR)/config.json
+	$(BIN)/python benchmarks/picture_drafts.py $(TIDAR) --adapter $(ADAPTER) --output docs/pictures/drafts.svg
+	$(BIN)/python benchmarks/picture_mask.py --output docs/pictures/step.svg
+	$(BIN)/python benchmarks/picture_recurrent.py --inner-recurrence 1 --output docs/pictures/wavefront.png
+
+# The documentation as a site, in build/site. A broken link or an unknown name fails.
+docs: setup
+	$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
+
+# The source distribution, the wheel made from it, and what an index would refuse of either.
+package: setup
+	$(BIN)/python -c 'import twine' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[docs]'
+	rm -rf build/package
+	$(BIN)/python -m build --outdir build/package
+	$(BIN)/python -m twine check --strict build/package/*
+
+# docs/publishing.md says what comes before. Twine reads the index and the token from its environment.
+publish: package
+	$(BIN)/python -m twine upload build/package/*
 
 # llama.cpp beside this package, on the same weights: needs node and npm.
 # npm's own choice would also bring the builds for GPUs and other processors, 700 MB; --omit=optional leaves them out.

@@ -25,7 +25,7 @@ from typing import Any
 
 MEASURED = Path(__file__).with_name("growth_measured.json")
 ON_GPU = Path(__file__).with_name("step_cost_h200.json")
-FIGURE = Path(__file__).parents[1] / "docs" / "growth.png"
+FIGURE = Path(__file__).parents[1] / "build" / "growth.png"
 PLANS = [(8, 8), (8, 3), (8, 1), (4, 4), (4, 1), (2, 1)]
 CALIBRATING = (8, 1)
 

@@ -59,7 +59,7 @@ def draw(picture: torch.Tensor, title: str, output: str) -> None:
     axes.imshow(
         picture, cmap=ListedColormap(COLOURS), norm=BoundaryNorm(range(6), 5), aspect="auto", interpolation="none"
     )
-    axes.set_xlabel("position behind the prompt")
+    axes.set_xlabel("position after the prompt")
     axes.set_ylabel("decode step")
     axes.set_title(title, fontsize=9)
     patches = [Patch(facecolor=c, edgecolor="#999999", label=s) for c, s in zip(COLOURS, STATES, strict=True)]

@@ -58,7 +58,7 @@ def num_parameters_of(node: ast.ClassDef) -> int:
 def prose_lines(text: str) -> Iterator[tuple[int, str]]:
     """The lines of a page that can be wrapped: no table, no code, nothing that is long because of a URL."""
     text = re.sub(
-        r"<!-- (bench|beside llama.cpp|half precision) -->.*?<!-- end of \1 -->",
+        r"<!-- (bench|beside llama.cpp|half precision|more) -->.*?<!-- end of \1 -->",
         lambda tables: "\n" * tables[0].count("\n"),
         text,
         flags=re.S,
