@@ -59,12 +59,10 @@ pictures: $(TIDAR)/config.json
 
 # The documentation as a site, in build/site. A broken link or an unknown name fails.
 docs: setup
-	$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[docs]'
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The source distribution, the wheel made from it, and what an index would refuse of either.
 package: setup
-	$(BIN)/python -c 'import twine' 2>/dev/null || $(BIN)/python -m pip install --quiet -e '.[docs]'
 	rm -rf build/package
 	$(BIN)/python -m build --outdir build/package
 	$(BIN)/python -m twine check --strict build/package/*
