@@ -46,11 +46,11 @@ def write_card(
     known = {**carried_metadata(origin), **metadata_of(path), **given}
     if "base_model" not in known and is_hub_id(loaded_from):
         known["base_model"] = loaded_from
-    tags, text, library = KINDS[kind]
+    tags, text, differs, library = KINDS[kind]
     tags = [*tags, *(tag for tag in known.pop("tags", None) or [] if tag not in tags)]
     head = {"library_name": library, "pipeline_tag": "text-generation", **known, "tags": tags}
     has_draft_head = (folder / HEAD_FILE).is_file()
-    body = text(name, {**known, "has_draft_head": has_draft_head}) + measured(figures) + licence_of(known)
+    body = text(name, {**known, "has_draft_head": has_draft_head}) + measured(figures, differs) + licence_of(known)
     data = ModelCardData(**head)
     signature = f"\n<!-- wavedraft wrote this card ({digest(body)}) and replaces it until you change its text. -->\n"
     path.write_text(f"---\n{data.to_yaml()}\n---\n\n{body}{signature}", encoding="utf-8")
@@ -98,26 +98,30 @@ def is_hub_id(name: Any) -> bool:
     return isinstance(name, str) and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not Path(name).exists()
 
 
-def measured(figures: dict[str, Any] | None) -> str:
-    """The table of what was measured, from a training report or a benchmark's file."""
-    text = "\n## Measured\n\n"
-    if not figures:
-        return text + "Nothing was measured for this repository yet.\n"
+def measured(figures: dict[str, Any] | None, differs: str) -> str:
+    """The table of what was measured, from a training report or a benchmark's file.
+
+    Args:
+        differs: why a text may differ from plain decoding's.
+    """
+    figures = figures or {}
     rows = figures.get("figures") or {moment: figures[moment] for moment in ("before", "after") if figures.get(moment)}
     if not rows:
-        return text + "Nothing was measured for this repository yet.\n"
-    title = "prompts" if "figures" in figures else "training"
-    text += (
-        f"| {title} | tokens | forwards | tokens per forward | identical to plain decoding |\n|---|---|---|---|---|\n"
-    )
+        return "\n## Measured\n\nNothing was measured for this repository yet.\n"
+    about = figures.get("about") or figures
+    names = ["prompts" if "figures" in figures else "training", "tokens", "forwards", "tokens per forward"]
+    names += ["identical to plain decoding", "dtype"]
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for name, row in rows.items():
         tokens, forwards = (row.get(key, row.get(f"num_{key}")) for key in ("tokens", "forwards"))
         identical = "not compared" if row.get("identical") is None else f"{row['identical']:.0%}"
-        text += f"| {name} | {tokens} | {forwards} | {row['tokens_per_forward']:.2f} | {identical} |\n"
-    about = figures.get("about") or figures
-    facts = {key: about.get(key) for key in ("date", "device", "torch", "dtype", "max_new_tokens", "mode", "steps")}
+        cells = [name, tokens, "" if forwards is None else forwards, f"{row['tokens_per_forward']:.2f}", identical]
+        lines.append("| " + " | ".join(map(str, [*cells, about.get("dtype") or "not recorded"])) + " |")
+    facts = {key: about.get(key) for key in ("date", "device", "torch", "max_new_tokens", "mode", "steps")}
     told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items() if value is not None)
-    return text + (f"\nDecoded greedily; {told}.\n" if told else "\nDecoded greedily.\n")
+    shares = [row["identical"] for row in rows.values() if row.get("identical") is not None]
+    reason = f"\n{differs}\n" if any(share < 1 for share in shares) else ""
+    return "\n## Measured\n\n" + "\n".join(lines) + f"\n\nDecoded greedily{told and '; '}{told}.\n" + reason
 
 
 def licence_of(known: dict[str, Any]) -> str:

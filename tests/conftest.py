@@ -8,27 +8,17 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from helpers_tidar import tiny_tidar
+from helpers_tokenizers import WORDS, word_tokenizer
 
 torch.set_num_threads(1)
-
-WORDS = ["<pad>", "<end>", "<user>", "<assistant>", "the", "cat", "sat", "on", "a", "mat", "and", "slept", "all", "day"]
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% if m['role'] == 'assistant' %}<end> {% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
-)
 
 
 @pytest.fixture
 def tokenizer():
     """A tokenizer of `WORDS`, with a chat template."""
-    vocabulary = {word: number for number, word in enumerate(WORDS)}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE)
+    return word_tokenizer()
 
 
 @pytest.fixture

@@ -8,7 +8,20 @@ from tokenizers.decoders import Fuse
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+WORDS = ["<pad>", "<end>", "<user>", "<assistant>", "the", "cat", "sat", "on", "a", "mat", "and", "slept", "all", "day"]
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} {% if m['role'] == 'assistant' %}<end> {% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+)
 LETTERS = "-" + string.ascii_letters + "01234567"
+
+
+def word_tokenizer(unk_token: str = "<pad>"):
+    """A tokenizer of `WORDS`, with a chat template."""
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token=unk_token))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE)
 
 
 def letter_tokenizer():

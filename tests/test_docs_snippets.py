@@ -16,6 +16,7 @@ import typer
 from transformers import logging as transformers_logging
 
 from helpers_tidar import gated, tiny_tidar, with_random_head
+from helpers_tokenizers import WORDS, word_tokenizer
 from wavedraft import TiDARForCausalLM
 from wavedraft.cli import app
 
@@ -54,16 +55,7 @@ def name_of(page: Path) -> str:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A folder that has what the snippets load: tiny random models in the places of the real ones."""
-    from conftest import TEMPLATE, WORDS
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("snippets")
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="the"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE
-    )
+    folder, tokenizer = tmp_path_factory.mktemp("snippets"), word_tokenizer(unk_token="the")
     shape = {"vocab_size": len(WORDS), "draft_length": 8, "eos_token_id": 1}
     model = tiny_tidar(**shape)
     model.generation_config.num_branches = None

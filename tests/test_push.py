@@ -17,7 +17,7 @@ from helpers_tokenizers import save_tokenizer
 from helpers_without_wavedraft import run_alone
 from wavedraft import TiDARForCausalLM, convert, push
 from wavedraft.cli import main
-from wavedraft.hub.model_card import is_replaceable, metadata_of
+from wavedraft.hub.model_card import is_replaceable, metadata_of, write_card
 from wavedraft.training import gated_adapter_config
 
 FIGURES = {
@@ -149,7 +149,7 @@ def test_what_was_pushed_comes_back_and_decodes_the_same_without_wavedraft(hub, 
     head = metadata_of(tmp_path / "README.md")
     assert head["base_model"] == "me/stock" and head["license"] == "apache-2.0" and head["language"] == "en"
     assert {"tidar", "custom_generate"} <= set(head["tags"]) and head["pipeline_tag"] == "text-generation"
-    assert "| all | 126 | 71 | 1.77 | 100% |" in cards["thinker"] and "secret" not in cards["thinker"]
+    assert "| all | 126 | 71 | 1.77 | 100% | float32 |" in cards["thinker"] and "secret" not in cards["thinker"]
     assert "Nothing was measured" in cards["adapter"] and "More Information Needed" not in cards["adapter"]
     assert json.loads(hub.files("me/adapter")["adapter_config.json"])["base_model_name_or_path"] == "me/stock"
 
@@ -204,6 +204,19 @@ def test_a_dropped_connection_is_tried_again_then_told_and_a_second_push_goes_on
     assert digests(tidar) == before
     push(tidar, "me/other", token=TOKEN)
     assert commits(hub, "me/other") == 1, "nothing new, so no empty commit"
+
+
+def test_a_card_names_the_dtype_of_its_figures_and_says_why_texts_differ(tmp_path):
+    row = {"tokens": 10, "forwards": 5, "tokens_per_forward": 2.0}
+    for identical, dtype, says_why in [(1.0, "float32", False), (0.5, "bfloat16", True), (0.0, "float16", True)]:
+        figures = {"about": {"dtype": dtype}, "figures": {"all": {**row, "identical": identical}}}
+        write_card(tmp_path, "adapter", "me/adapter", figures=figures, base_model="me/stock")
+        card = (tmp_path / "README.md").read_text()
+        assert f"| all | 10 | 5 | 2.00 | {identical:.0%} | {dtype} |" in card
+        assert ("rounds differently" in card) == says_why and "bit for bit" not in card
+    write_card(tmp_path, "recurrent", "me/deep", figures={"after": {**row, "identical": 0.5}})
+    card = (tmp_path / "README.md").read_text()
+    assert "50% | not recorded |" in card and "Diffusion forcing is not exact" in card
 
 
 def test_a_card_a_user_wrote_stays_here_and_there(hub, tidar, tmp_path):

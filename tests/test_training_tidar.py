@@ -163,7 +163,9 @@ def test_gated_training_makes_drafts_stand_and_leaves_the_text_alone(
     by_path = {"custom_generate": str(tmp_path / "out"), "trust_remote_code": True}
     assert stock.generate(ids, max_new_tokens=9, **by_path).tolist() == taught.generate(ids, max_new_tokens=9).tolist()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"| {report['after']['tokens_per_forward']:.2f} | 100% |" in card and "More Information" not in card
+    assert (
+        f"| {report['after']['tokens_per_forward']:.2f} | 100% | float32 |" in card and "More Information" not in card
+    )
 
 
 def test_joint_training_learns_to_write_and_to_draft(checkpoint, tmp_path):

@@ -62,7 +62,8 @@ def finetune(model_path: str | Path, data: str | Path, output_dir: str | Path, *
         record_acceptance(model, acceptance_record(after, held_out.kinds))
 
     save_trained(trained, trainer, tokenizer, arguments)
-    report = run_report(arguments, rows, trainer.state, before, after)
+    dtype = str(model.dtype).removeprefix("torch.")
+    report = {"dtype": dtype, **run_report(arguments, rows, trainer.state, before, after)}
     if trainer.is_world_process_zero():
         write_report(report, model, trainer.state.log_history, arguments)
     return report
