@@ -86,9 +86,13 @@ def animation(tokenizer: Any, run: Forwards, prompt: str) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True)
 
     ids = [token for group in run.accepted for token in group]
-    num_lines = max((line for line, *_ in wrapped([(decoded(ids), TEXT)])), default=0) + 2
-    low = 92 + num_lines * LINE_HEIGHT
-    height, num_frames = low + 20 + num_lines * LINE_HEIGHT, len(run.accepted)
+
+    def num_lines(num_tokens: int) -> int:
+        return max((line for line, *_ in wrapped([(decoded(ids[:num_tokens]), TEXT)])), default=0) + 1
+
+    num_frames = len(run.accepted)
+    low = 130 + (num_lines(len(ids)) + 1) * LINE_HEIGHT
+    height = low + 12 + num_lines(num_frames) * LINE_HEIGHT
     cycle = num_frames * SECONDS_A_FRAME + SECONDS_AT_THE_END
     frames, num_before = [], 0
     for number, group in enumerate(run.accepted):
@@ -109,8 +113,8 @@ def animation(tokenizer: Any, run: Forwards, prompt: str) -> str:
         frames.append(
             f'<g visibility="{shown}"><animate attributeName="visibility" calcMode="discrete" dur="{cycle:.1f}s" '
             f'repeatCount="indefinite" keyTimes="{times}" values="{values}"/>'
-            f'<text x="20" y="56" fill="{QUIET}">{counts}</text>'
-            + "".join(lines_of(pieces, 80))
+            f'<text x="20" y="82" fill="{QUIET}">{counts}</text>'
+            + "".join(lines_of(pieces, 106))
             + f'<text x="20" y="{low - 12}" fill="{QUIET}">{plain}</text>'
             + "".join(lines_of([(decoded(ids[: number + 1]), TEXT)], low + 12))
             + "</g>"
@@ -119,7 +123,7 @@ def animation(tokenizer: Any, run: Forwards, prompt: str) -> str:
     width = int(40 + COLUMNS * CHARACTER)
     legend = (
         f'<text x="20" y="30" fill="{TEXT}" font-weight="bold">{escape(prompt)}</text>'
-        f'<text x="{width - 20}" y="56" text-anchor="end" fill="{QUIET}"><tspan fill="{ACCEPTED}">accepted</tspan> by '
+        f'<text x="20" y="54" fill="{QUIET}"><tspan fill="{ACCEPTED}">accepted</tspan> by '
         f'this forward, <tspan fill="{DRAFT}">drafted</tspan> for the next</text>'
     )
     return (

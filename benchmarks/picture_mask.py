@@ -40,9 +40,9 @@ def picture() -> str:
             cells.append(f'<rect x="{x}" y="{y}" width="{CELL - 3}" height="{CELL - 3}" rx="3" fill="{fill}"/>')
     width, height = LEFT + (CACHED + num_queries) * CELL + 40, TOP + num_queries * CELL + 40
     heads = [(LEFT, "text, cached", "text"), (LEFT + CACHED * CELL + 8, "draft", "draft")]
-    heads.append((LEFT + (CACHED + K) * CELL + 16, "masks: a block after 1, 2, 3 accepted tokens", "masks"))
+    heads.append((LEFT + (CACHED + K) * CELL + 16, "masks after 1, 2, 3 accepted", "masks"))
     top = [f'<text x="{x}" y="{TOP - 12}" fill="{COLOURS[kind]}">{name}</text>' for x, name, kind in heads]
-    title = "One forward: each row is a token that is read; coloured are the tokens that it sees"
+    title = "One forward: each row is a token, coloured is what it sees"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" style="{STYLE}" role="img">'
         f'<title>{title}</title><rect width="100%" height="100%" rx="8" fill="#ffffff" stroke="#d1d5db"/>'
