@@ -37,12 +37,12 @@ model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 
 inputs = tokenizer("The sky is blue because", return_tensors="pt", return_token_type_ids=False)
-output = model.generate(**inputs, max_new_tokens=64)
+output = model.generate(**inputs, max_new_tokens=64, return_dict_in_generate=True)
 
-print(tokenizer.decode(output[0], skip_special_tokens=True))
+print(tokenizer.decode(output.sequences[0], skip_special_tokens=True))
+print(output.num_forwards, "forwards after the prompt's")
 ```
 
-With `return_dict_in_generate=True` the output of a model that drafts also has `num_forwards` and `tokens_per_forward`.
 `draft_length` (0 decodes plainly) and `seed` may be given to `generate` or stand in `generation_config.json`. Without
 `trust_remote_code` the repository is the plain stock model. That one drafts too, if told to:
 `stock_model.generate(**inputs, custom_generate="{name}", trust_remote_code=True)`.

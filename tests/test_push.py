@@ -86,7 +86,6 @@ BACK = """
     options = {"max_new_tokens": 12, "do_sample": False}
 
     def written(model, **given):
-        given["num_branches"] = 1  # untaught checkpoints draft when told to
         output = model.generate(ids, **options, return_dict_in_generate=True, **given)
         assert output.num_forwards <= 11
         return output.sequences[0].tolist()
@@ -118,7 +117,7 @@ BACK = """
         snippet = re.search("```python\\n(.*?)```", arguments["cards"][name], re.DOTALL)[1]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(snippet, {})
-        assert printed.getvalue() and (name != "adapter" or "forwards after the prompt's" in printed.getvalue())
+        assert "forwards after the prompt's" in printed.getvalue()
 """
 
 
