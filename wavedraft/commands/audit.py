@@ -6,10 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
+from ..training.row_forms import read_columns
+from ..training.row_sources import read_prompts
 from .decoding_bar import decoding_bar
-from .early_checks import check_choice, check_decoding, check_file, load_library, say
+from .early_checks import check_choice, check_decoding, load_library, say
 from .options import (
+    PROMPT_ROWS,
     Adapter,
+    Columns,
     Compile,
     Device,
     DraftLength,
@@ -23,9 +27,7 @@ from .options import (
     Raw,
 )
 
-Prompts = Annotated[
-    Path, typer.Option(help="The file of prompts: JSONL rows of `prompt` or `messages`, or text with one a line.")
-]
+Prompts = Annotated[Path, typer.Option(help=f"The file of prompts: {PROMPT_ROWS}.")]
 NumPrompts = Annotated[int | None, typer.Option(min=2, help="Take only the first prompts of the file, this many.")]
 BatchSize = Annotated[int, typer.Option(min=2, help="Measure the noise floor in batches of this many prompts.")]
 Output = Annotated[str, typer.Option(help="Print as text, or as json.")]
@@ -41,6 +43,7 @@ def audit(
     packed_weights: PackedWeights = None,
     compile: Compile = False,
     policy: Policy = None,
+    columns: Columns = None,
     num_prompts: NumPrompts = None,
     max_new_tokens: MaxNewTokens = 128,
     batch_size: BatchSize = 8,
@@ -52,19 +55,21 @@ def audit(
     """Compare parallel with plain decoding, text by text. Plain decoding in a batch is the noise floor."""
     check_decoding(dict(locals()))
     check_choice("--output", output, ("text", "json"))
-    check_file(prompts, "Give JSONL rows of `prompt` or `messages`, or a text file with one prompt a line.")
+    texts = read_prompts(prompts, read_columns(columns))
+    if num_prompts is not None and num_prompts > len(texts):
+        raise ValueError(f"--num-prompts must be at most {len(texts)}, the prompts of {prompts}, but is {num_prompts}.")
+    texts = texts[:num_prompts]
     load_library()
     from transformers import AutoTokenizer
 
     from ..audit import audit as audit_texts
-    from ..bench.prompts import encode_prompt, read_prompts
+    from ..bench.prompts import encode_prompt
     from ..conversion.quiet_transformers import quiet_transformers
     from ..generation.execution.packed_linear import check_packable
     from .cli_checks import check_adapter, check_keywords, device_for
     from .cli_keywords import audited_keywords, drafting_keywords
     from .loading import load
 
-    texts = read_prompts(prompts, num_prompts)
     drafting = drafting_keywords(num_branches, exact, packed_weights)
     with quiet_transformers():
         device = device_for(device)

@@ -6,24 +6,26 @@ from typing import Annotated, Any
 
 import typer
 
+from ..bench.prompts import PROMPTS, encode_kinds, read_kinds
 from ..bench.settings import Settings
+from ..training.row_forms import Row, read_columns
 from .decoding_bar import decoding_bar
 from .early_checks import (
     check_adapter_folder,
     check_choice,
     check_device,
-    check_file,
     check_folder,
     load_library,
     read_list,
+    refuse,
     say,
 )
-from .options import DTYPES, Adapter, Compile, Device, Dtype, PackedWeights
+from .options import DTYPES, PROMPT_ROWS, Adapter, Columns, Compile, Device, Dtype, PackedWeights
 
 Assistant = Annotated[str | None, typer.Option(help="Time assisted decoding too, with this smaller model.")]
 Prompts = Annotated[
     Path | None,
-    typer.Option(help="The file of prompts: JSONL rows of `prompt` and `kind`, or text; by default 20 of our own."),
+    typer.Option(help=f"The file of prompts: {PROMPT_ROWS}; rows may have a kind. By default 20 of our own."),
 ]
 BatchSizes = Annotated[str, typer.Option(help="Time batches of these sizes: a list, as 1,4,8,16.")]
 PromptLengths = Annotated[
@@ -56,6 +58,7 @@ def bench(
     adapter: Adapter = None,
     assistant: Assistant = None,
     prompts: Prompts = None,
+    columns: Columns = None,
     batch_sizes: BatchSizes = "1,4",
     prompt_lengths: PromptLengths = "own",
     temperatures: Temperatures = "0",
@@ -77,7 +80,9 @@ def bench(
     check_device(device)
     check_folder(model)
     check_adapter_folder(adapter)
-    check_file(prompts, "Give JSONL rows of `prompt` and `kind`, or a text file with one prompt a line.")
+    if prompts is None:
+        refuse({"columns": columns}, "has no effect without --prompts.")
+    texts = read_kinds(prompts, read_columns(columns)) if prompts else PROMPTS
     settings = Settings(
         batch_sizes=read_list(batch_sizes, "--batch-sizes", int),
         prompt_lengths=read_list(prompt_lengths, "--prompt-lengths", int, words=("own",)),
@@ -94,27 +99,31 @@ def bench(
     )
     load_library()
     options = {"model": model, "adapter": adapter, "assistant": assistant, "prompts": prompts and str(prompts)}
-    print_figures(figures_of(settings, options, draft_lengths is not None, dtype, device), output)
+    print_figures(figures_of(settings, texts, options, draft_lengths is not None, dtype, device), output)
     say(f"Next: wavedraft audit {model} --prompts FILE says whether the faster texts are plain decoding's.")
 
 
 def figures_of(
-    settings: Settings, options: dict[str, Any], has_lengths: bool, dtype: str, device: str | None
+    settings: Settings,
+    texts: dict[str, list[Row]],
+    options: dict[str, Any],
+    has_lengths: bool,
+    dtype: str,
+    device: str | None,
 ) -> dict[str, Any]:
-    """Reads the prompts, and measures.
+    """Measures.
 
     Args:
+        texts: prompts by their kind.
         options: of the command: `model`, `adapter`, `assistant` and `prompts`.
         has_lengths: whether `settings.draft_lengths` was given; by default it is the checkpoint's.
     """
-    from ..bench.prompts import PROMPTS, read_kinds
     from ..conversion.quiet_transformers import quiet_transformers
     from .cli_checks import trained_draft_length
 
     trained = trained_draft_length(options["model"])
     if not has_lengths:
         settings = replace(settings, draft_lengths=(trained,))
-    texts = read_kinds(options["prompts"]) if options["prompts"] else PROMPTS
     if settings.has_compiled:
         say("Compiling each compiled way at its first run: seconds to minutes, told apart from its times.")
     with quiet_transformers():
@@ -122,7 +131,7 @@ def figures_of(
 
 
 def measured(
-    settings: Settings, texts: dict[str, list[str]], options: dict[str, Any], dtype: str, device: str | None
+    settings: Settings, texts: dict[str, list[Row]], options: dict[str, Any], dtype: str, device: str | None
 ) -> dict[str, Any]:
     """The figures of a bench of one checkpoint.
 
@@ -135,7 +144,6 @@ def measured(
     from ..bench.contenders import contenders_of, without_adapter
     from ..bench.measure import bench as run_bench
     from ..bench.measure import num_runs
-    from ..bench.prompts import encode_kinds
     from ..bench.report import report
     from ..generation.execution.packed_linear import check_packable, pays_to_pack
     from .cli_checks import device_for

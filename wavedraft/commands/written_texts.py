@@ -8,10 +8,11 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from ..bench.prompts import Prompt, encode_prompt, read_prompts
+from ..bench.prompts import encode_prompt
 from ..conversion.quiet_transformers import quiet_transformers
 from ..generation.execution.packed_linear import check_packable
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
+from ..training.row_forms import Row
 from .cli_checks import check_adapter, check_keywords, device_for
 from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keywords, seed_plain_decoding
 from .decoding_bar import decoding_bar
@@ -28,11 +29,9 @@ def write_texts(given: dict[str, Any]) -> None:
     """Prints the text of each prompt, and what it took.
 
     Args:
-        given: the options of `wavedraft generate` by their names.
+        given: the options of `wavedraft generate` by their names, and the prompts as `rows`.
     """
-    model, prompts = given["model"], given["texts"] or read_prompts(given["prompts"])
-    if not prompts:
-        raise ValueError(f"{given['prompts']} holds no prompts. Give JSONL rows of `prompt`, or one prompt a line.")
+    model, prompts = given["model"], given["rows"]
     depth = {name: given[name] for name in ("policy", "preset", "num_recurrences")}
     drafting = drafting_keywords(given["num_branches"], given["exact"], given["packed_weights"])
     with quiet_transformers():
@@ -79,7 +78,7 @@ def warm_up(model: Any, inputs: Any, keywords: dict[str, Any]) -> None:
 def decode_to_text(
     model: Any,
     tokenizer: Any,
-    prompts: list[Prompt],
+    prompts: list[Row],
     encoded: list[Any],
     parallel: dict[str, Any],
     plain: dict[str, Any] | None,
@@ -107,7 +106,7 @@ def decode_to_text(
 def decode_to_json(
     model: Any,
     tokenizer: Any,
-    prompts: list[Prompt],
+    prompts: list[Row],
     encoded: list[Any],
     parallel: dict[str, Any],
     plain: dict[str, Any] | None,
@@ -131,12 +130,12 @@ def decode_to_json(
             advance()
 
 
-def row_of(prompt: Prompt, text: str, run: Run) -> dict[str, Any]:
+def row_of(prompt: Row, text: str, run: Run) -> dict[str, Any]:
     """One prompt's text, its new tokens, the forwards after the prompt was read, and its seconds.
 
     Of a recurrent-depth model a forward is a core pass.
     """
-    told = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
+    told = {"prompt": prompt.question} if prompt.question is not None else {"messages": prompt.messages}
     return {
         **told,
         "text": text,
@@ -150,6 +149,6 @@ def num_calls(run: Run) -> int:
     return int(run.num_forwards) if run.num_core_passes is None else run.num_core_passes
 
 
-def last_words(prompt: Prompt) -> str:
-    """A prompt as the table names it: of messages the last one's content."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+def last_words(prompt: Row) -> str:
+    """A prompt as the table names it: by the content of its last message."""
+    return prompt.messages[-1].get("content") or ""
