@@ -33,6 +33,16 @@ def tidar(stock):
     return stock.parent / "tidar"
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """A stock and a TiDAR checkpoint with a learned table of 64 positions."""
+    folder = tmp_path_factory.mktemp("tables")
+    save_tiny_stock(folder / "stock", "gpt2")
+    save_tokenizer(folder / "stock", num_words=61)
+    convert(folder / "stock", folder / "tidar", draft_length=4)
+    return folder
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs `wavedraft ...` in this process: exit code, stdout, stderr."""
@@ -181,6 +191,24 @@ def test_prompts_of_a_file_become_rows_of_json(run, tidar, tmp_path):
         assert row["tokens"] == len(ids) and row["forwards"] < row["plain_forwards"] + 1 and row["seconds"] > 0
         assert row["identical"] is True
     assert err.startswith("Next: wavedraft audit") and err.count("\n") == 1
+
+
+def test_a_text_that_is_longer_than_a_position_table_is_refused_before_the_weights_are_read(run, tables, tmp_path):
+    file, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    file.write_text("w1\n" + "w1 " * 60 + "\n")
+    lines = {
+        "audit": ["audit", tables / "tidar", "--prompts", file, "--raw"],
+        "generate": ["generate", tables / "tidar", "--prompts", file, "--raw", "--draft-length", 0],
+        "data": ["data", "regenerate", tables / "stock", file, output, "--dtype", "float32"],
+    }
+    for name, line in lines.items():
+        num_read = 67 if name == "data" else 66  # the template writes one token more
+        for max_new in (7, 5 - (name == "data")):
+            code, _, err = run(*line, "--max-new-tokens", max_new)
+            assert (code == 0) == (max_new < 7), (line, err)
+            if code:
+                assert f"line 2 has {num_read - 6} tokens. With 7 new ones, {num_read} are read, but" in err
+                assert "table has 64 rows" in err and not output.exists()
 
 
 def test_messages_are_read_as_turns_by_the_template(run, tidar, tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from helpers_tidar import tiny_tidar
 from helpers_tokenizers import byte_tokenizer
 from wavedraft.training import Row, RowEncoder, open_rows, prompt_ids, read_prompts, regenerate, row_of
 from wavedraft.training.dialogue import encode_row
@@ -245,14 +246,14 @@ def test_every_part_of_a_row_is_in_the_table():
 
 
 def test_regenerate_refuses_prompts_and_files_before_it_writes(tmp_path):
-    tokenizer, output = byte_tokenizer(None), tmp_path / "out.jsonl"
+    model, tokenizer, output = tiny_tidar(), byte_tokenizer(None), tmp_path / "out.jsonl"
     with pytest.raises(ValueError, match="Prompt 2: `messages` need the chat template"):
-        regenerate(None, tokenizer, [{"prompt": "who?"}, {"messages": [SYSTEM, ASKED]}], output)
+        regenerate(model, tokenizer, [{"prompt": "who?"}, {"messages": [SYSTEM, ASKED]}], output)
     with pytest.raises(ValueError, match="Prompt 1 has `words`"):
-        regenerate(None, tokenizer, [{"words": "who?"}], output)
+        regenerate(model, tokenizer, [{"words": "who?"}], output)
     assert not output.exists()
     output.write_text('{"prompt": "who?", "num_tokens": 3}\n{"prompt": "mine", "answer": "x"}\nno end')
     kept = output.read_bytes()
     with pytest.raises(ValueError, match=r"out\.jsonl, line 2 is no answer of an earlier run"):
-        regenerate(None, tokenizer, [Row("here", [ASKED])], output)
+        regenerate(model, tokenizer, [Row("here", [ASKED])], output)
     assert output.read_bytes() == kept

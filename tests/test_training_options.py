@@ -8,6 +8,7 @@ import pytest
 import typer
 from torch import nn
 
+from helpers_stock import tiny_config
 from helpers_tidar import tiny_tidar
 from wavedraft.cli import app
 from wavedraft.modeling_tidar import TiDARForCausalLM
@@ -38,6 +39,16 @@ def test_a_run_loses_the_same_however_it_is_computed(checkpoint, tmp_path, mode,
     finetune(*checkpoint, tmp_path / "plain", mode=mode, **COMMON)
     finetune(*checkpoint, tmp_path / "other", mode=mode, **COMMON, **options)
     assert losses_of(tmp_path / "other") == pytest.approx(losses_of(tmp_path / "plain"), rel=tolerance)
+
+
+def test_rows_longer_than_a_position_table_are_refused(tmp_path):
+    config = tiny_config("gpt2")
+    config.tidar_config = {"draft_length": 4, "mask_token_id": 61, "mask_embedding_id": 3}
+    config.save_pretrained(tmp_path / "model")
+    options = {"model_path": tmp_path / "model", "data": "data.jsonl", "output_dir": tmp_path / "out"}
+    with pytest.raises(ValueError, match="`max_length` must be at most 64, the rows of this model's position table"):
+        FinetuneArguments(**options)
+    assert FinetuneArguments(**options, max_length=64).max_length == 64
 
 
 def test_tensorboard_is_given_the_numbers_that_count(checkpoint, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .chat_template import prompt_text
+from .position_table import check_fit
 from .row_forms import Row, row_of
 
 BATCHES_SORTED_TOGETHER = 5  # enough for even lengths, few enough that a run stopped early has every kind
@@ -60,17 +61,17 @@ def regenerate(
     check_regeneration(max_new_tokens, batch_size, temperature)
     rows = [row if isinstance(row, Row) else row_of(row, f"Prompt {n}") for n, row in enumerate(prompts, start=1)]
     rows = list({key_of(row.prompt_columns()): row for row in map(Row.prompt, rows)}.values())
-    check_prompts(rows, tokenizer)
     output_path = Path(output_path)
     answered = answers_in(output_path)
+    if missing := [row for row in rows if key_of(row.prompt_columns()) not in answered]:
+        check_prompts(missing, tokenizer, model.config, max_new_tokens)
     drop_torn_line(output_path)
     num_tokens = sum(answered.values())
 
-    num_answered = sum(key_of(row.prompt_columns()) in answered for row in rows)
     generation: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     with (
         output_path.open("ab") as file,
-        tqdm(total=len(rows), initial=num_answered, unit="prompt", disable=not has_progress_bar) as bar,
+        tqdm(total=len(rows), initial=len(rows) - len(missing), unit="prompt", disable=not has_progress_bar) as bar,
     ):
         for number, batch in enumerate(batches_of(rows, batch_size)):
             if max_answer_tokens is not None and num_tokens >= max_answer_tokens:
@@ -95,10 +96,15 @@ def check_regeneration(max_new_tokens: int, batch_size: int, temperature: float)
         raise ValueError(f"`temperature` must be 0 (greedy) or more, but is {temperature}.")
 
 
-def check_prompts(rows: Sequence[Row], tokenizer: Any) -> None:
-    """Raises ValueError if a prompt cannot be written, by the chat template or without it."""
-    for row in rows:
-        prompt_text(row, tokenizer)
+def check_prompts(rows: Sequence[Row], tokenizer: Any, config: Any, max_new_tokens: int) -> None:
+    """Raises ValueError if a prompt cannot be written, by the chat template or without it, or if its text may become
+    longer than the model's position table."""
+    texts = [prompt_text(row, tokenizer)[0] for row in rows]
+    check_fit(
+        config,
+        ((row, len(tokenizer(text)["input_ids"])) for row, text in zip(rows, texts, strict=True)),
+        max_new_tokens,
+    )
 
 
 def key_of(columns: dict[str, Any]) -> str:
@@ -162,27 +168,29 @@ def answer_batch(
 ) -> list[dict[str, Any]]:
     """The answers to a batch of left-padded prompts, decoded together."""
     texts = [prompt_text(row, tokenizer)[0] for row in prompts]
-    encoded = tokenizer(
-        texts,
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=tokenizer.chat_template is None,  # a chat template writes them
-    ).to(model.device)
-    input_ids, attention_mask = encoded["input_ids"], encoded["attention_mask"]  # (B, T)
+    has_special_tokens = tokenizer.chat_template is None  # a chat template writes them
+    prompt_ids = [tokenizer(text, add_special_tokens=has_special_tokens)["input_ids"] for text in texts]
+    eos_token_ids = eos_ids_of(model, tokenizer)
+    pad_token_id = tokenizer.pad_token_id
+    if pad_token_id is None:
+        pad_token_id = min(eos_token_ids, default=0)
+    longest = max(map(len, prompt_ids))
+    paddings = [longest - len(ids) for ids in prompt_ids]
+    padded_ids = [[pad_token_id] * number + ids for number, ids in zip(paddings, prompt_ids, strict=True)]
+    input_ids = torch.tensor(padded_ids, device=model.device)  # (B, T)
+    attention_mask = torch.tensor([[0] * number + [1] * (longest - number) for number in paddings])  # (B, T)
 
     sampling: dict[str, Any] = {"do_sample": temperature > 0}
     if temperature > 0:
         sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
-    eos_token_ids = eos_ids_of(model, tokenizer)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         output_ids = model.generate(
             input_ids=input_ids,
-            attention_mask=attention_mask,
+            attention_mask=attention_mask.to(model.device),
             max_new_tokens=max_new_tokens,
-            eos_token_id=eos_token_ids,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=eos_token_ids or None,
+            pad_token_id=pad_token_id,
             **sampling,
         )  # (B, T + new)
 
@@ -201,10 +209,12 @@ def answer_batch(
 
 
 def eos_ids_of(model: Any, tokenizer: Any) -> list[int]:
-    """All end tokens, from the generation config, or else from the tokenizer."""
+    """All end tokens, from the generation config, or else from the tokenizer; none if neither has one."""
     eos_token_id = model.generation_config.eos_token_id
     if eos_token_id is None:
         eos_token_id = tokenizer.eos_token_id
+    if eos_token_id is None:
+        return []
     return list(eos_token_id) if isinstance(eos_token_id, (list, tuple)) else [eos_token_id]
 
 

@@ -10,6 +10,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from ..modeling_tidar import DraftObjective, TiDARConfig
+from .position_table import position_table_of
 from .row_forms import check_columns
 from .run_folder import last_whole_checkpoint
 
@@ -170,9 +171,8 @@ class FinetuneArguments(TrainingArguments):
         config = AutoConfig.from_pretrained(self.model_path)
         self.is_recurrent = is_recurrent_config(config)
         self.draft_length = 1 if self.is_recurrent else TiDARConfig.from_model_config(config).draft_length
-        text_config = config.get_text_config()
-        has_position_table = not self.is_recurrent and getattr(text_config, "rope_parameters", None) is None
-        if has_position_table and self.max_length > (limit := text_config.max_position_embeddings):
+        limit = position_table_of(config)
+        if limit is not None and self.max_length > limit:
             raise ValueError(
                 f"`max_length` must be at most {limit}, the rows of this model's position table "
                 f"(`config.max_position_embeddings`), but is {self.max_length}."

@@ -60,12 +60,13 @@ def audit(
         raise ValueError(f"--num-prompts must be at most {len(texts)}, the prompts of {prompts}, but is {num_prompts}.")
     texts = texts[:num_prompts]
     load_library()
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from ..audit import audit as audit_texts
     from ..bench.prompts import encode_prompt
     from ..conversion.quiet_transformers import quiet_transformers
     from ..generation.execution.packed_linear import check_packable
+    from ..training.position_table import check_fit
     from .cli_checks import check_adapter, check_keywords, device_for
     from .cli_keywords import audited_keywords, drafting_keywords
     from .loading import load
@@ -78,6 +79,7 @@ def audit(
         check_keywords(model, {"do_sample": False, **parallel})
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
+        check_fit(AutoConfig.from_pretrained(model), zip(texts, map(len, prompt_ids), strict=True), max_new_tokens)
         loaded = load(model, dtype, device, adapter)
         if packed_weights:
             check_packable(loaded, exact)

@@ -43,7 +43,7 @@ def regenerate(
     check_folder(model)
     rows = read_prompts(prompts, read_columns(columns))
     load_library()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from ..conversion.quiet_transformers import quiet_transformers
     from ..training.regeneration import answers_in, check_prompts
@@ -54,7 +54,7 @@ def regenerate(
     answers_in(output)
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(model)
-        check_prompts(rows, tokenizer)
+        check_prompts(rows, tokenizer, AutoConfig.from_pretrained(model), max_new_tokens)
         answering = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
     num_tokens = regenerate_answers(
         answering,

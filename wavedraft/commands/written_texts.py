@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import AutoConfig, AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from ..bench.prompts import encode_prompt
 from ..conversion.quiet_transformers import quiet_transformers
 from ..generation.execution.packed_linear import check_packable
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
+from ..training.position_table import check_fit
 from ..training.row_forms import Row
 from .cli_checks import check_adapter, check_keywords, device_for
 from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keywords, seed_plain_decoding
@@ -44,6 +45,8 @@ def write_texts(given: dict[str, Any]) -> None:
         seed_plain_decoding(plain, parallel)
         tokenizer = AutoTokenizer.from_pretrained(model)
         encoded = [encode_prompt(tokenizer, prompt, given["raw"]) for prompt in prompts]
+        lengths = [inputs["input_ids"].shape[1] for inputs in encoded]
+        check_fit(AutoConfig.from_pretrained(model), zip(prompts, lengths, strict=True), given["max_new_tokens"])
         loaded = load(model, given["dtype"], device, given["adapter"])
         if given["packed_weights"]:
             check_packable(loaded, given["exact"])
