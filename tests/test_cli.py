@@ -211,6 +211,20 @@ def test_a_text_that_is_longer_than_a_position_table_is_refused_before_the_weigh
                 assert "table has 64 rows" in err and not output.exists()
 
 
+def test_answers_of_the_model_are_rows_to_learn_from(run, tidar, tmp_path):
+    prompts = [
+        {"conversations": [{"from": "human", "value": f"w{n} w2"}, {"from": "gpt", "value": "w9"}]} for n in (3, 4)
+    ]
+    (tmp_path / "sharegpt.json").write_text(json.dumps(prompts))
+    line = ["data", "regenerate", tidar, tmp_path / "sharegpt.json", tmp_path / "own.jsonl", "--max-new-tokens", 12]
+    code, _, err = run(*line, "--dtype", "float32")
+    written = [json.loads(row) for row in (tmp_path / "own.jsonl").read_text().splitlines()]
+    assert code == 0 and [row["prompt"] for row in written] == ["w3 w2", "w4 w2"], err
+    line = ["train", tidar, tmp_path / "own.jsonl", tmp_path / "run", "--max-steps", 1, "--eval-prompts"]
+    code, out, err = run(*line, tmp_path / "sharegpt.json", "--num-eval-prompts", 1)
+    assert code == 0 and "after: " in out, err
+
+
 def test_messages_are_read_as_turns_by_the_template(run, tidar, tmp_path):
     folder = tmp_path / "chatty"
     shutil.copytree(tidar, folder)

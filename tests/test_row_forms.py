@@ -6,6 +6,7 @@ import pytest
 
 from helpers_tidar import tiny_tidar
 from helpers_tokenizers import byte_tokenizer
+from wavedraft.bench.prompts import encode_kinds, read_kinds
 from wavedraft.training import Row, RowEncoder, open_rows, prompt_ids, read_prompts, regenerate, row_of
 from wavedraft.training.dialogue import encode_row
 from wavedraft.training.row_forms import COLUMNS, check_columns, read_columns
@@ -160,6 +161,8 @@ def test_a_template_that_refuses_messages_is_told_by_the_row():
     tokenizer = byte_tokenizer("{{ raise_exception('no system here') }}")
     with pytest.raises(ValueError, match="here: the chat template refuses these messages: no system here"):
         encode_row(row_of(FORMS[0], "here"), tokenizer, 99)
+    encoder = RowEncoder(tokenizer, 99, draft_length=1)
+    assert list(encoder(row_of(FORMS[0], "here"))) == [] and encoder.refused == 1 and "no system" in encoder.reason
 
 
 def test_only_answers_of_regenerate_are_cut_at_loops():
@@ -214,6 +217,20 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         list(open_rows(tmp_path / name)())
+
+
+def test_prompts_of_bench_have_kinds_where_their_rows_have(tmp_path):
+    rows = [{"kind": "a", "prompt": "one"}, {"question": "two"}, {"kind": "a", "messages": [SYSTEM, ASKED, SAID]}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    kinds = read_kinds(tmp_path / "rows.json")
+    assert {kind: [row.messages for row in of_kind] for kind, of_kind in kinds.items()} == {
+        "a": [[{"role": "user", "content": "one"}], [SYSTEM, ASKED]],
+        "all": [[{"role": "user", "content": "two"}]],
+    }
+    tokenizer = byte_tokenizer(WITH_TOOLS)
+    encoded, filler = encode_kinds(tokenizer, kinds)
+    written = "<|im_start|>system be brief<|im_end|><|im_start|>user who?<|im_end|><|im_start|>assistant "
+    assert tokenizer.decode(encoded["a"][1]) == written and tokenizer.decode(filler) == "one\nbe brief\nwho?\ntwo"
 
 
 def test_files_of_prompts(tmp_path):

@@ -217,7 +217,7 @@ def test_two_processes_lose_what_one_does(checkpoint, tmp_path, mode):
     with data.open("a") as file:
         file.write(json.dumps({"prompt": "all", "answer": "day the cat sat on"}) + "\n")
     finetune(folder, data, tmp_path / "one", mode=mode, rank=4, max_steps=8, save_steps=8, batch_size=4)
-    options = ["--mode", mode, "--rank", "4", "--max-steps", "8", "--save-steps", "8", "--batch-size", "2"]
+    options = ["--mode", mode, "--rank", "4", "--max-steps", "8", "--save-steps", "8", "--batch-size", "2", "--no-bf16"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wavedraft"]
     train = [*launch, "train", str(folder), str(data), str(tmp_path / "two"), *options]
     done = subprocess.run(train, capture_output=True, text=True)
@@ -240,7 +240,7 @@ def test_a_signal_saves_the_step_and_ends_the_run(checkpoint, tmp_path, signal_n
         "t.TiDARTrainer.log = kill_at_three\nfrom wavedraft.cli import app, main\n"
         "sys.argv = ['wavedraft', 'train', *sys.argv[1:]]\nmain()\n"
     )
-    options = ["--rank", "4", "--batch-size", "2", "--save-steps", "100", "--max-steps", "8"]
+    options = ["--rank", "4", "--batch-size", "2", "--save-steps", "100", "--max-steps", "8", "--no-bf16"]
     run = [sys.executable, "-c", program, str(folder), str(data), str(tmp_path / "stopped"), *options]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums of other threads round differently
     stopped = subprocess.run(run, capture_output=True, text=True, env=os.environ | threads)

@@ -9,6 +9,10 @@ NUM_TOKENS_OF_TEXT = 32  # tokens of a text that form its prompt
 SET_HERE = ("messages", "tools", "add_generation_prompt", "tokenize")
 
 
+class TemplateRefusal(ValueError):
+    """The chat template refuses the messages of a row."""
+
+
 def has_generation_marks(tokenizer: Any, row: Row) -> bool:
     """Whether the chat template marks the assistant's words."""
     return re.search(r"\{%-?\s*generation\s*-?%\}", template_of(tokenizer, row)) is not None
@@ -43,7 +47,8 @@ def apply_template(tokenizer: Any, row: Row, messages: list[dict[str, Any]] | No
     """What the chat template makes of a row's messages, or of others in their place, with the row's tools.
 
     Raises:
-        ValueError: as `template_of`; or the template refuses the messages.
+        ValueError: as `template_of`.
+        TemplateRefusal: the template raised an error.
     """
     from jinja2 import TemplateError
 
@@ -52,7 +57,7 @@ def apply_template(tokenizer: Any, row: Row, messages: list[dict[str, Any]] | No
     try:
         return tokenizer.apply_chat_template(messages, tools=row.tools, **row.template_options, **options)
     except TemplateError as error:
-        raise ValueError(f"{row.place}: the chat template refuses these messages: {error}") from None
+        raise TemplateRefusal(f"{row.place}: the chat template refuses these messages: {error}") from None
 
 
 def prompt_text(row: Row, tokenizer: Any, is_raw: bool = False) -> tuple[str, bool]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .chat_template import apply_template, has_generation_marks
+from .chat_template import TemplateRefusal, apply_template, has_generation_marks
 from .regeneration import usable_answer
 from .row_forms import Row
 
@@ -80,9 +80,9 @@ def _by_prefixes(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
         whole_ids = ids if is_cut else _tokens(tokenizer, whole)
         if not is_prefix or ids[: len(before_ids)] != before_ids or whole_ids[: len(ids)] != ids:
             raise AmbiguousTurns(
-                f"The chat template has no generation marks, and the dialogue up to turn {index + 1} is not the turns "
-                "before followed by the answer, so the assistant's words cannot be located. Give rows of one turn "
-                "(`prompt` and `answer`), or a template with {% generation %} marks."
+                f"{row.place}: the chat template has no generation marks, and the dialogue to turn {index + 1} is not "
+                "the turns before followed by the answer, so the assistant's words cannot be located. Give rows of one "
+                "turn (`prompt` and `answer`), or a template with {% generation %} marks."
             )
         labels += [IGNORED] * (len(before_ids) - len(labels)) + ids[len(before_ids) :]
     return ids, labels
@@ -102,7 +102,7 @@ class RowEncoder:
         loops: numbers of answers `kept`, `cut` at a loop, and `dropped`.
         assistant_words: how the last dialogue's assistant words were located: by the template's "generation marks", or
             by "prefixes" without marks.
-        refused: number of dialogues whose assistant words could not be located.
+        refused: number of dialogues that the chat template refuses, or whose assistant words could not be located.
         reason: why the first of these dialogues was refused.
     """
 
@@ -131,7 +131,7 @@ class RowEncoder:
         else:
             try:
                 encoded = [encode_row(row, self.tokenizer, self.max_length)]
-            except AmbiguousTurns as error:
+            except (AmbiguousTurns, TemplateRefusal) as error:
                 self.refused, self.reason = self.refused + 1, self.reason or str(error)
                 return
             self.assistant_words = "generation marks" if has_generation_marks(self.tokenizer, row) else "prefixes"

@@ -95,7 +95,10 @@ class Row:
 
     def prompt_columns(self) -> dict[str, Any]:
         """The columns from which this row is read again as a prompt."""
-        columns = {"kind": self.kind, "prompt": self.messages if self.question is None else self.question}
+        columns: dict[str, Any] = {
+            "kind": self.kind,
+            "prompt": self.messages if self.question is None else self.question,
+        }
         columns |= {"tools": self.tools, "chat_template_kwargs": self.template_options or None}
         return {name: value for name, value in columns.items() if value is not None}
 

@@ -59,7 +59,10 @@ Patience = Annotated[
 ReportTo = Annotated[str, typer.Option(help="Log to tensorboard, wandb, ... as well.")]
 SaveSteps = Annotated[int, typer.Option(min=1, help="Save every this many steps, where there are no --eval-steps.")]
 Bf16 = Annotated[
-    bool, typer.Option("--bf16", help="Compute in bfloat16: half the memory, and faster where hardware has it.")
+    bool | None,
+    typer.Option(
+        "--bf16/--no-bf16", help="Compute in bfloat16, which takes half the memory; by default where it is faster."
+    ),
 ]
 In4Bit = Annotated[bool, typer.Option("--load-in-4bit", help="Load the base in 4 bits, by bitsandbytes.")]
 In8Bit = Annotated[bool, typer.Option("--load-in-8bit", help="Load the base in 8 bits, by bitsandbytes.")]
@@ -99,7 +102,7 @@ def train(
     patience: Patience = None,
     report_to: ReportTo = "none",
     save_steps: SaveSteps = 100,
-    bf16: Bf16 = False,
+    bf16: Bf16 = None,
     load_in_4bit: In4Bit = False,
     load_in_8bit: In8Bit = False,
     attn_implementation: Attention = None,
@@ -115,7 +118,11 @@ def train(
     load_library()
     options["eval_prompts_path"] = options.pop("eval_prompts")
     from ..training import TrainingStopped, finetune
+    from .cli_checks import multiplies_bfloat16
 
+    options["bf16"] = multiplies_bfloat16() if bf16 is None else bf16
+    if bf16 is None and options["bf16"]:
+        say("Computing in bfloat16, which this machine multiplies faster. --no-bf16 computes in float32.")
     try:
         report = finetune(model, data, output, **options)
     except TrainingStopped as stop:
