@@ -22,7 +22,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig
 
 from wavedraft import TiDARForCausalLM
-from wavedraft.training.dialogue import chat_prompt_ids, read_jsonl
+from wavedraft.training import prompt_ids, read_prompts
 
 COMPILED = {"cache_implementation": "static", "compile_config": CompileConfig(mode="default", dynamic=False)}
 MODES = {
@@ -77,9 +77,7 @@ def main() -> None:
     if arguments.adapter:
         model.load_adapter(arguments.adapter)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    prompts = [
-        chat_prompt_ids(row["prompt"], tokenizer)[None].to(model.device) for row in read_jsonl(arguments.prompts)
-    ]
+    prompts = [prompt_ids(row, tokenizer)[None].to(model.device) for row in read_prompts(arguments.prompts)]
     stock = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=model.dtype).eval().to(model.device)
     model.generation_config.eos_token_id = stock.generation_config.eos_token_id = None  # texts of one length
     common = {"do_sample": False, "max_new_tokens": arguments.max_new_tokens}

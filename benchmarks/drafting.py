@@ -20,7 +20,7 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from wavedraft import TiDARForCausalLM
-from wavedraft.training.dialogue import chat_prompt_ids, read_jsonl
+from wavedraft.training import Row, prompt_ids, read_prompts
 
 
 @dataclass
@@ -74,9 +74,9 @@ def main() -> None:
     if arguments.adapter:
         model.load_adapter(arguments.adapter)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    kinds: dict[str, list[str]] = {}
-    for row in read_jsonl(arguments.prompts):
-        kinds.setdefault(row["kind"], []).append(row["prompt"])
+    kinds: dict[str, list[Row]] = {}
+    for row in read_prompts(arguments.prompts):
+        kinds.setdefault(row.kind or "all", []).append(row)
     chosen = [(kind, prompt) for kind, prompts in kinds.items() for prompt in prompts[: arguments.prompts_per_kind]]
     common = {"max_new_tokens": arguments.max_new_tokens, "draft_length": arguments.draft_length}
     modes: dict[str, dict[str, Any]] = {"": {}} | (
@@ -84,7 +84,7 @@ def main() -> None:
     )
     runs: dict[str, dict[str, list[Decoded]]] = {mode: {kind: [] for kind in kinds} for mode in modes}
     for kind, prompt in track(chosen, description="Decoding"):
-        ids = chat_prompt_ids(prompt, tokenizer)[None].to(model.device)
+        ids = prompt_ids(prompt, tokenizer)[None].to(model.device)
         mask = torch.ones_like(ids)
         plain = model.generate(ids, attention_mask=mask, do_sample=False, **common | {"draft_length": 0})
         for mode, options in modes.items():

@@ -24,8 +24,14 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wavedraft import DraftObjective, TiDARForCausalLM
-from wavedraft.training import gated_adapter_config
-from wavedraft.training.dialogue import PaddingCollator, RowEncoder, chat_prompt_ids, read_jsonl
+from wavedraft.training import (
+    PaddingCollator,
+    RowEncoder,
+    gated_adapter_config,
+    open_rows,
+    prompt_ids,
+    read_prompts,
+)
 from wavedraft.training.trainer_tidar import measure_drafting
 
 ROOT = Path(__file__).parents[1]
@@ -85,15 +91,15 @@ def train(run: dict[str, Any], arguments: Any) -> dict[str, Any]:
     """Points of one curve."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     collate = PaddingCollator(tokenizer.pad_token_id or 0)
-    written = list(read_jsonl(WRITTEN))
+    written = list(open_rows(WRITTEN)())
     random.Random(0).shuffle(written)
     encode = RowEncoder(tokenizer, max_length=192, draft_length=16)
     of_held_out, rows = ([row for one in part for row in encode(one)] for part in (written[:12], written[12:]))
     ids = tokenizer(AUSTEN.read_text(), return_tensors="pt").input_ids[:, :512]
     austen = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     texts = {"own": [collate(of_held_out[i : i + 4]) for i in range(0, 12, 4)], "austen": [austen]}
-    held_out = read_jsonl(ROOT / "benchmarks" / "prompts_heldout.jsonl")
-    prompts = [chat_prompt_ids(row["prompt"], tokenizer) for row in islice(held_out, 0, 100, 20)]
+    held_out = read_prompts(ROOT / "benchmarks" / "prompts_heldout.jsonl")
+    prompts = [prompt_ids(row, tokenizer) for row in islice(held_out, 0, 100, 20)]
     model = model_of(arguments.model, run).train()
     learnt = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=run["learning_rate"], weight_decay=0.0)

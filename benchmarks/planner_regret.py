@@ -24,7 +24,7 @@ from wavedraft import TiDARForCausalLM
 from wavedraft.generation.drafting import draft_planner
 from wavedraft.generation.drafting.draft_planner import StepTimes, plans_up_to
 from wavedraft.generation.kept_with_model import kept_with
-from wavedraft.training.dialogue import chat_prompt_ids, read_jsonl
+from wavedraft.training import prompt_ids, read_prompts
 
 NUM_TEXTS_TIMED = 3
 FALSE_RECORDS = {"auto, record of 0.95": 0.95, "auto, record of 0.05": 0.05}
@@ -78,8 +78,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    rows = list(read_jsonl(arguments.prompts))[: arguments.num_prompts]
-    prompts = [chat_prompt_ids(row["prompt"], tokenizer) for row in rows]
+    rows = read_prompts(arguments.prompts)[: arguments.num_prompts]
+    prompts = [prompt_ids(row, tokenizer) for row in rows]
     options = {"max_new_tokens": arguments.max_new_tokens, "min_new_tokens": arguments.max_new_tokens}
     options |= {"do_sample": False, "return_dict_in_generate": True}
     results: dict[str, Any] = {"date": str(date.today()), "machine": platform.processor(), **vars(arguments)}

@@ -35,7 +35,7 @@ from wavedraft.generation.drafting.draft_head import DraftChain
 from wavedraft.generation.execution import gated_linear
 from wavedraft.generation.execution.packed_linear import PackedLinear
 from wavedraft.generation.kept_with_model import kept_with
-from wavedraft.training.dialogue import chat_prompt_ids, read_jsonl
+from wavedraft.training import prompt_ids, read_prompts
 
 PACKED = {"packed_weights": True}
 COMPILED = {"cache_implementation": "static", "compile_config": CompileConfig(mode="default", dynamic=False)}
@@ -140,7 +140,7 @@ def main() -> None:
         model.load_adapter(arguments.adapter)
     model.generation_config.eos_token_id = None
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    texts = [chat_prompt_ids(row["prompt"], tokenizer) for row in read_jsonl(arguments.prompts)]
+    texts = [prompt_ids(row, tokenizer) for row in read_prompts(arguments.prompts)]
     with torch.no_grad():
         if arguments.prefill:
             stock = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype).eval()

@@ -24,8 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from wavedraft import DraftObjective, TiDARForCausalLM
-from wavedraft.training import gated_adapter_config
-from wavedraft.training.dialogue import PaddingCollator, RowEncoder, read_jsonl
+from wavedraft.training import PaddingCollator, RowEncoder, gated_adapter_config, open_rows
 
 WAYS = {"plain fine-tuning": None, "joint": "joint", "gated": "gated"}
 
@@ -41,7 +40,7 @@ def train(way: str, arguments: argparse.Namespace, answer: Any) -> None:
     model = model_class.from_pretrained(arguments.model, **options)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     encode = RowEncoder(tokenizer, max_length=320, draft_length=8)
-    chosen = list(read_jsonl(arguments.rows))[:: arguments.every]
+    chosen = list(open_rows(arguments.rows)())[:: arguments.every]
     rows = [row for written in chosen for row in encode(written)]
     if mode == "gated":
         model = get_peft_model(model, gated_adapter_config(model, arguments.rank))

@@ -29,6 +29,11 @@ from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
 logger = logging.get_logger(__name__)
 PREFIX = "TiDAR"
 OPTIONS = "generation_config.json"
+UNTAUGHT = (
+    "This TiDAR model is in training mode. Its drafts are taught only by the loss of `forward(objective=...)`, for "
+    "which `wavedraft.training.TiDARTrainer` asks. Labels alone, as from Trainer or TRL's SFTTrainer, have the stock "
+    "autoregressive loss. It teaches the text, and drafts then fit the text less and less."
+)
 _drafting_classes: dict[Any, type[PreTrainedModel]] = {}
 
 
@@ -38,6 +43,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
     stock_class: type[PreTrainedModel]
     card_kind = "tidar"
     adapter_card_kind = "adapter"
+    has_objective = False  # whether a trainer said that it passes one to every forward
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         TiDARConfig.from_model_config(config)
@@ -59,6 +65,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
     ) -> Any:
         """The stock forward; with an `objective`, the TiDAR loss of `input_ids` [B, S] for `labels` [B, S].
 
+        Labels without an objective have the stock autoregressive loss. A warning says so once in training mode.
         `mask_token_id` in `input_ids` reads the checkpoint's mask embedding.
 
         Args:
@@ -72,8 +79,12 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         if objective is not None:
             if self.training:
                 record_acceptance(self, None)  # the record is of the weights before this step
+            stock_names = list(inspect.signature(self.stock_class.forward).parameters)[2:]  # after self, input_ids
+            by_name = dict(zip(stock_names, args, strict=False))
             given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes every keyword
-            return objective.loss_of(self, input_ids, document_ids, *args, **given)
+            return objective.loss_of(self, input_ids, document_ids=document_ids, **by_name, **given)
+        if self.training and kwargs.get("labels") is not None and not torch.compiler.is_compiling():
+            self.warn_of_stock_loss()
         if input_ids is not None:
             tidar = self.tidar_config
             input_ids = input_ids.masked_fill(input_ids == tidar.mask_token_id, tidar.mask_embedding_id)
@@ -82,6 +93,20 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
                 # torch multiplies a slice and a frozen lm_head in batches, ten times slower on a CPU. An index copies.
                 kwargs["logits_to_keep"] = torch.arange(length - kept, length, device=input_ids.device)
         return super().forward(input_ids, *args, **kwargs)
+
+    def train(self, mode: bool = True) -> Any:
+        """As stock; warns once, before any step, that not every trainer's loss teaches drafts.
+
+        TRL replaces `forward` by its own, which would not warn.
+        """
+        if mode:
+            self.warn_of_stock_loss()
+        return super().train(mode)
+
+    def warn_of_stock_loss(self) -> None:
+        """Warns once a process, but not if this model's trainer passes an objective."""
+        if not self.has_objective:
+            logger.warning_once(UNTAUGHT)
 
     def lm_head_logits(self, hidden_states: Tensor) -> Tensor:
         """Logits [..., V] of last hidden states [..., D], as in the stock forward."""

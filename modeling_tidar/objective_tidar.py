@@ -98,13 +98,13 @@ class DraftObjective:
         if self.first_token < 0:
             raise ValueError(f"`first_token` must be 0 or more, but is {self.first_token}.")
 
-    def loss_of(self, model: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> TiDAROutput:
+    def loss_of(self, model: Any, input_ids: Tensor, **kwargs: Any) -> TiDAROutput:
         """The loss of rows of text [B, S], and its parts; what else is given of them, as in `training_batch`.
 
         Raises:
             ValueError: no token has a label, or the model lacks the adapter or head to train.
         """
-        batch = training_batch(self, model.tidar_config.draft_length, input_ids, *args, **kwargs)
+        batch = training_batch(self, model.tidar_config.draft_length, input_ids, **kwargs)
         return {"joint": joint_loss, "gated": gated_loss, "head": head_loss}[self.mode](model, self, batch)
 
 

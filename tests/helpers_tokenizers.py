@@ -3,7 +3,7 @@
 import string
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.decoders import Fuse
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -53,3 +53,15 @@ def save_tokenizer(folder: Path, num_words: int = 50) -> None:
     )
     fast.chat_template = "{% for m in messages %}<tool>{{ m['content'] }}{% endfor %}"
     fast.save_pretrained(folder)
+
+
+def byte_tokenizer(template):
+    """Every byte a token, and the marks of a turn one each: any text can be written."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|pad|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = template
+    return tokenizer

@@ -15,8 +15,8 @@ from helpers_tidar import random_prompts, tiny_tidar
 from helpers_tokenizers import letter_tokenizer
 from wavedraft.audit import audit
 from wavedraft.bench import contenders
-from wavedraft.bench.prompts import read_prompts
 from wavedraft.cli import main
+from wavedraft.training.row_sources import read_prompts
 
 PLAIN = {"draft_length": 0}
 
@@ -119,7 +119,7 @@ def test_the_command_names_the_tokens_that_differ(run, folders):
         (("tidar", "prompts.txt", "--dtype", "int8"), "--dtype must be one of"),
         (("recurrent", "prompts.txt", "--draft-length", "3"), "recurrent-depth model takes --policy"),
         (("tidar", "one.txt"), "at least 2 prompts"),
-        (("tidar", "bad.jsonl"), "row 1 must have a `prompt`"),
+        (("tidar", "bad.jsonl"), "line 1 has `text` and no prompt"),
     ],
 )
 def test_what_cannot_be_audited_is_refused(run, folders, arguments, message):
@@ -131,8 +131,8 @@ def test_what_cannot_be_audited_is_refused(run, folders, arguments, message):
 
 
 def test_prompts_are_read_from_lines_or_rows(folders):
-    assert read_prompts(folders / "prompts.txt") == read_prompts(folders / "prompts.jsonl") == ["abc", "hijklm", "ba"]
-    assert read_prompts(folders / "prompts.txt", 2) == ["abc", "hijklm"]
+    lines, rows = ([row.question for row in read_prompts(folders / name)] for name in ("prompts.txt", "prompts.jsonl"))
+    assert lines == rows == ["abc", "hijklm", "ba"]
 
 
 def test_tie_safe_decoding_and_fewer_branches_can_be_audited(run, folders):

@@ -33,6 +33,16 @@ def tidar(stock):
     return stock.parent / "tidar"
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """A stock and a TiDAR checkpoint with a learned table of 64 positions."""
+    folder = tmp_path_factory.mktemp("tables")
+    save_tiny_stock(folder / "stock", "gpt2")
+    save_tokenizer(folder / "stock", num_words=61)
+    convert(folder / "stock", folder / "tidar", draft_length=4)
+    return folder
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs `wavedraft ...` in this process: exit code, stdout, stderr."""
@@ -183,6 +193,38 @@ def test_prompts_of_a_file_become_rows_of_json(run, tidar, tmp_path):
     assert err.startswith("Next: wavedraft audit") and err.count("\n") == 1
 
 
+def test_a_text_that_is_longer_than_a_position_table_is_refused_before_the_weights_are_read(run, tables, tmp_path):
+    file, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    file.write_text("w1\n" + "w1 " * 60 + "\n")
+    lines = {
+        "audit": ["audit", tables / "tidar", "--prompts", file, "--raw"],
+        "generate": ["generate", tables / "tidar", "--prompts", file, "--raw", "--draft-length", 0],
+        "data": ["data", "regenerate", tables / "stock", file, output, "--dtype", "float32"],
+    }
+    for name, line in lines.items():
+        num_read = 67 if name == "data" else 66  # the template writes one token more
+        for max_new in (7, 5 - (name == "data")):
+            code, _, err = run(*line, "--max-new-tokens", max_new)
+            assert (code == 0) == (max_new < 7), (line, err)
+            if code:
+                assert f"line 2 has {num_read - 6} tokens. With 7 new ones, {num_read} are read, but" in err
+                assert "table has 64 rows" in err and not output.exists()
+
+
+def test_answers_of_the_model_are_rows_to_learn_from(run, tidar, tmp_path):
+    prompts = [
+        {"conversations": [{"from": "human", "value": f"w{n} w2"}, {"from": "gpt", "value": "w9"}]} for n in (3, 4)
+    ]
+    (tmp_path / "sharegpt.json").write_text(json.dumps(prompts))
+    line = ["data", "regenerate", tidar, tmp_path / "sharegpt.json", tmp_path / "own.jsonl", "--max-new-tokens", 12]
+    code, _, err = run(*line, "--dtype", "float32")
+    written = [json.loads(row) for row in (tmp_path / "own.jsonl").read_text().splitlines()]
+    assert code == 0 and [row["prompt"] for row in written] == ["w3 w2", "w4 w2"], err
+    line = ["train", tidar, tmp_path / "own.jsonl", tmp_path / "run", "--max-steps", 1, "--eval-prompts"]
+    code, out, err = run(*line, tmp_path / "sharegpt.json", "--num-eval-prompts", 1)
+    assert code == 0 and "after: " in out, err
+
+
 def test_messages_are_read_as_turns_by_the_template(run, tidar, tmp_path):
     folder = tmp_path / "chatty"
     shutil.copytree(tidar, folder)
@@ -199,8 +241,8 @@ def test_messages_are_read_as_turns_by_the_template(run, tidar, tmp_path):
     row = json.loads(out)
     assert code == 0 and row["messages"] == question["messages"]
     assert row["text"] == " ".join(f"w{n - 5}" for n in expected if n >= 5)
-    code, _, err = run("generate", folder, *options, tmp_path / "answered.jsonl")
-    assert code == 2 and "row 1 ends with an answer" in err
+    code, out, _ = run("generate", folder, *options, tmp_path / "answered.jsonl")
+    assert code == 0 and json.loads(out)["prompt"] == "w1", "the last answer is the model's to write"
     code, _, err = run("generate", folder, "--raw", *options, tmp_path / "rows.jsonl")
     assert code == 2 and "`messages` need the chat template" in err
 

@@ -95,6 +95,16 @@ REFUSED = [
     (["train", TIDAR, "d", "o", "--eval-steps", "3"], "Give --eval-prompts too"),
     (["train", TIDAR, "d", "{full}"], "is not empty"),
     (["data", "regenerate", HUB, "{prompts}", "o", "--seed", "1"], "--seed is for sampling"),
+    (["data", "regenerate", HUB, "{rows}", "o"], "rows.jsonl, line 2 has `words`"),
+    (["generate", HUB, "--prompts", "{rows}"], "rows.jsonl, line 2 has `words`"),
+    (["audit", HUB, "--prompts", "{rows}"], "rows.jsonl, line 2 has `words`"),
+    (["audit", HUB, "--prompts", "{prompts}", "--num-prompts", "3"], "--num-prompts must be at most 2"),
+    (["bench", HUB, "--prompts", "{rows}"], "rows.jsonl, line 2 has `words`"),
+    (["bench", HUB, "--prompts", "{rows}", "--columns", "ask=words"], "'ask', which is no part of a row"),
+    (["bench", HUB, "--columns", "prompt=words"], "--columns has no effect without --prompts"),
+    (["generate", HUB, "w1", "--columns", "prompt=words"], "--columns has no effect without --prompts"),
+    (["train", TIDAR, "{rows}", "o"], "rows.jsonl, line 1 has a prompt and no answer"),
+    (["train", TIDAR, "{rows}", "o", "--columns", "text=words"], "rows.jsonl, line 1 has `prompt`"),
 ]
 
 
@@ -107,10 +117,12 @@ def places(tmp_path_factory):
         (root / name).mkdir()
         (root / name / "config.json").write_text(json.dumps(config))
     (root / "prompts.txt").write_text("w1\nw2\n")
+    (root / "rows.jsonl").write_text('{"prompt": "w1"}\n{"words": "w2"}\n')
     return {
         "tidar": root / "tidar",
         "depth": root / "depth",
         "prompts": root / "prompts.txt",
+        "rows": root / "rows.jsonl",
         "nowhere": root / "nowhere",
         "full": root,
     }

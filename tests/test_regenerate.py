@@ -9,9 +9,22 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from wavedraft.training.regenerate import answer_batch, batches_of, cut_at_loop, read_rows, regenerate, without_loops
+from wavedraft.training.regeneration import answer_batch, batches_of, cut_at_loop, regenerate, usable_answer
+from wavedraft.training.row_forms import prompt_row
+from wavedraft.training.row_sources import read_json
 
-PROMPTS = [{"kind": "chat" if number % 2 else "maths", "prompt": "b" * number + " what?"} for number in range(11)]
+PROMPTS = [
+    prompt_row("b" * number + " what?", f"prompt {number}", kind="chat" if number % 2 else "maths")
+    for number in range(11)
+]
+
+
+def read_rows(path):
+    return [row for _, row in read_json(path)]
+
+
+def rows(*prompts):
+    return [prompt_row(prompt) for prompt in prompts]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +73,7 @@ def test_a_run_that_was_cut_ends_with_the_file_of_a_straight_run(
 
     assert cut.read_bytes() == written
     rows = read_rows(cut)
-    assert Counter(row["prompt"] for row in rows) == Counter(row["prompt"] for row in PROMPTS)
+    assert Counter(row["prompt"] for row in rows) == Counter(row.question for row in PROMPTS)
     assert sum(row["num_tokens"] for row in rows) == num_tokens
 
 
@@ -79,7 +92,7 @@ def test_sampling_leaves_the_callers_randomness_alone(model, tokenizer, tmp_path
 
 
 def test_a_batch_answers_what_each_prompt_alone_is_answered(model, tokenizer):
-    prompts = ["why?", "a much longer prompt, so that the other is padded"]
+    prompts = rows("why?", "a much longer prompt, so that the other is padded")
     options = {"max_new_tokens": 9, "temperature": 0.0, "seed": 0}
     together = answer_batch(model, tokenizer, prompts, **options)
     assert together == [answer_batch(model, tokenizer, [prompt], **options)[0] for prompt in prompts]
@@ -87,14 +100,14 @@ def test_a_batch_answers_what_each_prompt_alone_is_answered(model, tokenizer):
 
 def test_an_answer_ends_with_eos_or_is_marked_as_cut(model, tokenizer):
     options = {"max_new_tokens": 6, "temperature": 0.0, "seed": 0}
-    (cut,) = answer_batch(model, tokenizer, ["why?"], **options)
+    (cut,) = answer_batch(model, tokenizer, rows("why?"), **options)
     assert (cut["finished"], cut["num_tokens"]) == (False, 6)
 
     prompt_ids = tokenizer("why?", return_tensors="pt")["input_ids"]
     third_id = model.generate(prompt_ids, max_new_tokens=3, do_sample=False)[0, -1].item()
     model.generation_config.eos_token_id = [0, third_id]
     try:
-        (ended,) = answer_batch(model, tokenizer, ["why?"], **options)
+        (ended,) = answer_batch(model, tokenizer, rows("why?"), **options)
     finally:
         model.generation_config.eos_token_id = 0
     assert ended["finished"]
@@ -104,10 +117,10 @@ def test_an_answer_ends_with_eos_or_is_marked_as_cut(model, tokenizer):
 
 def test_prompts_go_through_the_chat_template(model, tokenizer, monkeypatch):
     options = {"max_new_tokens": 8, "temperature": 0.0, "seed": 0}
-    expected = answer_batch(model, tokenizer, ["User: why?\nYou: "], **options)
+    expected = answer_batch(model, tokenizer, rows("User: why?\nYou: "), **options)
     template = "{% for message in messages %}User: {{ message['content'] }}\nYou: {% endfor %}"
     monkeypatch.setattr(tokenizer, "chat_template", template)
-    assert answer_batch(model, tokenizer, ["why?"], **options) == expected
+    assert answer_batch(model, tokenizer, rows("why?"), **options) == expected
 
 
 def test_a_repeated_prompt_is_answered_once_and_a_finished_file_is_left_alone(model, tokenizer, tmp_path):
@@ -129,9 +142,9 @@ def test_a_run_stops_at_the_tokens_asked_for_and_goes_on(model, tokenizer, tmp_p
 
 def test_batches_hold_every_prompt_once_and_like_with_like():
     batches = list(batches_of(PROMPTS, 3))
-    assert sorted(row["prompt"] for batch in batches for row in batch) == sorted(row["prompt"] for row in PROMPTS)
+    assert sorted(row.place for batch in batches for row in batch) == sorted(row.place for row in PROMPTS)
     assert [len(batch) for batch in batches] == [3, 3, 3, 2]
-    assert {row["kind"] for row in batches[0]} == {"chat"}
+    assert {row.kind for row in batches[0]} == {"chat"}
 
 
 @pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"batch_size": 0}, {"temperature": -1.0}])
@@ -151,19 +164,12 @@ def test_a_loop_is_cut_after_its_first_round():
     assert cut_at_loop("") == ""
 
 
-def test_rows_worth_learning_from():
-    plain = {"kind": "chat", "prompt": "p", "answer": "A plain answer.", "finished": True, "num_tokens": 5}
+def test_answers_worth_learning_from():
     opening = "This answer begins as answers should, with a sentence long enough to be worth learning from at all: "
-    looping = plain | {"answer": opening + "one two three four five six seven eight " * 20}
-    only_loop = plain | {"answer": "ha " * 80}
-    empty = plain | {"answer": " "}
-
-    rows, counts = without_loops([plain, looping, only_loop, empty])
-
-    assert counts == {"kept": 2, "cut": 1, "dropped": 2}
-    assert rows[0] == plain
-    assert rows[1]["answer"] == opening + "one two three four five six seven eight"
-    assert rows[1]["finished"] is False
+    looping = opening + "one two three four five six seven eight " * 20
+    assert usable_answer("A plain answer.") == "A plain answer."
+    assert usable_answer(looping) == opening + "one two three four five six seven eight"
+    assert usable_answer("ha " * 80) is usable_answer(" ") is None
 
 
 def test_the_committed_prompts_are_mixed_and_the_held_out_ones_are_not_among_the_train_ones():

@@ -4,17 +4,19 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from helpers_tidar import tiny_tidar
+from helpers_tokenizers import byte_tokenizer
 from wavedraft.training import finetune
 from wavedraft.training.dialogue import IGNORED, RowEncoder, encode_row
-from wavedraft.training.row_sources import RowStream, open_rows
+from wavedraft.training.row_forms import row_of
+from wavedraft.training.row_sources import open_rows
+from wavedraft.training.row_stream import RowStream
 
 datasets = pytest.importorskip("datasets")
 
 ROWS = [{"prompt": f"question {n}", "answer": f"the answer is {n} and that is all there is"} for n in range(12)]
+READ = [row_of(row, f"row {number}") for number, row in enumerate(ROWS)]
 PLAIN = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -39,20 +41,8 @@ DIALOGUE = [
 ]
 
 
-def byte_tokenizer(template):
-    """Every byte a token, and the marks of a turn one each: any text can be written."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|pad|>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    tokenizer.chat_template = template
-    return tokenizer
-
-
 def taught(row, tokenizer):
-    encoded = encode_row(row, tokenizer, max_length=999)
+    encoded = encode_row(row_of(row, "here"), tokenizer, max_length=999)
     kept = [token for token, label in zip(encoded["input_ids"], encoded["labels"], strict=True) if label != IGNORED]
     assert all(label in (token, IGNORED) for token, label in zip(*encoded.values(), strict=True))
     return tokenizer.decode(kept)
@@ -65,7 +55,7 @@ def test_the_assistants_words_are_found_with_generation_marks_and_without(templa
     assert taught({"prompt": "who?", "completion": "me"}, tokenizer) == "me<|im_end|>"
     assert taught({"prompt": DIALOGUE[:2], "completion": DIALOGUE[2:3]}, tokenizer) == "me<|im_end|>"
     assert taught({"prompt": "who?", "answer": "me, but", "finished": False}, tokenizer) == "me, but"
-    whole = encode_row({"messages": DIALOGUE}, tokenizer, 999)["input_ids"]
+    whole = encode_row(row_of({"messages": DIALOGUE}, "here"), tokenizer, 999)["input_ids"]
     written = tokenizer.apply_chat_template(DIALOGUE, tokenize=False)
     assert written.startswith(tokenizer.decode(whole))
 
@@ -74,24 +64,28 @@ def test_turns_a_template_rewrites_later_are_left_out_and_counted():
     tokenizer = byte_tokenizer(FORGETFUL)
     thinking = {"role": "assistant", "content": "<think>hm</think>me"}
     encoder = RowEncoder(tokenizer, 99, draft_length=2)
-    assert list(encoder({"messages": [*DIALOGUE[:2], thinking, *DIALOGUE[3:]]})) == []
+    assert list(encoder(row_of({"messages": [*DIALOGUE[:2], thinking, *DIALOGUE[3:]]}, "here"))) == []
     assert encoder.refused == 1 and "generation marks" in encoder.reason and "turn 3" in encoder.reason
-    assert len(list(encoder({"messages": [*DIALOGUE[:2], thinking]}))) == 1
+    assert len(list(encoder(row_of({"messages": [*DIALOGUE[:2], thinking]}, "here")))) == 1
     assert encoder.assistant_words == "prefixes"
-    with pytest.raises(ValueError, match="must have `text`"):
-        list(encoder({"question": "?"}))
+    with pytest.raises(ValueError, match="here has a prompt and no answer"):
+        list(encoder(row_of({"question": "?"}, "here")))
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused():
     with pytest.raises(ValueError, match="no chat template"):
-        encode_row(ROWS[0], byte_tokenizer(None), 99)
+        encode_row(row_of(ROWS[0], "here"), byte_tokenizer(None), 99)
 
 
 def test_a_long_text_goes_on_in_further_rows():
     encoder = RowEncoder(byte_tokenizer(None), 10, draft_length=2)
-    pieces = list(encoder({"text": "abcdefghij" * 3 + "kl"}))
+    pieces = list(encoder(row_of({"text": "abcdefghij" * 3 + "kl"}, "here")))
     assert [len(piece["input_ids"]) for piece in pieces] == [10, 10, 10]  # two letters teach no draft of two
     assert all(piece["labels"] == piece["input_ids"] for piece in pieces)
+
+
+def words(rows):
+    return [row.messages for row in rows]
 
 
 def write(kind, folder):
@@ -117,23 +111,23 @@ def write(kind, folder):
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder", "saved", "splits"])
 def test_every_kind_of_source_holds_the_same_rows(kind, tmp_path):
     read = open_rows(write(kind, tmp_path / "data"))
-    assert list(read()) == list(read()) == ROWS
+    assert words(read()) == words(read()) == words(READ)
 
 
 def test_text_files_are_texts(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo")
     (tmp_path / "b.txt").write_text("three")
-    assert list(open_rows(tmp_path)()) == [{"text": "one\ntwo"}, {"text": "three"}]
+    assert [row.text for row in open_rows(tmp_path)()] == ["one\ntwo", "three"]
 
 
 def test_sources_that_are_none_are_refused(tmp_path):
     write("splits", tmp_path / "data")
-    (tmp_path / "a.csv").write_text("a,b")
+    (tmp_path / "a.xls").write_text("a,b")
     (tmp_path / "b.parquet").write_text("a,b")
     (tmp_path / "empty").mkdir()
     for source, message in [
         (tmp_path / "none" / "here", "There is no file"),
-        (tmp_path / "a.csv", r"supported type: \.json"),
+        (tmp_path / "a.xls", r"supported type: \.csv"),
         (tmp_path / "b.parquet", "not a Parquet file"),
         (tmp_path / "empty", "no file of a supported type"),
     ]:
@@ -156,14 +150,14 @@ def test_a_dataset_of_the_hub_is_read_and_streamed_by_datasets_itself(tmp_path, 
         return original("parquet", data_files={"train": str(tmp_path / "train.parquet")}, **kwargs)
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    assert list(open_rows("org/rows")()) == ROWS
-    assert list(open_rows("org/rows", is_streaming=True)()) == ROWS
+    assert words(open_rows("org/rows")()) == words(READ)
+    assert words(open_rows("org/rows", is_streaming=True)()) == words(READ)
     assert seen == {"path": "org/rows", "split": "train", "streaming": True}
 
 
 def test_a_stream_gives_every_row_once_an_epoch_in_another_order():
     encode = RowEncoder(byte_tokenizer(PLAIN), 99, draft_length=2)
-    stream = RowStream(lambda: ROWS, encode, seed=0)
+    stream = RowStream(lambda: READ, encode, seed=0)
     first, again = list(stream), list(stream)
     stream.set_epoch(1)
     second = list(stream)
@@ -200,7 +194,7 @@ def test_streamed_processes_share_the_rows_between_them():
     """What accelerate gives each of two processes of one stream."""
     from accelerate.data_loader import IterableDatasetShard
 
-    stream = RowStream(lambda: ROWS, RowEncoder(byte_tokenizer(PLAIN), 99, draft_length=2), seed=0)
+    stream = RowStream(lambda: READ, RowEncoder(byte_tokenizer(PLAIN), 99, draft_length=2), seed=0)
     shards = [
         list(IterableDatasetShard(stream, batch_size=2, num_processes=2, process_index=index)) for index in range(2)
     ]

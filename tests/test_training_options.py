@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import sys
 from functools import partialmethod
 
 import pytest
+import torch
 import typer
+from safetensors.torch import load_file
 from torch import nn
 
+from helpers_stock import tiny_config
 from helpers_tidar import tiny_tidar
-from wavedraft.cli import app
+from wavedraft.cli import app, main
+from wavedraft.commands import cli_checks
 from wavedraft.modeling_tidar import TiDARForCausalLM
 from wavedraft.training import FinetuneArguments, finetune
 
@@ -38,6 +43,16 @@ def test_a_run_loses_the_same_however_it_is_computed(checkpoint, tmp_path, mode,
     finetune(*checkpoint, tmp_path / "plain", mode=mode, **COMMON)
     finetune(*checkpoint, tmp_path / "other", mode=mode, **COMMON, **options)
     assert losses_of(tmp_path / "other") == pytest.approx(losses_of(tmp_path / "plain"), rel=tolerance)
+
+
+def test_rows_longer_than_a_position_table_are_refused(tmp_path):
+    config = tiny_config("gpt2")
+    config.tidar_config = {"draft_length": 4, "mask_token_id": 61, "mask_embedding_id": 3}
+    config.save_pretrained(tmp_path / "model")
+    options = {"model_path": tmp_path / "model", "data": "data.jsonl", "output_dir": tmp_path / "out"}
+    with pytest.raises(ValueError, match="`max_length` must be at most 64, the rows of this model's position table"):
+        FinetuneArguments(**options)
+    assert FinetuneArguments(**options, max_length=64).max_length == 64
 
 
 def test_tensorboard_is_given_the_numbers_that_count(checkpoint, tmp_path, monkeypatch):
@@ -97,11 +112,31 @@ def test_the_command_offers_options_of_a_run_with_their_defaults():
     }.items():
         offered[name] = offered.pop(command_name)
     known = {option.name: option.default for option in dataclasses.fields(FinetuneArguments) if option.init}
+    assert (offered.pop("bf16"), known["bf16"]) == (None, False), "the command asks the machine"
     required = {"model_path", "data", "output_dir"}
     assert required <= offered.keys() <= known.keys()
     assert {name: offered[name] for name in offered.keys() - required} == {
         name: known[name] for name in offered.keys() - required
     }
+
+
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_the_command_computes_in_bfloat16_where_that_is_faster_and_says_so(
+    checkpoint, tmp_path, monkeypatch, capsys, is_faster
+):
+    monkeypatch.setattr("wavedraft.commands.cli_checks.multiplies_bfloat16", lambda: is_faster)
+    folder, data = checkpoint
+    for name, option in (("own", []), ("no", ["--no-bf16"]), ("yes", ["--bf16"])):
+        line = ["train", folder, data, tmp_path / name, "--max-steps", 1, "--rank", 2, *option]
+        monkeypatch.setattr(sys, "argv", ["wavedraft", *map(str, line)])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        weights = load_file(tmp_path / name / "adapter_model.safetensors")
+        is_half = {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+        assert is_half == (name == "yes" or (name == "own" and is_faster))
+        said = capsys.readouterr().err
+        assert ("--no-bf16 computes in float32" in said) == (name == "own" and is_faster)
+    assert isinstance(cli_checks.multiplies_bfloat16(), bool)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARForCausalLM
 from wavedraft.modeling_tidar.objective_tidar import cross_entropy, kl_divergence, total_variation
 from wavedraft.training import finetune, gated_adapter_config, measure_drafting
-from wavedraft.training.dialogue import IGNORED, PaddingCollator, encode_row, pack_rows, read_jsonl
+from wavedraft.training.dialogue import IGNORED, PaddingCollator, encode_row, pack_rows
+from wavedraft.training.row_forms import row_of
+from wavedraft.training.row_sources import rows_of_file
 
 
 def test_only_the_assistants_words_teach(tokenizer):
     row = {"messages": [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat on"}] * 2}
-    encoded = encode_row(row, tokenizer, max_length=99)
+    encoded = encode_row(row_of(row, "here"), tokenizer, max_length=99)
     words = [tokenizer.convert_ids_to_tokens(i) for i in encoded["input_ids"]]
     taught = [word for word, label in zip(words, encoded["labels"], strict=True) if label != IGNORED]
     assert words == ["<user>", "the", "cat", "<assistant>", "sat", "on", "<end>"] * 2
@@ -29,19 +31,10 @@ def test_only_the_assistants_words_teach(tokenizer):
 
 
 def test_an_answer_that_was_cut_teaches_no_end(tokenizer):
-    encoded = encode_row({"prompt": "the", "answer": "cat", "finished": False}, tokenizer, max_length=99)
+    encoded = encode_row(
+        row_of({"prompt": "the", "answer": "cat", "finished": False}, "here"), tokenizer, max_length=99
+    )
     assert tokenizer.eos_token_id not in encoded["labels"]
-
-
-def test_a_row_of_no_known_form_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="`text`, `messages`, or `prompt` and `answer`"):
-        encode_row({"question": "?"}, tokenizer, max_length=9)
-
-
-def test_a_torn_line_is_named(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": ')
-    with pytest.raises(ValueError, match="line 2"):
-        list(read_jsonl(tmp_path / "rows.jsonl"))
 
 
 def test_the_collator_pads_on_the_right():
@@ -125,7 +118,7 @@ def fluent_checkpoint(checkpoint, tokenizer):
     folder, data = checkpoint
     model = TiDARForCausalLM.from_pretrained(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    batch = PaddingCollator(0)([encode_row(row, tokenizer, 99) for row in read_jsonl(data)])
+    batch = PaddingCollator(0)([encode_row(row, tokenizer, 99) for row in rows_of_file(data)])
     for _ in range(120):
         loss = model(**batch).loss
         loss.backward()
@@ -226,7 +219,7 @@ def test_two_processes_lose_what_one_does(checkpoint, tmp_path, mode):
     with data.open("a") as file:
         file.write(json.dumps({"prompt": "all", "answer": "day the cat sat on"}) + "\n")
     finetune(folder, data, tmp_path / "one", mode=mode, rank=4, max_steps=8, save_steps=8, batch_size=4)
-    options = ["--mode", mode, "--rank", "4", "--max-steps", "8", "--save-steps", "8", "--batch-size", "2"]
+    options = ["--mode", mode, "--rank", "4", "--max-steps", "8", "--save-steps", "8", "--batch-size", "2", "--no-bf16"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wavedraft"]
     train = [*launch, "train", str(folder), str(data), str(tmp_path / "two"), *options]
     done = subprocess.run(train, capture_output=True, text=True)
@@ -249,7 +242,7 @@ def test_a_signal_saves_the_step_and_ends_the_run(checkpoint, tmp_path, signal_n
         "t.TiDARTrainer.log = kill_at_three\nfrom wavedraft.cli import app, main\n"
         "sys.argv = ['wavedraft', 'train', *sys.argv[1:]]\nmain()\n"
     )
-    options = ["--rank", "4", "--batch-size", "2", "--save-steps", "100", "--max-steps", "8"]
+    options = ["--rank", "4", "--batch-size", "2", "--save-steps", "100", "--max-steps", "8", "--no-bf16"]
     run = [sys.executable, "-c", program, str(folder), str(data), str(tmp_path / "stopped"), *options]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums of other threads round differently
     stopped = subprocess.run(run, capture_output=True, text=True, env=os.environ | threads)

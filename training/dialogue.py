@@ -3,96 +3,52 @@
 S tokens of a row, P tokens of a prompt.
 """
 
-import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from .regenerate import without_loops
+from .chat_template import TemplateRefusal, apply_template, has_generation_marks
+from .regeneration import usable_answer
+from .row_forms import Row
 
 IGNORED = -100
-
-
-def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSONL file.
-
-    Raises:
-        ValueError: a line is not a JSON object; the message names the line.
-    """
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON ({error.msg}): {line[:80]!r}.") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number} must be a JSON object, but is {line[:80]!r}.")
-            yield row
 
 
 class AmbiguousTurns(ValueError):
     """The assistant's words of a dialogue cannot be located."""
 
 
-def encode_row(row: dict[str, Any], tokenizer: Any, max_length: int) -> dict[str, list[int]]:
+def encode_row(row: Row, tokenizer: Any, max_length: int) -> dict[str, list[int]]:
     """Ids and labels of one row, cut to `max_length`.
 
-    Args:
-        row: `{"text": ...}`, with labels on every token; or `{"messages": [...]}`, `{"prompt": ..., "answer": ...}`
-            or `{"prompt": ..., "completion": ...}`, with labels on the assistant's words. `"finished": false` means
-            that the answer was cut, so no end mark follows.
+    A dialogue has labels on the assistant's words, a text on every token. An answer that was cut (`row.finished` is
+    False) has no end mark.
 
     Returns:
         `input_ids` and `labels` (-100 for a token without a label), [S] each.
 
     Raises:
-        ValueError: the row has another form, or its assistant's words cannot be located.
+        ValueError: the row has nothing to learn, the chat template refuses it, or its assistant's words cannot be
+            located.
     """
-    if row.get("text") is not None:
-        ids = tokenizer(row["text"])["input_ids"]
+    row.check_teaches()
+    if not row.has_answer:
+        ids = tokenizer(row.text)["input_ids"]
         return {"input_ids": ids[:max_length], "labels": ids[:max_length]}
-    answer = row.get("answer", row.get("completion"))
-    if row.get("messages") is not None:
-        messages = row["messages"]
-    elif row.get("prompt") is not None and answer is not None:
-        asked, said = (
-            text if isinstance(text, list) else [{"role": role, "content": text}]
-            for role, text in (("user", row["prompt"]), ("assistant", answer))
-        )
-        messages = [*asked, *said]
-    else:
-        raise ValueError(
-            "A training row must have `text`, `messages`, or `prompt` and `answer` (or `completion`), but has "
-            f"{sorted(row)}."
-        )
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            f"The tokenizer of {tokenizer.name_or_path or 'this checkpoint'} has no chat template for dialogues. "
-            "Put a `chat_template.jinja` in its folder, or give rows of `text`."
-        )
-    by_marks = has_generation_marks(tokenizer) and row.get("finished", True)
-    ids, labels = (_by_marks if by_marks else _by_prefixes)(messages, tokenizer, row.get("finished", True))
+    by_marks = has_generation_marks(tokenizer, row) and row.finished is not False
+    ids, labels = (_by_marks if by_marks else _by_prefixes)(row, tokenizer)
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
 
-def has_generation_marks(tokenizer: Any) -> bool:
-    """Whether the chat template marks the assistant's words."""
-    template = tokenizer.chat_template
-    return isinstance(template, str) and re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
-
-
-def _by_marks(messages: list[dict], tokenizer: Any, is_finished: bool) -> tuple[list[int], list[int]]:
-    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+def _by_marks(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
+    encoded = apply_template(tokenizer, row, return_dict=True, return_assistant_tokens_mask=True)
     ids, said = encoded["input_ids"], encoded["assistant_masks"]
     return ids, [token if is_said else IGNORED for token, is_said in zip(ids, said, strict=True)]
 
 
-def _by_prefixes(messages: list[dict], tokenizer: Any, is_finished: bool) -> tuple[list[int], list[int]]:
+def _by_prefixes(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
     """The ids and labels of a dialogue whose template has no generation marks.
 
     For each assistant turn, the template writes the turns before with a generation prompt, and then with this turn.
@@ -101,19 +57,21 @@ def _by_prefixes(messages: list[dict], tokenizer: Any, is_finished: bool) -> tup
     Raises:
         AmbiguousTurns: the tokens of a prefix are not the first tokens of the whole dialogue.
     """
-    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
-    if last is None:
-        return [], []
-    whole = _template(tokenizer, messages[: last + 1])
+    messages = row.messages
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+
+    def written(number: int, **options: Any) -> str:
+        return apply_template(tokenizer, row, messages[:number], tokenize=False, **options)
+
+    whole = written(last + 1)
     ids: list[int] = []
     labels: list[int] = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _template(tokenizer, messages[:index], add_generation_prompt=True)
-        through = _template(tokenizer, messages[: index + 1])
+        before, through = written(index, add_generation_prompt=True), written(index + 1)
         said = through[len(before) :].rstrip()
-        is_cut = index == last and not is_finished
+        is_cut = index == last and row.finished is False
         if is_cut:
             words = message["content"].strip()
             said = said[: said.rfind(words) + len(words)]
@@ -122,41 +80,29 @@ def _by_prefixes(messages: list[dict], tokenizer: Any, is_finished: bool) -> tup
         whole_ids = ids if is_cut else _tokens(tokenizer, whole)
         if not is_prefix or ids[: len(before_ids)] != before_ids or whole_ids[: len(ids)] != ids:
             raise AmbiguousTurns(
-                f"The chat template has no generation marks, and the dialogue up to turn {index + 1} is not the turns "
-                "before followed by the answer, so the assistant's words cannot be located. Give rows of one turn "
-                "(`prompt` and `answer`), or a template with {% generation %} marks."
+                f"{row.place}: the chat template has no generation marks, and the dialogue to turn {index + 1} is not "
+                "the turns before followed by the answer, so the assistant's words cannot be located. Give rows of one "
+                "turn (`prompt` and `answer`), or a template with {% generation %} marks."
             )
         labels += [IGNORED] * (len(before_ids) - len(labels)) + ids[len(before_ids) :]
     return ids, labels
-
-
-def _template(tokenizer: Any, messages: list[dict], **kwargs: Any) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def chat_prompt_ids(prompt: str, tokenizer: Any) -> torch.Tensor:
-    """The ids [P] of a user's prompt, in the model's chat template if it has one, ready for the answer."""
-    if tokenizer.chat_template is None:
-        return torch.tensor(tokenizer(prompt)["input_ids"])
-    text = _template(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
-    return torch.tensor(_tokens(tokenizer, text))
-
-
 class RowEncoder:
     """Encodes rows, and counts those it drops.
 
     A row needs more labels than a draft has tokens to train drafting. A text longer than `max_length` continues in
-    further rows; a dialogue is cut. An answer that repeats itself is cut at its first repetition.
+    further rows; a dialogue is cut. An answer of `regenerate` that repeats itself is cut at its first repetition.
 
     Attributes:
         loops: numbers of answers `kept`, `cut` at a loop, and `dropped`.
         assistant_words: how the last dialogue's assistant words were located: by the template's "generation marks", or
             by "prefixes" without marks.
-        refused: number of dialogues whose assistant words could not be located.
+        refused: number of dialogues that the chat template refuses, or whose assistant words could not be located.
         reason: why the first of these dialogues was refused.
     """
 
@@ -166,24 +112,29 @@ class RowEncoder:
         self.refused, self.reason = 0, ""
         self.assistant_words: str | None = None
 
-    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, list[int]]]:
-        if isinstance(row.get("answer"), str):
-            kept, counts = without_loops([row])
-            self.loops = {name: count + counts[name] for name, count in self.loops.items()}
-            if not kept:
+    def __call__(self, row: Row) -> Iterator[dict[str, list[int]]]:
+        if row.has_answer and row.finished is not None:  # `regenerate` wrote it
+            answer = usable_answer(said := row.messages[-1]["content"])
+            self.loops["dropped" if answer is None else "kept"] += 1
+            if answer is None:
                 return
-            row = kept[0]
-        if row.get("text") is not None:
-            ids = self.tokenizer(row["text"])["input_ids"]
+            if answer != said:
+                self.loops["cut"] += 1
+                row = replace(
+                    row, messages=[*row.messages[:-1], {"role": "assistant", "content": answer}], finished=False
+                )
+        row.check_teaches()
+        if not row.has_answer:
+            ids = self.tokenizer(row.text)["input_ids"]
             pieces = [ids[start : start + self.max_length] for start in range(0, len(ids), self.max_length)]
             encoded = [{"input_ids": piece, "labels": list(piece)} for piece in pieces]
         else:
             try:
                 encoded = [encode_row(row, self.tokenizer, self.max_length)]
-            except AmbiguousTurns as error:
+            except (AmbiguousTurns, TemplateRefusal) as error:
                 self.refused, self.reason = self.refused + 1, self.reason or str(error)
                 return
-            self.assistant_words = "generation marks" if has_generation_marks(self.tokenizer) else "prefixes"
+            self.assistant_words = "generation marks" if has_generation_marks(self.tokenizer, row) else "prefixes"
         yield from (row for row in encoded if sum(label != IGNORED for label in row["labels"]) > self.draft_length)
 
 

@@ -14,14 +14,15 @@ from transformers.utils import logging
 
 from ..hub.model_card import write_card
 from ..hub.written_files import card_kind_of
+from .chat_template import prompt_ids
 from .curve import draw_curve
-from .dialogue import chat_prompt_ids, encode_row, read_jsonl
-from .row_sources import TrainingRows
+from .dialogue import encode_row
+from .row_sources import rows_of_file
+from .row_stream import TrainingRows
 from .trainer_recurrent import RecurrentReport, measure_recurrent
 from .trainer_tidar import DraftingReport, measure_drafting
 from .training_arguments import FinetuneArguments
 
-NUM_TOKENS_OF_TEXT = 32  # tokens of a held-out text that form its prompt
 LEAST_FOR_A_HEAD = 1.1  # minimum tokens per forward of masks trained to draft
 logger = logging.get_logger(__name__)
 
@@ -44,22 +45,15 @@ def read_held_out(arguments: FinetuneArguments, tokenizer: Any) -> HeldOut:
     """The prompts of `eval_prompts_path`, and their answers for a recurrent-depth model."""
     if not arguments.eval_prompts_path:
         return HeldOut([], [], {})
-    rows = list(read_jsonl(arguments.eval_prompts_path))
-    answered = [row for row in rows if row.keys() & {"answer", "text", "messages"}] if arguments.is_recurrent else []
+    rows = list(rows_of_file(arguments.eval_prompts_path, arguments.columns))
+    answered = [row for row in rows if row.has_answer or row.text is not None] if arguments.is_recurrent else []
     # The prompts are taken evenly through the rows.
     chosen = rows[:: max(1, len(rows) // arguments.num_eval_prompts)][: arguments.num_eval_prompts]
     return HeldOut(
         [prompt_ids(row, tokenizer) for row in chosen],
         [encode_row(row, tokenizer, arguments.max_length) for row in answered],
-        dict(Counter(str(row.get("kind", "unnamed")) for row in chosen)),
+        dict(Counter(row.kind or "unnamed" for row in chosen)),
     )
-
-
-def prompt_ids(row: dict[str, Any], tokenizer: Any) -> torch.Tensor:
-    """The ids [P] of a row's prompt."""
-    if "prompt" in row:
-        return chat_prompt_ids(row["prompt"], tokenizer)
-    return torch.tensor(tokenizer(row["text"])["input_ids"][:NUM_TOKENS_OF_TEXT])
 
 
 def acceptance_record(report: DraftingReport, kinds: dict[str, int]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of
 from ..modeling_tidar import DraftObjective
+from .dialogue import PaddingCollator
 
 
 @dataclass(frozen=True)
@@ -70,30 +71,69 @@ def measure_drafting(
 class TiDARTrainer(Trainer):
     """Trainer for a drafting model.
 
-    The model's forward computes the loss, so DDP, FSDP, PEFT and gradient accumulation work as for any model.
+    The model's forward computes the loss, so DDP, FSDP, PEFT and gradient accumulation work as for any model. With
+    gradient accumulation, a step's loss is one mean over the labels of all its micro-batches.
     `evaluate` decodes the held-out prompts and reports tokens per forward, since token accuracy misleads.
 
+    Trainer and TRL's `SFTTrainer` train a TiDAR checkpoint on the stock autoregressive loss, which teaches no drafts.
+
     Args:
-        objective: the training objective.
+        objective: the training objective; by default the paper's joint loss. A model with a gated adapter
+            (`gated_adapter_config`) needs `DraftObjective(mode="gated")`.
+        data_collator: by default `PaddingCollator`, for rows of `input_ids` and `labels`, and `document_ids` if packed.
         eval_prompt_ids: held-out prompts, one [P] tensor each.
         eval_new_tokens: tokens written per prompt in an evaluation.
+
+    Example:
+        ```python
+        from peft import get_peft_model
+        from transformers import AutoTokenizer, TrainingArguments
+
+        from wavedraft import DraftObjective, TiDARForCausalLM
+        from wavedraft.training import RowEncoder, TiDARTrainer, gated_adapter_config, open_rows, prompt_ids
+
+        MODEL, DATA, OUTPUT = "model-tidar", "rows.jsonl", "runs/mine"  # MODEL: wavedraft convert SOURCE model-tidar
+
+        tokenizer = AutoTokenizer.from_pretrained(MODEL)
+        model = TiDARForCausalLM.from_pretrained(MODEL)
+        encode = RowEncoder(tokenizer, max_length=320, draft_length=model.tidar_config.draft_length)
+        read_rows = open_rows(DATA)  # JSONL, JSON, Parquet, CSV, text, a folder, or a dataset of the Hub
+        rows = [encoded for row in read_rows() for encoded in encode(row)]
+        held_out = [prompt_ids(row.prompt(), tokenizer) for row in list(read_rows())[:2]]  # better: rows of their own
+
+        model = get_peft_model(model, gated_adapter_config(model, rank=32))  # the base is frozen, its text unchanged
+        trainer = TiDARTrainer(
+            model=model,
+            args=TrainingArguments(OUTPUT, max_steps=20, per_device_train_batch_size=2, learning_rate=1e-3),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            objective=DraftObjective(mode="gated"),  # without an adapter: DraftObjective(), the paper's joint loss
+            eval_prompt_ids=held_out,
+        )
+        trainer.train()
+        print(trainer.evaluate())  # tokens per forward, and the share of texts identical to plain decoding
+        trainer.save_model()
+        ```
     """
 
     def __init__(
         self,
         *args: Any,
-        objective: DraftObjective,
+        objective: DraftObjective | None = None,
         eval_prompt_ids: list[torch.Tensor] | None = None,
         eval_new_tokens: int = 128,
         **kwargs: Any,
     ):
         super().__init__(*args, eval_dataset=eval_prompt_ids or None, **kwargs)
         self.model_accepts_loss_kwargs = True  # a step's loss is one mean over the labels of all its micro-batches
-        self.objective = objective
+        if len(args) < 3 and kwargs.get("data_collator") is None:
+            self.data_collator = PaddingCollator(getattr(self.processing_class, "pad_token_id", None) or 0)
+        self.objective = objective or DraftObjective()
         self.eval_prompt_ids = eval_prompt_ids or []
         self.eval_new_tokens = eval_new_tokens
+        self._drafting_model().has_objective = True
         self.loss_parts: dict[str, torch.Tensor] = {}
-        self.num_steps_logged = 0
+        self.steps_of_parts: set[int] = set()  # the steps that `loss_parts` sum over
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -105,6 +145,7 @@ class TiDARTrainer(Trainer):
         objective = replace(self.objective, first_token=first_token)
         inputs = {**inputs, "objective": objective}
         loss, output = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        self.steps_of_parts.add(self.state.global_step)
         for name in ("ar_loss", "diffusion_loss"):
             if (part := getattr(output, name)) is not None:
                 self.loss_parts[name] = self.loss_parts.get(name, 0) + part.detach()
@@ -129,20 +170,25 @@ class TiDARTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Stock, plus the parts of the loss, summed over the micro-batches and processes of a step."""
-        num_steps = self.state.global_step - self.num_steps_logged
-        if "loss" in logs and num_steps:
+        if "loss" in logs:
             for name, part in self.loss_parts.items():
-                logs[name] = round(float(self.accelerator.reduce(part, "sum")) / num_steps, 4)
+                logs[name] = round(float(self.accelerator.reduce(part, "sum")) / len(self.steps_of_parts), 4)
             self.loss_parts.clear()
-            self.num_steps_logged = self.state.global_step
+            self.steps_of_parts.clear()
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Tokens per forward on the held-out prompts, acceptance at each draft position, and the share of texts
-        identical to plain decoding."""
-        model = self.accelerator.unwrap_model(self.model)
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        report = measure_drafting(model, self.eval_prompt_ids, self.eval_new_tokens, compare_with_plain=True)
+        identical to plain decoding.
+
+        Raises:
+            ValueError: there are no prompts to decode.
+        """
+        if not self.eval_prompt_ids:
+            raise ValueError("`evaluate` decodes held-out prompts, but there are none. Give `eval_prompt_ids`.")
+        report = measure_drafting(
+            self._drafting_model(), self.eval_prompt_ids, self.eval_new_tokens, compare_with_plain=True
+        )
         metrics = {
             f"{metric_key_prefix}_tokens_per_forward": report.tokens_per_forward,
             f"{metric_key_prefix}_identical": report.identical,
@@ -152,3 +198,7 @@ class TiDARTrainer(Trainer):
         self.log(dict(metrics))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _drafting_model(self) -> Any:
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model

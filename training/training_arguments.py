@@ -10,6 +10,8 @@ from transformers.utils import is_bitsandbytes_available
 
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from ..modeling_tidar import DraftObjective, TiDARConfig
+from .position_table import position_table_of
+from .row_forms import check_columns
 from .run_folder import last_whole_checkpoint
 
 TIDAR_MODES = ("gated", "joint", "full", "head")  # the first of each is the default
@@ -26,15 +28,19 @@ class FinetuneArguments(TrainingArguments):
 
     Args:
         model_path: a TiDAR checkpoint (`wavedraft convert`), or a recurrent-depth one.
-        data: rows in a form of `dialogue.encode_row`, from a source of `row_sources.open_rows`: a file, a folder or the
-            Hub. The best rows are those written by the model itself.
+        data: rows from a file, a folder or the Hub, as in `row_sources.open_rows`. A row is `messages` or
+            `conversations`; `prompt`, `question` or `instruction` (with `input`) and `answer`, `completion`, `response`
+            or `output`; or `text`. The chat template reads a row's `tools` and `chat_template_kwargs`. The best rows
+            are those written by the model itself.
         output_dir: the folder of checkpoints and the result. The result is a PEFT adapter in gated and lora mode, and
             in joint mode unless `rank` is 0; otherwise it is a whole checkpoint. A draft head is an additional file.
         split: the split to read, if the dataset has several.
+        columns: the column of each part of a row, as `{"prompt": "question", "answer": "reply"}`, for `data` and for
+            `eval_prompts_path`. Words are then read from no other column.
         streaming: reads rows during training, and shuffles within the next thousand.
-        eval_prompts_path: JSONL rows with `prompt`, never used for training, that are decoded before and after. For a
-            recurrent-depth model, the perplexity of their answers is also measured. Its rows may be `text`, whose first
-            32 tokens are the prompt.
+        eval_prompts_path: a file of rows with prompts, never used for training, that are decoded before and after.
+            For a recurrent-depth model, the perplexity of their answers is also measured. Its rows may be `text`, whose
+            first 32 tokens are the prompt.
         num_eval_prompts: the number of these prompts to decode.
         mode: for TiDAR "gated" (base frozen, text unchanged), "joint" (the paper's loss), "full" (joint, on every
             weight) or "head": a draft head for a model that already drafts, everything else frozen. For a
@@ -46,7 +52,7 @@ class FinetuneArguments(TrainingArguments):
             channels of the head, default 512.
         batch_size: rows per forward of one process.
         learning_rate: default 1e-3 for an adapter, 2e-3 for a head, 1e-5 for every weight.
-        max_length: maximum tokens of a row; longer rows are cut.
+        max_length: maximum tokens of a row; longer rows are cut. At most the rows of a learned position table.
         pack: puts several rows into one sequence of `max_length` to reduce padding. No row sees another.
         eval_steps: steps between evaluations, which decode the prompts and save. The run ends with the checkpoint of
             the most tokens per forward.
@@ -75,6 +81,7 @@ class FinetuneArguments(TrainingArguments):
     data: str
     output_dir: str
     split: str = "train"
+    columns: dict[str, str] | None = None
     streaming: bool = False
     eval_prompts_path: str | None = None
     num_eval_prompts: int = 10
@@ -164,6 +171,12 @@ class FinetuneArguments(TrainingArguments):
         config = AutoConfig.from_pretrained(self.model_path)
         self.is_recurrent = is_recurrent_config(config)
         self.draft_length = 1 if self.is_recurrent else TiDARConfig.from_model_config(config).draft_length
+        limit = position_table_of(config)
+        if limit is not None and self.max_length > limit:
+            raise ValueError(
+                f"`max_length` must be at most {limit}, the rows of this model's position table "
+                f"(`config.max_position_embeddings`), but is {self.max_length}."
+            )
 
     def _choose_what_is_trained(self) -> None:
         modes, kind = (
@@ -208,6 +221,8 @@ class FinetuneArguments(TrainingArguments):
             raise ValueError(f"`from_adapter` is {adapter}, but full mode trains no adapter. Leave one of them out.")
 
     def _check_steps(self) -> None:
+        if self.columns is not None:
+            self.columns = check_columns(self.columns)
         if self.max_steps < 1:
             raise ValueError(f"`max_steps` must be at least 1, but is {self.max_steps}.")
         if self.eval_steps and not self.eval_prompts_path:

@@ -29,6 +29,7 @@ _PUBLIC_NAMES = {
     "hub": (),
     "modeling_recurrent": ("RecurrentDepthConfig", "RecurrentDepthForCausalLM"),
     "modeling_tidar": ("DraftObjective", "TiDARConfig", "TiDARForCausalLM", "TiDAROutput"),
+    "training": (),
 }  # by the package of ours that has them
 
 

@@ -1,13 +1,17 @@
 """Prompts: those of a file, or five kinds of our own, as text and as ids. P prompt tokens, F filler tokens."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..training.chat_template import prompt_text
+from ..training.row_forms import Row, prompt_row
+from ..training.row_sources import read_prompts
 
 if TYPE_CHECKING:
     import torch
 
-Prompt = str | list[dict[str, str]]  # a text, or the messages of a conversation
-PROMPTS: dict[str, list[str]] = {
+TEXTS: dict[str, list[str]] = {
     "code": [
         "Write a Python function that returns the longest common prefix of a list of strings.",
         "Write a SQL query that lists the ten customers with the most orders this year.",
@@ -41,96 +45,43 @@ PROMPTS: dict[str, list[str]] = {
 }
 
 
-def read_prompts(path: str | Path, num_prompts: int | None = None) -> list[Prompt]:
-    """The prompts of a file: JSONL rows with `prompt` or `messages`, or else one a line.
+PROMPTS = {kind: [prompt_row(text, kind=kind) for text in texts] for kind, texts in TEXTS.items()}
+
+
+def read_kinds(path: str | Path, columns: Mapping[str, str] | None = None) -> dict[str, list[Row]]:
+    """The prompts of a file by the `kind` of their rows, and by "all" where rows have none.
 
     Raises:
-        ValueError: a row has none, or the file holds none, or fewer than `num_prompts`.
+        ValueError: as `read_prompts`.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}. Give JSONL rows with `prompt`, or a text file with one a line.")
-    prompts: list[Prompt]
-    if Path(path).suffix == ".jsonl":
-        from ..training.dialogue import read_jsonl  # its package imports Trainer, which takes seconds
-
-        prompts = [_prompt_of(row, f"{path}, row {number}") for number, row in enumerate(read_jsonl(path), start=1)]
-    else:
-        prompts = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if num_prompts is not None and len(prompts) < num_prompts:
-        raise ValueError(f"`num_prompts` must be at most {len(prompts)}, the prompts of {path}, but is {num_prompts}.")
-    return prompts[:num_prompts]
+    prompts: dict[str, list[Row]] = {}
+    for row in read_prompts(path, columns):
+        prompts.setdefault(row.kind or "all", []).append(row)
+    return prompts
 
 
-def _prompt_of(row: dict[str, Any], place: str) -> Prompt:
-    messages = row.get("messages")
-    if isinstance(row.get("prompt"), str):
-        return row["prompt"]
-    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise ValueError(
-            f"{place} must have a `prompt` of text, or `messages` of `role` and `content`, but has {sorted(row)}."
-        )
-    if messages[-1]["role"] == "assistant":
-        raise ValueError(f"{place} ends with an answer of the assistant. Its last message must be the user's.")
-    return messages
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
-
-
-def read_kinds(path: str | Path) -> dict[str, list[str]]:
-    """The prompts of a file by kind: JSONL rows with `prompt` and, where there are several kinds, `kind`; or one
-    prompt a line, all of one kind.
-
-    Raises:
-        ValueError: there is no such file, or none in it, or a row has no prompt.
-    """
-    prompts = read_prompts(path)
-    if any(not isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"{path} has rows of `messages`, but `wavedraft bench` takes rows of `prompt`.")
-    if not prompts:
-        raise ValueError(f"{path} holds no prompts. Give JSONL rows with `prompt` and `kind`, or one prompt a line.")
-    kinds = kinds_of_prompts(path)
-    pairs = list(zip(map(str, prompts), kinds, strict=True))
-    return {kind: [prompt for prompt, of in pairs if of == kind] for kind in dict.fromkeys(kinds)}
-
-
-def kinds_of_prompts(path: str | Path) -> list[str]:
-    """The kind of each prompt of a file: `kind` of a JSONL row, "all" where there is none."""
-    if Path(path).suffix == ".jsonl":
-        from ..training.dialogue import read_jsonl
-
-        return [str(row.get("kind", "all")) for row in read_jsonl(path)]
-    return ["all"] * len(read_prompts(path))
-
-
-def encode_kinds(tokenizer: Any, texts: dict[str, list[str]]) -> "tuple[dict[str, list[torch.Tensor]], torch.Tensor]":
-    """The ids [P] of each prompt by kind, and those of all texts in one, [F], which fill prompts up."""
+def encode_kinds(tokenizer: Any, prompts: dict[str, list[Row]]) -> "tuple[dict[str, list[torch.Tensor]], torch.Tensor]":
+    """The ids [P] of each prompt by kind, and those of all their words in one, [F], which fill prompts up."""
     encoded = {
-        kind: [encode_prompt(tokenizer, text, is_raw=False)["input_ids"][0] for text in of_kind]
-        for kind, of_kind in texts.items()
+        kind: [encode_prompt(tokenizer, row, is_raw=False)["input_ids"][0] for row in of_kind]
+        for kind, of_kind in prompts.items()
     }
-    filler = tokenizer("\n".join(text for of_kind in texts.values() for text in of_kind), return_tensors="pt")
+    turns = [turn for of_kind in prompts.values() for row in of_kind for turn in row.messages]
+    filler = tokenizer("\n".join(turn.get("content") or "" for turn in turns), return_tensors="pt")
     return encoded, filler["input_ids"][0]
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt, is_raw: bool) -> Any:
+def encode_prompt(tokenizer: Any, prompt: Row, is_raw: bool) -> Any:
     """A prompt's ids and mask, through the chat template where there is one.
 
     Raises:
         ValueError: it is empty, or has messages and there is no template to put them in.
     """
-    has_template = bool(tokenizer.chat_template) and not is_raw
-    if not isinstance(prompt, str) and not has_template:
-        raise ValueError("`messages` need the chat template of the checkpoint. Give `prompt` instead, or no --raw.")
-    if not has_template:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    else:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+    text, has_special_tokens = prompt_text(prompt, tokenizer, is_raw)
+    inputs = tokenizer(text, add_special_tokens=has_special_tokens, return_tensors="pt")
     inputs.pop("token_type_ids", None)
     if not inputs["input_ids"].shape[1]:
-        raise ValueError("The prompt is empty, and there is no chat template to put it in. Give some text to continue.")
+        raise ValueError(
+            f"{prompt.place} is empty, and there is no chat template to put it in. Give some text to continue."
+        )
     return inputs

@@ -6,11 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
+from ..training.row_forms import read_columns
+from ..training.row_sources import read_prompts
 from .decoding_bar import decoding_bar
 from .drafting_record import Record, check_recordable, record_drafting
-from .early_checks import check_choice, check_decoding, check_file, load_library, say
+from .early_checks import check_choice, check_decoding, load_library, say
 from .options import (
+    PROMPT_ROWS,
     Adapter,
+    Columns,
     Compile,
     Device,
     DraftLength,
@@ -24,9 +28,7 @@ from .options import (
     Raw,
 )
 
-Prompts = Annotated[
-    Path, typer.Option(help="The file of prompts: JSONL rows of `prompt` or `messages`, or text with one a line.")
-]
+Prompts = Annotated[Path, typer.Option(help=f"The file of prompts: {PROMPT_ROWS}.")]
 NumPrompts = Annotated[int | None, typer.Option(min=2, help="Take only the first prompts of the file, this many.")]
 BatchSize = Annotated[int, typer.Option(min=2, help="Measure the noise floor in batches of this many prompts.")]
 Output = Annotated[str, typer.Option(help="Print as text, or as json.")]
@@ -42,6 +44,7 @@ def audit(
     packed_weights: PackedWeights = None,
     compile: Compile = False,
     policy: Policy = None,
+    columns: Columns = None,
     num_prompts: NumPrompts = None,
     max_new_tokens: MaxNewTokens = 128,
     batch_size: BatchSize = 8,
@@ -54,19 +57,22 @@ def audit(
     """Compare parallel with plain decoding, text by text. Plain decoding in a batch is the noise floor."""
     check_decoding(dict(locals()))
     check_choice("--output", output, ("text", "json"))
-    check_file(prompts, "Give JSONL rows of `prompt` or `messages`, or a text file with one prompt a line.")
+    texts = read_prompts(prompts, read_columns(columns))
+    if num_prompts is not None and num_prompts > len(texts):
+        raise ValueError(f"--num-prompts must be at most {len(texts)}, the prompts of {prompts}, but is {num_prompts}.")
+    texts = texts[:num_prompts]
     load_library()
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from ..audit import audit as audit_texts
-    from ..bench.prompts import encode_prompt, kinds_of_prompts, read_prompts
+    from ..bench.prompts import encode_prompt
     from ..conversion.quiet_transformers import quiet_transformers
     from ..generation.execution.packed_linear import check_packable
+    from ..training.position_table import check_fit
     from .cli_checks import check_adapter, check_keywords, device_for
     from .cli_keywords import audited_keywords, drafting_keywords
     from .loading import load
 
-    texts = read_prompts(prompts, num_prompts)
     recorded_in = check_recordable(model, adapter) if record else None
     drafting = drafting_keywords(num_branches, exact, packed_weights)
     with quiet_transformers():
@@ -76,6 +82,7 @@ def audit(
         check_keywords(model, {"do_sample": False, **parallel})
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
+        check_fit(AutoConfig.from_pretrained(model), zip(texts, map(len, prompt_ids), strict=True), max_new_tokens)
         loaded = load(model, dtype, device, adapter)
         if packed_weights:
             check_packable(loaded, exact)
@@ -83,7 +90,7 @@ def audit(
             sizes = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
             result = audit_texts(loaded, prompt_ids, plain=plain, parallel=parallel, on_prompt=advance, **sizes)
         if recorded_in is not None:
-            record_drafting(loaded, prompt_ids, kinds_of_prompts(prompts)[: len(texts)], max_new_tokens, recorded_in)
+            record_drafting(loaded, prompt_ids, [row.kind or "all" for row in texts], max_new_tokens, recorded_in)
     about = {"model": model, "dtype": str(loaded.dtype).removeprefix("torch."), "device": device}
     if output == "json":
         print(json.dumps({**about, "max_new_tokens": max_new_tokens, **result.to_dict()}, indent=2))

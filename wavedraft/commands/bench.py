@@ -6,25 +6,27 @@ from typing import Annotated, Any
 
 import typer
 
+from ..bench.prompts import PROMPTS, encode_kinds, read_kinds
 from ..bench.settings import Settings
+from ..training.row_forms import Row, read_columns
 from .decoding_bar import decoding_bar
 from .drafting_record import Record, check_recordable, record_drafting
 from .early_checks import (
     check_adapter_folder,
     check_choice,
     check_device,
-    check_file,
     check_folder,
     load_library,
     read_list,
+    refuse,
     say,
 )
-from .options import DTYPES, Adapter, Compile, Device, Dtype, PackedWeights
+from .options import DTYPES, PROMPT_ROWS, Adapter, Columns, Compile, Device, Dtype, PackedWeights
 
 Assistant = Annotated[str | None, typer.Option(help="Time assisted decoding too, with this smaller model.")]
 Prompts = Annotated[
     Path | None,
-    typer.Option(help="The file of prompts: JSONL rows of `prompt` and `kind`, or text; by default 20 of our own."),
+    typer.Option(help=f"The file of prompts: {PROMPT_ROWS}; rows may have a kind. By default 20 of our own."),
 ]
 BatchSizes = Annotated[str, typer.Option(help="Time batches of these sizes: a list, as 1,4,8,16.")]
 PromptLengths = Annotated[
@@ -66,6 +68,7 @@ def bench(
     adapter: Adapter = None,
     assistant: Assistant = None,
     prompts: Prompts = None,
+    columns: Columns = None,
     batch_sizes: BatchSizes = "1,4",
     prompt_lengths: PromptLengths = "own",
     temperatures: Temperatures = "0",
@@ -88,7 +91,9 @@ def bench(
     check_device(device)
     check_folder(model)
     check_adapter_folder(adapter)
-    check_file(prompts, "Give JSONL rows of `prompt` and `kind`, or a text file with one prompt a line.")
+    if prompts is None:
+        refuse({"columns": columns}, "has no effect without --prompts.")
+    texts = read_kinds(prompts, read_columns(columns)) if prompts else PROMPTS
     settings = Settings(
         batch_sizes=read_list(batch_sizes, "--batch-sizes", int),
         prompt_lengths=read_list(prompt_lengths, "--prompt-lengths", int, words=("own",)),
@@ -106,12 +111,13 @@ def bench(
     load_library()
     recorded_in = check_recordable(model, adapter) if record else None
     options = {"model": model, "adapter": adapter, "assistant": assistant, "prompts": prompts and str(prompts)}
-    figures_of(settings, options, draft_lengths is not None, dtype, device, output, recorded_in)
+    figures_of(settings, texts, options, draft_lengths is not None, dtype, device, output, recorded_in)
     say(f"Next: wavedraft audit {model} --prompts FILE says whether the faster texts are plain decoding's.")
 
 
 def figures_of(
     settings: Settings,
+    texts: dict[str, list[Row]],
     options: dict[str, Any],
     has_lengths: bool,
     dtype: str,
@@ -119,23 +125,22 @@ def figures_of(
     output: Path | None,
     recorded_in: Path | None,
 ) -> None:
-    """Reads the prompts, measures, prints the figures, and records acceptance where asked.
+    """Measures, prints the figures, and records acceptance where asked.
 
     Args:
+        texts: prompts by their kind.
         options: of the command: `model`, `adapter`, `assistant` and `prompts`. The report names them.
         has_lengths: whether `settings.draft_lengths` was given; by default it is the checkpoint's.
         recorded_in: the generation_config.json of `--record`.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from ..bench.prompts import PROMPTS, encode_kinds, read_kinds
     from ..conversion.quiet_transformers import quiet_transformers
     from .cli_checks import trained_draft_length
 
     trained = trained_draft_length(options["model"])
     if not has_lengths:
         settings = replace(settings, draft_lengths=(trained,))
-    texts = read_kinds(options["prompts"]) if options["prompts"] else PROMPTS
     if settings.has_compiled:
         say("Compiling each compiled way at its first run: seconds to minutes, told apart from its times.")
     with quiet_transformers():

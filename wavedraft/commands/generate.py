@@ -5,10 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from .early_checks import check_choice, check_decoding, check_file, load_library, say
+from ..training.row_forms import prompt_row, read_columns
+from ..training.row_sources import read_prompts
+from .early_checks import check_choice, check_decoding, load_library, refuse, say
 from .options import (
     PRESETS,
+    PROMPT_ROWS,
     Adapter,
+    Columns,
     Compile,
     Device,
     DraftLength,
@@ -30,9 +34,7 @@ from .options import (
 Texts = Annotated[list[str] | None, typer.Argument(metavar="prompts", help="The prompts to continue, each in quotes.")]
 PromptFile = Annotated[
     Path | None,
-    typer.Option(
-        "--prompts", help="Read prompts from a file: JSONL rows of prompt or messages, or text with one a line."
-    ),
+    typer.Option("--prompts", help=f"Read prompts from a file: {PROMPT_ROWS}."),
 ]
 Preset = Annotated[
     str | None,
@@ -53,6 +55,7 @@ def generate(
     model: Model,
     texts: Texts = None,
     prompts: PromptFile = None,
+    columns: Columns = None,
     adapter: Adapter = None,
     draft_length: DraftLength = None,
     num_branches: NumBranches = None,
@@ -81,7 +84,11 @@ def generate(
     check_choice("--output", output, ("text", "json"))
     if bool(texts) == bool(prompts):
         raise ValueError("Give prompts either after the model, each in quotes, or in a file: --prompts FILE.")
-    check_file(prompts, "Give JSONL rows of `prompt` or `messages`, or a text file with one prompt a line.")
+    if prompts is None:
+        refuse({"columns": columns}, "has no effect without --prompts.")
+        given["rows"] = [prompt_row(text) for text in texts or ()]
+    else:
+        given["rows"] = read_prompts(prompts, read_columns(columns))
     load_library()
     from .written_texts import write_texts
 

@@ -16,6 +16,8 @@ PRESETS = (
     *("static-r32", "static-r4", "static-r64", "static-r8"),
 )
 
+PROMPT_ROWS = "rows with a prompt or messages (JSONL, JSON, CSV, Parquet), or text with one prompt a line"
+
 Model = Annotated[
     str, typer.Argument(help="The TiDAR or recurrent-depth checkpoint: a folder, or ORG/NAME on the Hub.")
 ]
@@ -23,6 +25,10 @@ Adapter = Annotated[
     str | None, typer.Option(help="The PEFT adapter that was taught to draft: a folder, or ORG/NAME on the Hub.")
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="A text ends after this many new tokens, if not before.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="Read rows from these columns, as prompt=question,answer=reply, where they have other names."),
+]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue prompts as they are, without the chat template.")]
 
 # Speed. None of them changes a greedy text, save by rounding.

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
-from .early_checks import FOR_SAMPLING, check_choice, check_device, check_file, check_folder, load_library, refuse, say
-from .options import DTYPES, Device, Dtype
+from ..training.row_forms import read_columns
+from ..training.row_sources import read_prompts
+from .early_checks import FOR_SAMPLING, check_choice, check_device, check_folder, load_library, refuse, say
+from .options import DTYPES, PROMPT_ROWS, Columns, Device, Dtype
 
 Answering = Annotated[str, typer.Argument(help="The model that answers: a folder, or ORG/NAME on the Hub.")]
-Prompts = Annotated[Path, typer.Argument(help="The file of prompts: JSONL rows with `prompt`.")]
+Prompts = Annotated[Path, typer.Argument(help=f"The file of prompts: {PROMPT_ROWS}.")]
 Output = Annotated[Path, typer.Argument(help="The JSONL file to write, or to go on with.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="An answer ends after this many tokens, if not before.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Answer this many prompts at a time.")]
@@ -24,6 +26,7 @@ def regenerate(
     model: Answering,
     prompts: Prompts,
     output: Output,
+    columns: Columns = None,
     max_new_tokens: MaxNewTokens = 192,
     batch_size: BatchSize = 32,
     temperature: Temperature = 0.0,
@@ -38,20 +41,21 @@ def regenerate(
         refuse({"seed": seed}, FOR_SAMPLING)
     check_device(device)
     check_folder(model)
-    check_file(prompts, "Give JSONL rows with `prompt`.")
+    rows = read_prompts(prompts, read_columns(columns))
     load_library()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from ..conversion.quiet_transformers import quiet_transformers
-    from ..training import regenerate as regenerate_answers
-    from ..training.dialogue import read_jsonl
+    from ..training.regeneration import answers_in, check_prompts
+    from ..training.regeneration import regenerate as regenerate_answers
     from .cli_checks import device_for
 
     device = device_for(device)
-    rows = list(read_jsonl(prompts))
+    answers_in(output)
     with quiet_transformers():
-        answering = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(model)
+        check_prompts(rows, tokenizer, AutoConfig.from_pretrained(model), max_new_tokens)
+        answering = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
     num_tokens = regenerate_answers(
         answering,
         tokenizer,

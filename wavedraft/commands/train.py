@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ..training.row_forms import read_columns
+from ..training.row_sources import rows_of_file
 from .early_checks import check_choice, check_file, flag, load_library, say
+from .options import Columns
 
 MODES = ("gated", "joint", "full", "head", "lora")
 DRAFT_LOSSES = ("cross_entropy", "kl", "tv")
@@ -17,7 +20,7 @@ Data = Annotated[
     str, typer.Argument(help="Rows of prompt and answer, messages, or text: a file, a folder, or a Hub id.")
 ]
 Output = Annotated[Path, typer.Argument(help="The folder for checkpoints and the result.")]
-EvalPrompts = Annotated[Path | None, typer.Option(help="Decode the prompts of this JSONL file before and after.")]
+EvalPrompts = Annotated[Path | None, typer.Option(help="Decode the prompts of this file of rows before and after.")]
 NumEvalPrompts = Annotated[int, typer.Option(min=1, help="Decode this many of --eval-prompts.")]
 Split = Annotated[str, typer.Option(help="Read this split of a dataset that has several.")]
 Streaming = Annotated[bool, typer.Option("--streaming", help="Read rows when training comes to them.")]
@@ -56,7 +59,10 @@ Patience = Annotated[
 ReportTo = Annotated[str, typer.Option(help="Log to tensorboard, wandb, ... as well.")]
 SaveSteps = Annotated[int, typer.Option(min=1, help="Save every this many steps, where there are no --eval-steps.")]
 Bf16 = Annotated[
-    bool, typer.Option("--bf16", help="Compute in bfloat16: half the memory, and faster where hardware has it.")
+    bool | None,
+    typer.Option(
+        "--bf16/--no-bf16", help="Compute in bfloat16, which takes half the memory; by default where it is faster."
+    ),
 ]
 In4Bit = Annotated[bool, typer.Option("--load-in-4bit", help="Load the base in 4 bits, by bitsandbytes.")]
 In8Bit = Annotated[bool, typer.Option("--load-in-8bit", help="Load the base in 8 bits, by bitsandbytes.")]
@@ -77,6 +83,7 @@ def train(
     output: Output,
     eval_prompts: EvalPrompts = None,
     num_eval_prompts: NumEvalPrompts = 10,
+    columns: Columns = None,
     split: Split = "train",
     streaming: Streaming = False,
     mode: Mode = None,
@@ -95,7 +102,7 @@ def train(
     patience: Patience = None,
     report_to: ReportTo = "none",
     save_steps: SaveSteps = 100,
-    bf16: Bf16 = False,
+    bf16: Bf16 = None,
     load_in_4bit: In4Bit = False,
     load_in_8bit: In8Bit = False,
     attn_implementation: Attention = None,
@@ -106,11 +113,16 @@ def train(
 ) -> None:
     """Teach a checkpoint to draft, or a recurrent-depth one a text. What drafting is worth is measured by decoding."""
     options = {name: value for name, value in locals().items() if name not in ("model", "data", "output")}
-    check_training(model, output, options)
+    options["columns"] = read_columns(columns)
+    check_training(model, data, output, options)
     load_library()
     options["eval_prompts_path"] = options.pop("eval_prompts")
     from ..training import TrainingStopped, finetune
+    from .cli_checks import multiplies_bfloat16
 
+    options["bf16"] = multiplies_bfloat16() if bf16 is None else bf16
+    if bf16 is None and options["bf16"]:
+        say("Computing in bfloat16, which this machine multiplies faster. --no-bf16 computes in float32.")
     try:
         report = finetune(model, data, output, **options)
     except TrainingStopped as stop:
@@ -122,14 +134,14 @@ def train(
         say(f'Next: wavedraft generate {result} "PROMPT" --compare')
 
 
-def check_training(model: Path, output: Path, options: dict[str, Any]) -> None:
+def check_training(model: Path, data: str, output: Path, options: dict[str, Any]) -> None:
     """Raises where options contradict each other or the folders. `FinetuneArguments` tells what else it cannot do."""
     if options["mode"] is not None:
         check_choice("--mode", options["mode"], MODES)
     check_choice("--draft-loss", options["draft_loss"], DRAFT_LOSSES)
     if not model.is_dir() and len(model.parts) != 2:
         raise ValueError(f"There is no folder {model}. Make one: `wavedraft convert SOURCE {model}`.")
-    check_file(options["eval_prompts"], "Give JSONL rows with `prompt`.")
+    check_file(options["eval_prompts"], "Give rows with `prompt` or `messages`.")
     for name, needed in (("eval_steps", "eval_prompts"), ("patience", "eval_steps")):
         if options[name] is not None and options[needed] is None:
             raise ValueError(f"{flag(name)} is {options[name]}, but has nothing to go by. Give {flag(needed)} too.")
@@ -138,6 +150,16 @@ def check_training(model: Path, output: Path, options: dict[str, Any]) -> None:
             raise ValueError(f"{flag(one)} and {flag(other)} exclude each other. Leave one out.")
     if not options["resume"] and output.is_dir() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty. Continue with --resume, or choose another folder.")
+    check_first_row(data, options["columns"])
+
+
+def check_first_row(data: str, columns: dict[str, str] | None) -> None:
+    """Raises if a file has no rows, or if there is nothing to learn from its first."""
+    if Path(data).is_file():
+        first = next(rows_of_file(data, columns), None)
+        if first is None:
+            raise ValueError(f"{data} holds no rows.")
+        first.check_teaches()
 
 
 def leave_process_group() -> bool:

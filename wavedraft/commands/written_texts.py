@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import AutoConfig, AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from ..bench.prompts import Prompt, encode_prompt, read_prompts
+from ..bench.prompts import encode_prompt
 from ..conversion.quiet_transformers import quiet_transformers
 from ..generation.execution.packed_linear import check_packable
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
+from ..training.position_table import check_fit
+from ..training.row_forms import Row
 from .cli_checks import check_adapter, check_keywords, device_for
 from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keywords, seed_plain_decoding
 from .decoding_bar import decoding_bar
@@ -28,11 +30,9 @@ def write_texts(given: dict[str, Any]) -> None:
     """Prints the text of each prompt, and what it took.
 
     Args:
-        given: the options of `wavedraft generate` by their names.
+        given: the options of `wavedraft generate` by their names, and the prompts as `rows`.
     """
-    model, prompts = given["model"], given["texts"] or read_prompts(given["prompts"])
-    if not prompts:
-        raise ValueError(f"{given['prompts']} holds no prompts. Give JSONL rows of `prompt`, or one prompt a line.")
+    model, prompts = given["model"], given["rows"]
     depth = {name: given[name] for name in ("policy", "preset", "num_recurrences")}
     drafting = drafting_keywords(given["num_branches"], given["exact"], given["packed_weights"])
     with quiet_transformers():
@@ -45,6 +45,8 @@ def write_texts(given: dict[str, Any]) -> None:
         seed_plain_decoding(plain, parallel)
         tokenizer = AutoTokenizer.from_pretrained(model)
         encoded = [encode_prompt(tokenizer, prompt, given["raw"]) for prompt in prompts]
+        lengths = [inputs["input_ids"].shape[1] for inputs in encoded]
+        check_fit(AutoConfig.from_pretrained(model), zip(prompts, lengths, strict=True), given["max_new_tokens"])
         loaded = load(model, given["dtype"], device, given["adapter"])
         if given["packed_weights"]:
             check_packable(loaded, given["exact"])
@@ -79,7 +81,7 @@ def warm_up(model: Any, inputs: Any, keywords: dict[str, Any]) -> None:
 def decode_to_text(
     model: Any,
     tokenizer: Any,
-    prompts: list[Prompt],
+    prompts: list[Row],
     encoded: list[Any],
     parallel: dict[str, Any],
     plain: dict[str, Any] | None,
@@ -107,7 +109,7 @@ def decode_to_text(
 def decode_to_json(
     model: Any,
     tokenizer: Any,
-    prompts: list[Prompt],
+    prompts: list[Row],
     encoded: list[Any],
     parallel: dict[str, Any],
     plain: dict[str, Any] | None,
@@ -131,12 +133,12 @@ def decode_to_json(
             advance()
 
 
-def row_of(prompt: Prompt, text: str, run: Run) -> dict[str, Any]:
+def row_of(prompt: Row, text: str, run: Run) -> dict[str, Any]:
     """One prompt's text, its new tokens, the forwards after the prompt was read, and its seconds.
 
     Of a recurrent-depth model a forward is a core pass.
     """
-    told = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
+    told = {"prompt": prompt.question} if prompt.question is not None else {"messages": prompt.messages}
     return {
         **told,
         "text": text,
@@ -150,6 +152,6 @@ def num_calls(run: Run) -> int:
     return int(run.num_forwards) if run.num_core_passes is None else run.num_core_passes
 
 
-def last_words(prompt: Prompt) -> str:
-    """A prompt as the table names it: of messages the last one's content."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+def last_words(prompt: Row) -> str:
+    """A prompt as the table names it: by the content of its last message."""
+    return prompt.messages[-1].get("content") or ""

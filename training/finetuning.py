@@ -19,7 +19,8 @@ from .report import (
     warn_if_masks_are_untaught,
     write_report,
 )
-from .row_sources import TrainingRows, open_rows, training_rows
+from .row_sources import open_rows
+from .row_stream import TrainingRows, training_rows
 from .run_folder import SafeStop, TrainingStopped, check_manifest, data_fingerprint, fingerprint, write_manifest
 from .trainer_recurrent import RecurrentTrainer
 from .trainer_tidar import DraftingReport, TiDARTrainer
@@ -44,12 +45,12 @@ def finetune(model_path: str | Path, data: str | Path, output_dir: str | Path, *
         TrainingStopped: SIGTERM or Ctrl-C stopped the run; the last step is saved.
     """
     arguments = FinetuneArguments(model_path=str(model_path), data=str(data), output_dir=str(output_dir), **options)
-    read_rows = open_rows(arguments.data, arguments.split, arguments.streaming)
+    read_rows = open_rows(arguments.data, arguments.split, arguments.streaming, arguments.columns)
     PartialState(cpu=arguments.use_cpu).wait_for_everyone()  # until all processes have checked the folder
     set_seed(arguments.seed)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model_path)
-    model = load_model(arguments)
     rows, held_out = training_rows(read_rows, tokenizer, arguments), read_held_out(arguments, tokenizer)
+    model = load_model(arguments)
     trained = with_adapter(model, arguments)
 
     trainer = new_trainer(trained, rows, held_out, tokenizer, arguments)
