@@ -47,10 +47,23 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def last_position_of(model: Any) -> int | None:
-    """The last row of a learned position table; None for rotary positions, which have no table."""
+    """The last row of a learned position table, or the last position before a rotary table changes; None for rotary
+    positions without such an end."""
     config = model.config.get_text_config()
+    if (longest := longest_in_rotary_table(config)) is not None:
+        return longest - 1
     has_table = getattr(model, "has_position_table", getattr(config, "rope_parameters", None) is None)
     return config.max_position_embeddings - 1 if has_table else None
+
+
+def longest_in_rotary_table(config: Any) -> int | None:
+    """The longest text that one rotary table serves, where the longest position of a forward chooses the table (dynamic
+    NTK and LongRoPE); None for other rotary positions."""
+    stored = getattr(config, "rope_parameters", None) or {}
+    tables = [one for one in (stored, *stored.values()) if isinstance(one, dict)]
+    ends = [one["original_max_position_embeddings"] for one in tables if one.get("rope_type") == "longrope"]
+    ends += [config.max_position_embeddings for one in tables if one.get("rope_type") == "dynamic"]
+    return min(ends, default=None)
 
 
 # -- attention, adapters and experts

@@ -19,8 +19,8 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.utils import logging
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
+from ..generation.drafting.draftable import refuse_undraftable
 from ..generation.drafting.options_tidar import ACCEPTANCE
-from ..generation.drafting.structured_mask import attention_windows
 from ..generation.stock_model import can_choose_experts, file_if_there, has_loaded_adapter, lm_head_logits
 from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .configuration_tidar import TiDARConfig
@@ -40,9 +40,10 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
     adapter_card_kind = "adapter"
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        refuse_undraftable(self.stock_class, config)
         TiDARConfig.from_model_config(config)
-        attention_windows(config)
         super().__init__(config, *args, **kwargs)
+        refuse_undraftable(self.stock_class, config, self)
         keep_own_options(self.generation_config)
 
     @property

@@ -8,7 +8,7 @@ from transformers import SynthIDTextWatermarkingConfig
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.utils import logging
 
-from ..stock_model import CACHE
+from ..stock_model import CACHE, longest_in_rotary_table
 
 logger = logging.get_logger(__name__)
 ACCEPTANCE = "draft_acceptance"  # of a generation config: what an evaluation found
@@ -253,8 +253,19 @@ def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
         raise ValueError(f"`tie_margin` must be a number of 0 or more, a difference of scores, but is {tie_margin!r}.")
 
 
-def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]) -> str | None:
+def reason_for_plain_decoding(
+    config: Any, generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]
+) -> str | None:
     """What drafting forwards cannot do, of all that `generate` was asked for; usually None."""
+    longest = longest_in_rotary_table(config.get_text_config())
+    if longest is not None and generation_config.max_length > longest:
+        return (
+            f"the model's rotary positions change where a text passes {longest} tokens, and this one may have "
+            f"{generation_config.max_length}"
+        )
+    quantization = getattr(config, "quantization_config", None)
+    if getattr(quantization, "load_in_8bit", False) and quantization.llm_int8_threshold:
+        return "bitsandbytes chooses outliers over all tokens of a forward, unless `llm_int8_threshold=0.0`"
     if synced_gpus:
         return "ranks that share a model (`synced_gpus`: FSDP, ZeRO-3) must run the same number of forwards"
     if generation_config.is_assistant:
