@@ -41,7 +41,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         refuse_undraftable(self.stock_class, config)
-        TiDARConfig.from_model_config(config)
+        config.tidar_config = TiDARConfig.from_model_config(config).to_dict()
         super().__init__(config, *args, **kwargs)
         refuse_undraftable(self.stock_class, config, self)
         keep_own_options(self.generation_config)
@@ -112,14 +112,19 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         return loaded
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As stock; an input-only mask id moves to the end of the new vocabulary."""
-        old_size = self.config.get_text_config().vocab_size
+        """As stock. An input-only mask id moves to the end of the new vocabulary. If the masks' embedding is cut off,
+        masks read the last row that is left: the text stays, and drafts must be taught anew."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        new_size = self.config.get_text_config().vocab_size
-        tidar = dict(self.config.tidar_config)
-        if tidar["mask_token_id"] >= old_size and new_size != old_size:
-            tidar["mask_token_id"] += new_size - old_size
-            self.config.tidar_config = tidar
+        tidar, last_row = dict(self.config.tidar_config), self.config.get_text_config().vocab_size - 1
+        row = tidar.get("mask_embedding_id", tidar["mask_token_id"])
+        if row > last_row:
+            logger.warning(
+                f"The vocabulary ends at {last_row} now, before the masks' embedding {row}: masks read row {last_row}. "
+                "The text is the same, but drafts are poor until they are taught again (`wavedraft train`)."
+            )
+            tidar["mask_embedding_id"] = last_row
+            record_acceptance(self, None)
+        self.config.tidar_config = TiDARConfig.from_dict(tidar, last_row + 1).to_dict()
         return embeddings
 
     def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:

@@ -97,7 +97,7 @@ class TiDAROptions:
         _check_weights_and_head(given["packed_weights"], given["draft_head"])
         return cls(
             **given | {"draft_length": draft_length},
-            excluded_id=taught["mask_token_id"] if taught["mask_token_id"] < vocab_size else None,
+            excluded_id=_excluded_id(taught, vocab_size),
             is_static=is_static,
             draft_acceptance=_acceptance(generation_config),
         )
@@ -143,6 +143,12 @@ def _taught_by_keywords(given: dict[str, Any], config: Any) -> dict[str, int]:
             "checkpoint: `wavedraft convert SOURCE TARGET`."
         )
     return given | {"mask_token_id": config.get_text_config().vocab_size}
+
+
+def _excluded_id(taught: dict[str, int], vocab_size: int) -> int | None:
+    """The id of a mask that is a token of the vocabulary, and reads that token's row; None for an input-only mask."""
+    token = taught["mask_token_id"]
+    return token if token < vocab_size and taught.get("mask_embedding_id") in (None, token) else None
 
 
 def _draft_length(given: Any, longest: int) -> int:
