@@ -41,9 +41,12 @@ def load_config(values: dict[str, Any], origin: Path) -> PreTrainedConfig:
         )
     config_class = CONFIG_MAPPING[model_type]
     try:
-        return config_class.from_dict(
+        config = config_class.from_dict(
             {key: value for key, value in values.items() if key not in NEVER_KEPT and "attn_impl" not in key}
         )
+        if not isinstance(config.dtype, torch.dtype | None):
+            raise ValueError(f"`dtype` must name a dtype of torch, such as 'bfloat16', but is {config.dtype!r}")
+        return config
     except Exception as error:  # config classes raise errors of any type
         if refused := reason_in_class(AutoModelForCausalLM._model_mapping.get(config_class, None), config_class):
             raise ValueError(f"A {model_type!r} model cannot draft: {refused}. {SUPPORTED}") from None

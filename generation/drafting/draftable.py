@@ -9,7 +9,7 @@ from .structured_mask import WINDOWED
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
 SUPPORTED = (
     "Supported: decoder-only language models of transformers with attention in every layer, such as Llama, Mistral, "
-    "Qwen2, Qwen3, Gemma, Phi, OLMo, Granite, SmolLM3, GPT-NeoX, GPT-2, Falcon or Cohere."
+    "Qwen3, Gemma, Phi, OLMo or GPT-2."
 )
 
 
