@@ -79,7 +79,8 @@ def _check_generation_config(folder: Path) -> None:
     if not (folder / "generation_config.json").exists():
         return
     try:
-        GenerationConfig.from_dict(read_json(folder / "generation_config.json")).to_json_string()
+        values = read_json(folder / "generation_config.json") | {FROM_MODEL_CONFIG: False}  # as it is written
+        GenerationConfig.from_dict(values).to_json_string()
     except Exception as error:  # on bad values it raises errors of any type
         reason = " ".join(str(error).split())
         raise ValueError(
