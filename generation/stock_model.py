@@ -47,8 +47,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def last_position_of(model: Any) -> int | None:
-    """The last row of a learned position table, or the last position before a rotary table changes; None for rotary
-    positions without such an end."""
+    """The last position of a learned or a rotary table; None for rotary positions of one table."""
     config = model.config.get_text_config()
     if (longest := longest_in_rotary_table(config)) is not None:
         return longest - 1
@@ -57,8 +56,8 @@ def last_position_of(model: Any) -> int | None:
 
 
 def longest_in_rotary_table(config: Any) -> int | None:
-    """The longest text that one rotary table serves, where the longest position of a forward chooses the table (dynamic
-    NTK and LongRoPE); None for other rotary positions."""
+    """The longest text of the first rotary table, where a forward's last position chooses the table (dynamic NTK,
+    LongRoPE); else None."""
     stored = getattr(config, "rope_parameters", None) or {}
     tables = [one for one in (stored, *stored.values()) if isinstance(one, dict)]
     ends = [one["original_max_position_embeddings"] for one in tables if one.get("rope_type") == "longrope"]

@@ -14,11 +14,7 @@ SUPPORTED = (
 
 
 def refuse_undraftable(model_class: Any, config: Any, model: Any = None) -> None:
-    """Raises ValueError for a model that cannot verify drafts. The message says why, and what is supported.
-
-    Args:
-        model: the model, or one without weights. Where it is given, its parts are checked too.
-    """
+    """Raises ValueError for a model that cannot verify drafts. Without `model`, its parts are not checked."""
     reason = reason_in_class(model_class, config) or _reason_in_config(config)
     if not reason and model is not None and not _is_decoder_with_head(model):
         reason = "its forward is more than a decoder and an lm_head"
@@ -27,9 +23,9 @@ def refuse_undraftable(model_class: Any, config: Any, model: Any = None) -> None
 
 
 def reason_in_class(model_class: Any, config: Any) -> str | None:
-    """Why no model of a class can verify drafts; None for a class that may. `config` may be a config class."""
+    """Why no model of a class can verify drafts, or None. `config` may be a config class."""
     if hasattr(config, "mean_recurrence"):
-        return "it has a recurrent depth, and decodes without masks by its own `generate(policy='exact')`"
+        return "it has a recurrent depth, and decodes by its own `generate(policy='exact')`"
     if getattr(model_class, "_is_stateful", False):
         return "its recurrent (linear-attention or state-space) layers cannot undo a rejected token"
     if model_class and (lacking := sorted(ARGUMENTS - set(inspect.signature(model_class.forward).parameters))):
@@ -44,7 +40,7 @@ def _reason_in_config(config: Any) -> str | None:
     if config.get_text_config() is not config or any(hasattr(part, "num_hidden_layers") for part in parts):
         return "it consists of several models; convert only its text model"
     if getattr(config, "alibi", False) or hasattr(config, "attention_types"):
-        return "its attention biases (ALiBi) or windows (GPT-Neo) depend on cache slots, not on positions"
+        return "its attention (ALiBi, GPT-Neo) goes by cache slots, not by positions"
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all"):
         return "its attention reads backwards too"
     if refused := sorted(set(getattr(config, "layer_types", None) or ()) - set(WINDOWED)):

@@ -83,7 +83,8 @@ class TiDAROptions:
         """
         given = {name: getattr(generation_config, name, None) for name in cls.KEYWORDS}
         taught = getattr(config, "tidar_config", None) or taught or _taught_by_keywords(given, config)
-        vocab_size = config.get_text_config().vocab_size
+        vocab_size, token = config.get_text_config().vocab_size, taught["mask_token_id"]
+        is_inside = taught.get("mask_embedding_id") in (None, token)  # else the mask is input-only
         draft_length = _draft_length(given["draft_length"], taught["draft_length"])
         if draft_length:
             _refuse_processors_that_count_calls(generation_config)
@@ -97,7 +98,7 @@ class TiDAROptions:
         _check_weights_and_head(given["packed_weights"], given["draft_head"])
         return cls(
             **given | {"draft_length": draft_length},
-            excluded_id=_excluded_id(taught, vocab_size),
+            excluded_id=token if is_inside and token < vocab_size else None,
             is_static=is_static,
             draft_acceptance=_acceptance(generation_config),
         )
@@ -143,12 +144,6 @@ def _taught_by_keywords(given: dict[str, Any], config: Any) -> dict[str, int]:
             "checkpoint: `wavedraft convert SOURCE TARGET`."
         )
     return given | {"mask_token_id": config.get_text_config().vocab_size}
-
-
-def _excluded_id(taught: dict[str, int], vocab_size: int) -> int | None:
-    """The id of a mask that is a token of the vocabulary, and reads that token's row; None for an input-only mask."""
-    token = taught["mask_token_id"]
-    return token if token < vocab_size and taught.get("mask_embedding_id") in (None, token) else None
 
 
 def _draft_length(given: Any, longest: int) -> int:
@@ -265,10 +260,7 @@ def reason_for_plain_decoding(
     """What drafting forwards cannot do, of all that `generate` was asked for; usually None."""
     longest = longest_in_rotary_table(config.get_text_config())
     if longest is not None and generation_config.max_length > longest:
-        return (
-            f"the model's rotary positions change where a text passes {longest} tokens, and this one may have "
-            f"{generation_config.max_length}"
-        )
+        return f"rotary positions change where a text passes {longest} tokens, and `max_length` allows that"
     quantization = getattr(config, "quantization_config", None)
     if getattr(quantization, "load_in_8bit", False) and quantization.llm_int8_threshold:
         return "bitsandbytes chooses outliers over all tokens of a forward, unless `llm_int8_threshold=0.0`"
