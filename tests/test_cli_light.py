@@ -37,7 +37,8 @@ for words in json.loads(sys.argv[1]):
             code = 0
         except SystemExit as end:
             code = end.code or 0
-    heavy = sorted({{"torch", "transformers", "peft", "accelerate", "numpy"}} & set(sys.modules))
+    slow = {{"torch", "transformers", "peft", "accelerate", "numpy", "prompt_toolkit"}}
+    heavy = sorted(slow & set(sys.modules))
     print(json.dumps([code, out.getvalue(), heavy]))
 """
 TIDAR, DEPTH, HUB = "{tidar}", "{depth}", "some-org/some-model"
@@ -79,6 +80,8 @@ REFUSED = [
     (["generate", TIDAR, "w1", "--adapter", "{tidar}"], "adapter_config.json"),
     (["generate", DEPTH, "w1", "--packed-weights"], "--packed-weights is TiDAR's"),
     (["generate", DEPTH, "w1", "--adapter", "a/b"], "--adapter is for TiDAR checkpoints"),
+    (["generate", HUB, "w1", "--trace", "x.png"], "--trace must name a file that ends in .html or .svg"),
+    (["generate", HUB, "w1", "--trace", "{nowhere}/x.svg"], "there is no folder"),
     (["chat", TIDAR, "--top-p", "0.9"], "--top-p is for sampling"),
     (["chat", TIDAR, "--draft-length", "9"], "between 1 and 4"),
     (["audit", TIDAR], "--prompts"),

@@ -7,9 +7,8 @@ import typer
 
 from ..training.row_forms import prompt_row, read_columns
 from ..training.row_sources import read_prompts
-from .early_checks import check_choice, check_decoding, load_library, refuse, say
+from .early_checks import check_choice, check_decoding, check_trace, load_library, refuse, say
 from .options import (
-    PRESETS,
     PROMPT_ROWS,
     Adapter,
     Columns,
@@ -22,8 +21,11 @@ from .options import (
     MinP,
     Model,
     NumBranches,
+    NumRecurrences,
     PackedWeights,
+    Penalty,
     Policy,
+    Preset,
     Raw,
     Seed,
     Temperature,
@@ -36,18 +38,16 @@ PromptFile = Annotated[
     Path | None,
     typer.Option("--prompts", help=f"Read prompts from a file: {PROMPT_ROWS}."),
 ]
-Preset = Annotated[
-    str | None,
-    typer.Option(help=f"Take a row of the paper's table for a recurrent-depth model: {', '.join(PRESETS)}."),
-]
-NumRecurrences = Annotated[
-    int | None, typer.Option(min=1, help="Run a recurrent-depth model's core this often; by default as it was trained.")
-]
-Penalty = Annotated[float | None, typer.Option(help="Make tokens that were written already less likely: above 1.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Decode each prompt plainly as well, and compare.")]
 Output = Annotated[
     str,
     typer.Option(help="Print text with a table, or json: a row a prompt of prompt, text, tokens, forwards, seconds."),
+]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", help="Write a picture of what each forward drafted and wrote: a file that ends in .html or .svg."
+    ),
 ]
 
 
@@ -77,6 +77,7 @@ def generate(
     raw: Raw = False,
     compare: Compare = False,
     output: Output = "text",
+    trace: TraceFile = None,
 ) -> None:
     """Continue prompts in fewer forwards than one a token, and say how many."""
     given: dict[str, Any] = dict(locals())
@@ -89,6 +90,7 @@ def generate(
         given["rows"] = [prompt_row(text) for text in texts or ()]
     else:
         given["rows"] = read_prompts(prompts, read_columns(columns))
+    check_trace(trace)
     load_library()
     from .written_texts import write_texts
 
