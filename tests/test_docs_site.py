@@ -45,3 +45,19 @@ def test_the_animation_is_of_a_real_run_and_small():
     counts = [int(number) for number in re.findall(r"the prompt's: (\d+) tokens", picture.replace("&#x27;", "'"))]
     assert len(counts) == picture.count("<animate ") > 10 and counts == sorted(set(counts))
     assert "http" not in picture.replace("http://www.w3.org/2000/svg", ""), "it must not load anything"
+
+
+def test_figures_are_written_into_docs_alone_between_the_marks_of_a_section(tmp_path):
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from bench_page import filled
+
+    page = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
+    for section, other in (("bench", "more"), ("more", "bench")):
+        parts = [text.partition(f"<!-- {other} -->") for text in (page, filled(page, section, ["| a |"]))]
+        assert parts[0][0 if section == "more" else 2] == parts[1][0 if section == "more" else 2], "the other stays"
+        assert f"<!-- {section} -->\n| a |\n<!-- end of {section} -->" in filled(page, section, ["| a |"])
+    with pytest.raises(ValueError, match="nothing"):
+        filled(page, "nothing", [])
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench_page.py"), str(ROOT / "README.md"), "bench", "x.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "must be in" in done.stderr
