@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from ..generation.drafting.draftable import SUPPORTED, reason_in_class, refuse_undraftable
-from ..modeling_tidar.auto_tidar import stock_class_of
+from ..modeling_tidar.auto_tidar import causal_class_of, stock_class_of
 
 NEVER_KEPT = ("tidar_config", "auto_map", "custom_pipelines")
 
@@ -48,7 +48,7 @@ def load_config(values: dict[str, Any], origin: Path) -> PreTrainedConfig:
             raise ValueError(f"`dtype` must name a dtype of torch, such as 'bfloat16', but is {config.dtype!r}")
         return config
     except Exception as error:  # config classes raise errors of any type
-        if refused := reason_in_class(AutoModelForCausalLM._model_mapping.get(config_class, None), config_class):
+        if refused := reason_in_class(causal_class_of(config_class), config_class):
             raise ValueError(f"A {model_type!r} model cannot draft: {refused}. {SUPPORTED}") from None
         reason = " ".join(str(error).split())
         raise ValueError(f"{origin} is not a valid config of the architecture {model_type!r}: {reason}") from None

@@ -37,12 +37,17 @@ class TiDARForCausalLM:
         return tidar_class(stock_class_of(config))._from_config(config, **kwargs)
 
 
+def causal_class_of(config_class: type) -> Any:
+    """The `...ForCausalLM` class of a config class, or None if transformers has none."""
+    return AutoModelForCausalLM._model_mapping.get(config_class, None)
+
+
 def stock_class_of(config: Any) -> type[PreTrainedModel]:
     """The stock `...ForCausalLM` class of a config.
 
     Raises:
         ValueError: transformers has none, or it cannot draft.
     """
-    stock_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    stock_class = causal_class_of(type(config))
     refuse_undraftable(stock_class, config)
     return stock_class

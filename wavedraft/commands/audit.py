@@ -58,9 +58,7 @@ def audit(
     check_decoding(dict(locals()))
     check_choice("--output", output, ("text", "json"))
     texts = read_prompts(prompts, read_columns(columns))
-    if num_prompts is not None and num_prompts > len(texts):
-        raise ValueError(f"--num-prompts must be at most {len(texts)}, the prompts of {prompts}, but is {num_prompts}.")
-    texts = texts[:num_prompts]
+    texts = first_of(texts, num_prompts, prompts)
     load_library()
     from transformers import AutoConfig, AutoTokenizer
 
@@ -91,13 +89,21 @@ def audit(
             result = audit_texts(loaded, prompt_ids, plain=plain, parallel=parallel, on_prompt=advance, **sizes)
         if recorded_in is not None:
             record_drafting(loaded, prompt_ids, [row.kind or "all" for row in texts], max_new_tokens, recorded_in)
-    about = {"model": model, "dtype": str(loaded.dtype).removeprefix("torch."), "device": device}
+    dtype = str(loaded.dtype).removeprefix("torch.")
     if output == "json":
-        print(json.dumps({**about, "max_new_tokens": max_new_tokens, **result.to_dict()}, indent=2))
+        about = {"model": model, "dtype": dtype, "device": device, "max_new_tokens": max_new_tokens}
+        print(json.dumps(about | result.to_dict(), indent=2))
     else:
-        print(f"{len(texts)} prompts, {result.num_tokens} new tokens of plain decoding, {about['dtype']} on {device}")
+        print(f"{len(texts)} prompts, {result.num_tokens} new tokens of plain decoding, {dtype} on {device}")
         print_audit(result, tokenizer, exact)
     say(f"Next: wavedraft bench {model} times these ways beside each other.")
+
+
+def first_of(texts: list[Any], num_prompts: int | None, path: Path) -> list[Any]:
+    """The first prompts of a file. Raises ValueError if it has fewer."""
+    if num_prompts is not None and num_prompts > len(texts):
+        raise ValueError(f"--num-prompts must be at most {len(texts)}, the prompts of {path}, but is {num_prompts}.")
+    return texts[:num_prompts]
 
 
 def print_audit(result: Any, tokenizer: Any, exact: str | None) -> None:
