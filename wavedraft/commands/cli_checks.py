@@ -39,7 +39,7 @@ def multiplies_bfloat16() -> bool:
     """
     if torch.accelerator.is_available():
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 has it
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 has it
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
