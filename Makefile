@@ -21,13 +21,13 @@ demo: $(TIDAR)/config.json
 BENCH := $(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl \
     --dtype bfloat16 --draft-lengths 4 --num-branches 1,auto
 
-# The first tables of docs/bench.md, measured here and now; some half an hour on two idle cores.
+# The first tables of docs/bench.md, measured here and now; some twenty minutes on two idle cores.
 bench: $(TIDAR)/config.json
 	$(BENCH) --batch-sizes 1 --compile --max-new-tokens 32 --num-batches 4 --output build/bench/1
 	$(BENCH) --batch-sizes 8 --max-new-tokens 16 --num-batches 1 --repeats 1 --output build/bench/8
 	$(BIN)/python benchmarks/bench_page.py docs/bench.md bench build/bench/1/bench.json build/bench/8/bench.json
 
-# The other tables of docs/bench.md.
+# The other tables of docs/bench.md: some half an hour.
 MORE := sweep warm exact
 bench-more: $(TIDAR)/config.json
 	$(BENCH) --prompt-lengths 128,512,2048 --batch-sizes 1,4 --max-new-tokens 16 --num-batches 1 --repeats 1 \
@@ -71,7 +71,7 @@ package: setup
 publish: package
 	$(BIN)/python -m twine upload build/package/*
 
-# llama.cpp beside this package, on the same weights: needs node and npm.
+# llama.cpp beside this package, on the same weights: some ten minutes. It needs node and npm.
 # npm's own choice would also bring the builds for GPUs and other processors, 700 MB; --omit=optional leaves them out.
 LLAMA_CPP := build/llama_cpp
 beside-llama-cpp: $(TIDAR)/config.json $(LLAMA_CPP)/node_modules/node-llama-cpp
@@ -82,7 +82,8 @@ $(LLAMA_CPP)/node_modules/node-llama-cpp:
 	npm install --prefix $(LLAMA_CPP) --no-save --omit=optional --ignore-scripts --no-audit --no-fund \
 	    node-llama-cpp@3.21.1 @node-llama-cpp/linux-x64@3.21.1
 
-# The share of texts in bfloat16 that are plain decoding's; the same command goes on where it was stopped.
+# The share of texts in bfloat16 that are plain decoding's: some forty minutes. The same command goes on where it was
+# stopped.
 bfloat16-share: $(TIDAR)/config.json
 	$(BIN)/python benchmarks/bfloat16_share.py $(TIDAR) --adapter $(ADAPTER) \
 	    --output build/bfloat16_share.json --page docs/bench.md

@@ -171,7 +171,9 @@ def figures_of(texts: dict[str, list[list[Text]]], num_threads: int) -> list[dic
                 "is_noisy": is_noisy(speed_up),
                 "num_equal": sum(a[0].new_ids == b[0].new_ids for a, b in zip(texts[AR], by_prompt, strict=True)),
                 "num_texts": len(by_prompt),
-                "waited_share": sum(run.waited_seconds for run in runs) / num_threads / sum(r.seconds for r in runs),
+                "waited_share": min(
+                    1.0, sum(r.waited_seconds for r in runs) / num_threads / sum(r.seconds for r in runs)
+                ),
             }
         )
     return lines

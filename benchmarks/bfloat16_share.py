@@ -177,7 +177,7 @@ def markdown(texts: Texts, lines: list[dict[str, Any]], num_threads: int) -> str
              "" if parted is None else f"{parted:.0f}", told(line["speed_up"]), told(line["over_same_plan"]))
         )  # fmt: skip
     single = [row for name, by_place in texts.rows.items() if name != BATCHES for row in by_place.values()]
-    share = sum(row["waited"] for row in single) / num_threads / sum(row["seconds"] for row in single)
+    share = min(1.0, sum(row["waited"] for row in single) / num_threads / sum(row["seconds"] for row in single))
     doubts = []
     if share > BUSY:
         doubts.append(

@@ -84,9 +84,10 @@ def _cell(run: Run) -> tuple[int, int | str, float]:
 
 
 def waited_share(runs: list[Run]) -> float | None:
-    """The share of the time in which threads that could run waited for a core; None where the system does not tell."""
+    """The share of the time in which threads that could run waited for a core, at most 1; None where the system does
+    not tell."""
     waited = [run.waited_seconds for run in runs if run.waited_seconds is not None]
-    return sum(waited) / torch.get_num_threads() / sum(run.seconds for run in runs) if waited else None
+    return min(1.0, sum(waited) / torch.get_num_threads() / sum(run.seconds for run in runs)) if waited else None
 
 
 def _figures(results: Bench, cell: tuple[int, int | str, float], name: str, max_new_tokens: int) -> dict[str, Any]:
