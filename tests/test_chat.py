@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, CompileConfig
 from helpers_family import tiny_model
 from helpers_tidar import tiny_tidar
 from helpers_tokenizers import save_tokenizer
-from wavedraft.chat import Chat
+from wavedraft.chat import Chat, read_messages
 from wavedraft.cli import main
 
 # Answers stand in the template as they were written; or behind a word of its own, which the cache does not have.
@@ -80,18 +80,73 @@ def test_an_interrupted_turn_leaves_no_trace(tokenizer):
     assert torch.equal(found, fresh.answer("w4").sequences)
 
 
+def test_what_was_written_of_an_interrupted_answer_can_stay(tokenizer):
+    tokenizer.chat_template = TEMPLATES["faithful"]
+    conversation, fresh = (Chat(tiny_tidar("qwen3"), tokenizer, max_new_tokens=6, do_sample=False) for _ in range(2))
+    conversation.answer("w3 w9")
+
+    class Interrupts:
+        num_puts = 0
+
+        def put(self, value):
+            self.num_puts += 1
+            if self.num_puts == 3:  # the prompt's, the prefill's and the first forward's
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        conversation.answer("w8", Interrupts())
+    conversation.add_turn("w8", "w5 w6")
+    fresh.messages = list(conversation.messages)
+    assert torch.equal(conversation.answer("w4").sequences, fresh.answer("w4").sequences)
+
+
+def test_a_conversation_is_saved_loaded_and_forgotten(tokenizer, tmp_path):
+    refuses = "{% if messages[0].role == 'assistant' %}{{ raise_exception('who asked?') }}{% endif %}"
+    tokenizer.chat_template = refuses + TEMPLATES["faithful"]
+    model, path = tiny_tidar("qwen3"), tmp_path / "talk.json"
+    conversation = Chat(model, tokenizer, "w9 w9", max_new_tokens=6, do_sample=False)
+    conversation.answer("w3")
+    conversation.save(path)
+    before = conversation.answer("w4").sequences
+    conversation.load(path)
+    assert torch.equal(conversation.answer("w4").sequences, before) and conversation.num_cached > 0
+    conversation.save(path)  # over a conversation
+    assert len(read_messages(path)) == 5
+    conversation.reset()
+    assert conversation.messages == [{"role": "system", "content": "w9 w9"}]
+    conversation.set_options({"max_new_tokens": 2, "do_sample": False})
+    assert conversation.answer("w4").sequences.shape[1] == conversation.num_prompt + 2 and conversation.num_cached == 0
+    messages = list(conversation.messages)
+    for text, message in [
+        ("no json", "is not a saved conversation"),
+        ('{"messages": [{"role": "user"}]}', "is not a saved conversation"),
+        ('{"messages": 3}', "is not a saved conversation"),
+        ('{"messages": [{"role": "assistant", "content": "w1"}]}', "who asked?"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            conversation.load(path)
+        assert conversation.messages == messages
+    path.write_text("precious")
+    with pytest.raises(ValueError, match="is not a saved conversation"):
+        conversation.save(path)
+    assert path.read_text() == "precious"
+
+
 def test_the_command_talks_until_the_end_of_input(tokenizer, tmp_path, monkeypatch, capsys):
     tiny_tidar("qwen3").save_pretrained(tmp_path)
     tokenizer.chat_template = TEMPLATES["faithful"]
     tokenizer.save_pretrained(tmp_path)
-    monkeypatch.setattr("sys.stdin", io.StringIO("w3 w9\n\nw4\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("w3 w9\n\n/help\n/set max_new_tokens 3\nw4\n"))
     monkeypatch.setattr("sys.argv", ["wavedraft", "chat", str(tmp_path), "--max-new-tokens", "6"])
     with pytest.raises(SystemExit) as caught:
         main()
     lines = capsys.readouterr().out.splitlines()
     assert not caught.value.code
+    assert not any("\033" in line for line in lines), "no control codes without a terminal"
     told = [line for line in lines if "from the cache" in line]
-    assert len(told) == 2 and "; 0 of 3 prompt tokens" in told[0] and "; 0 of" not in told[1]
+    assert told[1].startswith("(3 tokens")
+    assert len(told) == 2 and "; 0 of 3 prompt tokens" in told[0] and "; 0 of" in told[1]
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         Chat(tiny_tidar("qwen3"), tokenizer)

@@ -1,5 +1,7 @@
 """A conversation that keeps its cache from turn to turn: only what is new is read."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,21 +29,19 @@ class Chat:
                 "The checkpoint has no chat template, so it does not know turns. Use `wavedraft generate --raw`."
             )
         self.model, self.tokenizer, self.options = model, tokenizer, options
-        self.messages = [] if system is None else [{"role": "system", "content": system}]
+        self.first_messages = [] if system is None else [{"role": "system", "content": system}]
+        self.messages = list(self.first_messages)
         self.cache: Any = None
         self.cached_ids = torch.zeros(0, dtype=torch.long)
         self.num_cached = self.num_prompt = 0
 
     def answer(self, text: str, streamer: Any = None) -> Any:
-        """One turn. An interrupted turn leaves no trace.
+        """One turn. An interrupted turn leaves no trace; `add_turn` can keep what was written of its answer.
 
         Returns:
             what `generate` returns; the answer joins `messages`.
         """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        ids = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )["input_ids"]
+        ids = self._prompt_ids([*self.messages, {"role": "user", "content": text}])
         cache, self.cache = self._cache_of_prefix(ids[0]), None
         output = self.model.generate(
             ids.to(self.model.device),
@@ -52,9 +52,49 @@ class Chat:
         )
         if "cache_implementation" not in self.options:
             self.cache, self.cached_ids = getattr(output, CACHE), output.sequences[0, :-1].cpu()
-        reply = self.tokenizer.decode(output.sequences[0, ids.shape[1] :], skip_special_tokens=True)
-        self.messages = [*messages, {"role": "assistant", "content": reply}]
+        self.add_turn(text, self.tokenizer.decode(output.sequences[0, ids.shape[1] :], skip_special_tokens=True))
         return output
+
+    def add_turn(self, text: str, reply: str) -> None:
+        """Puts a question and its answer at the end of the conversation."""
+        self.messages = [*self.messages, {"role": "user", "content": text}, {"role": "assistant", "content": reply}]
+
+    def set_options(self, options: dict[str, Any]) -> None:
+        """Takes other keywords of `generate`. The cache may not fit them: the next turn reads all anew."""
+        self.options, self.cache, self.cached_ids = options, None, torch.zeros(0, dtype=torch.long)
+
+    def reset(self) -> None:
+        """Forgets all turns. What the model was told before the first one stays."""
+        self.messages = list(self.first_messages)
+
+    def save(self, path: Path) -> None:
+        """Writes the conversation as one row of JSON, in the form of the rows that `wavedraft train` learns from.
+
+        Raises:
+            ValueError: the file exists and holds something else. It stays as it is.
+        """
+        if path.exists():
+            read_messages(path)
+        path.write_text(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def load(self, path: Path) -> None:
+        """Goes on from a saved conversation, in place of this one.
+
+        Raises:
+            ValueError: the file holds no conversation, or the model's template does not take it. Nothing changes.
+        """
+        messages = read_messages(path)
+        try:
+            self._prompt_ids([*messages, {"role": "user", "content": "?"}])
+        except Exception as error:  # whatever a template raises
+            raise ValueError(f"The model's chat template does not take the conversation in {path}: {error}") from None
+        self.messages = messages
+
+    def _prompt_ids(self, messages: list[dict[str, str]]) -> torch.Tensor:
+        """[1, P] the conversation as the model reads it, up to where the answer begins."""
+        return self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
 
     def _cache_of_prefix(self, ids: torch.Tensor) -> Any:
         """The part of the cache that holds the beginning of a prompt [P]; at least the last token is read anew.
@@ -72,3 +112,21 @@ class Chat:
             return self.cache
         self.num_cached = 0
         return None
+
+
+def read_messages(path: Path) -> list[dict[str, str]]:
+    """The messages of a saved conversation.
+
+    Raises:
+        ValueError: the file does not hold one.
+    """
+    try:
+        messages = json.loads(path.read_text(encoding="utf-8"))["messages"]
+        is_conversation = all(isinstance(message[key], str) for message in messages for key in ("role", "content"))
+    except (ValueError, KeyError, TypeError):
+        is_conversation = False
+    if not is_conversation:
+        raise ValueError(
+            f'{path} is not a saved conversation: {{"messages": [...]}} with a "role" and a "content" in each message.'
+        )
+    return messages

@@ -1,6 +1,5 @@
 """`wavedraft chat`: a conversation in the terminal."""
 
-import time
 from typing import Annotated, Any
 
 import typer
@@ -45,7 +44,7 @@ def chat(
     dtype: Dtype = "auto",
     device: Device = None,
 ) -> None:
-    """Talk to a model until the end of input.
+    """Talk to a model until the end of input. /help lists what may be typed besides text.
 
     Each turn goes on from the cache of the turn before. With --compile it reads the whole conversation.
     """
@@ -57,51 +56,48 @@ def chat(
     from ..chat import Chat
     from ..conversion.quiet_transformers import quiet_transformers
     from ..generation.execution.packed_linear import check_packable
-    from .cli_checks import check_adapter, check_keywords, device_for
-    from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keywords, seed_plain_decoding
+    from .chat_commands import ChatCommands
+    from .chat_turns import Turns
+    from .cli_checks import check_adapter, device_for
     from .loading import load
+    from .typed_lines import line_reader
 
-    depth = {"policy": policy, "preset": None, "num_recurrences": None}
-    drafting = drafting_keywords(num_branches, exact, packed_weights)
     with quiet_transformers():
         device = device_for(device)
         check_adapter(adapter, model)
-        options, plain = decoding_keywords(model, sampling_keywords(given), draft_length, depth, drafting, compile)
-        check_keywords(model, options)
-        seed_plain_decoding(plain, options)
+        options = turn_keywords(given)
         tokenizer = AutoTokenizer.from_pretrained(model)
         loaded = load(model, dtype, device, adapter)
         if packed_weights:
             check_packable(loaded, exact)
-        conversation = Chat(loaded, tokenizer, system, **options)
+        turns = Turns(Chat(loaded, tokenizer, system, **options))
+        commands = ChatCommands(turns, chat, given, turn_keywords)
+        next_line = line_reader()
         if compile:
             say("Compiling the decode steps: the first answer waits for it, seconds to minutes.")
-        while (text := next_line("> ")) is not None:
-            if text.strip():
-                answer(conversation, text)
+        while not commands.is_over and (text := next_line("> ")) is not None:
+            if text.startswith("/"):
+                commands.run(text)
+            elif text.strip():
+                turns.answer(text)
     say(f"Next: wavedraft audit {model} --prompts FILE says on many prompts whether the texts are plain decoding's.")
 
 
-def answer(conversation: Any, text: str) -> None:
-    """Prints one turn's answer as it is written, and what it took."""
-    from transformers import TextStreamer
+def turn_keywords(given: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of `generate` for a turn, by the verb's options.
 
-    streamer, start = (
-        TextStreamer(conversation.tokenizer, skip_prompt=True, skip_special_tokens=True),
-        time.perf_counter(),
+    Raises:
+        ValueError: they contradict each other, or the checkpoint.
+    """
+    from .cli_checks import check_keywords
+    from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keywords, seed_plain_decoding
+
+    check_decoding(given)
+    depth = {"policy": given["policy"], "preset": None, "num_recurrences": None}
+    drafting = drafting_keywords(given["num_branches"], given["exact"], given["packed_weights"])
+    options, plain = decoding_keywords(
+        given["model"], sampling_keywords(given), given["draft_length"], depth, drafting, given["compile"]
     )
-    output = conversation.answer(text, streamer)
-    num_new, seconds = output.sequences.shape[1] - conversation.num_prompt, time.perf_counter() - start
-    speed = f"{num_new} tokens, {seconds:.1f} s"
-    if (tokens_per_forward := getattr(output, "tokens_per_forward", None)) is not None:
-        speed += f", {float(tokens_per_forward[0]):.2f} tokens per forward"
-    print(f"({speed}; {conversation.num_cached} of {conversation.num_prompt} prompt tokens from the cache)\n")
-
-
-def next_line(prompt: str) -> str | None:
-    """What the user types; None at the end of input."""
-    try:
-        return input(prompt)
-    except (EOFError, KeyboardInterrupt):
-        print()
-        return None
+    check_keywords(given["model"], options)
+    seed_plain_decoding(plain, options)
+    return options
