@@ -79,6 +79,8 @@ REFUSED = [
     (["generate", TIDAR, "w1", "--adapter", "{tidar}"], "adapter_config.json"),
     (["generate", DEPTH, "w1", "--packed-weights"], "--packed-weights is TiDAR's"),
     (["generate", DEPTH, "w1", "--adapter", "a/b"], "--adapter is for TiDAR checkpoints"),
+    (["generate", HUB, "w1", "--trace", "x.png"], "--trace must name a file that ends in .html or .svg"),
+    (["generate", HUB, "w1", "--trace", "{nowhere}/x.svg"], "there is no folder"),
     (["chat", TIDAR, "--top-p", "0.9"], "--top-p is for sampling"),
     (["chat", TIDAR, "--draft-length", "9"], "between 1 and 4"),
     (["audit", TIDAR], "--prompts"),

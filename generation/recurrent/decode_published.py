@@ -214,6 +214,8 @@ def decode_published(
     first_id = choose(prompt, read.logits[0])
     costs.num_core_passes, costs.num_positions = 1, len(prompt)
     wavefront = PublishedWavefront(model, options, cache, prompt, first_id)
+    if streamer is not None:
+        streamer.put(torch.tensor(first_id))
     while len(wavefront.frozen) < transcript.max_length and len(wavefront.ids) <= model.config.block_size:
         start, width = wavefront.start, wavefront.width
         logits = wavefront.recur(costs)

@@ -50,10 +50,7 @@ def check_keywords(model: str, keywords: dict[str, Any]) -> None:
     """Raises what `generate` would raise of these keywords, as far as the checkpoint's config tells."""
     config, stored = AutoConfig.from_pretrained(model), stored_generation_config(model)
     if is_recurrent_config(config):
-        names = sorted(RecurrentOptions.names())
-        from_file = {name: value for name in names if (value := getattr(stored, name, None)) is not None}
-        from_call = {name: keywords[name] for name in names if name in keywords}
-        RecurrentOptions.from_layers([from_call, from_file], config.mean_recurrence)
+        recurrent_options(config, stored, keywords)
     elif hasattr(config, "tidar_config"):
         options = copy.copy(stored)
         for name, value in keywords.items():
@@ -64,6 +61,22 @@ def check_keywords(model: str, keywords: dict[str, Any]) -> None:
         for name in ("num_branches", "exact"):
             if name in keywords and not draft_length:
                 raise ValueError(f"{flag(name)} has no effect with --draft-length 0, which drafts nothing.")
+
+
+def recurrent_options(config: Any, stored: GenerationConfig, keywords: dict[str, Any]) -> RecurrentOptions:
+    """How `generate` decodes a recurrent-depth model with these keywords."""
+    names = sorted(RecurrentOptions.names())
+    from_file = {name: value for name in names if (value := getattr(stored, name, None)) is not None}
+    from_call = {name: keywords[name] for name in names if name in keywords}
+    return RecurrentOptions.from_layers([from_call, from_file], config.mean_recurrence)
+
+
+def has_wavefront(model: str, keywords: dict[str, Any]) -> bool:
+    """Whether `generate` with these keywords decodes a wavefront, and can record it."""
+    config = AutoConfig.from_pretrained(model)
+    if not is_recurrent_config(config):
+        return False
+    return hasattr(recurrent_options(config, stored_generation_config(model), keywords), "record_wavefront")
 
 
 def trained_draft_length(model: str) -> int:

@@ -64,6 +64,17 @@ def check_file(path: Path | None, instead: str) -> None:
         raise ValueError(f"There is no file {path}. {instead}")
 
 
+def check_trace(path: Path | None) -> None:
+    """Raises where a trace cannot be written, by its name."""
+    if path is None:
+        return
+    if path.suffix.lower() not in (".html", ".svg"):
+        raise ValueError(f"--trace must name a file that ends in .html or .svg, but is {path}.")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ValueError(f"--trace must name a file to write, but is {path}: {reason}.")
+
+
 def check_decoding(given: dict[str, Any]) -> None:
     """Raises where options of `generate`, `chat` or `audit` contradict each other, or the checkpoint's folder.
 

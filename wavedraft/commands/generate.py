@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .early_checks import check_choice, check_decoding, check_file, load_library, say
+from .early_checks import check_choice, check_decoding, check_file, check_trace, load_library, say
 from .options import (
     PRESETS,
     Adapter,
@@ -47,6 +47,12 @@ Output = Annotated[
     str,
     typer.Option(help="Print text with a table, or json: a row a prompt of prompt, text, tokens, forwards, seconds."),
 ]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", help="Write a picture of what each forward drafted and wrote: a file that ends in .html or .svg."
+    ),
+]
 
 
 def generate(
@@ -74,6 +80,7 @@ def generate(
     raw: Raw = False,
     compare: Compare = False,
     output: Output = "text",
+    trace: TraceFile = None,
 ) -> None:
     """Continue prompts in fewer forwards than one a token, and say how many."""
     given: dict[str, Any] = dict(locals())
@@ -82,6 +89,7 @@ def generate(
     if bool(texts) == bool(prompts):
         raise ValueError("Give prompts either after the model, each in quotes, or in a file: --prompts FILE.")
     check_file(prompts, "Give JSONL rows of `prompt` or `messages`, or a text file with one prompt a line.")
+    check_trace(trace)
     load_library()
     from .written_texts import write_texts
 

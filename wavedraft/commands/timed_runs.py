@@ -15,12 +15,14 @@ class Run:
         num_forwards: calls of the network without the prefill; of a recurrent-depth model, its core passes divided by
             those of one token at full depth.
         num_core_passes: of a recurrent-depth model.
+        wavefront: with `record_wavefront`, a recurrent-depth model's `WavefrontStep` of each decode step.
     """
 
     new_ids: list[int]
     num_forwards: float
     seconds: float
     num_core_passes: int | None = None
+    wavefront: list[Any] | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -50,7 +52,8 @@ def timed_recurrent(model: Any, inputs: Any, **options: Any) -> Run:
     output = model.generate(**inputs, return_dict_in_generate=True, **options)
     seconds = time.perf_counter() - start
     new_ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-    return Run(new_ids, output.num_core_passes / output.num_prefill_core_passes, seconds, output.num_core_passes)
+    num_forwards = output.num_core_passes / output.num_prefill_core_passes
+    return Run(new_ids, num_forwards, seconds, output.num_core_passes, getattr(output, "wavefront", None))
 
 
 def is_identical(drafted_runs: list[Run], plain_runs: list[Run]) -> bool:

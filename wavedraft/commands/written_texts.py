@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from ..bench.prompts import Prompt, encode_prompt, read_prompts
 from ..conversion.quiet_transformers import quiet_transformers
 from ..generation.execution.packed_linear import check_packable
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
-from .cli_checks import check_adapter, check_keywords, device_for
+from ..trace import Trace, TraceStreamer
+from ..trace_picture import write_picture
+from .cli_checks import check_adapter, check_keywords, device_for, has_wavefront
 from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keywords, seed_plain_decoding
 from .decoding_bar import decoding_bar
 from .early_checks import say
@@ -43,6 +46,8 @@ def write_texts(given: dict[str, Any]) -> None:
         )
         check_keywords(model, parallel)
         seed_plain_decoding(plain, parallel)
+        if given["trace"] and has_wavefront(model, parallel):
+            parallel["record_wavefront"] = True
         tokenizer = AutoTokenizer.from_pretrained(model)
         encoded = [encode_prompt(tokenizer, prompt, given["raw"]) for prompt in prompts]
         loaded = load(model, given["dtype"], device, given["adapter"])
@@ -57,7 +62,11 @@ def write_texts(given: dict[str, Any]) -> None:
         if given["compare"]:
             warm_up(loaded, longest, plain)
         decode = decode_to_json if given["output"] == "json" else decode_to_text
-        decode(loaded, tokenizer, prompts, encoded, parallel, plain if given["compare"] else None)
+        traces: list[Trace] | None = [] if given["trace"] else None
+        decode(loaded, tokenizer, prompts, encoded, parallel, plain if given["compare"] else None, traces)
+        if traces is not None:
+            write_picture(given["trace"], traces, tokenizer)
+            say(f"The trace is in {given['trace']}.")
 
 
 class FirstSteps(StoppingCriteria):
@@ -83,18 +92,20 @@ def decode_to_text(
     encoded: list[Any],
     parallel: dict[str, Any],
     plain: dict[str, Any] | None,
+    traces: list[Trace] | None = None,
 ) -> None:
     """Prints each text as it is written, then a table of what they took.
 
     Args:
         parallel, plain: keywords of `generate`; without `plain` there is nothing to compare with.
+        traces: gets the trace of each parallel decode; None records none.
     """
     timed = timed_recurrent if is_recurrent_config(model.config) else timed_generate
     drafted_runs, plain_runs = [], []
     for prompt, inputs in zip(prompts, encoded, strict=True):
         print(f"\n> {last_words(prompt)}\n")
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        drafted_runs.append(timed(model, inputs, streamer=streamer, **parallel))
+        drafted_runs.append(traced(timed, traces, prompt)(model, inputs, streamer=streamer, **parallel))
         if plain is not None:
             plain_runs.append(timed(model, inputs, **plain))
     print()
@@ -111,16 +122,17 @@ def decode_to_json(
     encoded: list[Any],
     parallel: dict[str, Any],
     plain: dict[str, Any] | None,
+    traces: list[Trace] | None = None,
 ) -> None:
     """Prints a row of JSON for each prompt when its text is there.
 
     Args:
-        parallel, plain: as of `decode_to_text`.
+        parallel, plain, traces: as of `decode_to_text`.
     """
     timed = timed_recurrent if is_recurrent_config(model.config) else timed_generate
     with decoding_bar(len(prompts)) as advance:
         for prompt, inputs in zip(prompts, encoded, strict=True):
-            run = timed(model, inputs, **parallel)
+            run = traced(timed, traces, prompt)(model, inputs, **parallel)
             row = row_of(prompt, tokenizer.decode(run.new_ids, skip_special_tokens=True), run)
             if plain is not None:
                 other = timed(model, inputs, **plain)
@@ -129,6 +141,22 @@ def decode_to_json(
             print(json.dumps(row, ensure_ascii=False))
             sys.stdout.flush()
             advance()
+
+
+def traced(decode: Callable[..., Run], traces: list[Trace] | None, prompt: Prompt) -> Callable[..., Run]:
+    """A decode that also appends its trace to `traces`, if there are any."""
+    if traces is None:
+        return decode
+
+    def decode_and_record(model: Any, inputs: Any, streamer: Any = None, **options: Any) -> Run:
+        recorder = TraceStreamer(streamer)
+        run = decode(model, inputs, streamer=recorder, **options)
+        calls = f"{num_calls(run)} {'forwards' if run.num_core_passes is None else 'core passes'}"
+        told = f"{len(run.new_ids)} tokens, {calls}, {run.tokens_per_forward:.2f} tokens per forward"
+        traces.append(Trace(last_words(prompt), told, recorder.forwards, run.wavefront))
+        return run
+
+    return decode_and_record
 
 
 def row_of(prompt: Prompt, text: str, run: Run) -> dict[str, Any]:
