@@ -92,11 +92,16 @@ class Screen:
 class Terminal:
     """A program that runs in a real pseudo-terminal.
 
+    Args:
+        lines: what it reads, in place of what is typed.
+
     Attributes:
         read: all it has written, without control codes.
     """
 
-    def __init__(self, arguments: list[str], width: int = 80, height: int = 24, **environment: str):
+    def __init__(
+        self, arguments: list[str], width: int = 80, height: int = 24, lines: str | None = None, **environment: str
+    ):
         try:
             import pty
 
@@ -110,9 +115,17 @@ class Terminal:
         code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from wavedraft_command import main; sys.exit(main())"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, str(ROOT), *arguments],
-            stdin=other, stdout=other, stderr=subprocess.PIPE, env=kept, preexec_fn=own_terminal,
-        )  # fmt: skip
+            stdin=other if lines is None else subprocess.PIPE,
+            stdout=other,
+            stderr=subprocess.PIPE,
+            env=kept,
+            preexec_fn=own_terminal,
+        )
         os.close(other)
+        if lines is not None:
+            self.process.stdin.write(lines.encode())
+            self.process.stdin.close()
+            self.process.stdin = None
         self.raw, self.num_seen = "", 0
 
     def __enter__(self) -> "Terminal":
@@ -176,4 +189,4 @@ def own_terminal() -> None:
     import termios
 
     os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    fcntl.ioctl(1, termios.TIOCSCTTY, 0)

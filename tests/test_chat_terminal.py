@@ -1,6 +1,7 @@
 """`wavedraft chat` in a real pseudo-terminal: editing, history, commands, Ctrl-C and a window that changes its size."""
 
 import json
+import re
 
 import pytest
 from transformers import AutoTokenizer
@@ -111,6 +112,7 @@ def test_commands_are_obeyed_and_not_sent(checkpoint, tmp_path):
         told("/set temperature 0.7", "(temperature is 0.7.)")
         told("/set top-k 3", "(top_k is 3.)")
         told("w4", "from the cache")
+        told("/set num-recurrences 4", "--num-recurrences is for recurrent-depth models")
         told("/set draft_length 9", "between 1 and")
         told("/reset", "begins anew")
         assert saved(terminal, path) == []
@@ -124,3 +126,12 @@ def test_commands_are_obeyed_and_not_sent(checkpoint, tmp_path):
         told(f"/load {tmp_path / 'nowhere'}", "No such file")
         terminal.type("/exit\r")
         assert terminal.wait() == 0
+
+
+def test_piped_lines_are_answered_in_a_terminal(checkpoint):
+    with chat(checkpoint, lines="w3 w9\nw4\n", NO_COLOR="1") as terminal:
+        terminal.wait_for("tokens/forward")
+        terminal.wait_for("from the cache")
+        terminal.wait_for("from the cache")
+        assert terminal.wait() == 0
+        assert set(re.findall(r"\033\[(\d*)m", terminal.raw)) == {"0", "2"}, "without colour, drafts are dim"

@@ -37,7 +37,8 @@ for words in json.loads(sys.argv[1]):
             code = 0
         except SystemExit as end:
             code = end.code or 0
-    heavy = sorted({{"torch", "transformers", "peft", "accelerate", "numpy"}} & set(sys.modules))
+    slow = {{"torch", "transformers", "peft", "accelerate", "numpy", "prompt_toolkit"}}
+    heavy = sorted(slow & set(sys.modules))
     print(json.dumps([code, out.getvalue(), heavy]))
 """
 TIDAR, DEPTH, HUB = "{tidar}", "{depth}", "some-org/some-model"

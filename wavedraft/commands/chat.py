@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .early_checks import check_decoding, load_library, say
+from .early_checks import OF_DEPTH, check_decoding, load_library, say
 from .options import (
     Adapter,
     Compile,
@@ -12,10 +12,14 @@ from .options import (
     DraftLength,
     Dtype,
     Exact,
+    MinP,
     Model,
     NumBranches,
+    NumRecurrences,
     PackedWeights,
+    Penalty,
     Policy,
+    Preset,
     Seed,
     Temperature,
     TopK,
@@ -36,10 +40,14 @@ def chat(
     packed_weights: PackedWeights = None,
     compile: Compile = False,
     policy: Policy = None,
+    preset: Preset = None,
+    num_recurrences: NumRecurrences = None,
     max_new_tokens: MaxAnswer = 512,
     temperature: Temperature = 0.0,
     top_k: TopK = None,
     top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
     seed: Seed = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -93,7 +101,7 @@ def turn_keywords(given: dict[str, Any]) -> dict[str, Any]:
     from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keywords, seed_plain_decoding
 
     check_decoding(given)
-    depth = {"policy": given["policy"], "preset": None, "num_recurrences": None}
+    depth = {name: given[name] for name in OF_DEPTH}
     drafting = drafting_keywords(given["num_branches"], given["exact"], given["packed_weights"])
     options, plain = decoding_keywords(
         given["model"], sampling_keywords(given), given["draft_length"], depth, drafting, given["compile"]

@@ -19,7 +19,10 @@ HELP = """\
 Enter sends. Alt-Enter (or Esc, then Enter) begins a new line. The arrow keys edit, and call up earlier messages.
 Ctrl-C stops an answer and keeps the conversation. A message that begins with / is sent with a space before it.
 """
-SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "draft_length", "num_branches", "policy")
+SETTINGS = (
+    *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"),
+    *("draft_length", "num_branches", "policy", "preset", "num_recurrences"),
+)
 
 
 class ChatCommands:

@@ -12,7 +12,7 @@ from transformers import TextStreamer
 from ..chat import Chat
 from ..live_view import PLAIN, LiveView
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
-from .timed_runs import Run, runs_table
+from .timed_runs import Run, print_runs
 
 
 class Turns:
@@ -34,7 +34,7 @@ class Turns:
         A question that the model's template or limits refuse leaves the conversation as it was.
         """
         conversation, console, start = self.conversation, Console(), time.perf_counter()
-        if not console.is_terminal or console.is_dumb_terminal:
+        if not sys.stdout.isatty() or console.is_dumb_terminal:
             streamer = TextStreamer(conversation.tokenizer, skip_prompt=True, skip_special_tokens=True)
             self._tell(text, conversation.answer(text, streamer), time.perf_counter() - start)
             return
@@ -62,7 +62,7 @@ class Turns:
             print("No answer has been written to its end.\n")
             return
         questions, runs = zip(*self.runs, strict=True)
-        Console().print(runs_table(list(questions), list(runs), []))
+        print_runs(list(questions), list(runs), [], Console())
         print()
 
     def _tell(self, text: str, output: Any, seconds: float) -> None:
@@ -81,7 +81,8 @@ def run_of(output: Any, num_prompt: int, seconds: float) -> Run:
     """What `generate` returned, counted. Plain decoding takes a forward for each token after the first."""
     new_ids = output.sequences[0, num_prompt:].tolist()
     if (num_core_passes := getattr(output, "num_core_passes", None)) is not None:
-        num_forwards = (len(new_ids) - 1) / float(output.tokens_per_forward[0]) if num_core_passes else 0
+        tokens_per_forward = float(output.tokens_per_forward[0])
+        num_forwards = (len(new_ids) - 1) / tokens_per_forward if tokens_per_forward > 0 else 0
         return Run(new_ids, num_forwards, seconds, num_core_passes)
     return Run(new_ids, getattr(output, "num_forwards", len(new_ids) - 1), seconds)
 
@@ -89,11 +90,11 @@ def run_of(output: Any, num_prompt: int, seconds: float) -> Run:
 @contextmanager
 def without_echo() -> Iterator[None]:
     """Keeps the terminal from showing what is typed, and Ctrl-C itself, in the middle of an answer."""
-    try:
-        import termios
-    except ImportError:  # Windows, whose terminals do not show it either
+    if not sys.stdin.isatty() or sys.platform == "win32":  # nothing is typed, or the terminal does not show it
         yield
         return
+    import termios
+
     before = termios.tcgetattr(sys.stdin)
     quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
     termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)

@@ -7,7 +7,6 @@ import typer
 
 from .early_checks import check_choice, check_decoding, check_file, check_trace, load_library, say
 from .options import (
-    PRESETS,
     Adapter,
     Compile,
     Device,
@@ -18,8 +17,11 @@ from .options import (
     MinP,
     Model,
     NumBranches,
+    NumRecurrences,
     PackedWeights,
+    Penalty,
     Policy,
+    Preset,
     Raw,
     Seed,
     Temperature,
@@ -34,14 +36,6 @@ PromptFile = Annotated[
         "--prompts", help="Read prompts from a file: JSONL rows of prompt or messages, or text with one a line."
     ),
 ]
-Preset = Annotated[
-    str | None,
-    typer.Option(help=f"Take a row of the paper's table for a recurrent-depth model: {', '.join(PRESETS)}."),
-]
-NumRecurrences = Annotated[
-    int | None, typer.Option(min=1, help="Run a recurrent-depth model's core this often; by default as it was trained.")
-]
-Penalty = Annotated[float | None, typer.Option(help="Make tokens that were written already less likely: above 1.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Decode each prompt plainly as well, and compare.")]
 Output = Annotated[
     str,

@@ -57,6 +57,13 @@ Compile = Annotated[
     typer.Option("--compile", help="Compile decode steps over a static cache. The first text waits for it, once."),
 ]
 Policy = Annotated[str | None, typer.Option(help=f"How a recurrent-depth model decodes: {', '.join(POLICIES)}.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help=f"Take a row of the paper's table for a recurrent-depth model: {', '.join(PRESETS)}."),
+]
+NumRecurrences = Annotated[
+    int | None, typer.Option(min=1, help="Run a recurrent-depth model's core this often; by default as it was trained.")
+]
 Dtype = Annotated[str, typer.Option(help=f"Compute in one of {', '.join(DTYPES)}; auto is the checkpoint's own.")]
 Device = Annotated[
     str | None, typer.Option(help="Compute on this device, as cuda:1; by default cuda if any, else cpu.")
@@ -72,6 +79,7 @@ TopP = Annotated[
 MinP = Annotated[
     float | None, typer.Option(min=0.0, max=1.0, help="Sample from tokens at least this likely, beside the likeliest.")
 ]
+Penalty = Annotated[float | None, typer.Option(help="Make tokens that were written already less likely: above 1.")]
 Seed = Annotated[
     int | None,
     typer.Option(min=0, help="Draw the same text again. It sets a recurrent-depth model's first states too."),

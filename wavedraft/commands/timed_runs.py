@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -60,14 +62,13 @@ def is_identical(drafted_runs: list[Run], plain_runs: list[Run]) -> bool:
     return [run.new_ids for run in drafted_runs] == [run.new_ids for run in plain_runs]
 
 
-def runs_table(prompts: list[str], drafted_runs: list[Run], plain_runs: list[Run]) -> Table:
-    """A row for each prompt and one for all, the plain decode beside the drafting one where there is one."""
-    table = Table(box=None)
-    table.add_column("\nprompt", no_wrap=True)
-    calls = "\nforwards" if drafted_runs[0].num_core_passes is None else "core\npasses"
-    plain_columns = [f"plain {calls}".replace(" \n", "\n"), "plain\nseconds"] if plain_runs else []
-    for name in ["\ntokens", calls, "tokens per\nforward", "\nseconds", *plain_columns]:
-        table.add_column(name, justify="right")
+def rows_of(prompts: list[str], drafted_runs: list[Run], plain_runs: list[Run]) -> tuple[list[str], list[list[str]]]:
+    """Column titles, and a row for each prompt and one for all, with the plain decode beside where there is one.
+
+    The first column names the prompt and has no title.
+    """
+    calls = "forwards" if drafted_runs[0].num_core_passes is None else "core passes"
+    titles = ["", "tokens", calls, "tokens per forward", "seconds"]
 
     def total(runs: list[Run]) -> Run:
         decided = [token for run in runs for token in run.new_ids[1:]]
@@ -77,16 +78,36 @@ def runs_table(prompts: list[str], drafted_runs: list[Run], plain_runs: list[Run
     def num_calls(run: Run) -> str:
         return f"{run.num_forwards if run.num_core_passes is None else run.num_core_passes}"
 
-    def add(name: str, num_tokens: int, run: Run, plain: list[Run]) -> None:
+    def row(name: str, num_tokens: int, run: Run, plain: list[Run]) -> list[str]:
         cells = [str(num_tokens), num_calls(run), f"{run.tokens_per_forward:.2f}", f"{run.seconds:.1f}"]
-        table.add_row(name, *cells, *(cell for p in plain for cell in (num_calls(p), f"{p.seconds:.1f}")))
+        return [name, *cells, *(cell for p in plain for cell in (num_calls(p), f"{p.seconds:.1f}"))]
 
-    for place, (prompt, run) in enumerate(zip(prompts, drafted_runs, strict=True)):
-        add(shortened(prompt), len(run.new_ids), run, plain_runs[place : place + 1])
+    rows = [
+        row(shortened(prompt), len(run.new_ids), run, plain_runs[place : place + 1])
+        for place, (prompt, run) in enumerate(zip(prompts, drafted_runs, strict=True))
+    ]
     if len(prompts) > 1:
         num_tokens = sum(len(run.new_ids) for run in drafted_runs)
-        add("all", num_tokens, total(drafted_runs), [total(plain_runs)] if plain_runs else [])
-    return table
+        rows.append(row("all", num_tokens, total(drafted_runs), [total(plain_runs)] if plain_runs else []))
+    return titles + ([f"plain {calls}", "plain seconds"] if plain_runs else []), rows
+
+
+def print_runs(prompts: list[str], drafted_runs: list[Run], plain_runs: list[Run], console: Console) -> None:
+    """Prints the table of these runs; where it is too wide, each row as a line of words."""
+    titles, rows = rows_of(prompts, drafted_runs, plain_runs)
+    table = Table(box=None)
+    table.add_column("prompt", no_wrap=True, vertical="bottom")
+    for title in titles[1:]:
+        first, _, last = title.rpartition(" ")
+        table.add_column(f"{first}\n{last}", justify="right", no_wrap=True)
+    for cells in rows:
+        table.add_row(*map(escape, cells))
+    if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
+        console.print(table)
+        return
+    for name, *cells in rows:
+        told = ", ".join(f"{title} {cell}" for title, cell in zip(titles[1:], cells, strict=True))
+        console.print(f"{name}: {told}", markup=False, highlight=False)
 
 
 def shortened(prompt: str, length: int = 20) -> str:

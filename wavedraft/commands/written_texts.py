@@ -20,7 +20,7 @@ from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keyword
 from .decoding_bar import decoding_bar
 from .early_checks import say
 from .loading import load
-from .timed_runs import Run, is_identical, runs_table, timed_generate, timed_recurrent
+from .timed_runs import Run, is_identical, print_runs, timed_generate, timed_recurrent
 
 SAMPLED = "identical: not compared; sampled texts share a distribution, not their tokens"
 NUM_WARM_UP = 16  # tokens, in which each step that is to be compared occurs twice
@@ -109,7 +109,7 @@ def decode_to_text(
         if plain is not None:
             plain_runs.append(timed(model, inputs, **plain))
     print()
-    Console().print(runs_table(list(map(last_words, prompts)), drafted_runs, plain_runs))
+    print_runs(list(map(last_words, prompts)), drafted_runs, plain_runs, Console())
     if plain is not None:
         answer = "yes" if is_identical(drafted_runs, plain_runs) else "no"
         print(SAMPLED if plain["do_sample"] else f"identical: {answer}")
