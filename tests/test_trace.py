@@ -89,6 +89,7 @@ def test_the_page_of_a_drafting_model_has_every_token_and_forward(run, tmp_path)
         forwards = re.findall(r'data-forward="(\d+)"', section)
         assert forwards == [str(number) for number in range(row["forwards"] + 1)]
         assert section.count("data-token") == row["tokens"]
+        assert f">&gt; {row['prompt'].replace('<', '&lt;').replace('>', '&gt;')}</text>" in section
         assert f"{row['tokens']} tokens, {row['forwards']} forwards" in section
         assert row["forwards"] < 2 or "drafted: w" in section
     text = "".join(page.tokens)
