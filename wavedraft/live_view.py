@@ -79,7 +79,7 @@ class LiveView(BaseStreamer):
         status = fitting(self._status(), width - 1)
         for shown in (undrawn, self.held):
             num_rows = num_rows_below(shown, width)
-            if num_rows < height:
+            if num_rows < height - 1:  # at the first row, tmux would keep what is erased among the rows of the past
                 below = styled(shown) + "\n" + styled((character, DIM) for character in status)
                 below = ONE_ROW_DOWN * num_rows + UP.format(num_rows) + SAVE_CURSOR + below + RESTORE_CURSOR
                 self._write(ERASE_BELOW + settled + below)
