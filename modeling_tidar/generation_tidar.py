@@ -76,7 +76,7 @@ class TiDARGenerationMixin(Stock):
     ) -> Any:
         """`generate`'s loop of greedy search and sampling: drafts, unless turned off."""
         options = generation_config.tidar_options
-        reason = reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs) if options.draft_length else ""
+        reason = options.draft_length and reason_for_plain_decoding(self, generation_config, synced_gpus, model_kwargs)
         if options.draft_length and not reason:
             return decode_tidar(
                 self,

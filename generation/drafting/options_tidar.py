@@ -253,7 +253,9 @@ def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
         raise ValueError(f"`tie_margin` must be a number of 0 or more, a difference of scores, but is {tie_margin!r}.")
 
 
-def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]) -> str | None:
+def reason_for_plain_decoding(
+    model: Any, generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]
+) -> str | None:
     """What drafting forwards cannot do, of all that `generate` was asked for; usually None."""
     if synced_gpus:
         return "ranks that share a model (`synced_gpus`: FSDP, ZeRO-3) must run the same number of forwards"
@@ -274,6 +276,20 @@ def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_k
     attention_mask = model_kwargs.get("attention_mask")
     if attention_mask is not None and not attention_mask[:, -1].all():
         return "a prompt ends on padding, which belongs on the left (`tokenizer.padding_side = 'left'`)"
+    return _reason_of_model(model)
+
+
+def _reason_of_model(model: Any) -> str | None:
+    """What drafting forwards cannot do with this model; usually None."""
+    of_peft = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", None)  # while PEFT generates
+    if getattr(getattr(of_peft, "active_peft_config", None), "is_prompt_learning", False):
+        return "the adapter puts virtual tokens before the prompt"
+    quantization = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    if getattr(quantization, "load_in_8bit", False) and quantization.llm_int8_threshold > 0:
+        return (
+            "bitsandbytes' 8-bit layers choose outliers over all tokens of a forward, masks too. Load the model with "
+            "`llm_int8_threshold=0.0` to draft"
+        )
     return None
 
 
