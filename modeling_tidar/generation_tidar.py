@@ -15,8 +15,16 @@ from transformers import (
 from transformers.utils import logging
 
 from ..generation.drafting.decode_tidar import decode_tidar
-from ..generation.drafting.draft_head import find_draft_head
-from ..generation.drafting.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
+from ..generation.drafting.draft_head import chosen_head
+from ..generation.drafting.options_tidar import (
+    ACCEPTANCE,
+    TiDAROptions,
+    acceptance_of,
+    reason_for_plain_decoding,
+    refuse_seed,
+    say_what_is_idle,
+)
+from ..generation.execution.gated_linear import active_adapters, is_gated
 from ..generation.execution.model_form import in_plain_form
 from ..generation.execution.packed_linear import check_packable
 from ..generation.kept_with_model import one_thread_at_a_time
@@ -48,10 +56,18 @@ class TiDARGenerationMixin(Stock):
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         for name, value in given.items():
             setattr(generation_config, name, value)
+        adapters = active_adapters(self)
+        if any(ACCEPTANCE in vars(adapter) for adapter in adapters):
+            setattr(generation_config, ACCEPTANCE, acceptance_of(self))
+        elif any(is_gated(adapter, self) and adapter.inference_mode for adapter in adapters) and self.taught is None:
+            logger.warning_once(
+                "PEFT has loaded this adapter, and reads neither a draft head nor a record of how often drafts stand, "
+                "which may lie beside the adapter. `model.load_adapter(folder)` reads both, `draft_head=folder` a head."
+            )
         options = TiDAROptions.of(generation_config, self.config, self.taught)
         if options.packed_weights:
             check_packable(self, options.exact)
-        find_draft_head(self, options.draft_head)
+        chosen_head(self, options.draft_head)
         say_what_is_idle(given, options, generation_config.do_sample)
         if options.is_untaught and getattr(self, "peft_config", None):
             options = replace(options, draft_acceptance=None)  # the adapter may have been taught

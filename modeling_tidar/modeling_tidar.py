@@ -18,9 +18,17 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import logging
 
-from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
-from ..generation.drafting.options_tidar import ACCEPTANCE
+from ..generation.drafting.draft_head import (
+    HEAD_FILE,
+    attach_draft_head,
+    drop_head,
+    head_taught_with,
+    load_draft_head,
+    save_draft_head,
+)
+from ..generation.drafting.options_tidar import ACCEPTANCE, acceptance_of
 from ..generation.drafting.structured_mask import attention_windows
+from ..generation.execution.gated_linear import active_adapters
 from ..generation.stock_model import can_choose_experts, file_if_there, has_loaded_adapter, lm_head_logits
 from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .configuration_tidar import TiDARConfig
@@ -71,7 +79,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         """
         if objective is not None:
             if self.training:
-                record_acceptance(self, None)  # the record is of the weights before this step
+                record_acceptance(self, None, *active_adapters(self)[:1])  # it is of the weights before this step
             given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes every keyword
             return objective.loss_of(self, input_ids, document_ids, *args, **given)
         if input_ids is not None:
@@ -92,22 +100,28 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         """As stock; also loads a draft head beside the weights."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.tidar_config.draft_head and draft_head_of(model) is None:
-            found = load_draft_head(model, pretrained_model_name_or_path, "config.json", **hub_keywords(kwargs))
-            if not found:
+        if model.tidar_config.draft_head and head_taught_with(model, None) is None:
+            head = load_draft_head(model, pretrained_model_name_or_path, "config.json", **hub_keywords(kwargs))
+            if head is not None:
+                attach_draft_head(model, head)
+            else:
                 logger.warning(
                     f"{pretrained_model_name_or_path} lacks its draft head, {HEAD_FILE}, and drafts without one."
                 )
         return loaded
 
-    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def load_adapter(self, peft_model_id: Any = None, adapter_name: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As stock; also loads the draft head beside the adapter, and the record of how often its drafts stand."""
-        loaded = super().load_adapter(peft_model_id, *args, **kwargs)
+        loaded = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
+        adapter = self.peft_config[adapter_name or "default"]
+        drop_head(self, adapter)  # of the adapter that a hot swap replaces
+        record_acceptance(self, None, adapter)
         if peft_model_id is not None:
-            load_draft_head(self, peft_model_id, **hub_keywords(kwargs))
+            if (head := load_draft_head(self, peft_model_id, **hub_keywords(kwargs))) is not None:
+                attach_draft_head(self, head, adapter)
             options = file_if_there(str(peft_model_id), OPTIONS, may_be_offline=True, **hub_keywords(kwargs))
             values = json.loads(Path(options).read_text(encoding="utf-8")) if options else {}
-            record_acceptance(self, values.get(ACCEPTANCE))
+            record_acceptance(self, values.get(ACCEPTANCE), adapter)
         return loaded
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -135,11 +149,12 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
 
     def write_repository(self, folder: Path) -> None:
         """Writes all files beside the weights, or beside an adapter's."""
-        save_draft_head(self, folder)
         if not has_loaded_adapter(self):
+            save_draft_head(self, folder)
             return super().write_repository(folder)
+        save_draft_head(self, folder, self.peft_config[self.active_adapters()[0]])
         origin = self.files.origin_of(self)
-        write_adapter_code(folder, self.tidar_config, origin, getattr(self.generation_config, ACCEPTANCE, None))
+        write_adapter_code(folder, self.tidar_config, origin, acceptance_of(self))
         self.files.write_card(self, folder, folder.name, origin=origin)
 
 
@@ -161,11 +176,13 @@ def write_adapter_code(
     path.write_text(json.dumps(options, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def record_acceptance(model: Any, record: dict[str, Any] | None) -> None:
-    """Puts into a model's generation config how often its drafts stand; None where that is not known."""
-    model.generation_config.__dict__.pop(ACCEPTANCE, None)
-    if record is not None:
-        setattr(model.generation_config, ACCEPTANCE, record)
+def record_acceptance(model: Any, record: dict[str, Any] | None, adapter: Any = None) -> None:
+    """Notes how often drafts stand with an adapter, given by its PEFT config, or by default with the model itself; None
+    where that is not known."""
+    place = vars(model.generation_config if adapter is None else adapter)
+    place.pop(ACCEPTANCE, None)
+    if record is not None or adapter is not None:
+        place[ACCEPTANCE] = record
 
 
 def hub_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from ..stock_model import CACHE, is_shared_by_ranks
 from .decode_tidar import TiDARGenerateOutput, decode_tidar
-from .draft_head import find_draft_head
+from .draft_head import chosen_head
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
 
 
@@ -54,7 +54,7 @@ def tidar(
     options = TiDAROptions.of(generation_config, model.config)
     is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
     refuse_plain_decoding(model, options, generation_config, is_shared, model_kwargs)
-    find_draft_head(model, options.draft_head)
+    chosen_head(model, options.draft_head)
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
     if streamer is not None:
         streamer.put(input_ids.cpu())

@@ -80,6 +80,17 @@ def is_gated(config: Any, model: Any) -> bool:
     return getattr(config, "alora_invocation_tokens", None) == [mask_token_of(model)]
 
 
+def active_adapters(model: Any) -> list[Any]:
+    """The PEFT configs of the adapters that act, gated ones first."""
+    configs = getattr(model, "peft_config", None) or {}
+    for module in model.modules() if configs else ():
+        if isinstance(getattr(type(module), "active_adapters", None), property):  # PEFT's layers all have the same
+            names = [] if module.disable_adapters else module.active_adapters
+            active = [configs[name] for name in names if name in configs]
+            return sorted(active, key=lambda config: not is_gated(config, model))
+    return []
+
+
 def adapters_of(model: Any) -> list[Adapter]:
     """Our gated adapters in all of a model's layers. Users' own adapters, aLoRA too, are left to PEFT."""
     configs = getattr(model, "peft_config", None) or {}
