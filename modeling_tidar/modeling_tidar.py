@@ -28,7 +28,7 @@ from ..generation.drafting.draft_head import (
 )
 from ..generation.drafting.options_tidar import ACCEPTANCE, acceptance_of
 from ..generation.drafting.structured_mask import attention_windows
-from ..generation.execution.gated_linear import active_adapters
+from ..generation.execution.gated_linear import active_adapters, mask_gate_of
 from ..generation.stock_model import can_choose_experts, file_if_there, has_loaded_adapter, lm_head_logits
 from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .configuration_tidar import TiDARConfig
@@ -116,6 +116,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         adapter = self.peft_config[adapter_name or "default"]
         drop_head(self, adapter)  # of the adapter that a hot swap replaces
         record_acceptance(self, None, adapter)
+        mask_gate_of(self)  # also where PEFT itself has no gate (HQQ, GPTQ)
         if peft_model_id is not None:
             if (head := load_draft_head(self, peft_model_id, **hub_keywords(kwargs))) is not None:
                 attach_draft_head(self, head, adapter)
