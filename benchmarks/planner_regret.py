@@ -23,10 +23,9 @@ from transformers import AutoTokenizer
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation.drafting import draft_planner
 from wavedraft.generation.drafting.draft_planner import StepTimes, plans_up_to
-from wavedraft.generation.drafting.options_tidar import acceptance_of
 from wavedraft.generation.execution.gated_linear import active_adapters
 from wavedraft.generation.kept_with_model import kept_with
-from wavedraft.modeling_tidar.modeling_tidar import record_acceptance
+from wavedraft.modeling_tidar.modeling_tidar import acceptance_of, record_acceptance
 from wavedraft.training.dialogue import chat_prompt_ids, read_jsonl
 
 NUM_TEXTS_TIMED = 3

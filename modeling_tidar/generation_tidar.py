@@ -16,15 +16,7 @@ from transformers.utils import logging
 
 from ..generation.drafting.decode_tidar import decode_tidar
 from ..generation.drafting.draft_head import chosen_head
-from ..generation.drafting.options_tidar import (
-    ACCEPTANCE,
-    TiDAROptions,
-    acceptance_of,
-    reason_for_plain_decoding,
-    refuse_seed,
-    say_what_is_idle,
-)
-from ..generation.execution.gated_linear import active_adapters, is_gated
+from ..generation.drafting.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
 from ..generation.execution.model_form import in_plain_form
 from ..generation.execution.packed_linear import check_packable
 from ..generation.kept_with_model import one_thread_at_a_time
@@ -50,20 +42,18 @@ class TiDARGenerationMixin(Stock):
 
     taught: dict[str, int] | None = None
 
+    def options_of_adapters(self) -> dict[str, Any]:
+        """Options that came with active adapters."""
+        return {}
+
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
         """Takes our keywords out of `generate`'s, and checks them first."""
         given = {name: kwargs.pop(name) for name in TiDAROptions.KEYWORDS if name in kwargs}
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         for name, value in given.items():
             setattr(generation_config, name, value)
-        adapters = active_adapters(self)
-        if any(ACCEPTANCE in vars(adapter) for adapter in adapters):
-            setattr(generation_config, ACCEPTANCE, acceptance_of(self))
-        elif any(is_gated(adapter, self) and adapter.inference_mode for adapter in adapters) and self.taught is None:
-            logger.warning_once(
-                "PEFT has loaded this adapter, and reads neither a draft head nor a record of how often drafts stand, "
-                "which may lie beside the adapter. `model.load_adapter(folder)` reads both, `draft_head=folder` a head."
-            )
+        for name, value in self.options_of_adapters().items():
+            setattr(generation_config, name, value)
         options = TiDAROptions.of(generation_config, self.config, self.taught)
         if options.packed_weights:
             check_packable(self, options.exact)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
@@ -24,11 +25,10 @@ from ..generation.drafting.draft_head import (
     drop_head,
     head_taught_with,
     load_draft_head,
-    save_draft_head,
 )
-from ..generation.drafting.options_tidar import ACCEPTANCE, acceptance_of
+from ..generation.drafting.options_tidar import ACCEPTANCE
 from ..generation.drafting.structured_mask import attention_windows
-from ..generation.execution.gated_linear import active_adapters, mask_gate_of
+from ..generation.execution.gated_linear import active_adapters, is_gated, mask_gate_of
 from ..generation.stock_model import can_choose_experts, file_if_there, has_loaded_adapter, lm_head_logits
 from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .configuration_tidar import TiDARConfig
@@ -111,9 +111,23 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         return loaded
 
     def load_adapter(self, peft_model_id: Any = None, adapter_name: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As stock; also loads the draft head beside the adapter, and the record of how often its drafts stand."""
-        loaded = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
-        adapter = self.peft_config[adapter_name or "default"]
+        """As stock; also loads the draft head beside the adapter, and the record of how often its drafts stand.
+
+        Raises:
+            ValueError: the adapter is of another base.
+        """
+        name = adapter_name or "default"
+        loaded_before = name in getattr(self, "peft_config", {})
+        try:
+            loaded = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
+        except RuntimeError as error:  # transformers': sizes do not match
+            if not loaded_before:
+                self.delete_adapter(name)
+            raise ValueError(
+                f"{peft_model_id} must be an adapter of this {type(self).__name__}, but its weights have other sizes. "
+                "Load it with the base that its adapter_config.json names (`base_model_name_or_path`)."
+            ) from error
+        adapter = self.peft_config[name]
         drop_head(self, adapter)  # of the adapter that a hot swap replaces
         record_acceptance(self, None, adapter)
         mask_gate_of(self)  # also where PEFT itself has no gate (HQQ, GPTQ)
@@ -124,6 +138,18 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             values = json.loads(Path(options).read_text(encoding="utf-8")) if options else {}
             record_acceptance(self, values.get(ACCEPTANCE), adapter)
         return loaded
+
+    def options_of_adapters(self) -> dict[str, Any]:
+        """The record of how often drafts stand with the active adapters."""
+        adapters = active_adapters(self)
+        if any(ACCEPTANCE in vars(adapter) for adapter in adapters):
+            return {ACCEPTANCE: acceptance_of(self)}
+        if any(is_gated(adapter, self) and adapter.inference_mode for adapter in adapters):
+            logger.warning_once(
+                "PEFT has loaded this adapter, and reads neither a draft head nor a record of how often drafts stand, "
+                "which may lie beside the adapter. `model.load_adapter(folder)` reads both, `draft_head=folder` a head."
+            )
+        return {}
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As stock; an input-only mask id moves to the end of the new vocabulary."""
@@ -159,6 +185,20 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         self.files.write_card(self, folder, folder.name, origin=origin)
 
 
+def save_draft_head(model: Any, folder: Path, adapter: Any = None) -> None:
+    """Writes a model's own head beside its weights, or an adapter's beside the adapter, if there is one."""
+    if (head := head_taught_with(model, adapter)) is not None:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+        partial = folder / f"{HEAD_FILE}.partial"
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(folder / HEAD_FILE)
+    elif (folder / HEAD_FILE).is_file():
+        logger.warning(
+            f"{folder / HEAD_FILE} is of an earlier save: this model has no draft head. Delete it, or an adapter saved "
+            "here is loaded with it."
+        )
+
+
 def write_adapter_code(
     folder: Path, taught: TiDARConfig, origin: Path | None = None, record: dict[str, Any] | None = None
 ) -> None:
@@ -175,6 +215,12 @@ def write_adapter_code(
     options |= {"draft_length": taught.draft_length, "mask_embedding_id": taught.mask_embedding_id}
     options |= {ACCEPTANCE: record} if record else {}
     path.write_text(json.dumps(options, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def acceptance_of(model: Any) -> dict[str, Any] | None:
+    """The record of how often drafts stand: an active adapter's own (None: unknown), or else the model's."""
+    places = [*map(vars, active_adapters(model)), vars(model.generation_config)]
+    return next((place[ACCEPTANCE] for place in places if ACCEPTANCE in place), None)
 
 
 def record_acceptance(model: Any, record: dict[str, Any] | None, adapter: Any = None) -> None:

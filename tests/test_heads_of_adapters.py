@@ -14,8 +14,8 @@ from helpers_tidar import random_prompts, tiny_tidar, with_random_head
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation import tidar
 from wavedraft.generation.drafting.draft_head import HEAD_FILE, attach_draft_head, draft_head_of, new_draft_head
-from wavedraft.generation.drafting.options_tidar import acceptance_of
-from wavedraft.modeling_tidar import DraftObjective, generation_tidar
+from wavedraft.modeling_tidar import DraftObjective, modeling_tidar
+from wavedraft.modeling_tidar.modeling_tidar import acceptance_of
 from wavedraft.training import gated_adapter_config
 
 KEYWORDS = {"max_new_tokens": 30, "do_sample": False, "return_dict_in_generate": True}
@@ -177,7 +177,7 @@ def test_a_head_that_a_call_names_is_of_that_call_alone(folder):
 
 def test_an_adapter_that_peft_loaded_is_said_to_lack_its_head_once(folder, monkeypatch):
     said, ids = [], random_prompts(1, 6)
-    monkeypatch.setattr(generation_tidar.logger, "warning_once", said.append)
+    monkeypatch.setattr(modeling_tidar.logger, "warning_once", said.append)
     model = PeftModel.from_pretrained(TiDARForCausalLM.from_pretrained(folder / "model"), str(folder / "a"))
     model.generate(input_ids=ids, **KEYWORDS)
     assert len(said) == 1 and "`model.load_adapter(folder)`" in said[0]
@@ -199,3 +199,28 @@ def test_a_head_of_another_size_is_refused(folder):
     other.save_pretrained(folder / "other")
     with pytest.raises(ValueError, match="48 channels"):
         model.generate(random_prompts(1, 4), max_new_tokens=2, draft_head=str(folder / "other"))
+
+
+def test_the_folder_of_an_adapter_loads_with_its_base(folder):
+    model = TiDARForCausalLM.from_pretrained(folder / "a")
+    assert model.active_adapters() == ["default"] and acceptance_of(model) == record("a")
+    assert torch.equal(draft_head_of(model).input_weight, load_file(folder / "a" / HEAD_FILE)["input_weight"])
+    other = TiDARForCausalLM.from_pretrained(folder / "model")
+    other.load_adapter(str(folder / "a"))
+    ids = random_prompts(1, 6)
+    assert torch.equal(model.generate(ids, **KEYWORDS).sequences, other.generate(ids, **KEYWORDS).sequences)
+
+
+def test_an_adapter_of_another_base_is_refused_and_leaves_no_trace(folder):
+    model, ids = tiny_tidar("qwen3", hidden_size=48), random_prompts(1, 6)
+    logits, before = model(ids).logits, [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError, match="must be an adapter of this TiDARQwen3ForCausalLM"):
+        model.load_adapter(str(folder / "a"))
+    assert torch.equal(model(ids).logits, logits) and draft_head_of(model) is None
+    assert not any("lora_A.default" in name for name, _ in model.named_modules()) and before
+
+
+def test_generate_is_documented_before_a_model_is_loaded():
+    assert "draft_length" in TiDARForCausalLM.generate.__doc__ and "num_branches" in TiDARForCausalLM.generate.__doc__
+    with pytest.raises(TypeError, match="Load a model first"):
+        TiDARForCausalLM.generate(None)

@@ -10,15 +10,25 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, new_draft_head
-from ..generation.drafting.options_tidar import ACCEPTANCE
 from ..modeling_recurrent import LORA_CORE_AND_ADAPTER, RecurrentDepthForCausalLM
 from ..modeling_tidar import TiDARForCausalLM
-from ..modeling_tidar.modeling_tidar import write_adapter_code
+from ..modeling_tidar.modeling_tidar import acceptance_of, write_adapter_code
 from .training_arguments import FinetuneArguments
 
 logger = logging.get_logger(__name__)
 ON_TEXT = ("bias", "modules_to_save", "trainable_token_indices", "target_parameters")  # of a `LoraConfig`
-OF_EXPERTS = {"gate", "router", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3"}
+OF_EXPERTS = {
+    "gate",
+    "router",
+    "shared_expert_gate",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "gate_up_proj",
+    "w1",
+    "w2",
+    "w3",
+}
 
 
 def gated_adapter_config(
@@ -62,14 +72,12 @@ def gated_adapter_config(
 
 
 def layers_beside_experts(model: Any, target_modules: str | list[str]) -> str | list[str]:
-    """The target modules in a mixture of experts. PEFT takes each of `OF_EXPERTS` for the experts' fused weights, which
+    """The target modules in a mixture of experts. PEFT takes most of `OF_EXPERTS` for the experts' fused weights, which
     it cannot gate."""
     if target_modules == "all-linear":
         layers = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
-        found = sorted({name.rsplit(".", 1)[-1] for name in layers} - OF_EXPERTS)
-        if not found:
-            raise ValueError(f"{type(model).__name__} has no linear layer but experts, which PEFT cannot gate.")
-        return found
+        # Other layers may read all tokens of a batch as one row, where no gate tells masks from text.
+        return sorted({name.rsplit(".", 1)[-1] for name in layers if "attn" in name or "attention" in name})
     targets = [target_modules] if isinstance(target_modules, str) else [*target_modules]
     if refused := sorted(name for name in targets if name.rsplit(".", 1)[-1] in OF_EXPERTS):
         raise ValueError(
@@ -149,4 +157,4 @@ def save_trained(trained: Any, trainer: Any, tokenizer: Any, arguments: Finetune
     tokenizer.save_pretrained(folder)
     if arguments.mode == "gated":
         model = trained.get_base_model()
-        write_adapter_code(folder, model.tidar_config, record=getattr(model.generation_config, ACCEPTANCE, None))
+        write_adapter_code(folder, model.tidar_config, record=acceptance_of(model))

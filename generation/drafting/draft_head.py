@@ -15,17 +15,14 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
 
 from ..execution.gated_linear import active_adapters
 from ..kept_with_model import kept_with
 from ..stock_model import candidate_logits, device_of, file_if_there, lm_head_logits
-
-logger = logging.get_logger(__name__)
 
 HEAD_FILE = "draft_head.safetensors"
 NUM_CANDIDATES = 64  # each mask's likeliest tokens, which are scored anew
@@ -216,17 +213,3 @@ def read_draft_head(path: str | Path) -> DraftHead:
     except (KeyError, IndexError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path} holds no draft head: {error}. Fetch or teach it anew.") from None
     return head.to(tensors["output_weight"].dtype)
-
-
-def save_draft_head(model: Any, folder: Path, adapter: Any = None) -> None:
-    """Writes a model's own head beside its weights, or an adapter's beside the adapter, if there is one."""
-    if (head := head_taught_with(model, adapter)) is not None:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-        partial = folder / f"{HEAD_FILE}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / HEAD_FILE)
-    elif (folder / HEAD_FILE).is_file():
-        logger.warning(
-            f"{folder / HEAD_FILE} is of an earlier save: this model has no draft head. Delete it, or an adapter saved "
-            "here is loaded with it."
-        )

@@ -8,7 +8,6 @@ from transformers import SynthIDTextWatermarkingConfig
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.utils import logging
 
-from ..execution.gated_linear import active_adapters
 from ..stock_model import CACHE
 
 logger = logging.get_logger(__name__)
@@ -208,12 +207,6 @@ def _check_weights_and_head(packed_weights: Any, head: Any) -> None:
         raise ValueError(f"`packed_weights` must be True or False, but is {packed_weights!r}.")
     if head is not None and head is not False and not (isinstance(head, str) and head):
         raise ValueError(f"`draft_head` must be a folder or Hub repository that has one, or False, but is {head!r}.")
-
-
-def acceptance_of(model: Any) -> dict[str, Any] | None:
-    """The record of how often drafts stand: an active adapter's own (None: unknown), or else the model's."""
-    places = [*map(vars, active_adapters(model)), vars(model.generation_config)]
-    return next((place[ACCEPTANCE] for place in places if ACCEPTANCE in place), None)
 
 
 def _acceptance(generation_config: Any) -> tuple[float, ...] | None:
