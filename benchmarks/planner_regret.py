@@ -23,7 +23,9 @@ from transformers import AutoTokenizer
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation.drafting import draft_planner
 from wavedraft.generation.drafting.draft_planner import StepTimes, plans_up_to
+from wavedraft.generation.execution.gated_linear import active_adapters
 from wavedraft.generation.kept_with_model import kept_with
+from wavedraft.modeling_tidar.modeling_tidar import acceptance_of, record_acceptance
 from wavedraft.training import prompt_ids, read_prompts
 
 NUM_TEXTS_TIMED = 3
@@ -89,7 +91,7 @@ def main() -> None:
         if drafts == "taught" and arguments.adapter:
             model.load_adapter(arguments.adapter)
         else:
-            model.generation_config.draft_acceptance = None
+            record_acceptance(model, None)
         results[drafts] = compared(model, prompts, options, drafts)
         print(json.dumps(results[drafts]["shares"], indent=1))
     if arguments.output:
@@ -108,13 +110,12 @@ def compared(model: Any, prompts: list[torch.Tensor], options: dict[str, Any], d
     }
     ways |= {"auto": {}, **({name: {} for name in FALSE_RECORDS} if drafts == "taught" else {})}
     seconds: dict[str, list[float]] = {"plain": [plain * (options["max_new_tokens"] - 1)] * len(prompts)}
-    record = getattr(model.generation_config, "draft_acceptance", None)
+    record, adapter = acceptance_of(model), active_adapters(model)[:1]
     for name, keywords in ways.items():
         forget(model)
         false = FALSE_RECORDS.get(name)
-        model.generation_config.draft_acceptance = (
-            {"chances": [false] * (longest - 1), "num_prompts": 1} if false else record
-        )
+        told = {"chances": [false] * (longest - 1), "num_prompts": 1} if false else record
+        record_acceptance(model, told, *adapter)
         asked = options | {"num_branches": "auto"} | keywords
         seconds[name] = [charged(model, clock, ids, asked) for ids in track(prompts, f"{drafts}, {name}")]
     clock.handle.remove()

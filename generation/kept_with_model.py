@@ -23,6 +23,7 @@ class KeptWithModel:
         compiled: compiled functions, by function, shape and options.
         graphs: one set of CUDA graphs of steps, with their cache.
         copies: packed weights, by layer.
+        heads: draft heads that calls have named, by name.
         roundings: rounding behaviour, by device and dtype.
     """
 
@@ -31,6 +32,7 @@ class KeptWithModel:
     compiled: dict[Any, Any] = field(default_factory=dict)
     graphs: Any = None
     copies: WeakKeyDictionary[nn.Module, Any] = field(default_factory=WeakKeyDictionary)
+    heads: dict[str, Any] = field(default_factory=dict)
     roundings: dict[Any, Any] = field(default_factory=dict)
 
 

@@ -83,6 +83,13 @@ def has_loaded_adapter(model: Any) -> bool:
     return getattr(model, "_hf_peft_config_loaded", False)
 
 
+def mask_token_of(model: Any) -> int:
+    """The mask token's id by the model's config, or else by its adapter's repository (`taught`); without either the
+    first id after the vocabulary."""
+    taught = getattr(model.config, "tidar_config", None) or getattr(model, "taught", None) or {}
+    return taught.get("mask_token_id", model.config.get_text_config().vocab_size)
+
+
 def can_choose_experts(model: Any) -> bool:
     """Whether a model, or its class, has experts with a choice of implementation."""
     return getattr(model, "_can_set_experts_implementation", bool)()

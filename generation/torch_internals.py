@@ -32,6 +32,11 @@ def hooks_of(module: nn.Module) -> list[Any]:
     return [*module._forward_hooks, *module._forward_pre_hooks]
 
 
+def pre_hooks_of(module: nn.Module) -> list[Any]:
+    """A module's forward pre-hooks, as they were registered."""
+    return [*module._forward_pre_hooks.values()]
+
+
 def share_hooks(module: nn.Module, other: nn.Module) -> None:
     """Makes `module` run all present and future forward hooks of `other` too."""
     for name in HOOKS:

@@ -15,7 +15,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..generation.drafting.decode_tidar import decode_tidar
-from ..generation.drafting.draft_head import find_draft_head
+from ..generation.drafting.draft_head import chosen_head
 from ..generation.drafting.draftable import refuse_undraftable
 from ..generation.drafting.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
 from ..generation.execution.model_form import in_plain_form
@@ -43,16 +43,22 @@ class TiDARGenerationMixin(Stock):
 
     taught: dict[str, int] | None = None
 
+    def options_of_adapters(self) -> dict[str, Any]:
+        """Options that came with active adapters."""
+        return {}
+
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
         """Takes our keywords out of `generate`'s, and checks them first."""
         given = {name: kwargs.pop(name) for name in TiDAROptions.KEYWORDS if name in kwargs}
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         for name, value in given.items():
             setattr(generation_config, name, value)
+        for name, value in self.options_of_adapters().items():
+            setattr(generation_config, name, value)
         options = TiDAROptions.of(generation_config, self.config, self.taught)
         if options.packed_weights:
             check_packable(self, options.exact)
-        find_draft_head(self, options.draft_head)
+        chosen_head(self, options.draft_head)
         say_what_is_idle(given, options, generation_config.do_sample)
         if options.is_untaught and getattr(self, "peft_config", None):
             options = replace(options, draft_acceptance=None)  # the adapter may have been taught
@@ -77,9 +83,7 @@ class TiDARGenerationMixin(Stock):
     ) -> Any:
         """`generate`'s loop of greedy search and sampling: drafts, unless turned off."""
         options = generation_config.tidar_options
-        reason = ""
-        if options.draft_length:
-            reason = reason_for_plain_decoding(self.config, generation_config, synced_gpus, model_kwargs)
+        reason = options.draft_length and reason_for_plain_decoding(self, generation_config, synced_gpus, model_kwargs)
         if options.draft_length and not reason:
             return decode_tidar(
                 self,

@@ -13,14 +13,22 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.utils import logging
 
-from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
+from ..generation.drafting.draft_head import (
+    HEAD_FILE,
+    attach_draft_head,
+    drop_head,
+    head_taught_with,
+    load_draft_head,
+)
 from ..generation.drafting.draftable import refuse_undraftable
 from ..generation.drafting.options_tidar import ACCEPTANCE
+from ..generation.execution.gated_linear import active_adapters, is_gated, mask_gate_of
 from ..generation.stock_model import can_choose_experts, file_if_there, has_loaded_adapter, lm_head_logits
 from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .configuration_tidar import TiDARConfig
@@ -79,7 +87,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         """
         if objective is not None:
             if self.training:
-                record_acceptance(self, None)  # the record is of the weights before this step
+                record_acceptance(self, None, *active_adapters(self)[:1])  # it is of the weights before this step
             stock_names = list(inspect.signature(self.stock_class.forward).parameters)[2:]  # after self, input_ids
             by_name = dict(zip(stock_names, args, strict=False))
             given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes every keyword
@@ -118,23 +126,56 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         """As stock; also loads a draft head beside the weights."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.tidar_config.draft_head and draft_head_of(model) is None:
-            found = load_draft_head(model, pretrained_model_name_or_path, "config.json", **hub_keywords(kwargs))
-            if not found:
+        if model.tidar_config.draft_head and head_taught_with(model, None) is None:
+            head = load_draft_head(model, pretrained_model_name_or_path, "config.json", **hub_keywords(kwargs))
+            if head is not None:
+                attach_draft_head(model, head)
+            else:
                 logger.warning(
                     f"{pretrained_model_name_or_path} lacks its draft head, {HEAD_FILE}, and drafts without one."
                 )
         return loaded
 
-    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As stock; also loads the draft head beside the adapter, and the record of how often its drafts stand."""
-        loaded = super().load_adapter(peft_model_id, *args, **kwargs)
+    def load_adapter(self, peft_model_id: Any = None, adapter_name: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As stock; also loads the draft head beside the adapter, and the record of how often its drafts stand.
+
+        Raises:
+            ValueError: the adapter is of another base.
+        """
+        name = adapter_name or "default"
+        loaded_before = name in getattr(self, "peft_config", {})
+        try:
+            loaded = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
+        except RuntimeError as error:  # transformers': sizes do not match
+            if not loaded_before:
+                self.delete_adapter(name)
+            raise ValueError(
+                f"{peft_model_id} must be an adapter of this {type(self).__name__}, but its weights have other sizes. "
+                "Load it with the base that its adapter_config.json names (`base_model_name_or_path`)."
+            ) from error
+        adapter = self.peft_config[name]
+        drop_head(self, adapter)  # of the adapter that a hot swap replaces
+        record_acceptance(self, None, adapter)
+        mask_gate_of(self)  # also where PEFT itself has no gate (HQQ, GPTQ)
         if peft_model_id is not None:
-            load_draft_head(self, peft_model_id, **hub_keywords(kwargs))
+            if (head := load_draft_head(self, peft_model_id, **hub_keywords(kwargs))) is not None:
+                attach_draft_head(self, head, adapter)
             options = file_if_there(str(peft_model_id), OPTIONS, may_be_offline=True, **hub_keywords(kwargs))
             values = json.loads(Path(options).read_text(encoding="utf-8")) if options else {}
-            record_acceptance(self, values.get(ACCEPTANCE))
+            record_acceptance(self, values.get(ACCEPTANCE), adapter)
         return loaded
+
+    def options_of_adapters(self) -> dict[str, Any]:
+        """The record of how often drafts stand with the active adapters."""
+        adapters = active_adapters(self)
+        if any(ACCEPTANCE in vars(adapter) for adapter in adapters):
+            return {ACCEPTANCE: acceptance_of(self)}
+        if any(is_gated(adapter, self) and adapter.inference_mode for adapter in adapters):
+            logger.warning_once(
+                "PEFT has loaded this adapter, and reads neither a draft head nor a record of how often drafts stand, "
+                "which may lie beside the adapter. `model.load_adapter(folder)` reads both, `draft_head=folder` a head."
+            )
+        return {}
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As stock. An input-only mask id moves to the end of the new vocabulary. If the masks' embedding is cut off,
@@ -166,12 +207,27 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
 
     def write_repository(self, folder: Path) -> None:
         """Writes all files beside the weights, or beside an adapter's."""
-        save_draft_head(self, folder)
         if not has_loaded_adapter(self):
+            save_draft_head(self, folder)
             return super().write_repository(folder)
+        save_draft_head(self, folder, self.peft_config[self.active_adapters()[0]])
         origin = self.files.origin_of(self)
-        write_adapter_code(folder, self.tidar_config, origin, getattr(self.generation_config, ACCEPTANCE, None))
+        write_adapter_code(folder, self.tidar_config, origin, acceptance_of(self))
         self.files.write_card(self, folder, folder.name, origin=origin)
+
+
+def save_draft_head(model: Any, folder: Path, adapter: Any = None) -> None:
+    """Writes a model's own head beside its weights, or an adapter's beside the adapter, if there is one."""
+    if (head := head_taught_with(model, adapter)) is not None:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+        partial = folder / f"{HEAD_FILE}.partial"
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(folder / HEAD_FILE)
+    elif (folder / HEAD_FILE).is_file():
+        logger.warning(
+            f"{folder / HEAD_FILE} is of an earlier save: this model has no draft head. Delete it, or an adapter saved "
+            "here is loaded with it."
+        )
 
 
 def write_adapter_code(
@@ -192,11 +248,19 @@ def write_adapter_code(
     path.write_text(json.dumps(options, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def record_acceptance(model: Any, record: dict[str, Any] | None) -> None:
-    """Puts into a model's generation config how often its drafts stand; None where that is not known."""
-    model.generation_config.__dict__.pop(ACCEPTANCE, None)
-    if record is not None:
-        setattr(model.generation_config, ACCEPTANCE, record)
+def acceptance_of(model: Any) -> dict[str, Any] | None:
+    """The record of how often drafts stand: an active adapter's own (None: unknown), or else the model's."""
+    places = [*map(vars, active_adapters(model)), vars(model.generation_config)]
+    return next((place[ACCEPTANCE] for place in places if ACCEPTANCE in place), None)
+
+
+def record_acceptance(model: Any, record: dict[str, Any] | None, adapter: Any = None) -> None:
+    """Notes how often drafts stand with an adapter, given by its PEFT config, or by default with the model itself; None
+    where that is not known."""
+    place = vars(model.generation_config if adapter is None else adapter)
+    place.pop(ACCEPTANCE, None)
+    if record is not None or adapter is not None:
+        place[ACCEPTANCE] = record
 
 
 def hub_keywords(kwargs: dict[str, Any]) -> dict[str, Any]:

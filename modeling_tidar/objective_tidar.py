@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
 from ..generation.drafting.draft_head import draft_head_of
-from ..generation.execution.gated_linear import MaskGate, adapters_of, peft_variant
+from ..generation.execution.gated_linear import MaskGate, mask_gate_of
 from ..generation.stock_model import CACHE
 from .masking_tidar import at_positions, blocks_with_labels, document_positions, mask_positions, training_attention_mask
 
@@ -198,18 +198,6 @@ def gated_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> T
     if is_checkpointing and loss.requires_grad:
         open_in_backward(gate, loss, mask_states.shape[1])
     return TiDAROutput(loss=loss, diffusion_loss=loss)
-
-
-def mask_gate_of(model: nn.Module) -> MaskGate | None:
-    """The gate of a model's aLoRA adapters, put in the place of PEFT's arithmetic or of a gate of another copy of our
-    code; None without any."""
-    adapters = adapters_of(model)
-    gates = [found for one in adapters if isinstance(found := one.variants[one.name], MaskGate)]
-    for one in adapters:
-        if not isinstance(variant := one.variants[one.name], MaskGate):
-            gates = gates or [MaskGate(peft_variant(variant))]
-            one.variants[one.name] = gates[0]
-    return gates[0] if gates else None
 
 
 def open_in_backward(gate: MaskGate, loss: Tensor, num_masks: int) -> None:

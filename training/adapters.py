@@ -5,17 +5,30 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, new_draft_head
-from ..generation.drafting.options_tidar import ACCEPTANCE
 from ..modeling_recurrent import LORA_CORE_AND_ADAPTER, RecurrentDepthForCausalLM
 from ..modeling_tidar import TiDARForCausalLM
-from ..modeling_tidar.modeling_tidar import write_adapter_code
+from ..modeling_tidar.modeling_tidar import acceptance_of, write_adapter_code
 from .training_arguments import FinetuneArguments
 
 logger = logging.get_logger(__name__)
+ON_TEXT = ("bias", "modules_to_save", "trainable_token_indices", "target_parameters")  # of a `LoraConfig`
+OF_EXPERTS = {
+    "gate",
+    "router",
+    "shared_expert_gate",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "gate_up_proj",
+    "w1",
+    "w2",
+    "w3",
+}
 
 
 def gated_adapter_config(
@@ -31,13 +44,23 @@ def gated_adapter_config(
         model: a TiDAR model; its `tidar_config.mask_token_id` is the invocation token.
         rank: rank of every adapted matrix, 1 or more.
         alpha: the adapter is scaled by alpha / rank; default 2 * rank.
-        target_modules: as in `LoraConfig`; default: every linear layer but the lm_head.
+        target_modules: as in `LoraConfig`; default: every linear layer but the lm_head. Of a mixture of experts, only
+            layers that PEFT can gate: those of the attention.
+        kwargs: of `LoraConfig`.
 
     Raises:
-        ValueError: `rank` is below 1.
+        ValueError: `rank` is below 1, or a part of the adapter would act on text, or PEFT cannot gate it.
     """
     if rank < 1:
         raise ValueError(f"`rank` must be at least 1, but is {rank}.")
+    acting = [name for name in ON_TEXT if kwargs.get(name) not in (None, "none")]
+    if acting:
+        raise ValueError(
+            f"`{acting[0]}` must be left out of a gated adapter, but is {kwargs[acting[0]]!r}: such parts act on text "
+            "too, and the adapter must leave the text alone. Train a LoRA of your own instead: `--mode joint`."
+        )
+    if any(parameter.ndim == 3 for parameter in model.parameters()):  # fused experts
+        target_modules = layers_beside_experts(model, target_modules)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=rank,
@@ -46,6 +69,22 @@ def gated_adapter_config(
         alora_invocation_tokens=[model.config.tidar_config["mask_token_id"]],
         **kwargs,
     )
+
+
+def layers_beside_experts(model: Any, target_modules: str | list[str]) -> str | list[str]:
+    """The target modules in a mixture of experts. PEFT takes most of `OF_EXPERTS` for the experts' fused weights, which
+    it cannot gate."""
+    if target_modules == "all-linear":
+        layers = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
+        # Other layers may read all tokens of a batch as one row, where no gate tells masks from text.
+        return sorted({name.rsplit(".", 1)[-1] for name in layers if "attn" in name or "attention" in name})
+    targets = [target_modules] if isinstance(target_modules, str) else [*target_modules]
+    if refused := sorted(name for name in targets if name.rsplit(".", 1)[-1] in OF_EXPERTS):
+        raise ValueError(
+            f"`target_modules` must not name {', '.join(refused)} of {type(model).__name__}, experts or their router: "
+            "PEFT cannot gate them. Leave `target_modules` out, or name layers of the attention."
+        )
+    return target_modules
 
 
 def load_model(arguments: FinetuneArguments) -> Any:
@@ -118,4 +157,4 @@ def save_trained(trained: Any, trainer: Any, tokenizer: Any, arguments: Finetune
     tokenizer.save_pretrained(folder)
     if arguments.mode == "gated":
         model = trained.get_base_model()
-        write_adapter_code(folder, model.tidar_config, record=getattr(model.generation_config, ACCEPTANCE, None))
+        write_adapter_code(folder, model.tidar_config, record=acceptance_of(model))

@@ -7,6 +7,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import AutoTokenizer, EarlyStoppingCallback, set_seed
 
+from ..generation.execution.gated_linear import active_adapters
 from ..modeling_tidar.modeling_tidar import record_acceptance
 from .adapters import load_model, save_trained, with_adapter
 from .dialogue import PaddingCollator
@@ -60,7 +61,7 @@ def finetune(model_path: str | Path, data: str | Path, output_dir: str | Path, *
     train(trainer, arguments)
     after = measure(model, held_out, arguments, compare_with_plain=True)
     if isinstance(after, DraftingReport):
-        record_acceptance(model, acceptance_record(after, held_out.kinds))
+        record_acceptance(model, acceptance_record(after, held_out.kinds), *active_adapters(model)[:1])
 
     save_trained(trained, trainer, tokenizer, arguments)
     dtype = str(model.dtype).removeprefix("torch.")

@@ -7,7 +7,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from ..stock_model import CACHE, is_shared_by_ranks
 from .decode_tidar import TiDARGenerateOutput, decode_tidar
-from .draft_head import find_draft_head
+from .draft_head import chosen_head
 from .draftable import refuse_undraftable
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
 
@@ -55,8 +55,8 @@ def tidar(
             setattr(generation_config, name, value)
     options = TiDAROptions.of(generation_config, model.config)
     is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
-    refuse_plain_decoding(model.config, options, generation_config, is_shared, model_kwargs)
-    find_draft_head(model, options.draft_head)
+    refuse_plain_decoding(model, options, generation_config, is_shared, model_kwargs)
+    chosen_head(model, options.draft_head)
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
     if streamer is not None:
         streamer.put(input_ids.cpu())
@@ -74,7 +74,7 @@ def tidar(
 
 
 def refuse_plain_decoding(
-    config: Any, options: TiDAROptions, generation_config: Any, is_shared: bool, model_kwargs: dict[str, Any]
+    model: Any, options: TiDAROptions, generation_config: GenerationConfig, is_shared: bool, model_kwargs: dict
 ) -> None:
     """Raises where nothing would be drafted: a stock model decodes plainly without this function."""
     if not options.draft_length:
@@ -86,5 +86,5 @@ def refuse_plain_decoding(
             f"`num_beams` must be 1 with `custom_generate=tidar`, but is {generation_config.num_beams}: a draft "
             "continues one text, not several. Leave `custom_generate` out to search with beams and without drafts."
         )
-    if reason := reason_for_plain_decoding(config, generation_config, is_shared, model_kwargs):
+    if reason := reason_for_plain_decoding(model, generation_config, is_shared, model_kwargs):
         raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")

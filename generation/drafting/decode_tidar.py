@@ -23,7 +23,7 @@ from ..stock_model import CACHE, device_of, is_users_cache, num_cache_layers
 from ..transcript import TokenScores, Transcript, pad_token_of
 from .choice import Greedy, Sampled, TieSafeGreedy
 from .draft_cache import DraftCache, DraftRows, StaticDraftCache, num_slots_for
-from .draft_head import draft_head_of
+from .draft_head import chosen_head
 from .draft_network import DraftNetwork
 from .draft_planner import planner_of
 from .draft_step import PLAIN, Decided, Plan, StepState
@@ -256,7 +256,7 @@ def network_of(
     if graphs is not None and is_real_slot is not None:
         is_real_slot = graphs.padding_of(is_real_slot)
     rows = DraftRows(cache, batch_size, is_real_slot, returns_cache)
-    head = draft_head_of(model) if options.draft_head is not False else None
+    head = chosen_head(model, options.draft_head)
     return DraftNetwork(model, rows, form, options.mask_embedding_id, head, graphs is not None), graphs
 
 

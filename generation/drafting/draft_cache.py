@@ -285,7 +285,9 @@ class DraftRows:
     def alone(self, place: int, length: int) -> "DraftRows":
         """One row with `length` slots in use by itself, over the same memory."""
         is_real = None if self.is_real_slot is None else self.is_real_slot[place : place + 1]
-        return DraftRows(self.cache.view_of_row(place, length), 1, is_real)
+        found = DraftRows(self.cache.view_of_row(place, length), 1, is_real)
+        found.rows = [self.rows[place]]
+        return found
 
     def set_aside(self, state: StepState, places: Iterable[int]) -> None:
         """Keeps what these rows leave, where the cache will be returned."""
@@ -310,5 +312,5 @@ class DraftRows:
         cache.take_over(stack_rows([one.states for one in ended], lengths))
         cache.know_lengths(lengths)
         found = DraftRows(cache, len(rows), None if self.is_real_in_prompt is None else self.is_real_in_prompt[rows])
-        found.lengths = lengths
+        found.rows, found.lengths = rows, lengths
         return found, torch.stack([one.next_position for one in ended])

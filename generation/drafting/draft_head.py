@@ -15,15 +15,14 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
 
+from ..execution.gated_linear import active_adapters
+from ..kept_with_model import kept_with
 from ..stock_model import candidate_logits, device_of, file_if_there, lm_head_logits
-
-logger = logging.get_logger(__name__)
 
 HEAD_FILE = "draft_head.safetensors"
 NUM_CANDIDATES = 64  # each mask's likeliest tokens, which are scored anew
@@ -37,7 +36,12 @@ class DraftHead(nn.Module):
     Args:
         num_channels: D, of the model's last states and of its embeddings.
         rank: R, 1 or more.
+
+    Attributes:
+        adapter: the PEFT config of the adapter that it was taught with; None: it was taught with the model itself.
     """
+
+    adapter: Any = None
 
     def __init__(self, num_channels: int, rank: int):
         super().__init__()
@@ -95,47 +99,62 @@ class DraftChain:
         return self.head.mend(self.states[:, slot], self.read[:, slot], previous)
 
 
-def draft_head_of(model: nn.Module) -> DraftHead | None:
-    """The head a model was given, or None."""
-    return getattr(model, "draft_head", None)
+def draft_head_of(model: Any) -> DraftHead | None:
+    """The head of an active adapter, or else the model's own; None without either."""
+    heads = (head_taught_with(model, adapter) for adapter in (*active_adapters(model), None))
+    return next((head for head in heads if head is not None), None)
 
 
-def attach_draft_head(model: nn.Module, head: DraftHead) -> None:
-    """Gives a model its head. It is saved in a file of its own: the model's weights keep their stock names."""
-    num_channels = model.get_input_embeddings().weight.shape[-1]
-    if head.output_weight.shape[0] != num_channels:
-        raise ValueError(
-            f"The draft head is for states of {head.output_weight.shape[0]} channels, but {type(model).__name__} has "
-            f"{num_channels}. Take the head that was taught with this model."
-        )
-    weight = model.get_output_embeddings().weight
-    if not weight.is_meta:
-        head = head.to(weight.device)
-    for parameter in head.parameters():
-        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-    head._is_hf_initialized = True  # type: ignore[assignment]
-    model.draft_head = head
-    ignored = {f"draft_head.{name}" for name, _ in head.named_parameters()}
+def head_taught_with(model: Any, adapter: Any) -> DraftHead | None:
+    """The head of one adapter, given by its PEFT config; of None, the model's own."""
+    if adapter is None:
+        return getattr(model, "draft_head", None)
+    return next((head for head in getattr(model, "adapter_heads", ()) if head.adapter is adapter), None)
+
+
+def attach_draft_head(model: Any, head: DraftHead, adapter: Any = None) -> None:
+    """Gives a model or its adapter a head. It is saved in a file of its own: the weights keep their stock names."""
+    for part in (head, *head.parameters()):
+        part._is_hf_initialized = True  # type: ignore[assignment]
+    head.adapter = adapter
+    if adapter is None:
+        model.draft_head = head
+        if (taught := getattr(model.config, "tidar_config", None)) is not None:
+            model.config.tidar_config = {**taught, "draft_head": True}
+    else:
+        drop_head(model, adapter)
+        model.adapter_heads.append(head)
+    ignored = {name for name, _ in model.named_parameters() if name.startswith(("draft_head.", "adapter_heads."))}
     model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *ignored}
-    if (taught := getattr(model.config, "tidar_config", None)) is not None:
-        model.config.tidar_config = {**taught, "draft_head": True}
 
 
-def new_draft_head(model: nn.Module, rank: int) -> DraftHead:
-    """An untaught head for a model, attached to it, in float32."""
+def drop_head(model: Any, adapter: Any) -> None:
+    """Drops an adapter's head, and those of deleted adapters."""
+    kept = [config for config in model.peft_config.values() if config is not adapter]
+    heads = getattr(model, "adapter_heads", ())
+    model.adapter_heads = nn.ModuleList(head for head in heads if any(head.adapter is config for config in kept))
+
+
+def new_draft_head(model: Any, rank: int) -> DraftHead:
+    """An untaught head in float32, attached to a model, or to its active adapter."""
     head = DraftHead(model.get_input_embeddings().weight.shape[-1], rank)
-    attach_draft_head(model, head)
+    attach_draft_head(
+        model, head.to(model.get_output_embeddings().weight.device), next(iter(active_adapters(model)), None)
+    )
     return head
 
 
 def load_draft_head(
     model: Any, name_or_path: str | os.PathLike, beside: str = "adapter_config.json", **hub: Any
-) -> bool:
-    """Attaches the head of a folder or Hub repository, frozen; says whether there is one.
+) -> DraftHead | None:
+    """The head of a folder or Hub repository, frozen, for a model; None without.
 
     Args:
         beside: a file of the same repository that was fetched just now, which says the revision.
         hub: `cache_dir`, `revision`, `token` and the like, of transformers' `from_pretrained`.
+
+    Raises:
+        ValueError: the file holds no head, or one for another number of channels.
     """
     if Path(name_or_path).is_dir():
         path = Path(name_or_path, hub.get("subfolder") or "", HEAD_FILE)
@@ -148,29 +167,37 @@ def load_draft_head(
         hub |= {"revision": commit} if commit else {}
         found = file_if_there(str(name_or_path), HEAD_FILE, may_be_offline=True, **hub)
     if found is None:
-        return False
-    attach_draft_head(model, read_draft_head(found).to(model.dtype))
-    model.draft_head.requires_grad_(False)
-    return True
+        return None
+    head, num_channels = read_draft_head(found), model.get_input_embeddings().weight.shape[-1]
+    if head.output_weight.shape[0] != num_channels:
+        raise ValueError(
+            f"The draft head is for states of {head.output_weight.shape[0]} channels, but {type(model).__name__} has "
+            f"{num_channels}. Take the head that was taught with this model."
+        )
+    weight = model.get_output_embeddings().weight
+    return head.to(device=None if weight.is_meta else weight.device, dtype=model.dtype).requires_grad_(False)
 
 
-def find_draft_head(model: Any, name_or_path: str | bool | None) -> None:
-    """Reads the head that a call of `generate` names, unless the model has it already.
+def chosen_head(model: Any, draft_head: str | bool | None) -> DraftHead | None:
+    """The head of a call of `generate`. One that the call names is read once.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none where the call names one.
     """
-    if not isinstance(name_or_path, str) or getattr(model, "draft_head_origin", None) == name_or_path:
-        return
-    try:
-        found = load_draft_head(model, name_or_path)
-    except HFValidationError:  # neither a folder nor the name of a repository
-        found = False
-    if not found:
+    if not isinstance(draft_head, str):
+        return None if draft_head is False else draft_head_of(model)
+    heads = kept_with(model).heads
+    if draft_head not in heads:
+        try:
+            heads[draft_head] = load_draft_head(model, draft_head)
+        except HFValidationError:  # neither a folder nor the name of a repository
+            heads[draft_head] = None
+    if heads[draft_head] is None:
+        del heads[draft_head]
         raise ValueError(
-            f"`draft_head` is {name_or_path!r}, but there is no {HEAD_FILE} there. Leave it out to draft without."
+            f"`draft_head` is {draft_head!r}, but there is no {HEAD_FILE} there. Leave it out to draft without."
         )
-    model.draft_head_origin = name_or_path
+    return heads[draft_head]
 
 
 def read_draft_head(path: str | Path) -> DraftHead:
@@ -186,17 +213,3 @@ def read_draft_head(path: str | Path) -> DraftHead:
     except (KeyError, IndexError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path} holds no draft head: {error}. Fetch or teach it anew.") from None
     return head.to(tensors["output_weight"].dtype)
-
-
-def save_draft_head(model: nn.Module, folder: Path) -> None:
-    """Writes a model's head beside its weights, if it has one."""
-    if (head := draft_head_of(model)) is not None:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-        partial = folder / f"{HEAD_FILE}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / HEAD_FILE)
-    elif (folder / HEAD_FILE).is_file():
-        logger.warning(
-            f"{folder / HEAD_FILE} is of an earlier save: this model has no draft head. Delete it, or an adapter saved "
-            "here is loaded with it."
-        )

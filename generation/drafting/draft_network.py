@@ -154,7 +154,8 @@ class DraftNetwork:
         has_window = any(self.windows.values())
         spans = None if is_prefill else Spans(rows.lengths, inputs.num_clean, rows.padding(), has_window)
         shape = len(inputs.input_ids), inputs.num_clean, inputs.num_masks, cache.num_slots
-        with self.form.forward(inputs.num_masks, spans, (cache, shape) if cache.is_step else None):
+        numbers = rows.rows if shape[0] == len(rows.rows) else range(rows.batch_size)
+        with self.form.forward(inputs.num_masks, spans, (cache, shape) if cache.is_step else None, numbers):
             output = self.model(
                 input_ids=inputs.input_ids,
                 attention_mask=self._attention_mask(inputs, rows, is_prefill),

@@ -255,15 +255,12 @@ def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
 
 
 def reason_for_plain_decoding(
-    config: Any, generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]
+    model: Any, generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]
 ) -> str | None:
     """What drafting forwards cannot do, of all that `generate` was asked for; usually None."""
-    longest = longest_in_rotary_table(config.get_text_config())
+    longest = longest_in_rotary_table(model.config.get_text_config())
     if longest is not None and generation_config.max_length > longest:
         return f"rotary positions change where a text passes {longest} tokens, and `max_length` allows that"
-    quantization = getattr(config, "quantization_config", None)
-    if getattr(quantization, "load_in_8bit", False) and quantization.llm_int8_threshold:
-        return "bitsandbytes chooses outliers over all tokens of a forward, unless `llm_int8_threshold=0.0`"
     if synced_gpus:
         return "ranks that share a model (`synced_gpus`: FSDP, ZeRO-3) must run the same number of forwards"
     if generation_config.is_assistant:
@@ -283,6 +280,20 @@ def reason_for_plain_decoding(
     attention_mask = model_kwargs.get("attention_mask")
     if attention_mask is not None and not attention_mask[:, -1].all():
         return "a prompt ends on padding, which belongs on the left (`tokenizer.padding_side = 'left'`)"
+    return _reason_of_model(model)
+
+
+def _reason_of_model(model: Any) -> str | None:
+    """What drafting forwards cannot do with this model; usually None."""
+    of_peft = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", None)  # while PEFT generates
+    if getattr(getattr(of_peft, "active_peft_config", None), "is_prompt_learning", False):
+        return "the adapter puts virtual tokens before the prompt"
+    quantization = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    if getattr(quantization, "load_in_8bit", False) and quantization.llm_int8_threshold > 0:
+        return (
+            "bitsandbytes' 8-bit layers choose outliers over all tokens of a forward, masks too. Load the model with "
+            "`llm_int8_threshold=0.0` to draft"
+        )
     return None
 
 

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from ..kept_with_model import compiled_for, kept_with
 from ..stock_model import decoder_layers
 from ..torch_internals import compiler_options_of
+from .gated_linear import told_by_row
 from .step_graph import reason_not_to_record
 
 logger = logging.get_logger(__name__)
@@ -25,6 +26,9 @@ def compile_config_of(model: Any, generation_config: GenerationConfig) -> Compil
     `disable_compile`, on a CPU with a `compile_config`, and never with offloaded weights."""
     config = generation_config.compile_config
     if generation_config.disable_compile or (config is None and model.device.type == "cpu"):
+        return None
+    if told_by_row(model):
+        logger.warning_once("`compile_config` is left aside: rows with adapters of their own run as PEFT runs them.")
         return None
     devices = set(map(str, getattr(model, "hf_device_map", {}).values()))
     if "disk" in devices or ("cpu" in devices and len(devices) > 1):

@@ -10,23 +10,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..torch_internals import parts_of, share_hooks
+from ..stock_model import mask_token_of
+from ..torch_internals import parts_of, pre_hooks_of, share_hooks
+
+OF_ROWS = ("adapter_names", "alora_offsets")  # what PEFT's hooks tell its layers of each row of a batch
 
 
 class MaskGate:
-    """Replaces PEFT's aLoRA arithmetic in every adapted layer of one model.
+    """Replaces PEFT's arithmetic of our gated adapters in every adapted layer of one model.
 
     On disk the adapter is a stock PEFT aLoRA (arXiv 2504.12397), which acts on the last n tokens of a row. Masks are
     the last queries of a forward, so the gate is n. PEFT's boolean index waits for the GPU in every layer; the gate
     uses a slice instead. When closed (n = 0), the layer returns the base layer's result, so the autoregressive side
-    equals the base model bit for bit.
+    equals the base model bit for bit. The gate also stands in layers that PEFT itself cannot gate (HQQ, GPTQ).
 
     Attributes:
         num_masks: n, the number of last queries in each row that the adapter acts on.
     """
 
-    def __init__(self, variant: Any):
-        self.variant = variant  # PEFT's own: it still handles merging, which it refuses
+    def __init__(self) -> None:
         self.num_masks = 0
 
     @contextmanager
@@ -52,21 +54,14 @@ class MaskGate:
             result[:, -self.num_masks :] += delta
         return result
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or "variant" not in self.__dict__:  # `copy` looks up names before it sets attributes
-            raise AttributeError(name)
-        return getattr(self.__dict__["variant"], name)
+    def merge_safe(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("A gated adapter does not support merging: it would act on text, not only on masks.")
 
-
-def peft_variant(variant: Any) -> Any:
-    """PEFT's own aLoRA arithmetic, bare or inside a gate of any copy of this code; None for other arithmetic."""
-    if type(variant).__name__ == MaskGate.__name__:
-        return variant.variant
-    return variant if type(variant).__name__ == "ALoraLinearVariant" else None
+    merge_unsafe = unmerge = merge_safe
 
 
 class Adapter(NamedTuple):
-    """An aLoRA adapter in one of PEFT's layers.
+    """A gated adapter of ours in one of PEFT's layers.
 
     Attributes:
         siblings, place: the dictionary of modules with the layer, and its name there.
@@ -80,19 +75,58 @@ class Adapter(NamedTuple):
     name: str
 
 
-def adapters_of(model: nn.Module) -> list[Adapter]:
-    """The aLoRA adapters in all of a model's layers."""
+def is_gated(config: Any, model: Any) -> bool:
+    """Whether a PEFT config is of a gated adapter of ours: an aLoRA whose invocation token is the model's mask."""
+    return getattr(config, "alora_invocation_tokens", None) == [mask_token_of(model)]
+
+
+def active_adapters(model: Any) -> list[Any]:
+    """The PEFT configs of the adapters that act, gated ones first."""
+    configs = getattr(model, "peft_config", None) or {}
+    for module in model.modules() if configs else ():
+        if isinstance(getattr(type(module), "active_adapters", None), property):  # PEFT's layers all have the same
+            names = [] if module.disable_adapters else module.active_adapters
+            active = [configs[name] for name in names if name in configs]
+            return sorted(active, key=lambda config: not is_gated(config, model))
+    return []
+
+
+def adapters_of(model: Any) -> list[Adapter]:
+    """Our gated adapters in all of a model's layers. Users' own adapters, aLoRA too, are left to PEFT."""
+    configs = getattr(model, "peft_config", None) or {}
+    ours = [name for name, config in configs.items() if is_gated(config, model)]
     adapters: list[Adapter] = []
-    to_visit: list[tuple[dict[str, Any], str, nn.Module]] = [({}, "", model)]
+    to_visit: list[tuple[dict[str, Any], str, nn.Module]] = [({}, "", model)] if ours else []
     while to_visit:
         siblings, place, module = to_visit.pop()
-        if variants := module.__dict__.get("lora_variant"):
-            ours = [name for name, variant in variants.items() if peft_variant(variant) is not None]
-            adapters += [Adapter(module, siblings, place, variants, name) for name in ours]
+        parts = parts_of(module)
+        if "lora_A" in parts:
+            names = [name for name in ours if name in parts_of(parts["lora_A"])]
+            adapters += [Adapter(module, siblings, place, module.lora_variant, name) for name in names]
         else:
-            parts = parts_of(module)
             to_visit += [(parts, key, child) for key, child in parts.items() if child is not None]
     return adapters
+
+
+def mask_gate_of(model: Any) -> MaskGate | None:
+    """The gate of a model's gated adapters, put into all of their layers for good; None without any."""
+    adapters = adapters_of(model)
+    gates = [found for one in adapters if isinstance(found := one.variants.get(one.name), MaskGate)]
+    for one in adapters:
+        gates = gates or [MaskGate()]
+        one.variants[one.name] = gates[0]
+    return gates[0] if gates else None
+
+
+def told_by_row(model: Any) -> dict[nn.Module, set[str]]:
+    """The modules that PEFT's hooks tell different things of different rows, and which of `OF_ROWS`."""
+    told: dict[nn.Module, set[str]] = {}
+    for module in model.modules() if getattr(model, "peft_config", None) else ():
+        for hook in pre_hooks_of(module):
+            given = getattr(hook, "keywords", {})
+            if names := {name for name in OF_ROWS if any(given.get(name) or ())}:
+                told.setdefault(module, set()).update(names)
+    return told
 
 
 MOST_SUMMED = 1 << 20  # max. multiplications that a compiled step on an accelerator sums instead of a matmul

@@ -3,7 +3,7 @@
 Nothing here changes a token. Q queries, S slots.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -23,10 +23,12 @@ from .attention_forms import (
     rounding_of,
 )
 from .compiled_layers import CompiledLayers, swapped
-from .gated_linear import MaskGate, adapters_of, gated_linear, peft_variant, sole_adapter
+from .gated_linear import OF_ROWS, MaskGate, adapters_of, gated_linear, sole_adapter, told_by_row
 from .packed_linear import check_packable, options_of_compiler, packable_linears, packed_copy
 
 DRAFTING, TOKEN_BY_TOKEN = "wavedraft_drafting", "wavedraft_token_by_token"
+CHECKPOINTING = "gradient_checkpointing"
+MANY = 1 << 30  # more tokens than a forward has
 
 
 class ModelForm:
@@ -64,6 +66,8 @@ class ModelForm:
         self.is_grouped = has_interface and is_drafting and not is_tie_safe
         self.rounding = rounding_of(model) if is_tie_safe else None
         self.gate: MaskGate | None = None
+        self.rows: Sequence[int] | None = None
+        self.num_masks_of_prompt: int | None = None
         self.compiled: CompiledLayers | None = None
         self.last_states: Tensor | None = None
         if is_packed:
@@ -76,15 +80,22 @@ class ModelForm:
         """Puts the model in this form inside the context, and restores the model afterwards."""
         with ExitStack() as stack:
             adapters = adapters_of(self.model)
-            sole = [one for one in adapters if sole_adapter(one.layer) == one.name]
+            told = told_by_row(self.model)
+            for module in told if self.is_drafting else ():
+                stack.callback(module.register_forward_pre_hook(self._of_rows, with_kwargs=True).remove)
+            has_own = any("adapter_names" in names for names in told.values())  # PEFT's layers choose each row's
+            sole = [one for one in adapters if not has_own and sole_adapter(one.layer) == one.name]
+            if self.model.training:  # layers under gradient checkpointing take no cache
+                parts = [vars(module) for module in self.model.modules()]
+                checkpointed = [part for part in parts if part.get(CHECKPOINTING)]
+                stack.enter_context(swapped([(part, CHECKPOINTING, False) for part in checkpointed]))
             if self.is_packed:
                 copies = kept_with(self.model).copies
                 places = packable_linears(self.model)
                 packed = [(siblings, name, packed_copy(linear, copies)) for siblings, name, linear in places]
                 stack.enter_context(swapped(packed))
             if adapters:
-                first = adapters[0]
-                self.gate = MaskGate(peft_variant(first.variants[first.name]))
+                self.gate = MaskGate()
                 stack.enter_context(swapped([(one.variants, one.name, self.gate) for one in adapters]))
                 stand_ins = [(one.siblings, one.place, self._stand_in(one.layer, one.name)) for one in sole]
                 stack.enter_context(swapped(stand_ins))
@@ -100,13 +111,21 @@ class ModelForm:
             yield
 
     @contextmanager
-    def forward(self, num_masks: int, spans: Spans | None, step: tuple[Any, tuple[int, ...]] | None) -> Iterator[None]:
+    def forward(
+        self,
+        num_masks: int,
+        spans: Spans | None,
+        step: tuple[Any, tuple[int, ...]] | None,
+        rows: Sequence[int] | None = None,
+    ) -> Iterator[None]:
         """The context of one forward of this model.
 
         Args:
-            spans: the slots that each clean token sees, if the form is token by token.
+            spans: the slots that each clean token sees; None for the prompt.
             step: the cache and the shape of a compiled step.
+            rows: the numbers in the batch of the rows that are read; None: all.
         """
+        self.rows, self.num_masks_of_prompt = rows, None if spans else num_masks
         is_alone = self.is_token_by_token and spans is not None
         is_compiled = self.compiled is not None and step is not None
         with (
@@ -115,6 +134,18 @@ class ModelForm:
             self.compiled.step(*step) if is_compiled else nullcontext(),
         ):
             yield
+
+    def _of_rows(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A hook after PEFT's: tells a layer only of the rows in this forward, since ended rows have left it. A user's
+        own aLoRA acts on all tokens after its invocation, as in plain decoding."""
+        told = {name: values for name in OF_ROWS if (values := kwargs.get(name))}
+        for name, values in told.items():
+            if self.rows is not None and self.num_masks_of_prompt is None:  # the prompt's forward has all rows
+                told[name] = values = [values[row] for row in self.rows]
+            if name == "alora_offsets":
+                more = MANY if self.num_masks_of_prompt is None else self.num_masks_of_prompt
+                told[name] = [offset and offset + more for offset in values]
+        return args, kwargs | told
 
     def _stand_in(self, layer: Any, name: str) -> nn.Module:
         """The replacement of a layer with one gated adapter. In plain decoding the adapter acts on no token."""

@@ -71,6 +71,11 @@ def check_packable(model: nn.Module, exact: str | None = None) -> None:
             f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
             "and torch.float32 on a CPU. Leave it out, or load the model with one of these `dtype`s."
         )
+    if not has_plain_linears(model):
+        raise ValueError(
+            f"`packed_weights` must be False for this {type(model).__name__}: oneDNN reads plain weights, but its "
+            "linear layers are quantized or replaced. Leave it out."
+        )
     if not has_packed_products(model.dtype):
         why = f"this CPU, or this build of PyTorch, has no oneDNN products of {model.dtype}"
         instead = ", or load the model with `dtype=torch.float32`" if has_packed_products(torch.float32) else ""
@@ -88,7 +93,11 @@ def pays_to_pack(model: nn.Module) -> bool:
     if model.device.type != "cpu" or model.dtype not in PACKABLE or not has_packed_products(model.dtype):
         return False
     num_bytes = sum(linear.weight.nbytes for _, _, linear in packable_linears(model))
-    return hasattr(os, "sysconf") and 8 * num_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (
+        has_plain_linears(model)
+        and hasattr(os, "sysconf")
+        and 8 * num_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
 
 
 class PackedLinear(nn.Module):
@@ -131,11 +140,12 @@ class PackedLinear(nn.Module):
 
 def fingerprint_of(weight: Tensor) -> tuple[Any, ...]:
     """A value that changes when a weight is written or moved. An optimizer may change only the numbers, so a trainable
-    weight is also summed, as 64-bit integers."""
-    version = times_written(weight)
+    weight is also summed, as 64-bit integers. Of a frozen weight every thousandth is summed: PEFT merges an adapter
+    into `weight.data`, whose writes torch does not count, and changes nearly all numbers."""
+    version, numbers = times_written(weight), weight.detach().flatten().view(torch.int64)
     if not weight.requires_grad and version is not None:
-        return version, weight.data_ptr()
-    return version, weight.data_ptr(), int(weight.detach().flatten().view(torch.int64).sum())
+        numbers = numbers[::1000]
+    return version, weight.data_ptr(), int(numbers.sum())
 
 
 def packable_linears(model: nn.Module) -> list[tuple[dict[str, Any], str, nn.Linear]]:
@@ -159,6 +169,11 @@ def packable_linears(model: nn.Module) -> list[tuple[dict[str, Any], str, nn.Lin
                 seen.add(child)
                 to_visit.append(child)
     return found
+
+
+def has_plain_linears(model: Any) -> bool:
+    """Whether a layer besides the lm_head can be packed: none of a quantized model can."""
+    return any(linear is not model.get_output_embeddings() for _, _, linear in packable_linears(model))
 
 
 def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
