@@ -74,6 +74,8 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
                 record_acceptance(self, None)  # the record is of the weights before this step
             given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes every keyword
             return objective.loss_of(self, input_ids, document_ids, *args, **given)
+        if document_ids is not None:
+            raise ValueError("`document_ids` must be left out without an `objective`, which alone reads them.")
         if input_ids is not None:
             tidar = self.tidar_config
             input_ids = input_ids.masked_fill(input_ids == tidar.mask_token_id, tidar.mask_embedding_id)

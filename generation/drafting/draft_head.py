@@ -35,8 +35,7 @@ class DraftHead(nn.Module):
     Its weights are not an `nn.Linear`, so that an adapter on "all-linear" layers leaves them alone.
 
     Args:
-        num_channels: D, of the model's last states and of its embeddings.
-        rank: R, 1 or more.
+        num_channels, rank: D, and R, 1 or more.
     """
 
     def __init__(self, num_channels: int, rank: int):
@@ -135,7 +134,7 @@ def load_draft_head(
 
     Args:
         beside: a file of the same repository that was fetched just now, which says the revision.
-        hub: `cache_dir`, `revision`, `token` and the like, of transformers' `from_pretrained`.
+        hub: as of `file_if_there`.
     """
     if Path(name_or_path).is_dir():
         path = Path(name_or_path, hub.get("subfolder") or "", HEAD_FILE)
