@@ -18,13 +18,12 @@ from .stock_model import decoder_of
 class KeptWithModel:
     """
     Attributes:
-        lock: serializes decodes, since a decode changes the model's modules.
-        step_times: seconds of a decode step per shape, keyed by their dependencies.
+        lock: serializes decodes, which change the model's modules.
+        step_times: what steps take, by what that depends on.
         compiled: compiled functions, by function, shape and options.
-        graphs: one set of CUDA graphs of steps, with their cache.
-        copies: packed weights, by layer.
+        graphs: CUDA graphs of steps, with their cache.
+        copies, roundings: packed weights by layer, and rounding by device and dtype.
         heads: draft heads that calls have named, by name.
-        roundings: rounding behaviour, by device and dtype.
     """
 
     lock: Any = field(default_factory=threading.RLock)
@@ -51,7 +50,7 @@ def compiled_for(
 ) -> Callable[..., Any]:
     """The function, compiled at its first call for one shape of arguments, and kept with the model.
 
-    Each shape has its own function and code, so torch's guards and recompilation limit apply per shape.
+    torch's guards and its limit of recompiling apply to each shape alone.
 
     Args:
         options: keywords of `torch.compile`.

@@ -184,6 +184,13 @@ def mark_users_cache(cache: Any) -> None:
     cache._is_user_defined = True
 
 
+def num_columns_of(input_ids: Tensor, attention_mask: Tensor | None, generation_config: Any) -> int:
+    """Columns of a text, of which `input_ids` may be only those after a cache's."""
+    if attention_mask is None:  # `generate` drops a mask of ones, but keeps its length
+        return getattr(generation_config, "_mask_length", input_ids.shape[1])
+    return attention_mask.shape[1]
+
+
 def one_cache(cache: Any, past_key_values: Any) -> Any:
     """The cache argument of a forward, under either name. Raises ValueError if both are given."""
     if cache is not None and past_key_values is not None:
@@ -199,8 +206,8 @@ def file_if_there(name_or_path: str | os.PathLike, name: str, may_be_offline: bo
 
     Args:
         may_be_offline: return None instead of raising if the Hub cannot be reached.
-        hub: `cache_dir`, `revision`, `token` etc. of transformers' `from_pretrained`. If the revision is a commit, the
-            local cache is trusted, and the Hub is not contacted.
+        hub: `cache_dir`, `revision`, `token` etc. of transformers' `from_pretrained`. A commit is first looked for in
+            the local cache.
     """
     return cached_file(
         name_or_path,

@@ -8,7 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig
 class OuroConfig(PreTrainedConfig):
     """A stack of layers and a norm, run `total_ut_steps` times. There are no other layers.
 
-    The exit gate's fields are read but not used: every token takes all steps.
+    `early_exit_step` and `early_exit_threshold` say which step's states a token is predicted from (`exit_of`).
     """
 
     model_type = "ouro"

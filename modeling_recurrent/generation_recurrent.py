@@ -23,7 +23,16 @@ from ..generation.recurrent.decode_self_speculative import decode_self_speculati
 from ..generation.recurrent.options_recurrent import RecurrentOptions
 from ..generation.recurrent.outputs_recurrent import Costs, RecurrentGenerateOutput
 from ..generation.recurrent.session_recurrent import Prompts, Session, check_cache
-from ..generation.stock_model import CACHE, device_of, devices_of, is_hooked, is_users_cache, mark_users_cache
+from ..generation.stock_model import (
+    CACHE,
+    CACHE_NAMES,
+    device_of,
+    devices_of,
+    is_hooked,
+    is_users_cache,
+    mark_users_cache,
+    num_columns_of,
+)
 from ..generation.torch_internals import compiler_options_of
 from ..generation.transcript import TokenScores, Transcript, pad_token_of
 from .cache_recurrent import RecurrentCache
@@ -45,6 +54,14 @@ LOOPS_ON_CPU = {
     "size_asserts": False,
     "cpp_wrapper": True,
     "triton.cudagraphs": False,
+}
+READ_KEYWORDS = {
+    "input_ids",
+    "attention_mask",
+    "logits_to_keep",
+    "output_attentions",
+    "output_hidden_states",
+    *CACHE_NAMES,
 }
 DECODERS = {
     "adaptive": decode_adaptive,
@@ -82,6 +99,11 @@ class RecurrentGenerationMixin(Stock):
             model_kwargs |= {"num_recurrences": options.num_recurrences, "init_scale": options.init_scale}
         else:
             refuse_unsupported(prepared, model_kwargs, options)
+            if self.exit_of(options.num_recurrences) is not None:
+                raise ValueError(
+                    f"`policy` must be 'autoregressive' where the config has an early exit (`early_exit_step`, or an "
+                    f"`early_exit_threshold` below 1), but is {options.policy!r}, whose tokens take all steps."
+                )
         prepared.recurrent_options = options
         return prepared, model_kwargs
 
@@ -132,6 +154,8 @@ class RecurrentGenerationMixin(Stock):
                 logger.warning_once("`cache_implementation='static'` is ignored: layers are on several devices.")
                 is_static = False
             make = StaticRecurrentCache if is_static else RecurrentCache
+            if is_static:
+                max_cache_length = max(max_cache_length, generation_config.max_cache_len or 0)
             model_kwargs[CACHE] = make(
                 self.config, rows * num_beams, max_cache_length, stored, self.dtype, device_of(self)
             )
@@ -174,8 +198,9 @@ class RecurrentGenerationMixin(Stock):
                 f"{options.policy!r}: all must run equally many forwards, and a wavefront needs as many as its text "
                 f"takes. If each rank has a whole model, pass `synced_gpus=False`."
             )
+        num_columns = num_columns_of(input_ids, attention_mask, generation_config)
         input_ids = input_ids.to(device_of(self))
-        self._check_policy(options, input_ids, attention_mask, cache)
+        self._check_policy(options, input_ids, attention_mask, cache, num_columns)
         is_published = options.policy == "published"
         transcript = Transcript(
             input_ids,
@@ -207,8 +232,19 @@ class RecurrentGenerationMixin(Stock):
         return output if generation_config.return_dict_in_generate else output.sequences
 
     def _check_policy(
-        self, options: RecurrentOptions, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any
+        self,
+        options: RecurrentOptions,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        cache: Any,
+        num_columns: int,
     ) -> None:
+        if num_columns != input_ids.shape[1]:
+            raise ValueError(
+                f"`input_ids` must be whole rows with `policy={options.policy!r}`, cached tokens included, but have "
+                f"{input_ids.shape[1]} columns, and `attention_mask` {num_columns}. Use `policy='autoregressive'` to "
+                f"go on from a cache with new tokens alone."
+            )
         if options.policy in ("diffusion-forcing", "published") and not self.reinjects_input:
             raise ValueError(
                 f"`policy` must not be {options.policy!r} for {type(self).__name__}, whose core does not read the "
@@ -231,10 +267,7 @@ def num_unread(
 ) -> int:
     """Number of prompt tokens that plain decoding will read: all but those in the caller's cache. Checks the cache."""
     length = 0 if cache is None else cache.get_seq_length()
-    # transformers drops a mask of ones but keeps its length: ids may be only the new ones, or embeddings.
-    num_columns = getattr(generation_config, "_mask_length", input_ids.shape[1])
-    if attention_mask is not None:
-        num_columns = attention_mask.shape[1]
+    num_columns = num_columns_of(input_ids, attention_mask, generation_config)  # ids may be embeddings
     if length:
         check_cache(generation_config.recurrent_options, cache, len(input_ids), num_columns)
     if attention_mask is not None:
@@ -308,9 +341,9 @@ def refuse_unsupported(generation_config: GenerationConfig, model_kwargs: dict, 
         "prefill_chunk_size": generation_config.prefill_chunk_size is not None,
         "guidance_scale": generation_config.guidance_scale not in (None, 1),
         "watermarking_config": isinstance(generation_config.watermarking_config, SynthIDTextWatermarkingConfig),
-        "inputs_embeds": model_kwargs.get("inputs_embeds") is not None,
-        "position_ids": model_kwargs.get("position_ids") is not None,
+        "is_assistant": bool(generation_config.is_assistant),
     }
+    requested |= {name: value is not None for name, value in model_kwargs.items() if name not in READ_KEYWORDS}
     if options.reference_compat:
         requested |= {name: bool(getattr(generation_config, name)) for name in ("output_scores", "output_logits")}
     for name, is_requested in requested.items():

@@ -8,6 +8,7 @@ B rows, T tokens, E channels, H heads, D head width, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from .generation_recurrent import RecurrentGenerationMixin
 from .rotary_recurrent import rotate_halves
 from .static_recurrent import StaticParts, StaticRecurrentCache
 from .windows_recurrent import RecurrentWindows, attend, check_positions, positions_of
+
+OF_THE_LOSS = {"num_items_in_batch", "ignore_index", "shift_labels"}
+OF_GENERATE = {"tokenizer"}  # it hands its own to every forward
 
 
 class GroupedHeads(nn.Module):
@@ -192,6 +196,22 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, RecurrentWindows
         """The lm_head's input in `coda`, [B, T, E]."""
         raise NotImplementedError
 
+    def exit_of(
+        self, num_recurrences: int, exit_at_step: int | None = None, exit_threshold: float | None = None
+    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What chooses, of states [B, T, R, E] after each core step, those [B, T, E] that tokens are predicted from.
+        None for the last.
+
+        Raises:
+            ValueError: an exit is asked for, and this model has no gate.
+        """
+        if exit_at_step is not None or exit_threshold is not None:
+            raise ValueError(
+                f"`exit_at_step` and `exit_threshold` must be left out, since {type(self).__name__} has no exit gate. "
+                f"Use `num_recurrences`, or `policy='adaptive'`."
+            )
+        return None
+
     @can_return_tuple
     def forward(
         self,
@@ -211,6 +231,8 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, RecurrentWindows
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         past_key_values: RecurrentCache | None = None,
+        exit_at_step: int | None = None,
+        exit_threshold: float | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits after `num_recurrences` core steps, and the loss of `labels` (not shifted).
@@ -219,29 +241,27 @@ class RecurrentDepthLM(HubRepository, RecurrentGenerationMixin, RecurrentWindows
         `self.depth_sampler` draws it, and the last `num_backprop` core steps (the config's `mean_backprop_depth`)
         carry a gradient. `init_scale` scales the initial states. The generator draws them (in training the global one
         by default). Without one they depend on their positions and on [B] `state_seeds`, by default 0. `use_cache`
-        without `cache` (or `past_key_values`) makes a cache of every recurrence. Hidden states are [prelude output,
-        s_0, ... s_r]; attentions [B, H, T, S] are those of each layer's last recurrence.
+        without `cache` (or `past_key_values`) makes one of every recurrence. Hidden states are [prelude output, s_0,
+        ... s_r]; attentions [B, H, T, S] are those of each layer's last recurrence. For exits see `exit_of`.
         """
+        refuse_unread(self, kwargs)
         cache = one_cache(cache, past_key_values)
         wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         is_training = self.training and torch.is_grad_enabled()
-        num_recurrences, num_backprop = depths_of(self, num_recurrences, num_backprop, is_training)
+        depths = num_recurrences, _ = depths_of(self, num_recurrences, num_backprop, is_training)
+        find_exit = self.exit_of(num_recurrences, exit_at_step, exit_threshold)
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and cache is None and not (is_training and self.gradient_checkpointing):
-            cache = RecurrentCache.every_recurrence(
-                self.config, embeds.shape[0], embeds.shape[1], num_recurrences, embeds.dtype, embeds.device
-            )
-        if position_ids is None:
-            position_ids = positions_of(attention_mask, embeds, cache)
-        check_positions(self.config, position_ids, cache)
+            cache = cache_for(self.config, embeds, num_recurrences)
+        position_ids = positions_of(attention_mask, embeds, cache) if position_ids is None else position_ids
         parts, window = parts_and_window(self, embeds, attention_mask, position_ids, cache, bool(wants_attentions))
         input_embeds = parts.prelude(None, window, inputs_embeds=embeds)
         has_hashes = generator is None and init_scale and (state_seeds is not None or not is_training)
         hashes = hashes_at(position_ids, embeds, state_seeds) if has_hashes else None
         latent_states = self.initial_states(input_embeds, init_scale, generator, hashes)
         trajectory = [input_embeds, latent_states]
-        latent_states = recurred(parts, trajectory, window, num_recurrences, num_backprop, bool(wants_states))
+        latent_states = recurred(parts, trajectory, window, *depths, bool(wants_states), find_exit)
         logits = parts.coda(latent_states, window, logits_to_keep)
         if cache is not None:
             cache.lengths = [window.kv_length] * cache.batch_size
@@ -264,6 +284,7 @@ def parts_and_window(
     wants_attentions: bool,
 ) -> tuple[Any, Any]:
     """The parts that a forward calls, and their window: the model's own, or static ones for one token."""
+    check_positions(model.config, position_ids, cache)
     if is_next_token(cache, embeds, attention_mask) and not wants_attentions:
         parts = StaticParts(model, cache.compiled)
         return parts, parts.window_behind(attention_mask, position_ids, cache)
@@ -277,9 +298,14 @@ def recurred(
     num_recurrences: int,
     num_backprop: int,
     keeps_states: bool,
+    find_exit: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """The states s_r after core steps from `trajectory`, [e, s_0]. `keeps_states` adds each s_i to it."""
+    """The states s_r after core steps from `trajectory`, [e, s_0]. `keeps_states` adds each s_i to it.
+
+    With `find_exit` (`exit_of`), the states that tokens exit with.
+    """
     input_embeds, latent_states = trajectory
+    keeps_states = keeps_states or find_exit is not None
     if not keeps_states and not torch.is_grad_enabled():
         return parts.core_steps(latent_states, input_embeds, window, num_recurrences)
     for recurrence in range(1, num_recurrences + 1):
@@ -287,7 +313,22 @@ def recurred(
             latent_states = parts.core_step(latent_states, input_embeds, window, recurrence)
         if keeps_states:
             trajectory.append(latent_states)
-    return latent_states
+    return latent_states if find_exit is None else find_exit(torch.stack(trajectory[2:], dim=2))
+
+
+def cache_for(config: Any, embeds: torch.Tensor, num_recurrences: int) -> RecurrentCache:
+    """An empty cache with room for [B, T, E] embeddings, of every recurrence."""
+    batch_size, length = embeds.shape[:2]
+    return RecurrentCache.every_recurrence(config, batch_size, length, num_recurrences, embeds.dtype, embeds.device)
+
+
+def refuse_unread(model: Any, given: dict[str, Any]) -> None:
+    """Raises ValueError for a keyword that neither a forward nor its loss reads."""
+    if unread := [name for name in given if name not in OF_THE_LOSS | OF_GENERATE and given[name] is not None]:
+        raise ValueError(
+            f"`{unread[0]}` must be left out: the forward of {type(model).__name__} does not read it. Core passes are "
+            f"counted by `num_recurrences`."
+        )
 
 
 def depths_of(model: Any, num_recurrences: int | None, num_backprop: int | None, is_training: bool) -> tuple[int, int]:

@@ -3,9 +3,11 @@
     e = embeddings      s_0 = e      s_i = norm(layers(s_{i-1})), i = 1..4      logits = head(s_4)
 
 The core never reads the tokens again, so a state belongs to the token it started from. The exact wavefront works,
-since it restarts where a token changes; diffusion forcing does not. The exit gate is loaded but not used.
-B rows, T tokens, E channels, H heads, D head width, V vocabulary.
+since it restarts where a token changes; diffusion forcing does not.
+B rows, T tokens, R core steps, E channels, H heads, D head width, V vocabulary.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -83,7 +85,7 @@ class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
     def __init__(self, config: OuroConfig):
         super().__init__(config)
         gate = nn.Linear(config.hidden_size, 1)
-        gate.requires_grad_(False)  # unused: nothing waits for its gradient
+        gate.requires_grad_(False)  # training does not use it: nothing waits for its gradient
         self.model = nn.ModuleDict(
             {
                 "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
@@ -129,6 +131,41 @@ class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
             latent_states = block(latent_states, window, recurrence)
         return self.model["norm"](latent_states).to(window.device)
 
+    def exit_of(
+        self, num_recurrences: int, exit_at_step: int | None = None, exit_threshold: float | None = None
+    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """As the released code: tokens are predicted from the states of one step, or of their first step at which the
+        exit gate's cumulative probability reaches a threshold. All steps are run: later tokens attend to them.
+
+        Args:
+            exit_at_step: counted from 0; default: the config's `early_exit_step`.
+            exit_threshold: default: the config's `early_exit_threshold`. From 1 up all steps are taken.
+
+        Raises:
+            ValueError: the step is not run, both are given, or one of them in training, which takes all steps.
+        """
+        if self.training and torch.is_grad_enabled():
+            if exit_at_step is not None or exit_threshold is not None:
+                raise ValueError("`exit_at_step` and `exit_threshold` must be left out in training. Call `eval` first.")
+            return None
+        step = self.config.early_exit_step if exit_at_step is None else exit_at_step
+        if step is not None and exit_threshold is not None:
+            raise ValueError(
+                f"`exit_threshold` must be left out where tokens exit at one step (`exit_at_step`, or the config's "
+                f"`early_exit_step`, is {step}), but is {exit_threshold}. Leave one of the two out."
+            )
+        if step is not None:
+            if not 0 <= step < num_recurrences:
+                raise ValueError(
+                    f"`exit_at_step` must be from 0 to {num_recurrences - 1}, the last of the core steps that are run "
+                    f"(`num_recurrences`), but is {step}."
+                )
+            return lambda states: states[:, :, step]
+        threshold = self.config.early_exit_threshold if exit_threshold is None else exit_threshold
+        if threshold is None or threshold >= 1:
+            return None
+        return lambda states: at_exit(states, self.model["early_exit_gate"](states)[..., 0], threshold)
+
     def coda_states(self, latent_states: torch.Tensor, window: Window) -> torch.Tensor:
         """The states themselves, which `core_step` has normed."""
         return latent_states
@@ -147,3 +184,18 @@ class OuroForCausalLM(RecurrentDepthLM, GenerationMixin):
             init.ones_(module.weight)
         elif isinstance(module, SplitHalfRotary):
             init.copy_(module.inverse_frequencies, module.frequencies()[0])
+
+
+def at_exit(states: torch.Tensor, gates: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Of states [B, T, R, E] after each core step, those [B, T, E] of each token's first step at which its cumulative
+    probability to exit reaches the threshold, or of the last.
+
+    `gates` [B, T, R]: step i is the exit with probability sigmoid(gate i), if no step before it was.
+    """
+    leaves = gates.sigmoid()
+    goes_on = (1 - leaves[..., :-1]).cumprod(dim=-1)
+    chances = torch.cat([leaves[..., :1], leaves[..., 1:-1] * goes_on[..., :-1], goes_on[..., -1:]], dim=-1)
+    has_left = chances.cumsum(dim=-1) >= threshold
+    has_left[..., -1] = True
+    step = has_left.int().argmax(dim=-1)  # the first
+    return states.gather(2, step[..., None, None].expand(-1, -1, 1, states.shape[-1]))[:, :, 0]

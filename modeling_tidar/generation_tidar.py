@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -81,9 +80,10 @@ class TiDARGenerationMixin(Stock):
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """`generate`'s loop of greedy search and sampling: drafts, unless turned off."""
+        """`generate`'s loop of greedy search and sampling: drafts."""
         options = generation_config.tidar_options
-        reason = options.draft_length and reason_for_plain_decoding(self, generation_config, synced_gpus, model_kwargs)
+        about = self, generation_config, synced_gpus, model_kwargs, input_ids
+        reason = reason_for_plain_decoding(*about) if options.draft_length else ""
         if options.draft_length and not reason:
             return decode_tidar(
                 self,
@@ -97,44 +97,44 @@ class TiDARGenerationMixin(Stock):
                 position_ids=model_kwargs.get("position_ids"),
                 past_key_values=model_kwargs.get(CACHE),
             )
-        if generation_config.do_sample:
-            refuse_seed(options, reason or "`draft_length` is 0")
-        if reason:
-            kept = "probabilities are" if generation_config.do_sample else "text is"
-            logger.warning_once(f"Decoding without drafts: {reason}. The {kept} the same.")
-        logits_processor = self._without_mask_token(logits_processor, options, input_ids.device)
-        call, loop = (input_ids, logits_processor, stopping_criteria, generation_config), super()._sample
-        with in_plain_form(self, bool(options.packed_weights)):
-            return loop(*call, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs)
+        call = input_ids, logits_processor, stopping_criteria, generation_config
+        return self._plainly(super()._sample, reason, *call, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs)
 
     @one_thread_at_a_time
-    def _beam_search(
+    def _beam_search(self, *call: Any, **kwargs: Any) -> Any:
+        return self._plainly(super()._beam_search, "beams continue several texts", *call, **kwargs)
+
+    @one_thread_at_a_time
+    def _assisted_decoding(self, *call: Any, inputs_tensor: Tensor | None = None, **kwargs: Any) -> Any:
+        kwargs["inputs_tensor"] = inputs_tensor  # given to those that name it
+        return self._plainly(super()._assisted_decoding, "transformers drafts in another way", *call, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        logger.warning_once("Decoding without drafts: continuous batching has a loop of its own. The text is the same.")
+        return super().init_continuous_batching(*args, **kwargs)
+
+    def _plainly(
         self,
+        loop: Any,
+        reason: str | None,
         input_ids: Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Any:
+        """A loop of transformers, which never writes the mask token. Says why drafts are not."""
         options = generation_config.tidar_options
+        if generation_config.do_sample:
+            refuse_seed(options, reason or "`draft_length` is 0")
         if options.draft_length:
-            logger.warning_once("Beam search runs without drafts: a draft continues one text, not several.")
-        logits_processor = self._without_mask_token(logits_processor, options, input_ids.device)
+            kept = "probabilities are" if generation_config.do_sample else "text is"
+            logger.warning_once(f"Decoding without drafts: {reason}. The {kept} the same.")
+        if options.excluded_id is not None:
+            suppress = SuppressTokensLogitsProcessor([options.excluded_id], device=str(input_ids.device))
+            logits_processor = LogitsProcessorList([suppress, *logits_processor])
         with in_plain_form(self, bool(options.packed_weights)):
-            return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
-
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        logger.warning_once("Decoding without drafts: continuous batching has a loop of its own. The text is the same.")
-        return super().init_continuous_batching(*args, **kwargs)
-
-    @staticmethod
-    def _without_mask_token(
-        logits_processor: LogitsProcessorList, options: TiDAROptions, device: torch.device
-    ) -> LogitsProcessorList:
-        if options.excluded_id is None:
-            return logits_processor
-        suppress = SuppressTokensLogitsProcessor([options.excluded_id], device=str(device))
-        return LogitsProcessorList([suppress, *logits_processor])
+            return loop(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
 
 def generate(*args: Any, model: PreTrainedModel, taught: dict[str, int] | None = None, **kwargs: Any) -> Any:
@@ -143,7 +143,7 @@ def generate(*args: Any, model: PreTrainedModel, taught: dict[str, int] | None =
     If a repository has this file, transformers also replaces its models' `generate` with it.
 
     Args:
-        args, kwargs: of `generate`; those that only located this file on the Hub are dropped.
+        kwargs: of `generate`; those that only located this file on the Hub are dropped.
         taught: the `tidar_config` of a stock model's adapter, if the model's config has none.
     """
     kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KEYWORDS}

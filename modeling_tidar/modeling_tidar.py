@@ -92,6 +92,8 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             by_name = dict(zip(stock_names, args, strict=False))
             given = {name: value for name, value in kwargs.items() if value is not None}  # PEFT passes every keyword
             return objective.loss_of(self, input_ids, document_ids=document_ids, **by_name, **given)
+        if document_ids is not None:
+            raise ValueError("`document_ids` must be left out without an `objective`, which alone reads them.")
         if self.training and kwargs.get("labels") is not None and not torch.compiler.is_compiling():
             self.warn_of_stock_loss()
         if input_ids is not None:

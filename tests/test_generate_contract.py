@@ -267,11 +267,11 @@ def test_a_prompt_that_ends_on_padding_is_decoded_plainly(models, lengths):
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"output_attentions": True}, "attentions"),
-        ({"output_hidden_states": True}, "hidden states"),
+        ({"output_attentions": True}, "`output_attentions`"),
+        ({"output_hidden_states": True}, "`output_hidden_states`"),
         ({"use_cache": False}, "no cache"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]])}, "ends on padding"),
-        ({"inputs_embeds": torch.zeros(1, 5, 32)}, "embeddings"),
+        ({"inputs_embeds": torch.zeros(1, 5, 32)}, "`inputs_embeds`"),
         ({"num_beams": 2}, "num_beams"),
     ],
     ids=str,

@@ -131,12 +131,7 @@ class Greedy(Choice):
 
 class TieSafeGreedy(Greedy):
     """Greedy decoding in which a forward of one token, as plain decoding runs it, decides near-ties. Where such
-    forwards have always given the wide forward's bits, they are no longer asked.
-
-    Args:
-        network: reads single tokens again.
-        tie_margin: the difference of the two best processed scores under which they are nearly tied.
-    """
+    forwards have always given the wide forward's bits, they are no longer asked."""
 
     def __init__(self, scores: ProcessedScores, network: Any, tie_margin: float, wants_confidence: bool = False):
         super().__init__(scores, wants_confidence)

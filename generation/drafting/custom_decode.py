@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
 
 from ..stock_model import CACHE, is_shared_by_ranks
 from .decode_tidar import TiDARGenerateOutput, decode_tidar
@@ -34,8 +35,8 @@ def tidar(
 
     A stock model drafts usefully with a gated adapter (`model.load_adapter`). Its config may hold a `tidar_config`, as
     that of a converted folder does; otherwise both `draft_length` and `mask_embedding_id` must be given, as they were
-    when the adapter was taught. transformers hands no streamer, no tokenizer and no `synced_gpus` to a custom decode:
-    pass `custom_generate=functools.partial(tidar, streamer=streamer)`, and for stop strings
+    when the adapter was taught. transformers hands no streamer, no tokenizer, no `assistant_model` and no `synced_gpus`
+    to a custom decode: pass `custom_generate=functools.partial(tidar, streamer=streamer)`, and for stop strings
     `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
 
     Args:
@@ -55,7 +56,7 @@ def tidar(
             setattr(generation_config, name, value)
     options = TiDAROptions.of(generation_config, model.config)
     is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
-    refuse_plain_decoding(model, options, generation_config, is_shared, model_kwargs)
+    refuse_plain_decoding(model, options, generation_config, is_shared, model_kwargs, input_ids)
     chosen_head(model, options.draft_head)
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
     if streamer is not None:
@@ -74,7 +75,12 @@ def tidar(
 
 
 def refuse_plain_decoding(
-    model: Any, options: TiDAROptions, generation_config: GenerationConfig, is_shared: bool, model_kwargs: dict
+    model: Any,
+    options: TiDAROptions,
+    generation_config: GenerationConfig,
+    is_shared: bool,
+    model_kwargs: dict[str, Any],
+    input_ids: torch.Tensor,
 ) -> None:
     """Raises where nothing would be drafted: a stock model decodes plainly without this function."""
     if not options.draft_length:
@@ -86,5 +92,11 @@ def refuse_plain_decoding(
             f"`num_beams` must be 1 with `custom_generate=tidar`, but is {generation_config.num_beams}: a draft "
             "continues one text, not several. Leave `custom_generate` out to search with beams and without drafts."
         )
-    if reason := reason_for_plain_decoding(model, generation_config, is_shared, model_kwargs):
+    mode = generation_config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise ValueError(
+            f"`custom_generate=tidar` searches greedily or samples, but other keywords ask for a {mode.value}. Leave "
+            f"them or `custom_generate` out."
+        )
+    if reason := reason_for_plain_decoding(model, generation_config, is_shared, model_kwargs, input_ids):
         raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")

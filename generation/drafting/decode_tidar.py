@@ -39,14 +39,12 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
 
     Attributes:
         sequences: [B, P + N] prompt and new ids, padded after each row's end.
-        num_forwards: decode forwards of the whole batch; the prefill is counted apart.
+        num_forwards: decode forwards of the whole batch, without those below.
         num_prefill_forwards: forwards that read the prompt, and one where the returned cache would lack the last
             tokens of rows that ended before others.
-        num_tie_forwards: with `exact="tie-safe"`, forwards of one token of one row that decided near-ties. They are
-            not part of `num_forwards`.
-        tokens_per_forward: [B] tokens that a row got from each of its decode forwards; plain decoding has 1.0. The
-            prefill's token is not counted, nor what was drafted after the text's end. NaN for a row without a decode
-            forward.
+        num_tie_forwards: with `exact="tie-safe"`, forwards of one token of one row that decided near-ties.
+        tokens_per_forward: [B] tokens that a row got from each of its decode forwards, up to its end; plain decoding
+            has 1.0. NaN for a row without a decode forward.
         accepted_lengths: [B, K] how often a forward of the row accepted 1, 2, ..., K tokens.
         plans: decode forwards by their plan: K drafted tokens after each of B numbers of accepted tokens, as (K, B).
             (0, 0) decoded plainly.
@@ -125,12 +123,11 @@ def decode_tidar(
     Greedy decoding gives the same tokens; sampling draws from the same distribution (arXiv 2211.17192).
 
     Args:
-        model: a stock causal language model, or one of ours.
         input_ids: [B, P] prompts, left-padded.
         attention_mask: [B, P], 0 for padding.
-        position_ids: [B, uncached part of P].
+        position_ids: [B or 1, uncached part of P].
         past_key_values: the cache of a prefix of `input_ids`; a user's own is brought up to date.
-        streamer: gets decided tokens, 1-D; of several rows by `put_row(row, ids)`. It gets drafts if it has `put_draft`
+        streamer: gets decided tokens, 1-D; of several rows by `put_row(row, ids)`; drafts by `put_draft`
             (transformers' `TextDiffusionStreamer`).
 
     Returns:
@@ -191,8 +188,8 @@ def begin(
 ) -> tuple[StepState, Decided]:
     """Reads the prompts; the state before the first step, and the first tokens.
 
-    On a CPU, masks cost no less after a prompt than after the first token, and delay that. A captured step costs less
-    than masks in the prefill. There only the paper's own form, with every branch, reads masks with the prompt.
+    On a CPU, masks after a prompt only delay the first token. A captured step costs less than they do. There only the
+    paper's own form, with every branch, reads masks with the prompt.
     """
     network, cache = run.network, run.network.rows.cache
     is_step_cheap = cache.device.type == "cpu" or run.graphs is not None
@@ -203,7 +200,7 @@ def begin(
         cache.reserve_all(None if run.graphs is None else run.graphs.layers)
     decided = run.choice.first(logits)
     draft = run.choice.draft(decided, predictions.after(decided.num_accepted))
-    cached_lengths = torch.full((len(prompt_ids),), transcript.prompt_length, device=cache.device)
+    cached_lengths = torch.full((len(prompt_ids),), cache.max_length, device=cache.device)
     return StepState(*draft, next_positions, cached_lengths), decided
 
 
@@ -243,7 +240,8 @@ def network_of(
     form = ModelForm(model, is_tie_safe=is_tie_safe, is_packed=is_packed, compile_config=compile_config)
     graphs, cache = None, DraftCache(batch_size, num_cache_layers(model), device)
     if options.is_static:
-        capacity = num_slots_for(transcript.max_length, options.num_queries)
+        longest = max(transcript.max_length, generation_config.max_cache_len or 0)
+        capacity = num_slots_for(longest, options.num_queries)
         if is_captured(model, compile_config):
             graphs = StepGraphs.of(model, capacity, batch_size, form.compiled.options, options.mask_embedding_id)
             capacity = graphs.capacity
@@ -257,7 +255,9 @@ def network_of(
         is_real_slot = graphs.padding_of(is_real_slot)
     rows = DraftRows(cache, batch_size, is_real_slot, returns_cache)
     head = chosen_head(model, options.draft_head)
-    return DraftNetwork(model, rows, form, options.mask_embedding_id, head, graphs is not None), graphs
+    chunk_size = generation_config.prefill_chunk_size
+    network = DraftNetwork(model, rows, form, options.mask_embedding_id, head, graphs is not None, chunk_size)
+    return network, graphs
 
 
 def packs_weights(model: Any, options: TiDAROptions) -> bool:
@@ -266,7 +266,7 @@ def packs_weights(model: Any, options: TiDAROptions) -> bool:
 
 
 def handed_back(given: Any, cache: DynamicCache) -> Any:
-    """The cache `generate` was given or has prepared, with what `cache` holds."""
+    """The cache given to `generate`, or made by it, with what `cache` holds."""
     if type(given) is DynamicCache or cache.get_seq_length() > given.get_max_length() > 0:  # a static one, outgrown
         given.layers = cache.layers
         return given

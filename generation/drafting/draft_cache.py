@@ -46,7 +46,7 @@ class DraftCacheLayer(CacheLayerMixin):
         return self.keys[:, :, : self.cache.num_slots], self.values[:, :, : self.cache.num_slots]
 
     def reserve(self, num_slots: int) -> None:
-        """Makes room; grows by half, so that copies stay rare. Unused slots are zero: invisible keys must be finite."""
+        """Makes room; grows by half, so that copies stay rare. Unused slots are finite zeros."""
         capacity = self.keys.shape[2]
         if (missing := num_slots - capacity) > 0:
             more = (0, 0, 0, max(missing, capacity // 2))
@@ -65,16 +65,14 @@ class DraftCacheLayer(CacheLayerMixin):
 class DraftCache(Cache):
     """A cache whose rows have lengths of their own.
 
-    A forward of Q queries writes slots `lengths[b] .. lengths[b] + Q - 1` of row b. Accepted tokens add to the row's
-    length. The next forward overwrites the keys after it.
+    A forward of Q queries writes slots `lengths[b] .. lengths[b] + Q - 1` of row b. Accepted tokens add to its length.
 
     Attributes:
         lengths: [B] slots in use when the forward under way began, on the model's device.
         min_length, max_length: the shortest and the longest row's length, on the host.
         is_step: whether every forward has one shape, as over a static cache.
         num_slots: slots visible in the forward under way: `max_length` + Q.
-        first_slot: where all rows write in the forward under way: a slice takes half as long as an index. None where
-            rows differ.
+        first_slot: where all rows write then: a slice takes half as long as an index. None where rows differ.
     """
 
     def __init__(self, batch_size: int, num_layers: int, device: torch.device):
@@ -87,12 +85,13 @@ class DraftCache(Cache):
         self.first_slot: int | None = None
 
     def take_over(self, cache: DynamicCache) -> None:
-        """Begins with a copy of another cache's keys and values."""
+        """Begins with a copy of another cache's keys and values; unseen zeros stand for what a window has dropped."""
         length = int(cache.get_seq_length())
         self.know_lengths([length])
-        for layer, past in zip(self.layers, cache.layers, strict=False):
+        for layer, past in zip(self.layers, cache.layers, strict=True):
             layer.lazy_initialization(past.keys, past.values)
-            layer.keys, layer.values = past.keys[:, :, :length].clone(), past.values[:, :, :length].clone()
+            dropped = (0, 0, max(0, length - past.keys.shape[2]), 0)
+            layer.keys, layer.values = (nn.functional.pad(x[:, :, :length], dropped) for x in (past.keys, past.values))
 
     def row(self, place: int, length: int) -> States:
         """A copy of one row, [H, length, D]."""
@@ -132,7 +131,7 @@ class DraftCache(Cache):
         return of_rows
 
     def know_lengths(self, row_lengths: list[int]) -> None:
-        """Tells the host how many slots of each row are in use."""
+        """Tells the host the slots in use."""
         self.min_length, self.max_length = min(row_lengths), max(row_lengths)
 
     def keep_rows(self, rows: list[int], row_lengths: list[int]) -> None:
@@ -146,7 +145,7 @@ class DraftCache(Cache):
 
 
 def stack_rows(rows: list[States], lengths: list[int]) -> DynamicCache:
-    """Rows as one stock cache, cut to `lengths` and zero after them, as `generate` returns it."""
+    """Rows as one stock cache, cut to `lengths` and zero after them."""
     cache = DynamicCache()
     for index, layer in enumerate(zip(*rows, strict=True)):
         keys, values = (
@@ -160,17 +159,15 @@ def stack_rows(rows: list[States], lengths: list[int]) -> DynamicCache:
 
 
 def num_slots_for(text_length: int, num_queries: int) -> int:
-    """Slots of a text and its last step's queries, rounded up to a power of two, so that texts share shapes."""
+    """Slots of a text and its last step's queries: a power of two, so that texts share shapes."""
     return max(FEWEST_SLOTS, 1 << (text_length + num_queries - 1).bit_length())
 
 
 class StaticDraftCache(DraftCache):
-    """A cache that never grows, so that every decode step has one shape.
-
-    Every row has C slots, finished or not. Prefill sees those in use, a step all.
+    """A cache of C slots a row, finished or not. Prefill sees those in use, a step all.
 
     Attributes:
-        places: [B] each row's place among the unfinished ones; 0 for a finished row, whose step nobody reads.
+        places: [B] each row's place among the unfinished ones; 0 for a finished row, which nobody reads.
         unfinished: [A] the rows still being written.
     """
 
@@ -185,10 +182,10 @@ class StaticDraftCache(DraftCache):
             self.num_slots, self.first_slot = self.capacity, None
 
     def reserve_all(self, kept: States | None = None) -> None:
-        """Gives every layer its C slots: from here on a step has one shape and one place in memory.
+        """Gives every layer its C slots.
 
         Args:
-            kept: the slots [B, H, C, D] of an earlier decode, which this one uses too. If empty, its own are put here.
+            kept: the slots [B, H, C, D] of an earlier decode, used again. If empty, the new ones are put here.
         """
         for number, layer in enumerate(self.layers):
             if kept and number < len(kept):
@@ -228,7 +225,7 @@ class StaticDraftCache(DraftCache):
 
 
 class EndedRow(NamedTuple):
-    """Keys and values of a row that has left the forward, [H, length, D], and its next token's position, [1]."""
+    """Keys and values of an ended row, [H, length, D], and its next token's position, [1]."""
 
     states: States
     next_position: Tensor
@@ -245,8 +242,7 @@ class DraftRows:
         keeps_ended: whether ended rows are kept, for a cache that will be returned.
 
     Attributes:
-        rows: the unfinished rows, by their number in the batch.
-        lengths: their slots in use, on the host.
+        rows, lengths: the unfinished rows' numbers in the batch, and their slots in use, on the host.
     """
 
     def __init__(self, cache: DraftCache, num_rows: int, is_real_slot: Tensor | None, keeps_ended: bool = False):
@@ -283,7 +279,7 @@ class DraftRows:
         return state.of_rows(places)
 
     def alone(self, place: int, length: int) -> "DraftRows":
-        """One row with `length` slots in use by itself, over the same memory."""
+        """One row by itself, over the same memory."""
         is_real = None if self.is_real_slot is None else self.is_real_slot[place : place + 1]
         found = DraftRows(self.cache.view_of_row(place, length), 1, is_real)
         found.rows = [self.rows[place]]

@@ -34,8 +34,7 @@ class DraftHead(nn.Module):
     Its weights are not an `nn.Linear`, so that an adapter on "all-linear" layers leaves them alone.
 
     Args:
-        num_channels: D, of the model's last states and of its embeddings.
-        rank: R, 1 or more.
+        num_channels, rank: D, and R, 1 or more.
 
     Attributes:
         adapter: the PEFT config of the adapter that it was taught with; None: it was taught with the model itself.
@@ -151,7 +150,7 @@ def load_draft_head(
 
     Args:
         beside: a file of the same repository that was fetched just now, which says the revision.
-        hub: `cache_dir`, `revision`, `token` and the like, of transformers' `from_pretrained`.
+        hub: as of `file_if_there`.
 
     Raises:
         ValueError: the file holds no head, or one for another number of channels.

@@ -34,10 +34,10 @@ class DraftNetwork:
     Args:
         head: the draft head, if one is used.
         is_captured: whether steps become CUDA graphs, whose masks are made once for all layers.
+        chunk_size: how many tokens of a prompt are read at a time; None: all.
 
     Attributes:
-        num_prefill_forwards, num_tie_forwards: calls of the network besides those of steps, one a step. The decode
-            counts steps, since a captured one runs none of this code.
+        num_prefill_forwards, num_tie_forwards: calls of the network besides steps, which the decode counts.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class DraftNetwork:
         mask_embedding_id: int,
         head: DraftHead | None = None,
         is_captured: bool = False,
+        chunk_size: int | None = None,
     ):
         self.model = model
         self.rows = rows
@@ -58,6 +59,7 @@ class DraftNetwork:
         self.windows = attention_windows(model.config)
         self.num_prefill_forwards = self.num_tie_forwards = 0
         self.device_of_ids = rows.cache.device
+        self.chunk_size = chunk_size
 
     def prefill(
         self, prompt_ids: Tensor, position_ids: Tensor | None, draft_length: int, has_draft: bool = True
@@ -65,25 +67,29 @@ class DraftNetwork:
         """Reads the uncached part of the prompts [A, P], and one block of masks after it where `has_draft`.
 
         Args:
-            position_ids: [A, at least the uncached part of P]; None counts the columns.
+            position_ids: [A or 1, the uncached part of P or more]; None counts the columns.
 
         Returns:
             logits of the last prompt token, [A, 1, V]; what the masks predict; the next token's position [A, 1].
         """
         self.device_of_ids = prompt_ids.device
-        device, num_cached, num_rows = self.rows.cache.device, self.rows.cache.max_length, len(prompt_ids)
-        num_clean = prompt_ids.shape[1] - num_cached
+        cache, num_rows = self.rows.cache, len(prompt_ids)
+        unread_ids = prompt_ids[:, cache.max_length :]
+        num_unread = unread_ids.shape[1]
         if position_ids is None:
-            position_ids = torch.arange(prompt_ids.shape[1], device=device).expand(num_rows, -1)
-        positions = position_ids[:, -num_clean:].to(device)
+            position_ids = torch.arange(prompt_ids.shape[1], device=cache.device)[None]
+        positions = position_ids[:, -num_unread:].to(cache.device).expand(num_rows, -1)
         self.check_positions(positions[:, -1:])
-        branch_lengths = torch.full((num_rows, int(has_draft)), num_clean, device=device)
-        cached_lengths = torch.full((num_rows,), num_cached, device=device)
-        unread_ids = prompt_ids[:, -num_clean:]
-        inputs = with_masks(unread_ids, positions, branch_lengths, cached_lengths, draft_length, 1, self.masks)
-        logits, predictions = self.split(inputs, *self._read(inputs, self.rows, is_prefill=True))
-        self.num_prefill_forwards += 1
-        self.rows.advance([num_clean] * num_rows)
+        for start in range(0, num_unread, size := self.chunk_size or num_unread):
+            ids, places = (given[:, start : start + size] for given in (unread_ids, positions))
+            has_masks = has_draft and start + size >= num_unread
+            branch_lengths = torch.full((num_rows, int(has_masks)), ids.shape[1], device=cache.device)
+            cached_lengths = torch.full((num_rows,), cache.max_length, device=cache.device)
+            inputs = with_masks(ids, places, branch_lengths, cached_lengths, draft_length, 1, self.masks)
+            found = self._read(inputs, self.rows, is_prefill=True)
+            self.num_prefill_forwards += 1
+            self.rows.advance([ids.shape[1]] * num_rows)
+        logits, predictions = self.split(inputs, *found)
         # The token decided here is the first of a draft.
         predictions = replace(predictions, branch_lengths=torch.ones_like(branch_lengths))
         return logits, predictions, positions[:, -1:] + 1
@@ -93,8 +99,7 @@ class DraftNetwork:
         return self.split(inputs, *self.read(inputs))
 
     def read(self, inputs: DraftInputs) -> tuple[Tensor, ...]:
-        """Logits and the masks' states of a step. Over a static cache all B rows are read, in tensors of one layout, as
-        compiled layers expect."""
+        """Logits and the masks' states of a step. Over a static cache all B rows are read, in tensors of one layout."""
         cache = self.rows.cache
         if not cache.is_step:
             return self._read(inputs, self.rows)
@@ -116,8 +121,8 @@ class DraftNetwork:
         return logits.to(self.device_of_ids)
 
     def final_cache(self, state: StepState, text_lengths: list[int], last_ids: list[int]) -> DynamicCache:
-        """What is cached of texts of these lengths and last tokens, as plain decoding leaves it: all but the longest
-        text's last token, and zeros after shorter texts."""
+        """What plain decoding caches of texts of these lengths and last tokens: all but the longest text's last token,
+        and zeros after shorter texts."""
         self.rows.set_aside(state, range(len(self.rows.rows)))
         ended = self.rows.ended
         assert ended is not None
@@ -133,7 +138,7 @@ class DraftNetwork:
         return stack_rows(states, [min(length, max(text_lengths) - 1) for length in text_lengths])
 
     def check_positions(self, next_positions: Tensor) -> None:
-        """Refuses decided tokens after the end of a learned position table. Drafted ones may stand there."""
+        """Refuses decided tokens after the end of a learned position table."""
         last_position = self.masks.last_position
         if last_position is not None and next_positions.max() > last_position:
             raise ValueError(
@@ -188,9 +193,8 @@ class DraftNetwork:
         return torch.cat([places, inputs.num_clean + masks.flatten()])
 
     def reads_all_masks(self, num_rows: int, inputs: DraftInputs) -> bool:
-        """Whether every block's logits are read with the clean tokens'. One block's are. Of several blocks,
-        verification tells the one that is needed, and a CPU waits for that. An accelerator saves a second pass of the
-        lm_head."""
+        """Whether every block's logits are read with the clean tokens'. One block's are. Of several, a CPU reads only
+        that which verification needs. An accelerator saves a second pass of the lm_head."""
         num_masks = num_rows * inputs.num_blocks * (inputs.draft_length - 1)
         is_cpu = self.rows.cache.device.type == "cpu"
         return inputs.num_blocks == 1 or (not is_cpu and 0 < num_masks <= MOST_READ_AT_ONCE)

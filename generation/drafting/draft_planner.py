@@ -81,7 +81,7 @@ class Line:
 
 @dataclass
 class StepTimes:
-    """What steps take, by the real steps of one model, device, dtype and number of rows; kept with the model.
+    """What steps take, by the real steps of one model, device, dtype and number of rows.
 
     Attributes:
         plain, drafting: seconds of steps without and with masks.
@@ -114,7 +114,7 @@ class DraftPlanner:
         prior: for each slot after the first, the chance that it stands, by the checkpoint's record.
         usual: acceptance in all texts, kept with the model; the prior of a text's own.
         num_rows: rows of the batch. Steps are timed while none has ended.
-        shared_on: where several ranks run one model together, the device of their messages. Rank 0 chooses for all.
+        shared_on: the device for messages of ranks that run one model together. Rank 0 chooses for all.
     """
 
     times: StepTimes
@@ -165,8 +165,8 @@ class DraftPlanner:
         return found
 
     def tokens_per_second(self, plan: Plan, chances: list[float]) -> float:
-        """Of a step that verifies a whole draft, and of the step after it where no branch came true: this one reads
-        what the block below still predicts, or only drafts."""
+        """Of a step that verifies a whole draft, and of the next one where no branch came true: it reads what the block
+        below still predicts, or only drafts."""
         length = plan.draft_length
         reaches = [1.0]  # the chance that token 1, 2, ... stands
         for chance in chances[: length - 1]:

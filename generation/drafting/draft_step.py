@@ -95,8 +95,7 @@ class Decided(NamedTuple):
     """What a step decides: draft tokens 2..a, then the model's own next token.
 
     Attributes:
-        ids: [A, N], anything after the first `num_accepted`.
-        num_accepted: [A], 1 to N: so many tokens of the draft stand, and so many are decided.
+        ids: [A, N], of which the first `num_accepted` [A], 1 to N, count: so many of the draft stand.
         chosen_by: logits and processed scores [A, N, V], where a caller asked for them.
     """
 
@@ -122,8 +121,7 @@ class DraftInputs(NamedTuple):
         input_ids, position_ids: [A, Q].
         branch_lengths: [A, M] how many clean tokens each block sees.
         cached_lengths: [A] slots in use in the cache.
-        num_clean: N.
-        draft_length: K.
+        num_clean, draft_length: N and K.
         num_read: clean tokens, from the last backwards, whose logits are read.
     """
 

@@ -4,15 +4,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from transformers import SynthIDTextWatermarkingConfig
-from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.utils import logging
 
-from ..stock_model import CACHE, longest_in_rotary_table
+from ..stock_model import CACHE, CACHE_NAMES, longest_in_rotary_table, num_columns_of
 
 logger = logging.get_logger(__name__)
 ACCEPTANCE = "draft_acceptance"  # of a generation config: what an evaluation found
 
+# Keywords of a forward that drafts read, and the caches that they go on from.
+READ_KEYWORDS = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "tokenizer", *CACHE_NAMES}
+READ_CACHES = {"DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer", "StaticCache", "StaticLayer"}
 # Differences of the two best scores under which wide forwards may order them differently from forwards of one token. In
 # bfloat16 it moved by up to 0.375 at 336 tokens of SmolLM2-135M; the others follow from their rounding.
 TIE_MARGINS = {torch.bfloat16: 0.5, torch.float16: 0.0625, torch.float32: 0.001}
@@ -22,33 +25,31 @@ TIE_MARGINS = {torch.bfloat16: 0.5, torch.float16: 0.0625, torch.float32: 0.001}
 class TiDAROptions:
     """
     Args:
-        draft_length: K, tokens drafted at a time; at most, and by default, the length the checkpoint was taught. 0
-            decodes without drafts.
-        num_branches: "auto" (the default) chooses K and B for each step, as the most expected tokens a second by the
-            steps seen so far. Where drafts do not pay, steps are plain, and a draft is tried now and then. An integer
-            from 1 to K: each step prepares the next draft for the B most likely numbers of accepted tokens. After
-            another outcome a shorter draft is left, or none. "all": each number of accepted tokens, as in the paper.
-            With `seed`, by default 1, since "auto" goes by the clock.
-        seed: for sampling: one integer for each row, so that a row's text does not depend on its batch; s stands for
-            s + b in row b. By default the device's global generator draws.
-        exact: "tie-safe", for greedy decoding: forwards of one token decide near-ties, as in plain decoding. Wide
-            forwards round differently, above all in half precision. By default they decide.
+        draft_length: K, tokens drafted at a time; by default, and at most, as taught. 0 decodes without drafts.
+        num_branches: "auto" (the default) chooses K and B for each step: the most expected tokens a second by the
+            steps seen so far. Where drafts do not pay, it rarely tries one. An integer from 1 to K: each step prepares
+            the next draft for the B likeliest numbers of accepted tokens. After another outcome a shorter draft is
+            left, or none. "all": each number, as in the paper. With `seed`, by default 1: "auto" goes by the clock.
+        seed: for sampling: one integer for each row, whose text then does not depend on its batch; s stands for s + b
+            in row b. By default the device's global generator draws.
+        exact: "tie-safe", for greedy decoding: forwards of one token decide near-ties, as in plain decoding. By default
+            wide forwards do, which round differently, above all in half precision.
         tie_margin: with `exact`, the difference of the two best processed scores below which they are nearly tied, 0
             or more; by default 0.5 in bfloat16, 0.0625 in float16, 0.001 in float32. 0 asks for no such forward.
         mask_embedding_id: the row of the embedding table that masks read; by default the checkpoint's.
         excluded_id: an id that is never generated: a mask token inside the vocabulary.
-        is_static: `cache_implementation="static"`: every step has one shape, over a cache as long as the longest text
-            may be. Its layers can be compiled: on an accelerator unless `disable_compile`, on a CPU with a
-            `compile_config`. On a GPU a step becomes one CUDA graph, unless the config's `mode` is one without. Graphs
-            and cache are kept with the model.
+        is_static: `cache_implementation="static"`: every step has one shape, over a cache with room for the longest
+            text, or for `max_cache_len` tokens. Its layers can be compiled: on an accelerator unless
+            `disable_compile`, on a CPU with a `compile_config`. On a GPU a step becomes one CUDA graph, unless the
+            config's `mode` has none.
         packed_weights: for bfloat16 or float32 on a CPU: linear layers read a second copy of their weights, in oneDNN's
-            order. It takes as much memory again, and a second once. These products round differently from a stock
-            model's (in float32 only for several tokens), as those do between machines. By default drafting reads them
-            where the CPU has such products, the weights fit eight times into memory, and `exact` is not asked for.
-        draft_acceptance: for each slot after the first, how often it stood after those before it in an evaluation:
-            what "auto" expects at first. It stands in generation_config.json as {"chances": [...], "num_prompts": ...}.
-        draft_head: a folder or Hub repository with a stock model's draft head, read once; False drafts without one.
-            By default the head that the model was loaded with is used, if any.
+            order. Their products round differently from a stock model's (in float32 only for several tokens). By
+            default drafting reads them where the CPU has such products, the weights fit eight times into memory, and
+            `exact` is not asked for.
+        draft_acceptance: how often each slot after the first stood after those before it in an evaluation: what "auto"
+            expects at first. In generation_config.json: {"chances": [...], "num_prompts": ...}.
+        draft_head: a folder or Hub repository with a stock model's draft head, read once; False drafts without. By
+            default the model's own, if any.
     """
 
     draft_length: int
@@ -95,6 +96,8 @@ class TiDAROptions:
         is_static = generation_config.cache_implementation == "static"
         if draft_length:
             _check_static(is_static, given["exact"], generation_config)
+            if not _is_integer(size := generation_config.prefill_chunk_size or 1, 1, 2**31):
+                raise ValueError(f"`prefill_chunk_size` must be an integer of 1 or more, but is {size!r}.")
         _check_weights_and_head(given["packed_weights"], given["draft_head"])
         return cls(
             **given | {"draft_length": draft_length},
@@ -255,7 +258,7 @@ def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
 
 
 def reason_for_plain_decoding(
-    model: Any, generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]
+    model: Any, generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any], input_ids: Tensor
 ) -> str | None:
     """What drafting forwards cannot do, of all that `generate` was asked for; usually None."""
     longest = longest_in_rotary_table(model.config.get_text_config())
@@ -265,20 +268,27 @@ def reason_for_plain_decoding(
         return "ranks that share a model (`synced_gpus`: FSDP, ZeRO-3) must run the same number of forwards"
     if generation_config.is_assistant:
         return "it drafts for another model, which counts its tokens one by one"
-    if generation_config.output_attentions or generation_config.output_hidden_states:
-        return "attentions and hidden states of a drafting forward are not one token's"
-    if model_kwargs.get("inputs_embeds") is not None:
-        return "the prompt is given as embeddings"
-    if generation_config.cache_implementation not in (None, "dynamic", "static"):
-        return f"the cache is of the kind {generation_config.cache_implementation!r}"
     if not model_kwargs.get("use_cache", True):
         return "there is no cache"
-    cache = model_kwargs.get(CACHE)
-    is_whole = type(cache) is DynamicCache or (type(cache) is StaticCache and not any(cache.is_sliding))
-    if cache is not None and cache.get_seq_length() and not is_whole:
-        return f"the cache handed in is a {type(cache).__name__}"
-    attention_mask = model_kwargs.get("attention_mask")
-    if attention_mask is not None and not attention_mask[:, -1].all():
+    if generation_config.cache_implementation not in (None, "dynamic", "static"):
+        return f"the cache is of the kind {generation_config.cache_implementation!r}"
+    if unread := [name for name, value in model_kwargs.items() if name not in READ_KEYWORDS and value is not None]:
+        return f"`{unread[0]}` is for forwards of one token"
+    cache, mask, positions = (model_kwargs.get(name) for name in (CACHE, "attention_mask", "position_ids"))
+    num_cached = 0 if cache is None else cache.get_seq_length()
+    num_unread = input_ids.shape[1] - num_cached
+    if num_columns_of(input_ids, mask, generation_config) != input_ids.shape[1] or num_unread < 1:
+        return "`input_ids` are not whole texts, longer than the cache and as long as the mask"
+    if num_cached:
+        kinds = {type(part).__name__ for part in (cache, *getattr(cache, "layers", ()))} - READ_CACHES
+        if kinds or cache.offloading:
+            return f"the cache handed in is of another kind ({', '.join(kinds) or 'offloaded'})"
+        if {len(layer.keys) for layer in cache.layers} != {len(input_ids)}:
+            return "the cache handed in has other rows"
+    shape = (1, num_unread) if positions is None else positions.shape
+    if len(shape) != 2 or shape[0] not in (1, len(input_ids)) or shape[1] < num_unread:
+        return f"`position_ids` are {[*shape]} for {[len(input_ids), num_unread]} tokens"
+    if mask is not None and not mask[:, -1].all():
         return "a prompt ends on padding, which belongs on the left (`tokenizer.padding_side = 'left'`)"
     return _reason_of_model(model)
 

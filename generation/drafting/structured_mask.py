@@ -113,8 +113,8 @@ def structured_attention_mask(
         implementation: by default the config's.
 
     Returns:
-        `forward`'s `attention_mask`: an additive tensor (eager), a boolean one (sdpa) or a BlockMask (flex_attention),
-        [B, 1, Q, keys]; a dictionary of them where layers differ in their window.
+        an additive tensor (eager), a boolean one (sdpa) or a BlockMask (flex_attention), [B, 1, Q, keys]; a dictionary
+        of them where layers differ in their window.
     """
     implementation = implementation or attention_of(config)
     if implementation not in ("eager", "sdpa", "flex_attention"):

@@ -42,8 +42,8 @@ def attend_grouped(
 ) -> tuple[Tensor, None]:
     """transformers' sdpa [A, Q, H, D], with the G heads of a key head reshaped to G times as many queries.
 
-    With a mask, transformers repeats keys and values G times, which takes a third of attention's time at 2048 slots.
-    (Dense attention to the prefix, merged by log-sum-exp, is slower on a CPU: `benchmarks/attention_forms.py`.)
+    With a mask, transformers repeats keys and values G times, which takes a third of attention's time at 2048 slots
+    (`benchmarks/attention_forms.py`).
     """
     num_groups = query.shape[1] // key.shape[1]
     is_masked = isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
@@ -178,8 +178,8 @@ class Rounding:
 
 
 def rounding_of(model: Any) -> Rounding:
-    """Tests each shape of linear layer on random tokens the first time. Only on a CPU in half precision: elsewhere,
-    most shapes depend on width, and computing token by token costs more than plain decoding."""
+    """Tests each shape of linear layer on random tokens once. Only on a CPU in half precision: elsewhere most shapes
+    depend on width, and products token by token cost more than plain decoding."""
     key = model.dtype, model.device, attention_of(model.config)
     roundings = kept_with(model).roundings
     if key not in roundings:

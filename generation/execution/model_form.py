@@ -37,15 +37,12 @@ class ModelForm:
     Args:
         is_drafting: whether forwards contain masks; false for plain decoding.
         is_tie_safe: whether sdpa attention computes clean tokens as if they were alone.
-        is_packed: whether linear layers read packed copies of their weights.
         compile_config: how to compile the layers for each shape of step; None: not compiled.
 
     Attributes:
-        gate: the gate of gated adapters; None without such adapters.
-        implementation: the attention implementation that masks are made for.
+        gate: of gated adapters; None without such.
+        implementation: of attention, which masks are made for.
         is_grouped: whether attention is `attend`, which takes short and grouped masks.
-        rounding: the rounding of the model, if tie-safe.
-        compiled: the compiled layers, or None.
         last_states: [A, Q, D] input of the lm_head in the last forward.
     """
 

@@ -50,8 +50,7 @@ C_FUNCTION = (
 
 
 def options_of_compiler() -> dict[str, Any]:
-    """Inductor options that let compiled layers call the product without Python, if torch has them. A call through
-    Python takes a few microseconds more."""
+    """Inductor options that let compiled layers call the product without Python, if torch has them."""
     if has_compiler_option(SHIMS_OPTION):
         return {"cpp_wrapper": True, SHIMS_OPTION: {compilable_product: [C_FUNCTION]}}
     return {"size_asserts": False}  # generated Python would read the strides of a packed weight, which has none
@@ -88,8 +87,7 @@ def check_packable(model: nn.Module, exact: str | None = None) -> None:
 
 
 def pays_to_pack(model: nn.Module) -> bool:
-    """Whether packed weights cost nothing but memory here: a CPU has products of them, and memory for all weights eight
-    times over."""
+    """Whether this is a CPU with such products, and with memory for all weights eight times over."""
     if model.device.type != "cpu" or model.dtype not in PACKABLE or not has_packed_products(model.dtype):
         return False
     num_bytes = sum(linear.weight.nbytes for _, _, linear in packable_linears(model))
@@ -133,9 +131,6 @@ class PackedLinear(nn.Module):
         """Whether this was packed from that layer and its parameters have not changed since."""
         is_same = self.weight is linear.weight and self.bias is linear.bias
         return is_same and self.fingerprint == fingerprint_of(linear.weight)
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
 def fingerprint_of(weight: Tensor) -> tuple[Any, ...]:

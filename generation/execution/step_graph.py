@@ -22,10 +22,9 @@ class StepGraph:
     """One captured step.
 
     Args:
-        step: a function of tensors. Everything else that it reads must not change or move.
+        step: a function of tensors. Everything else that it reads (`held`) must not change or move.
         inputs: example arguments.
-        pool: the memory pool shared by the graphs of one model.
-        held: objects that the kernels read, kept alive here.
+        pool: the memory shared by the graphs of one model.
     """
 
     def __init__(self, step: Step, inputs: tuple[Tensor, ...], pool: Any, held: Any = None):
@@ -115,8 +114,8 @@ def buffers_like(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def what_a_step_reads(model: nn.Module) -> list[Any]:
-    """The values that must be equal for a graph to stay valid: modules, plain attributes, hooks, addresses and write
-    counts of tensors, and the active adapter."""
+    """What must be equal for a graph to stay valid: modules, plain attributes, hooks, addresses and write counts of
+    tensors, the active adapter."""
     seen: list[Any] = [attention_of(model.config)]
     for module in model.modules():
         seen.append(id(vars(module)))  # shared by views of a model
