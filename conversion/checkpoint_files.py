@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
+from ..generation.drafting.draftable import refuse_undraftable
 from ..generation.drafting.options_tidar import ACCEPTANCE, TiDAROptions
-from ..hub.hub_repository import CARD, FROM_MODEL_CONFIG
+from ..hub.hub_repository import CARD, FROM_MODEL_CONFIG, TOKENIZER_FILES, matching_files
 from ..hub.model_card import is_ours_to_write
 from .progress_steps import ProgressSteps
 from .proof import check_keys
 from .safetensors_headers import INDEX_FILE, SINGLE_FILE, TensorHeader, find_shards, read_tensors
 from .shard_copy import copy_shard, num_bytes_on_disk
 from .source_folder import side_files
-from .stock_config import draftable_class_of, load_config, read_json
+from .stock_config import draftable_class_of, load_config, read_json, without_weights
 
+logger = logging.get_logger(__name__)
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 SPARE_BYTES = 64 * 2**20  # room for tokenizer, config and code
 
 
@@ -48,6 +52,11 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Reads and checks config and headers, before anything is written."""
     steps.begin("Reading config and headers")
+    if (folder / ADAPTER_CONFIG).exists():
+        raise ValueError(
+            f"{folder} has an {ADAPTER_CONFIG}, so transformers takes it for an adapter and loads another model. "
+            "Convert the adapter's base model; or remove that file, if the folder has a whole model."
+        )
     values = read_json(folder / "config.json")
     config = load_config(values, folder / "config.json")
     stock_class = class_of(config)
@@ -62,8 +71,24 @@ def read_checkpoint(
             f"{folder / 'config.json'} says {config.num_hidden_layers} layers, but the shards have only {len(tensors)} "
             "tensors. Config and weights belong to different checkpoints."
         )
+    _check_generation_config(folder)
+    if class_of is draftable_class_of:
+        refuse_undraftable(stock_class, config, without_weights(stock_class, config))
     check_keys(folder, stock_class, config)
     return Checkpoint(folder, values, stock_class, config, shards, tensors)
+
+
+def _check_generation_config(folder: Path) -> None:
+    if not (folder / "generation_config.json").exists():
+        return
+    try:
+        values = read_json(folder / "generation_config.json") | {FROM_MODEL_CONFIG: False}  # as it is written
+        GenerationConfig.from_dict(values).to_json_string()
+    except Exception as error:  # on bad values it raises errors of any type
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder / 'generation_config.json'} is not valid: {reason}. Correct it, or remove it."
+        ) from None
 
 
 def write_files(
@@ -88,6 +113,11 @@ def write_files(
             (new / "tokenizer_config.json").write_text(text, encoding="utf-8")
     if [shard.name for shard in checkpoint.shards] != [SINGLE_FILE]:
         shutil.copyfile(checkpoint.folder / INDEX_FILE, new / INDEX_FILE)
+    if not matching_files(checkpoint.folder, TOKENIZER_FILES):
+        logger.warning(
+            f"{checkpoint.folder} has no tokenizer, so the target gets none, and its prompts are ids. Copy the "
+            "tokenizer's files there (`tokenizer.save_pretrained`) to write texts."
+        )
     steps.begin("Writing the weights", num_bytes)
     for shard in checkpoint.shards:
         if is_own:

@@ -180,6 +180,7 @@ def _convert_tidar(folder: Path, place: _Workplace, draft_length: int, mask_toke
     is_own = folder.parent == place.folder and not checkpoint.shards[0].is_symlink()
     write_files(checkpoint, new, values, link=place.link, is_own=is_own, steps=place.steps)
     model_class: Any = tidar_class(checkpoint.stock_class)
+    drop_own_options(new / "generation_config.json")  # a stock source means something else by them
     make_room_for_own_options(new / "generation_config.json")
     if taught is None:
         record_no_drafts(new / "generation_config.json", checkpoint.config, draft_length)

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..generation.drafting.draft_network import new_network
 from ..generation.drafting.draft_step import with_masks
-from ..generation.stock_model import decoder_of, lm_head_logits
+from ..generation.stock_model import decoder_of, lm_head_logits, longest_in_rotary_table
 from ..modeling_tidar.modeling_tidar import tidar_class
 from .quiet_transformers import quiet_transformers
 
@@ -76,7 +76,8 @@ def prove(
     dtype = torch.float32 if is_whole else "auto"
     text_config = stock_config.get_text_config()
     draft_length = min(converted_config.tidar_config["draft_length"], 4)
-    num_ids = min(PROMPT_LENGTH + draft_length, getattr(text_config, "max_position_embeddings", None) or 64)
+    longest = longest_in_rotary_table(text_config) or getattr(text_config, "max_position_embeddings", None) or 64
+    num_ids = min(PROMPT_LENGTH + draft_length, longest)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(text_config.vocab_size, (1, num_ids), generator=generator)
 

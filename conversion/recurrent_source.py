@@ -18,7 +18,7 @@ CLASSES: dict[str, Any] = {
 
 
 def is_recurrent(folder: Path) -> bool:
-    return read_json(folder / "config.json").get("model_type") in CLASSES
+    return str(read_json(folder / "config.json").get("model_type")) in CLASSES
 
 
 def recurrent_class_of(config: PreTrainedConfig) -> Any:

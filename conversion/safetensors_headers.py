@@ -45,8 +45,10 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             )
         text = file.read(length)
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
+        header = json.loads(text, parse_constant=_no_number)
+        notes = header.pop("__metadata__", {})
+        if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+            raise ValueError(f"`__metadata__` must have only texts, but is {notes!r}")
         entries = {name: (entry["dtype"], entry["shape"], *entry["data_offsets"]) for name, entry in header.items()}
         tensors = {name: _checked(*entry) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -65,6 +67,10 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             "overwritten. Download it again."
         )
     return tensors
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _checked(dtype: str, shape: list[int], start: int, stop: int) -> TensorHeader:
@@ -127,9 +133,11 @@ def read_tensors(folder: Path, shards: list[Path]) -> dict[str, TensorHeader]:
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-        weight_map, _ = content["weight_map"], content["metadata"]  # transformers needs both
+        weight_map, metadata = content["weight_map"], content["metadata"]  # transformers needs both
         if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("`weight_map` names no files")
+        if not isinstance(metadata, dict):
+            raise ValueError(f"`metadata` is {metadata!r}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is not an index of safetensors shards ({error!r}). Download it again.") from None
     return weight_map

@@ -1,23 +1,18 @@
 """The stock config of a source checkpoint: which keys are kept, and whether its architecture can draft."""
 
+import copy
 import dataclasses
-import inspect
 import json
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ..generation.stock_model import CACHE
+from ..generation.drafting.draftable import SUPPORTED, reason_in_class
 from ..modeling_tidar.auto_tidar import stock_class_of
 
 NEVER_KEPT = ("tidar_config", "auto_map", "custom_pipelines")
-ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
-SUPPORTED = (
-    "Supported: decoder-only language models of transformers with attention in every layer: Llama, Mistral, "
-    "Ministral, Qwen2, Qwen3, Qwen3-MoE, Gemma 1-3, Phi-3, OLMo 2-3, Granite, SmolLM3, GPT-NeoX, GPT-2, Falcon, "
-    "StableLM, Cohere and similar ones."
-)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -44,11 +39,17 @@ def load_config(values: dict[str, Any], origin: Path) -> PreTrainedConfig:
             f"{origin} has the `model_type` {model_type!r}, which this version of transformers does not support. Code "
             f"in a checkpoint is never run. {SUPPORTED}"
         )
+    config_class = CONFIG_MAPPING[model_type]
     try:
-        return CONFIG_MAPPING[model_type].from_dict(
+        config = config_class.from_dict(
             {key: value for key, value in values.items() if key not in NEVER_KEPT and "attn_impl" not in key}
         )
+        if not isinstance(config.dtype, torch.dtype | None):
+            raise ValueError(f"`dtype` must name a dtype of torch, such as 'bfloat16', but is {config.dtype!r}")
+        return config
     except Exception as error:  # config classes raise errors of any type
+        if refused := reason_in_class(AutoModelForCausalLM._model_mapping.get(config_class, None), config_class):
+            raise ValueError(f"A {model_type!r} model cannot draft: {refused}. {SUPPORTED}") from None
         reason = " ".join(str(error).split())
         raise ValueError(f"{origin} is not a valid config of the architecture {model_type!r}: {reason}") from None
 
@@ -63,8 +64,8 @@ def kept_values(values: dict[str, Any], origin: Path) -> dict[str, Any]:
     names = fields | set(config_class.attribute_map) | {"model_type"}
 
     def filled(candidate: dict[str, Any]) -> dict[str, Any]:
-        config = load_config(candidate, origin)
-        return {name: getattr(config, name, None) for name in fields}
+        config = load_config(candidate, origin)  # whose layers may differ: then its attributes cannot be read
+        return {name: vars(config).get(config.attribute_map.get(name, name)) for name in fields}
 
     kept = {key: value for key, value in values.items() if key in names}
     complete = filled(values)
@@ -76,32 +77,32 @@ def kept_values(values: dict[str, Any], origin: Path) -> dict[str, Any]:
 
 
 def draftable_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The stock class of a config. Its config and signature are checked: the model must be able to verify drafts.
+    """The stock class of a config. A model of it must be able to verify drafts.
 
     Raises:
         ValueError: it cannot; the message says why, and what is supported.
     """
-
-    def refuse(reason: str) -> None:
-        raise ValueError(f"A {config.model_type!r} model cannot draft: {reason}. {SUPPORTED}")
-
-    if config.is_encoder_decoder:
-        refuse("it is an encoder-decoder, whose decoder does not read the prompt")
-    try:
-        stock_class = stock_class_of(config)
-    except ValueError as error:
-        raise ValueError(f"A {config.model_type!r} model cannot draft. {error} {SUPPORTED}") from None
-    if getattr(stock_class, "_is_stateful", False):
-        refuse("its recurrent (linear-attention or state-space) layers cannot undo a rejected token")
-    if config.get_text_config() is not config:
-        refuse("it consists of several models; convert only its text model")
-    if getattr(config, "alibi", False):
-        refuse("its attention biases (ALiBi) depend on cache slots, not on positions")
-    if lacking := sorted(ARGUMENTS - set(inspect.signature(stock_class.forward).parameters)):
-        refuse(f"its forward does not take {', '.join(f'`{name}`' for name in lacking)}")
+    stock_class = stock_class_of(config)
     if getattr(config, "quantization_config", None):
         raise ValueError(
             "This checkpoint is quantized (`quantization_config` in its config.json). Convert the checkpoint it was "
             "made from, and quantize the result when loading it."
         )
     return stock_class
+
+
+def without_weights(stock_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of this config without weights.
+
+    Raises:
+        ValueError: its class cannot be built with the config's sizes.
+    """
+    try:
+        with torch.device("meta"):
+            return stock_class(copy.deepcopy(config))
+    except Exception as error:  # model classes raise errors of any type
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{stock_class.__name__} cannot be built as config.json says ({type(error).__name__}: {reason}). Download "
+            "config.json again."
+        ) from None

@@ -28,9 +28,11 @@ def decoder_of(model: nn.Module) -> nn.Module:
 
 
 def num_cache_layers(model: Any) -> int:
-    """The number of layers with keys and values: the model's `num_cache_layers`, or else the config's layers."""
-    own = getattr(model, "num_cache_layers", None)
-    return model.config.get_text_config().num_hidden_layers if own is None else own
+    """The number of layers with keys and values of their own: the model's `num_cache_layers`, or the config's."""
+    if (own := getattr(model, "num_cache_layers", None)) is not None:
+        return own
+    config = model.config.get_text_config()
+    return config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -47,10 +49,22 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def last_position_of(model: Any) -> int | None:
-    """The last row of a learned position table; None for rotary positions, which have no table."""
+    """The last position of a learned or a rotary table; None for rotary positions of one table."""
     config = model.config.get_text_config()
+    if (longest := longest_in_rotary_table(config)) is not None:
+        return longest - 1
     has_table = getattr(model, "has_position_table", getattr(config, "rope_parameters", None) is None)
     return config.max_position_embeddings - 1 if has_table else None
+
+
+def longest_in_rotary_table(config: Any) -> int | None:
+    """The longest text of the first rotary table, where a forward's last position chooses the table (dynamic NTK,
+    LongRoPE); else None."""
+    stored = getattr(config, "rope_parameters", None) or {}
+    tables = [one for one in (stored, *stored.values()) if isinstance(one, dict)]
+    ends = [one["original_max_position_embeddings"] for one in tables if one.get("rope_type") == "longrope"]
+    ends += [config.max_position_embeddings for one in tables if one.get("rope_type") == "dynamic"]
+    return min(ends, default=None)
 
 
 # -- attention, adapters and experts

@@ -142,7 +142,7 @@ class CarriedFiles:
             )
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not revision.startswith("refs/"):
+        if not create_pr and revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = set(api.list_repo_files(repo_id, revision=revision))
         if CARD in there and Path(CARD) in files:

@@ -18,7 +18,7 @@ AutoModelForCausalLM.register(OuroConfig, OuroForCausalLM, exist_ok=True)
 
 # For PEFT's `LoraConfig(target_modules=...)`: every linear layer of the core, and the adapter that feeds it.
 LORA_CORE_AND_ADAPTER = (
-    r".*\.(adapter|core_block\.\d+\.(attn|mlp)\.\w+)"  # Huginn and the retrofitted models
+    r".*\.(adapter|core_block\.\d+\.(attn\.Wqkv|mlp\.fc|(attn|mlp)\.proj))"  # Huginn and the retrofitted models
     r"|.*\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"  # Ouro, whose core is all its layers
 )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ..generation.drafting.structured_mask import attention_windows
+from ..generation.drafting.draftable import refuse_undraftable
 from .configuration_tidar import TiDARConfig
 from .modeling_tidar import hub_keywords, tidar_class
 
@@ -27,9 +27,9 @@ class TiDARForCausalLM:
             ValueError: the checkpoint was not converted, or its architecture cannot draft.
         """
         config = AutoConfig.from_pretrained(name_or_path, **hub_keywords(kwargs))
-        refuse_recurrent_depth(config)
+        stock_class = stock_class_of(config)
         TiDARConfig.from_model_config(config)
-        return tidar_class(stock_class_of(config)).from_pretrained(name_or_path, *args, **kwargs)
+        return tidar_class(stock_class).from_pretrained(name_or_path, *args, **kwargs)
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> PreTrainedModel:
@@ -37,34 +37,12 @@ class TiDARForCausalLM:
         return tidar_class(stock_class_of(config))._from_config(config, **kwargs)
 
 
-def refuse_recurrent_depth(config: Any) -> None:
-    """Raises ValueError for a recurrent-depth model, which has its own policies."""
-    if hasattr(config, "mean_recurrence"):
-        raise ValueError(
-            f"A {config.model_type!r} model has a recurrent depth and is not a TiDAR model: it decodes several tokens "
-            "at once without masks. Load it with `RecurrentDepthForCausalLM.from_pretrained` and decode with "
-            "its own `generate(policy='exact')`."
-        )
-
-
 def stock_class_of(config: Any) -> type[PreTrainedModel]:
     """The stock `...ForCausalLM` class of a config.
 
     Raises:
-        ValueError: it is not a decoder-only language model of transformers, or it cannot undo a rejected token.
+        ValueError: transformers has none, or it cannot draft.
     """
-    refuse_recurrent_depth(config)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{config.model_type!r} is an encoder-decoder: its decoder does not read the prompt, so it cannot "
-            "draft in the same forward. Use a decoder-only model, such as Llama, Mistral, Qwen3, Gemma, Phi or OLMo."
-        )
-    try:
-        stock_class = AutoModelForCausalLM._model_mapping[type(config)]
-    except KeyError:
-        raise ValueError(
-            f"transformers has no causal language model for the architecture {config.model_type!r}. Supported: its "
-            "decoder-only models, such as Llama, Mistral, Qwen2, Qwen3, Gemma, Phi or OLMo."
-        ) from None
-    attention_windows(config)
+    stock_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    refuse_undraftable(stock_class, config)
     return stock_class

@@ -13,9 +13,9 @@ class TiDARConfig:
 
     Args:
         draft_length: K, how many tokens one block of masks drafts; 1 or more.
-        mask_token_id: the id of a mask in `input_ids`. Conversion sets it to the vocabulary's size. Ids from there are
-            input-only: no text contains them and they have no logit. An id inside the vocabulary (checkpoints trained
-            elsewhere) is never generated.
+        mask_token_id: the id of a mask in `input_ids`. A token of the vocabulary (checkpoints trained elsewhere) reads
+            its own row, and is never generated. Any other mask is input-only: its id is the first one after the
+            vocabulary, wherever that ends now. No text contains it, and it has no logit.
         mask_embedding_id: the row of the embedding table that masks read, in [0, vocabulary size); by default
             `mask_token_id`, if in range.
         draft_head: whether the checkpoint has a draft head, in a separate file.
@@ -66,8 +66,11 @@ class TiDARConfig:
         if not isinstance(values["mask_embedding_id"], int) or not 0 <= values["mask_embedding_id"] < vocab_size:
             raise ValueError(
                 f"`tidar_config.mask_embedding_id` must be a row of the embedding table, from 0 to {vocab_size - 1} "
-                f"(`config.vocab_size` is {vocab_size}), but is {values['mask_embedding_id']!r}."
+                f"(`config.vocab_size` is {vocab_size}), but is {values['mask_embedding_id']!r}. If the vocabulary was "
+                "cut, convert the checkpoint again, or set the row in config.json."
             )
+        if values["mask_token_id"] != values["mask_embedding_id"]:
+            values["mask_token_id"] = vocab_size  # the vocabulary may have been resized since
         if values["draft_head"] is not None and not isinstance(values["draft_head"], bool):
             raise ValueError(
                 f"`tidar_config.draft_head` must be true, false or absent, but is {values['draft_head']!r}."

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from ..generation.drafting.decode_tidar import decode_tidar
 from ..generation.drafting.draft_head import find_draft_head
+from ..generation.drafting.draftable import refuse_undraftable
 from ..generation.drafting.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
 from ..generation.execution.model_form import in_plain_form
 from ..generation.execution.packed_linear import check_packable
@@ -76,7 +77,9 @@ class TiDARGenerationMixin(Stock):
     ) -> Any:
         """`generate`'s loop of greedy search and sampling: drafts, unless turned off."""
         options = generation_config.tidar_options
-        reason = reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs) if options.draft_length else ""
+        reason = ""
+        if options.draft_length:
+            reason = reason_for_plain_decoding(self.config, generation_config, synced_gpus, model_kwargs)
         if options.draft_length and not reason:
             return decode_tidar(
                 self,
@@ -148,6 +151,7 @@ def generate(*args: Any, model: PreTrainedModel, taught: dict[str, int] | None =
 def drafting_view(model: PreTrainedModel, taught: dict[str, int] | None = None) -> PreTrainedModel:
     """A view of a stock model whose `generate` drafts: both share one `__dict__`."""
     stock_class = type(model)
+    refuse_undraftable(stock_class, model.config, model)
     key = (stock_class, *sorted((taught or {}).items()))
     if key not in _drafting_views:
         bases = (TiDARGenerationMixin, stock_class)

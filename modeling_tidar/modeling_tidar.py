@@ -19,8 +19,8 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.utils import logging
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, load_draft_head, save_draft_head
+from ..generation.drafting.draftable import refuse_undraftable
 from ..generation.drafting.options_tidar import ACCEPTANCE
-from ..generation.drafting.structured_mask import attention_windows
 from ..generation.stock_model import can_choose_experts, file_if_there, has_loaded_adapter, lm_head_logits
 from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .configuration_tidar import TiDARConfig
@@ -40,9 +40,10 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
     adapter_card_kind = "adapter"
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
-        TiDARConfig.from_model_config(config)
-        attention_windows(config)
+        refuse_undraftable(self.stock_class, config)
+        config.tidar_config = TiDARConfig.from_model_config(config).to_dict()
         super().__init__(config, *args, **kwargs)
+        refuse_undraftable(self.stock_class, config, self)
         keep_own_options(self.generation_config)
 
     @property
@@ -111,14 +112,19 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         return loaded
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As stock; an input-only mask id moves to the end of the new vocabulary."""
-        old_size = self.config.get_text_config().vocab_size
+        """As stock. An input-only mask id moves to the end of the new vocabulary. If the masks' embedding is cut off,
+        masks read the last row that is left: the text stays, and drafts must be taught anew."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        new_size = self.config.get_text_config().vocab_size
-        tidar = dict(self.config.tidar_config)
-        if tidar["mask_token_id"] >= old_size and new_size != old_size:
-            tidar["mask_token_id"] += new_size - old_size
-            self.config.tidar_config = tidar
+        tidar, last_row = dict(self.config.tidar_config), self.config.get_text_config().vocab_size - 1
+        row = tidar.get("mask_embedding_id", tidar["mask_token_id"])
+        if row > last_row:
+            logger.warning(
+                f"The vocabulary ends at {last_row} now, before the masks' embedding {row}: masks read row {last_row}. "
+                "The text is the same, but drafts are poor until they are taught again (`wavedraft train`)."
+            )
+            tidar["mask_embedding_id"] = last_row
+            record_acceptance(self, None)
+        self.config.tidar_config = TiDARConfig.from_dict(tidar, last_row + 1).to_dict()
         return embeddings
 
     def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:

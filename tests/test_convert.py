@@ -136,6 +136,39 @@ def test_a_draft_length_out_of_range_is_refused(stock, tmp_path, draft_length):
 # -- damaged sources
 
 
+HOSTILE = [
+    ("config.json", {"dtype": 0}, "`dtype` must name a dtype"),
+    ("config.json", {"pad_token_id": "x"}, "pad_token_id"),
+    ("config.json", {"model_type": [1, 2]}, r"`model_type` \[1, 2\]"),
+    ("config.json", {"vocab_size": 0}, "cannot be built as config.json says"),
+    ("config.json", {"hidden_act": "x"}, "cannot be built as config.json says"),
+    ("generation_config.json", {"pad_token_id": []}, "generation_config.json is not valid"),
+    ("generation_config.json", {"dtype": 1}, "generation_config.json is not valid"),
+    ("model.safetensors.index.json", {"metadata": 3}, "`metadata` is 3"),
+    ("adapter_config.json", {"r": 4}, "takes it for an adapter"),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "reason"), HOSTILE)
+def test_a_hostile_value_is_one_clear_error(stock, tmp_path, name, values, reason):
+    path = stock / name
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | values))
+    with pytest.raises(ValueError, match=reason):
+        convert(stock, tmp_path / "tidar")
+    assert [path.name for path in tmp_path.iterdir()] == ["stock"]
+
+
+def test_a_folder_without_a_tokenizer_is_said(stock, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("wavedraft.conversion.checkpoint_files.logger.warning", said.append)
+    convert(stock, tmp_path / "with", verify=False)
+    assert not said
+    for path in [*stock.glob("tokenizer*"), *stock.glob("chat_template*"), *stock.glob("special_tokens*")]:
+        path.unlink()
+    convert(stock, tmp_path / "without", verify=False)
+    assert "has no tokenizer" in said[0]
+
+
 def one_shard(stock: Path) -> Path:
     return sorted(stock.glob("*.safetensors"))[1]
 

@@ -75,7 +75,7 @@ def test_weights_offloaded_to_disk_draft_the_same(tmp_path):
     assert placed.generate(prompt_ids, max_new_tokens=12, do_sample=False)[0].tolist() == expected
 
 
-def test_resizing_the_vocabulary_moves_the_input_only_mask_id_behind_it():
+def test_resizing_the_vocabulary_moves_the_input_only_mask_id_to_its_end():
     model = tiny_tidar()
     prompt_ids = random_prompts(1, 5)
     model.resize_token_embeddings(70)
@@ -403,3 +403,35 @@ def test_options_in_the_generation_config_survive_saving(tmp_path):
     again = TiDARForCausalLM.from_pretrained(tmp_path)
     output = again.generate(random_prompts(1, 4), max_new_tokens=6, return_dict_in_generate=True)
     assert output.accepted_lengths.shape == (1, 2)
+
+
+@pytest.mark.parametrize("size", [69, 61, 56, 50])
+def test_a_vocabulary_of_another_size_keeps_the_text_whoever_resized_it(tmp_path, size):
+    """Masks read row 55 of 61: it stays, or is cut off."""
+    model = tiny_tidar()
+    model.config.tidar_config = {"draft_length": 4, "mask_token_id": 61, "mask_embedding_id": 55}
+    model.save_pretrained(tmp_path / "model")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    stock.resize_token_embeddings(size)
+    model.resize_token_embeddings(size)
+    for name, one in (("stock", stock), ("ours", model)):
+        with torch.no_grad():
+            one.get_input_embeddings().weight.copy_(stock.get_input_embeddings().weight)
+            one.get_output_embeddings().weight.copy_(stock.get_output_embeddings().weight)
+        one.save_pretrained(tmp_path / name)
+    prompt_ids = torch.tensor([[5, size - 1, 7, min(61, size - 2)]])
+    expected = plain_greedy_loop(stock, prompt_ids[0], num_new=12).tolist()
+    found = [model, TiDARForCausalLM.from_pretrained(tmp_path / "ours")]
+    if size > 55:
+        found.append(TiDARForCausalLM.from_pretrained(tmp_path / "stock"))
+    else:
+        with pytest.raises(ValueError, match="convert the checkpoint again"):
+            TiDARForCausalLM.from_pretrained(tmp_path / "stock")
+    for one in found:
+        assert one.tidar_config == TiDARConfig(4, mask_token_id=size, mask_embedding_id=min(55, size - 1))
+        assert torch.equal(one(prompt_ids).logits, stock(prompt_ids).logits)
+        written = one.generate(prompt_ids, max_new_tokens=12, do_sample=False, num_branches="all")
+        assert written[0].tolist() == expected
+    by_keyword = {"custom_generate": tidar, "num_branches": "all", "max_new_tokens": 12, "do_sample": False}
+    if size > 55:
+        assert stock.generate(prompt_ids, **by_keyword)[0].tolist() == expected

@@ -238,6 +238,12 @@ def test_shards_of_an_older_upload_go_and_branches_and_pull_requests_work(hub, t
         main()
     assert not caught.value.code and capsys.readouterr().out.strip() == f"{hub.url}/me/thinker/discussions/1"
     assert commits(hub, "me/thinker") == 1 and b"license: mit" in hub.files("me/thinker", "refs/pr/1")["README.md"]
+    branches = set(hub.repositories["me/thinker"].branches)
+    opened = push(tidar, "me/thinker", token=TOKEN, revision="whole", create_pr=True, license="mit")
+    assert opened.pr_url.endswith("/discussions/2")
+    with pytest.raises(ConnectionError, match="nowhere"):
+        push(tidar, "me/thinker", token=TOKEN, revision="nowhere", create_pr=True)
+    assert set(hub.repositories["me/thinker"].branches) == branches | {"refs/pr/2"}
 
 
 def test_a_recurrent_model_is_pushed_with_its_code_from_a_folder_as_released(hub, tmp_path):

@@ -5,8 +5,8 @@ import torch
 
 from helpers_tidar import tiny_tidar
 from helpers_whole_masks import decode_mask, training_mask
+from wavedraft.generation.drafting.draftable import refuse_undraftable
 from wavedraft.generation.drafting.structured_mask import (
-    attention_windows,
     draft_mask_function,
     draft_positions,
     real_slot_function,
@@ -212,7 +212,7 @@ def test_layers_that_cannot_take_a_token_back_are_refused_by_name():
     model = tiny_tidar("qwen3")
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ValueError, match="linear_attention"):
-        attention_windows(model.config)
+        refuse_undraftable(type(model), model.config)
 
 
 def test_flash_attention_is_refused():

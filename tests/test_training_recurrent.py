@@ -214,9 +214,17 @@ def test_lora_on_core_and_adapter_trains_merges_and_comes_back(tmp_path):
     assert text.tolist() == model.generate(input_ids=IDS, max_new_tokens=6, init_scale=0.0, policy="exact").tolist()
 
 
-def test_lora_finds_the_core_of_ouro():
-    model = get_peft_model(tiny_model("ouro"), LoraConfig(r=2, target_modules=LORA_CORE_AND_ADAPTER))
-    assert sum(".lora_A" in name for name, _ in model.named_parameters()) == 3 * 7
+@pytest.mark.parametrize("targets", [LORA_CORE_AND_ADAPTER, "all-linear"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_lora_finds_the_core_of_every_form_and_decodes(kind, targets):
+    model = get_peft_model(tiny_model(kind), LoraConfig(r=2, target_modules=targets))
+    if targets == LORA_CORE_AND_ADAPTER:
+        num_targets = 3 * 7 if kind == "ouro" else 2 * 4 + 1
+        assert sum(".lora_A" in name for name, _ in model.named_parameters()) == num_targets
+    model(IDS % 37, labels=IDS % 37).loss.backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if ".core_block" in name and "lora_B" in name)
+    ids = model.eval().generate(input_ids=torch.tensor([[3, 7, 11]]), max_new_tokens=4, init_scale=0.0)
+    assert ids.shape == (1, 7)
 
 
 @pytest.mark.parametrize("name", ["num_recurrences", "num_backprop"])

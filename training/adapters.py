@@ -65,7 +65,8 @@ def load_model(arguments: FinetuneArguments) -> Any:
 def quantization_config(arguments: FinetuneArguments) -> BitsAndBytesConfig | None:
     """The bitsandbytes config of the base, or None without quantization."""
     if arguments.load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
+        # With a threshold, the tokens of a forward choose outliers together: masks would change the text.
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     if arguments.load_in_4bit:
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     return None

@@ -8,6 +8,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from ..stock_model import CACHE, is_shared_by_ranks
 from .decode_tidar import TiDARGenerateOutput, decode_tidar
 from .draft_head import find_draft_head
+from .draftable import refuse_undraftable
 from .options_tidar import TiDAROptions, reason_for_plain_decoding
 
 
@@ -45,6 +46,7 @@ def tidar(
         synced_gpus: whether ranks share the model, which is refused; where absent, told by the model. False where each
             rank has gathered all of it.
     """
+    refuse_undraftable(type(model), model.config, model)
     given: dict[str, Any] = {"draft_length": draft_length, "num_branches": num_branches, "seed": seed}
     given |= {"exact": exact, "tie_margin": tie_margin, "mask_embedding_id": mask_embedding_id}
     given |= {"packed_weights": packed_weights, "draft_head": draft_head}
@@ -53,7 +55,7 @@ def tidar(
             setattr(generation_config, name, value)
     options = TiDAROptions.of(generation_config, model.config)
     is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
-    refuse_plain_decoding(options, generation_config, is_shared, model_kwargs)
+    refuse_plain_decoding(model.config, options, generation_config, is_shared, model_kwargs)
     find_draft_head(model, options.draft_head)
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
     if streamer is not None:
@@ -72,7 +74,7 @@ def tidar(
 
 
 def refuse_plain_decoding(
-    options: TiDAROptions, generation_config: GenerationConfig, is_shared: bool, model_kwargs: dict[str, Any]
+    config: Any, options: TiDAROptions, generation_config: Any, is_shared: bool, model_kwargs: dict[str, Any]
 ) -> None:
     """Raises where nothing would be drafted: a stock model decodes plainly without this function."""
     if not options.draft_length:
@@ -84,5 +86,5 @@ def refuse_plain_decoding(
             f"`num_beams` must be 1 with `custom_generate=tidar`, but is {generation_config.num_beams}: a draft "
             "continues one text, not several. Leave `custom_generate` out to search with beams and without drafts."
         )
-    if reason := reason_for_plain_decoding(generation_config, is_shared, model_kwargs):
+    if reason := reason_for_plain_decoding(config, generation_config, is_shared, model_kwargs):
         raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")

@@ -8,7 +8,7 @@ from transformers import SynthIDTextWatermarkingConfig
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.utils import logging
 
-from ..stock_model import CACHE
+from ..stock_model import CACHE, longest_in_rotary_table
 
 logger = logging.get_logger(__name__)
 ACCEPTANCE = "draft_acceptance"  # of a generation config: what an evaluation found
@@ -83,7 +83,8 @@ class TiDAROptions:
         """
         given = {name: getattr(generation_config, name, None) for name in cls.KEYWORDS}
         taught = getattr(config, "tidar_config", None) or taught or _taught_by_keywords(given, config)
-        vocab_size = config.get_text_config().vocab_size
+        vocab_size, token = config.get_text_config().vocab_size, taught["mask_token_id"]
+        is_inside = taught.get("mask_embedding_id") in (None, token)  # else the mask is input-only
         draft_length = _draft_length(given["draft_length"], taught["draft_length"])
         if draft_length:
             _refuse_processors_that_count_calls(generation_config)
@@ -97,7 +98,7 @@ class TiDAROptions:
         _check_weights_and_head(given["packed_weights"], given["draft_head"])
         return cls(
             **given | {"draft_length": draft_length},
-            excluded_id=taught["mask_token_id"] if taught["mask_token_id"] < vocab_size else None,
+            excluded_id=token if is_inside and token < vocab_size else None,
             is_static=is_static,
             draft_acceptance=_acceptance(generation_config),
         )
@@ -253,8 +254,16 @@ def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
         raise ValueError(f"`tie_margin` must be a number of 0 or more, a difference of scores, but is {tie_margin!r}.")
 
 
-def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]) -> str | None:
+def reason_for_plain_decoding(
+    config: Any, generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]
+) -> str | None:
     """What drafting forwards cannot do, of all that `generate` was asked for; usually None."""
+    longest = longest_in_rotary_table(config.get_text_config())
+    if longest is not None and generation_config.max_length > longest:
+        return f"rotary positions change where a text passes {longest} tokens, and `max_length` allows that"
+    quantization = getattr(config, "quantization_config", None)
+    if getattr(quantization, "load_in_8bit", False) and quantization.llm_int8_threshold:
+        return "bitsandbytes chooses outliers over all tokens of a forward, unless `llm_int8_threshold=0.0`"
     if synced_gpus:
         return "ranks that share a model (`synced_gpus`: FSDP, ZeRO-3) must run the same number of forwards"
     if generation_config.is_assistant:

@@ -13,6 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 from ..stock_model import attention_of
 
 MaskFunction = Callable[..., Tensor]
+WINDOWED = ("full_attention", "sliding_attention")  # kinds of layers that can take a rejected token back
 
 
 def draft_positions(num_clean: int, draft_length: int, branch_lengths: Tensor) -> Tensor:
@@ -83,22 +84,13 @@ def real_slot_function(is_real_slot: Tensor, cached_lengths: Tensor) -> MaskFunc
 
 
 def attention_windows(config: Any) -> dict[str, int | None]:
-    """Sliding window (in positions, None for full attention) of each kind of layer in a stock decoder.
-
-    Raises:
-        ValueError: a kind of layer cannot take a rejected draft back.
-    """
+    """Sliding window (in positions, None for full attention) of each kind of layer in a stock decoder."""
     config = config.get_text_config()
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     if layer_types is None:
         return {"full_attention": window}
-    windows = {"full_attention": None, "sliding_attention": window}
-    if refused := sorted(set(layer_types) - set(windows)):
-        raise ValueError(
-            f"Layers of the kind {', '.join(refused)} cannot verify a draft: their state cannot be taken back when a "
-            "token is rejected, or their mask is not a window. Supported kinds: full_attention, sliding_attention."
-        )
+    windows = dict(zip(WINDOWED, (None, window), strict=True))
     return {kind: windows[kind] for kind in sorted(set(layer_types))}
 
 

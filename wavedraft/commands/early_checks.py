@@ -99,8 +99,17 @@ def check_adapter_folder(adapter: str | None) -> None:
         return
     if Path(adapter).is_dir() and not (Path(adapter) / "adapter_config.json").is_file():
         raise ValueError(f"--adapter must be a folder with an adapter_config.json, and {adapter} has none.")
+    if Path(adapter).is_dir() and not _names_peft_type(Path(adapter) / "adapter_config.json"):
+        raise ValueError(f"{adapter}/adapter_config.json names no `peft_type`. Save the adapter again with PEFT.")
     if not Path(adapter).is_dir() and len(Path(adapter).parts) != 2:
         raise ValueError(f"There is no adapter {adapter}. Name a PEFT folder, or ORG/NAME on the Hub.")
+
+
+def _names_peft_type(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("peft_type"))
+    except (ValueError, AttributeError, RecursionError):
+        return False
 
 
 def _check_drafting(given: dict[str, Any]) -> None:

@@ -1,0 +1,54 @@
+"""Which models can draft: one question with one answer, wherever a model comes in."""
+
+import inspect
+from typing import Any
+
+from ..stock_model import CACHE, decoder_of
+from .structured_mask import WINDOWED
+
+ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
+SUPPORTED = (
+    "Supported: decoder-only language models of transformers with attention in every layer, such as Llama, Mistral, "
+    "Qwen3, Gemma, Phi, OLMo or GPT-2."
+)
+
+
+def refuse_undraftable(model_class: Any, config: Any, model: Any = None) -> None:
+    """Raises ValueError for a model that cannot verify drafts. Without `model`, its parts are not checked."""
+    reason = reason_in_class(model_class, config) or _reason_in_config(config)
+    if not reason and model is not None and not _is_decoder_with_head(model):
+        reason = "its forward is more than a decoder and an lm_head"
+    if reason:
+        raise ValueError(f"A {config.model_type!r} model cannot draft: {reason}. {SUPPORTED}")
+
+
+def reason_in_class(model_class: Any, config: Any) -> str | None:
+    """Why no model of a class can verify drafts, or None. `config` may be a config class."""
+    if hasattr(config, "mean_recurrence"):
+        return "it has a recurrent depth. Load it with `RecurrentDepthForCausalLM`, for `generate(policy='exact')`"
+    if getattr(model_class, "_is_stateful", False):
+        return "its recurrent (linear-attention or state-space) layers cannot undo a rejected token"
+    if model_class and (lacking := sorted(ARGUMENTS - set(inspect.signature(model_class.forward).parameters))):
+        return f"its forward does not take {', '.join(f'`{name}`' for name in lacking)}"
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder, whose decoder does not read the prompt"
+    return None if model_class else "transformers has no causal language model of this architecture"
+
+
+def _reason_in_config(config: Any) -> str | None:
+    parts = [getattr(config, name, None) for name in config.sub_configs]
+    if config.get_text_config() is not config or any(hasattr(part, "num_hidden_layers") for part in parts):
+        return "it consists of several models; convert only its text model"
+    if getattr(config, "alibi", False) or hasattr(config, "attention_types"):
+        return "its attention (ALiBi, GPT-Neo) goes by cache slots, not by positions"
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+        return "its attention reads backwards too"
+    if refused := sorted(set(getattr(config, "layer_types", None) or ()) - set(WINDOWED)):
+        return f"its layers of the kind {', '.join(refused)} keep a state, or their mask is not a window"
+    return None
+
+
+def _is_decoder_with_head(model: Any) -> bool:
+    """Whether the decoder's states go straight to the lm_head."""
+    parts = decoder_of(model), model.get_output_embeddings()
+    return model.get_decoder() is parts[0] and all(any(child is part for part in parts) for child in model.children())
