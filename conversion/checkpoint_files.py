@@ -11,6 +11,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..generation.drafting.draftable import refuse_undraftable
 from ..generation.drafting.options_tidar import ACCEPTANCE, TiDAROptions
 from ..hub.hub_repository import CARD, FROM_MODEL_CONFIG, TOKENIZER_FILES, matching_files
 from ..hub.model_card import is_ours_to_write
@@ -19,7 +20,7 @@ from .proof import check_keys
 from .safetensors_headers import INDEX_FILE, SINGLE_FILE, TensorHeader, find_shards, read_tensors
 from .shard_copy import copy_shard, num_bytes_on_disk
 from .source_folder import side_files
-from .stock_config import draftable_class_of, load_config, read_json
+from .stock_config import draftable_class_of, load_config, read_json, without_weights
 
 logger = logging.get_logger(__name__)
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
@@ -71,6 +72,8 @@ def read_checkpoint(
             "tensors. Config and weights belong to different checkpoints."
         )
     _check_generation_config(folder)
+    if class_of is draftable_class_of:
+        refuse_undraftable(stock_class, config, without_weights(stock_class, config))
     check_keys(folder, stock_class, config)
     return Checkpoint(folder, values, stock_class, config, shards, tensors)
 

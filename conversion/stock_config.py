@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from ..generation.drafting.draftable import SUPPORTED, reason_in_class, refuse_undraftable
+from ..generation.drafting.draftable import SUPPORTED, reason_in_class
 from ..modeling_tidar.auto_tidar import causal_class_of, stock_class_of
 
 NEVER_KEPT = ("tidar_config", "auto_map", "custom_pipelines")
@@ -88,7 +88,6 @@ def draftable_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
             "This checkpoint is quantized (`quantization_config` in its config.json). Convert the checkpoint it was "
             "made from, and quantize the result when loading it."
         )
-    refuse_undraftable(stock_class, config, without_weights(stock_class, config))
     return stock_class
 
 

@@ -28,9 +28,11 @@ def decoder_of(model: nn.Module) -> nn.Module:
 
 
 def num_cache_layers(model: Any) -> int:
-    """The number of layers with keys and values: the model's `num_cache_layers`, or else the config's layers."""
-    own = getattr(model, "num_cache_layers", None)
-    return model.config.get_text_config().num_hidden_layers if own is None else own
+    """The number of layers with keys and values of their own: the model's `num_cache_layers`, or the config's."""
+    if (own := getattr(model, "num_cache_layers", None)) is not None:
+        return own
+    config = model.config.get_text_config()
+    return config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

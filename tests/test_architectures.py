@@ -65,9 +65,6 @@ REFUSED = {
     "recurrent_gemma": ("cannot", {}),
     "falcon_h1": ("cannot undo", {}),  # transformers cannot read back the config that it writes
     "bloom": ("position_ids", {}),
-    "opt": ("more than a decoder and an lm_head", {}),
-    "electra": ("more than a decoder and an lm_head", {}),
-    "rembert": ("more than a decoder and an lm_head", {}),
     "gpt_neo": ("cache slots", {}),
     "gemma3_text": ("backwards", {"use_bidirectional_attention": True}),
     "falcon": ("ALiBi", {"alibi": True}),

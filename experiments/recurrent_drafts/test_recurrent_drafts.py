@@ -204,7 +204,7 @@ def test_the_product_refuses_it_by_name(tmp_path):
     plain.save_pretrained(tmp_path / "source")
     with pytest.raises(ValueError, match=r"`draft_length` must be left out for a recurrent-depth .*policy='exact'"):
         convert(tmp_path / "source", tmp_path / "target", draft_length=4)
-    with pytest.raises(ValueError, match=r"has a recurrent depth .*policy='exact'"):
+    with pytest.raises(ValueError, match=r"has a recurrent depth.*policy='exact'"):
         TiDARForCausalLM.from_pretrained(tmp_path / "source")
-    with pytest.raises(ValueError, match=r"has a recurrent depth .*policy='exact'"):
+    with pytest.raises(ValueError, match=r"has a recurrent depth.*policy='exact'"):
         TiDARForCausalLM.from_config(drafting_model(plain, 4, 3).config)

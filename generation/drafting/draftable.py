@@ -25,7 +25,7 @@ def refuse_undraftable(model_class: Any, config: Any, model: Any = None) -> None
 def reason_in_class(model_class: Any, config: Any) -> str | None:
     """Why no model of a class can verify drafts, or None. `config` may be a config class."""
     if hasattr(config, "mean_recurrence"):
-        return "it has a recurrent depth, and decodes by its own `generate(policy='exact')`"
+        return "it has a recurrent depth. Load it with `RecurrentDepthForCausalLM`, for `generate(policy='exact')`"
     if getattr(model_class, "_is_stateful", False):
         return "its recurrent (linear-attention or state-space) layers cannot undo a rejected token"
     if model_class and (lacking := sorted(ARGUMENTS - set(inspect.signature(model_class.forward).parameters))):
