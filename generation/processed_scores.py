@@ -5,33 +5,28 @@ A rows still being written, n positions, V vocabulary.
 
 import torch
 from torch import Tensor
-from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    LogitNormalization,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process
 
 from .transcript import Transcript
 
-# Processors that read only the scores of a position: one call serves all positions.
-PREFIX_FREE = (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    LogitNormalization,
-    MinPLogitsWarper,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+
+def classes_of(names: str) -> set[type | None]:
+    """transformers' own processors of these names."""
+    return {getattr(logits_process, name, None) for name in names.split()}
+
+
+# They read only the scores of a position: one call serves all positions.
+PREFIX_FREE = classes_of("""
+    EpsilonLogitsWarper EtaLogitsWarper LogitNormalization MinPLogitsWarper SuppressTokensLogitsProcessor
+    TemperatureLogitsWarper TopKLogitsWarper TopPLogitsWarper TypicalLogitsWarper""")
+# Functions of the scores and the ids before them: they may be asked about any draft, any number of times.
+PURE = PREFIX_FREE | classes_of("""
+    EncoderNoRepeatNGramLogitsProcessor EncoderRepetitionPenaltyLogitsProcessor ExponentialDecayLengthPenalty
+    ForcedBOSTokenLogitsProcessor ForcedEOSTokenLogitsProcessor InfNanRemoveLogitsProcessor MinLengthLogitsProcessor
+    MinNewTokensLengthLogitsProcessor NoBadWordsLogitsProcessor NoRepeatNGramLogitsProcessor
+    RepetitionPenaltyLogitsProcessor SequenceBiasLogitsProcessor SuppressTokensAtBeginLogitsProcessor TopHLogitsWarper
+    WatermarkLogitsProcessor""")
 
 
 class ProcessedScores:
@@ -42,6 +37,8 @@ class ProcessedScores:
 
     Attributes:
         depend_on_prefix: whether a processor reads the ids before a position.
+        is_in_order: whether a processor may keep state or know only valid prefixes, as a user's own may. Then each
+            prefix of the text must be shown once, in order, to the whole batch, as in plain decoding.
     """
 
     def __init__(self, processors: LogitsProcessorList, transcript: Transcript, excluded_id: int | None = None):
@@ -49,6 +46,14 @@ class ProcessedScores:
         self.transcript = transcript
         self.excluded_id = excluded_id
         self.depend_on_prefix = any(type(processor) not in PREFIX_FREE for processor in processors)
+        self.is_in_order = any(type(processor) not in PURE for processor in processors)
+
+    def of_drafts(self) -> "ProcessedScores":
+        """The same for drafts: without processors that may not be asked about them."""
+        if not self.is_in_order:
+            return self
+        free = LogitsProcessorList(processor for processor in self.processors if type(processor) in PREFIX_FREE)
+        return ProcessedScores(free, self.transcript, self.excluded_id)
 
     def __call__(self, logits: Tensor, starts: list[int] | None = None) -> Tensor:
         """Processed `logits` [A, n, V]. Processors see the whole batch, with one call per prefix length.
@@ -70,10 +75,6 @@ class ProcessedScores:
         ids, active = self.transcript.ids, self.transcript.active
         num_positions = logits.shape[1]
         scores = logits.to(torch.float32, copy=True)
-        if len(active) == len(ids) and len(set(starts)) == 1 and starts[0] >= 0:  # the whole batch at one length
-            for i in range(num_positions):
-                scores[:, i] = self.processors(ids[:, : starts[0] + i], scores[:, i].clone())
-            return scores
         valid = [start for start in starts if start >= 0]
         for length in range(min(valid, default=0), max(valid, default=-num_positions) + num_positions):
             places = [place for place, start in enumerate(starts) if 0 <= start <= length < start + num_positions]
@@ -83,5 +84,5 @@ class ProcessedScores:
             rows = [active[place] for place in places]
             batch = torch.zeros(len(ids), logits.shape[2], dtype=torch.float32, device=logits.device)
             batch[rows] = logits[places, positions].float()
-            scores[places, positions] = self.processors(ids[:, :length], batch)[rows]
+            scores[places, positions] = self.processors(ids[:, :length].contiguous(), batch)[rows]
         return scores

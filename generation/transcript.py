@@ -171,8 +171,13 @@ class Transcript:
         for token in tokens:
             self.lengths[row] += 1
             if token in self.eos_token_ids or self.lengths[row] >= self.max_length:
-                self.is_ended[row] = True
+                self._end(row)
                 break
+
+    def _end(self, row: int) -> None:
+        """Ends a row: from here on, others see padding after its length."""
+        self.is_ended[row] = True
+        self.ids[row, self.lengths[row] :] = self.pad_token_id or 0
 
     def _tell(self) -> None:
         if self.criteria:
@@ -186,19 +191,16 @@ class Transcript:
             unfinished = [row for row, n in enumerate(self.lengths) if n >= column or not self.is_ended[row]]
             if not unfinished or any(self.lengths[row] < column for row in unfinished):
                 return
-            shown = self.ids[:, :column].clone()
-            for row, length in enumerate(self.lengths):
-                shown[row, length:] = self.pad_token_id or 0
             if self.token_scores is not None and self.token_scores.has_scores:
                 place = column - 1 - self.prompt_length
                 self.shown_scores += (self.token_scores.column(place, self.num_new_tokens)[1],)
-            stops = self.criteria(shown, self.shown_scores or None).tolist()
+            stops = self.criteria(self.ids[:, :column].clone(), self.shown_scores or None).tolist()
             self.num_checked = column
             self.is_stopped = [before or now for before, now in zip(self.is_stopped, stops, strict=True)]
             for row in unfinished:
                 if self.is_stopped[row] and (self.rows_end_alone or all(self.is_stopped)):
                     self.lengths[row] = column
-                    self.is_ended[row] = True
+                    self._end(row)
 
     def _stream(self) -> None:
         if self.streamer is None:
@@ -232,12 +234,7 @@ class Transcript:
 
     def sequences(self) -> Tensor:
         """[B, longest] prompt and new ids, padded after each row's end."""
-        sequences = self.ids[:, : max(self.lengths)].clone()
-        for row, length in enumerate(self.lengths):
-            if length < sequences.shape[1]:
-                assert self.pad_token_id is not None, "rows of unequal length without a pad token"
-                sequences[row, length:] = self.pad_token_id
-        return sequences
+        return self.ids[:, : max(self.lengths)].clone()
 
 
 def pad_token_of(generation_config: GenerationConfig) -> int | None:

@@ -76,7 +76,8 @@ class TiDARGenerationMixin(Stock):
     ) -> Any:
         """`generate`'s loop of greedy search and sampling: drafts, unless turned off."""
         options = generation_config.tidar_options
-        reason = reason_for_plain_decoding(generation_config, synced_gpus, model_kwargs) if options.draft_length else ""
+        about = generation_config, synced_gpus, model_kwargs, logits_processor
+        reason = reason_for_plain_decoding(*about) if options.draft_length else ""
         if options.draft_length and not reason:
             return decode_tidar(
                 self,

@@ -4,6 +4,7 @@ A unfinished rows, K the most tokens drafted at a time, N of them in the draft a
 """
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -54,6 +55,10 @@ class Choice:
         if self.scores.depend_on_prefix:
             self.scores.transcript.write_undecided(draft_ids[:, 1:])
         return self.scores(target_logits)
+
+    def join(self, decided: Decided, num_drafted: Tensor) -> tuple[list[int], list[int]]:
+        """Adds what a step decided to the text. Returns how much that is in each row, and `num_drafted`, on the host."""
+        return self.scores.transcript.extend(decided.ids, decided.num_accepted, num_drafted, decided.chosen_by)
 
     def decided(self, ids: Tensor, num: Tensor, logits: Tensor, scores: Tensor) -> Decided:
         return Decided(ids, num, (logits, scores) if self.keeps_scores else None)
@@ -120,13 +125,71 @@ class Greedy(Choice):
         confidence = slots.logits.new_zeros(slots.logits.shape[:2], dtype=torch.float32)
 
         def pick(scores: Tensor, slot: int) -> Tensor:
-            best = best_ids(scores)
+            best = best_ids(self.favoured(scores, slot))
             if self.wants_confidence:
                 confidence[:, slot : slot + best.shape[1]] = draft_confidence(best, scores)
             return best
 
         ids = self.slot_by_slot(decided, slots, pick)
         return Draft(ids, confidence, 1 + slots.num_masks, confidence.new_empty(*confidence.shape, 0))
+
+    def favoured(self, scores: Tensor, slot: int) -> Tensor:
+        """Scores [A, n, V] of slots from `slot` on, by which tokens are drafted."""
+        return scores
+
+
+class InOrder(Greedy):
+    """Asks processors as plain decoding does: once a token, in order, for all rows. A token joins the text before the
+    next one is decided. Rows advance together, as far as every row's draft stands and none has ended.
+
+    Args:
+        scores: with the processors that must be asked in order.
+        seeds: one for each row, to sample; None is greedy. The token with the highest score plus Gumbel noise is a
+            sample. Each place of a text has its own noise, for drafts too, so that a row's text does not depend on
+            its batch or its drafts.
+    """
+
+    def __init__(self, scores: ProcessedScores, seeds: list[int] | None, wants_confidence: bool):
+        super().__init__(scores.of_drafts(), wants_confidence)
+        self.in_order, self.seeds, self.is_pure = scores, seeds, False
+
+    def keep_rows(self, places: list[int]) -> None:
+        self.seeds = self.seeds and [self.seeds[place] for place in places]
+
+    def first(self, target_logits: Tensor) -> Decided:
+        return self._decide(target_logits, target_logits.new_empty(len(target_logits), 0))
+
+    def verify(self, state: StepState, target_logits: Tensor) -> Decided:
+        num_drafted = int(state.num_drafted.min())
+        return self._decide(target_logits[:, :num_drafted], state.draft_ids[:, 1:num_drafted])
+
+    def _decide(self, target_logits: Tensor, draft_ids: Tensor) -> Decided:
+        """Decides up to n tokens by logits [A, n, V], as far as draft ids [A, n - 1] stand."""
+        transcript, decided = self.in_order.transcript, []
+        one = torch.ones(len(draft_ids), dtype=torch.long, device=draft_ids.device)
+        for logits, *drafted in zip_longest(target_logits.split(1, dim=1), draft_ids.split(1, dim=1)):
+            scores = self.in_order(logits)
+            decided.append(best_ids(self.favoured(scores, 0)))
+            transcript.extend(decided[-1], one, chosen_by=(logits, scores))
+            has_ended = any(transcript.is_ended[row] for row in transcript.active)
+            if has_ended or drafted[0] is None or not torch.equal(decided[-1], drafted[0]):
+                break
+        return Decided(torch.cat(decided, dim=1), one * len(decided))
+
+    def join(self, decided: Decided, num_drafted: Tensor) -> tuple[list[int], list[int]]:
+        return decided.num_accepted.tolist(), num_drafted.tolist()
+
+    def favoured(self, scores: Tensor, slot: int) -> Tensor:
+        if self.seeds is None:
+            return scores
+        transcript = self.in_order.transcript
+        noise = torch.empty(scores.shape)
+        for row, seed in enumerate(self.seeds):
+            place = transcript.num_new_tokens[transcript.active[row]] + slot
+            for i in range(scores.shape[1]):
+                generator = torch.Generator().manual_seed(hash((seed, place + i)) & (2**63 - 1))
+                noise[row, i].exponential_(generator=generator)
+        return scores.float() - noise.log().to(scores.device)
 
 
 class TieSafeGreedy(Greedy):

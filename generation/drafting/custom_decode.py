@@ -53,7 +53,7 @@ def tidar(
             setattr(generation_config, name, value)
     options = TiDAROptions.of(generation_config, model.config)
     is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
-    refuse_plain_decoding(options, generation_config, is_shared, model_kwargs)
+    refuse_plain_decoding(options, generation_config, is_shared, model_kwargs, logits_processor)
     find_draft_head(model, options.draft_head)
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
     if streamer is not None:
@@ -72,7 +72,11 @@ def tidar(
 
 
 def refuse_plain_decoding(
-    options: TiDAROptions, generation_config: GenerationConfig, is_shared: bool, model_kwargs: dict[str, Any]
+    options: TiDAROptions,
+    generation_config: GenerationConfig,
+    is_shared: bool,
+    model_kwargs: dict[str, Any],
+    processors: LogitsProcessorList,
 ) -> None:
     """Raises where nothing would be drafted: a stock model decodes plainly without this function."""
     if not options.draft_length:
@@ -84,5 +88,5 @@ def refuse_plain_decoding(
             f"`num_beams` must be 1 with `custom_generate=tidar`, but is {generation_config.num_beams}: a draft "
             "continues one text, not several. Leave `custom_generate` out to search with beams and without drafts."
         )
-    if reason := reason_for_plain_decoding(generation_config, is_shared, model_kwargs):
+    if reason := reason_for_plain_decoding(generation_config, is_shared, model_kwargs, processors):
         raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")

@@ -1,13 +1,15 @@
 """How one decodes with TiDAR: the keywords `generate` and `generation_config.json` take beside the stock ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from transformers import SynthIDTextWatermarkingConfig
+from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.utils import logging
 
+from ..processed_scores import PURE
 from ..stock_model import CACHE
 
 logger = logging.get_logger(__name__)
@@ -79,14 +81,12 @@ class TiDAROptions:
         """Reads and checks the options of one call. `taught` stands in for a missing `config.tidar_config`.
 
         Raises:
-            ValueError: an option is out of range, or a processor cannot follow drafts.
+            ValueError: an option is out of range.
         """
         given = {name: getattr(generation_config, name, None) for name in cls.KEYWORDS}
         taught = getattr(config, "tidar_config", None) or taught or _taught_by_keywords(given, config)
         vocab_size = config.get_text_config().vocab_size
         draft_length = _draft_length(given["draft_length"], taught["draft_length"])
-        if draft_length:
-            _refuse_processors_that_count_calls(generation_config)
         given["mask_embedding_id"] = _mask_row(given["mask_embedding_id"], taught, vocab_size)
         given["seed"] = _seed(given["seed"])
         given["num_branches"] = _num_branches(given["num_branches"], draft_length, generation_config)
@@ -222,21 +222,6 @@ def _acceptance(generation_config: Any) -> tuple[float, ...] | None:
     return tuple(chances)
 
 
-def _refuse_processors_that_count_calls(generation_config: Any) -> None:
-    """A draft shows processors prefixes that may never become text."""
-    scale = generation_config.guidance_scale
-    if scale is not None and scale != 1:
-        raise ValueError(
-            f"`guidance_scale` must be 1 while drafting, but is {scale}: its processor runs the model at every "
-            "call and keeps what it ran. Pass `draft_length=0` to use guidance without drafts."
-        )
-    if isinstance(generation_config.watermarking_config, SynthIDTextWatermarkingConfig):
-        raise ValueError(
-            "`watermarking_config` must not be SynthID while drafting: its state counts on one call a token. Pass "
-            "`draft_length=0`, or use the green-list `WatermarkingConfig`, which keeps no state."
-        )
-
-
 def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
     if exact not in (None, "tie-safe"):
         raise ValueError(f"`exact` must be 'tie-safe' or None, but is {exact!r}.")
@@ -253,8 +238,15 @@ def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
         raise ValueError(f"`tie_margin` must be a number of 0 or more, a difference of scores, but is {tie_margin!r}.")
 
 
-def reason_for_plain_decoding(generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any]) -> str | None:
+def reason_for_plain_decoding(
+    generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any], processors: Sequence[Any]
+) -> str | None:
     """What drafting forwards cannot do, of all that `generate` was asked for; usually None."""
+    for processor in processors:
+        if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+            return "guidance (`guidance_scale`) runs the model at each token"
+        if getattr(generation_config, "exact", None) and type(processor) not in PURE:
+            return f"{type(processor).__name__} may be asked once a token, and `exact` asks again where scores tie"
     if synced_gpus:
         return "ranks that share a model (`synced_gpus`: FSDP, ZeRO-3) must run the same number of forwards"
     if generation_config.is_assistant:
