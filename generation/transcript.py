@@ -109,24 +109,14 @@ class Transcript:
             offset: columns to skip.
             ahead: further columns to skip, for each active row.
         """
-        starts, device = self.starts(offset, ahead), self.ids.device
-        if len(self.active) == len(self.lengths) and len(set(starts)) == 1:  # writing a slice is faster
-            place = starts[0]
-            self.ids[:, place : place + undecided_ids.shape[1]] = undecided_ids[:, : self.ids.shape[1] - place]
-            return
-        columns = torch.tensor(starts, device=device)[:, None] + torch.arange(undecided_ids.shape[1], device=device)
-        rows = torch.tensor(self.active, device=device)[:, None]
-        self.ids[rows, columns.clamp(max=self.ids.shape[1] - 1)] = undecided_ids
+        for place, start in enumerate(self.starts(offset, ahead)):
+            columns = self.ids[self.active[place], start : start + undecided_ids.shape[1]]
+            columns.copy_(undecided_ids[place, : len(columns)])
 
     def starts(self, offset: int = 0, ahead: list[int] | None = None) -> list[int]:
         """The column after each active row's text, plus `offset` and `ahead`."""
         ahead = ahead or [0] * len(self.active)
         return [self.lengths[row] + more + offset for row, more in zip(self.active, ahead, strict=True)]
-
-    def ends_within(self, place: int, tokens: list[int]) -> bool:
-        """Whether the active row at `place` ends within these tokens, regardless of other criteria."""
-        room = self.max_length - self.lengths[self.active[place]]
-        return len(tokens) >= room or not self.eos_token_ids.isdisjoint(tokens)
 
     def extend(
         self,
@@ -149,7 +139,7 @@ class Transcript:
         on_host = torch.cat([num_decided[:, None], also[:, None], decided_ids], dim=1).tolist()
         for place, (row, (count, _, *tokens)) in enumerate(zip(self.active, on_host, strict=True)):
             self._lengthen(row, tokens[:count])
-            if self.token_scores is not None and chosen_by is not None:
+            if self.token_scores and chosen_by:
                 self.token_scores.add(row, *(tensor[place, :count] for tensor in chosen_by))
         self._tell()
         return [count for count, *_ in on_host], [number for _, number, *_ in on_host]

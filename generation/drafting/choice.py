@@ -38,13 +38,11 @@ class Choice:
     Processors that read prefixes are called on the host: a step with them waits once more for the device.
 
     Attributes:
-        keeps_scores: whether a caller wants what each token was chosen by.
         is_pure: whether verifying and drafting are functions of tensors alone, so that a step can be captured.
     """
 
     def __init__(self, scores: ProcessedScores):
         self.scores = scores
-        self.keeps_scores = scores.transcript.token_scores is not None
         self.is_pure = False
 
     def keep_rows(self, places: list[int]) -> None:
@@ -57,36 +55,30 @@ class Choice:
         return self.scores(target_logits)
 
     def join(self, decided: Decided, num_drafted: Tensor) -> tuple[list[int], list[int]]:
-        """Adds what a step decided to the text. Returns how much that is in each row, and `num_drafted`, on the host."""
+        """Adds what a step decided to the text. Returns the number in each row, and `num_drafted`, on the host."""
         return self.scores.transcript.extend(decided.ids, decided.num_accepted, num_drafted, decided.chosen_by)
-
-    def decided(self, ids: Tensor, num: Tensor, logits: Tensor, scores: Tensor) -> Decided:
-        return Decided(ids, num, (logits, scores) if self.keeps_scores else None)
 
     def slot_by_slot(self, decided: Decided, slots: SlotPredictions, pick: Callable[[Tensor, int], Tensor]) -> Tensor:
         """The next draft, [A, 1 + slots]: the last decided token, then what `pick(scores [A, n, V], slot)` takes for n
         slots. n is 1 where a slot depends on the token before it."""
         ids, num_slots = [last_decided(decided.ids, decided.num_accepted)], slots.logits.shape[1]
-        transcript, reads_prefix = self.scores.transcript, self.scores.depend_on_prefix and num_slots > 0
-        starts, ahead = self.prefixes(decided) if reads_prefix else ([], [])
+        transcript, reads_prefix = self.scores.transcript, self.scores.depend_on_prefix
+        if reads_prefix:
+            transcript.write_undecided(decided.ids)
+        ahead = decided.num_accepted.tolist() if reads_prefix else None
         width = 1 if slots.chain or reads_prefix else max(num_slots, 1)
         for slot in range(0, num_slots, width):
             logits = slots.chain.logits_after(slot, ids[-1]) if slots.chain else slots.logits[:, slot : slot + width]
-            of_slot = [start if start < 0 else start + slot for start in starts] if reads_prefix else None
-            ids.append(pick(self.scores(logits, of_slot), slot))
+            ids.append(pick(self.scores(logits, transcript.starts(slot, ahead)), slot))
             if reads_prefix:
-                transcript.write_undecided(ids[-1], offset=slot, ahead=ahead)
+                transcript.write_undecided(ids[-1], slot, ahead)
         return torch.cat(ids, dim=1)
 
-    def prefixes(self, decided: Decided) -> tuple[list[int], list[int]]:
-        """For each row, the ids before the first slot of its next draft (-1 for a row that ends here), and how many of
-        them are decided just now (0). These are written where processors look for them."""
-        transcript = self.scores.transcript
-        transcript.write_undecided(decided.ids)
-        counts, ids = decided.num_accepted.tolist(), decided.ids.tolist()
-        goes_on = [not transcript.ends_within(a, ids[a][:count]) for a, count in enumerate(counts)]
-        starts = [n if on else -1 for n, on in zip(transcript.starts(ahead=counts), goes_on, strict=True)]
-        return starts, [n * on for n, on in zip(counts, goes_on, strict=True)]
+    def first(self, target_logits: Tensor) -> Decided:
+        """Decides the first token by the prefill's logits [A, 1, V]."""
+        scores = self.scores(target_logits)
+        ids = self.pick(scores)
+        return Decided(ids, torch.ones_like(ids[:, 0]), (target_logits, scores))
 
 
 class Greedy(Choice):
@@ -99,18 +91,15 @@ class Greedy(Choice):
     def __init__(self, scores: ProcessedScores, wants_confidence: bool = False):
         super().__init__(scores)
         self.wants_confidence = wants_confidence
-        self.is_pure = not scores.processors and not self.keeps_scores
+        self.is_pure = not scores.processors and scores.transcript.token_scores is None
 
-    def first(self, target_logits: Tensor) -> Decided:
-        """Decides the first token by the prefill's logits [A, 1, V]."""
-        scores = self.scores(target_logits)
-        ids = best_ids(scores)
-        return self.decided(ids, torch.ones_like(ids[:, 0]), target_logits, scores)
+    def pick(self, scores: Tensor) -> Tensor:
+        return best_ids(scores)
 
     def verify(self, state: StepState, target_logits: Tensor) -> Decided:
         """Decides 1 to N tokens by the logits after each token of the draft, [A, N, V]."""
         scores = self.target_scores(state.draft_ids, target_logits)
-        return self.decided(*self.run_of(state, scores), target_logits, scores)
+        return Decided(*self.run_of(state, scores), (target_logits, scores))
 
     def run_of(self, state: StepState, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The ids [A, N] that processed scores [A, N, V] decide, and how many they are [A]."""
@@ -140,13 +129,11 @@ class Greedy(Choice):
 
 class InOrder(Greedy):
     """Asks processors as plain decoding does: once a token, in order, for all rows. A token joins the text before the
-    next one is decided. Rows advance together, as far as every row's draft stands and none has ended.
+    next is decided. Rows advance together, as far as each row's draft stands and none has ended.
 
     Args:
-        scores: with the processors that must be asked in order.
-        seeds: one for each row, to sample; None is greedy. The token with the highest score plus Gumbel noise is a
-            sample. Each place of a text has its own noise, for drafts too, so that a row's text does not depend on
-            its batch or its drafts.
+        seeds: one a row, to sample: the highest score plus Gumbel noise is a sample. Each place of a text has its own
+            noise, for drafts too, so that a row's text depends on neither its batch nor its drafts. None is greedy.
     """
 
     def __init__(self, scores: ProcessedScores, seeds: list[int] | None, wants_confidence: bool):
@@ -183,13 +170,12 @@ class InOrder(Greedy):
         if self.seeds is None:
             return scores
         transcript = self.in_order.transcript
-        noise = torch.empty(scores.shape)
-        for row, seed in enumerate(self.seeds):
-            place = transcript.num_new_tokens[transcript.active[row]] + slot
-            for i in range(scores.shape[1]):
-                generator = torch.Generator().manual_seed(hash((seed, place + i)) & (2**63 - 1))
-                noise[row, i].exponential_(generator=generator)
-        return scores.float() - noise.log().to(scores.device)
+        waits = torch.empty(scores.shape)
+        for a, (seed, start) in enumerate(zip(self.seeds, transcript.starts(slot), strict=True)):
+            for i, one in enumerate(waits[a]):
+                place = start + i - transcript.prompt_length
+                one.exponential_(generator=torch.Generator().manual_seed(hash((seed, place)) % 2**63))
+        return scores.float() - waits.clamp(min=1e-30).log().to(scores.device)
 
 
 class TieSafeGreedy(Greedy):
@@ -223,7 +209,7 @@ class TieSafeGreedy(Greedy):
             is_open &= ~ties
             scores = self.target_scores(state.draft_ids, target_logits)
             ids, num_accepted = self.run_of(state, scores)
-        return self.decided(ids, num_accepted, target_logits, scores)
+        return Decided(ids, num_accepted, (target_logits, scores))
 
 
 class Sampled(Choice):
@@ -251,10 +237,8 @@ class Sampled(Choice):
             return torch.rand(len(like), num, device=like.device)
         return torch.stack([torch.rand(num, generator=g) for g in self.generators]).to(like.device)
 
-    def first(self, target_logits: Tensor) -> Decided:
-        scores = self.scores(target_logits)
-        ids = sample(scores.float().softmax(dim=-1), self._uniforms(target_logits, 1))
-        return self.decided(ids, torch.ones_like(ids[:, 0]), target_logits, scores)
+    def pick(self, scores: Tensor) -> Tensor:
+        return sample(scores.float().softmax(dim=-1), self._uniforms(scores, 1))
 
     def verify(self, state: StepState, target_logits: Tensor) -> Decided:
         draft_ids, num_drafted = state.draft_ids, state.num_drafted
@@ -264,7 +248,7 @@ class Sampled(Choice):
         num_accepted = accept_by_rejection(draft_ids, target_probs, state.draft_probs, uniforms[:, 1:], num_drafted)
         residual = residual_probs(target_probs, state.draft_probs, num_accepted, num_drafted)
         ids = decided_run(draft_ids, num_accepted, sample(residual, uniforms[:, 0]))
-        return self.decided(ids, num_accepted, target_logits, scores)
+        return Decided(ids, num_accepted, (target_logits, scores))
 
     def draft(self, decided: Decided, slots: SlotPredictions) -> Draft:
         uniforms = self._uniforms(slots.logits, self.draft_length - 1)

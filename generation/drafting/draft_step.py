@@ -97,7 +97,7 @@ class Decided(NamedTuple):
     Attributes:
         ids: [A, N], anything after the first `num_accepted`.
         num_accepted: [A], 1 to N: so many tokens of the draft stand, and so many are decided.
-        chosen_by: logits and processed scores [A, N, V], where a caller asked for them.
+        chosen_by: logits and processed scores [A, N, V].
     """
 
     ids: Tensor
