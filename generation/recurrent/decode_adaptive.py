@@ -29,14 +29,8 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
         recur = recur_while_moving if is_packed else recur_in_one_shape
         states = recur(session, embeds, starts, window)
         logits = session.parts.coda(states, window)
-        scores = favoured = session.scores(logits)
-        if session.do_sample:
-            favoured = scores + session.draw_gumbel(list(range(len(starts))), starts)[:, None]
         costs.add_step()
-        next_ids = favoured[:, 0].argmax(dim=-1).tolist()
-        written = [[token] for token in next_ids]
-        session.keep_steps(written, logits, scores)
-        transcript.write(written)
+        next_ids = session.choose(logits, starts)
         starts = [start + 1 for start in starts]
     return session.output()
 

@@ -25,10 +25,14 @@ def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
         transcript.show_draft(draft_ids)
         logits = recur(session, draft_ids, starts, session.options.num_recurrences)
         session.costs.add_step()
-        scores = session.scores(logits)
-        written = verify(session, starts, draft_ids, draft_probs, scores)
-        session.keep_steps(written, logits, scores)
-        transcript.write(written)
+        if session.scores.is_in_order:
+            drafts = [[*ids, -1] for ids in draft_ids[:, 1:].tolist()]  # what follows a whole draft is no draft's token
+            written = session.write_in_order(logits, starts, drafts, [0] * len(starts))
+        else:
+            scores = session.scores(logits)
+            written = verify(session, starts, draft_ids, draft_probs, scores)
+            session.keep_steps(written, logits, scores)
+            transcript.write(written)
         next_ids = [ids[-1] for ids in written]
         starts = [start + len(ids) for start, ids in zip(starts, written, strict=True)]
     return session.output()
@@ -41,8 +45,10 @@ def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[tor
     for step in range(session.options.draft_length):
         at = [start + step for start in starts]
         logits = recur(session, ids[:, -1:], at, session.options.draft_recurrences[0])
-        scores = session.scores(logits, session.transcript.starts(step))
-        if session.do_sample:
+        scores = session.draft_scores(logits, session.transcript.starts(step))
+        if session.scores.is_in_order:
+            drawn = session.with_noise(scores, at).argmax(dim=-1)
+        elif session.do_sample:
             probs.append(scores.softmax(dim=-1))
             drawn = sample(probs[-1][:, 0], session.draws.uniform(DRAFT, list(range(len(starts))), at))[:, None]
         else:

@@ -71,7 +71,8 @@ class Session:
         self.model, self.parts = model, parts
         self.options = options
         self.transcript, self.scores, self.steps = transcript, scores, transcript.token_scores
-        self.is_prefix_free = not scores.depend_on_prefix
+        self.draft_scores = scores.of_drafts()
+        self.is_prefix_free = not self.draft_scores.depend_on_prefix
         self.do_sample = do_sample
         self.device, self.dtype = transcript.ids.device, model.dtype  # slow properties of the model
         self.prompts, self.num_columns = prompts, prompts.num_columns
@@ -145,20 +146,20 @@ class Session:
         return self.model.coda(states, window, logits_to_keep=last)[:, :1]
 
     def process_packed(self, logits: torch.Tensor, rows: list[int], columns: list[int]) -> torch.Tensor:
-        """Processed scores of [n, V] logits. Logits i follow the first columns[i] columns of row rows[i].
+        """Processed scores of [n, V] logits of drafts. Logits i follow the first columns[i] columns of row rows[i].
 
         `rows` index the rows still being written. Processors see the whole batch, as in plain decoding.
         """
-        ids, active = self.transcript.ids, self.transcript.active
+        ids, active, processors = self.transcript.ids, self.transcript.active, self.draft_scores.processors
         if self.is_prefix_free:
-            return self.scores.processors(ids[:1, :1].expand(len(logits), 1), logits)
+            return processors(ids[:1, :1].expand(len(logits), 1), logits)
         scores = torch.empty_like(logits)
         for column in set(columns):
             index = [i for i, other in enumerate(columns) if other == column]
             in_batch = [active[rows[i]] for i in index]
             batch = torch.zeros(len(ids), logits.shape[1], device=logits.device)
             batch[in_batch] = logits[index]
-            scores[index] = self.scores.processors(ids[:, :column], batch)[in_batch]
+            scores[index] = processors(ids[:, :column], batch)[in_batch]
         return scores
 
     def write_draft(self, row: int, position: int, token: int) -> None:
@@ -179,15 +180,42 @@ class Session:
 
     def choose_first(self, logits: torch.Tensor) -> list[int]:
         """Chooses and writes the first token after each prompt from [B, 1, V] logits."""
+        return self.choose(logits, [self.num_columns - pad - 1 for pad in self.pads])
+
+    def choose(self, logits: torch.Tensor, positions: list[int]) -> list[int]:
+        """Chooses and writes the token after each row's position from [A, 1, V] logits."""
         scores = self.scores(logits)
-        favoured = scores
-        if self.do_sample:
-            rows = list(range(len(scores)))
-            favoured = scores + self.draw_gumbel(rows, [self.num_columns - pad - 1 for pad in self.pads])[:, None]
+        favoured = self.with_noise(scores, positions)
         ids = favoured.argmax(dim=-1).tolist()
         self.keep_steps(ids, logits, scores)
         self.transcript.write(ids)
         return [token for (token,) in ids]
+
+    def with_noise(self, scores: torch.Tensor, positions: list[int]) -> torch.Tensor:
+        """Scores [A, 1, V] after each row's position, whose argmax is a sample if samples are wanted."""
+        if not self.do_sample:
+            return scores
+        return scores + self.draw_gumbel(list(range(len(scores))), positions)[:, None]
+
+    def write_in_order(
+        self, logits: torch.Tensor, starts: list[int], draft_ids: list[list[int]], done: list[int]
+    ) -> list[list[int]]:
+        """Chooses and writes each row's tokens from [A, n, V] logits, those after position `starts` and later ones.
+
+        Processors are asked once a token, in order, as in plain decoding. Rows advance together, as far as every row
+        has a draft, each is what is chosen, and none ends. The first `done` tokens of each row are written already.
+        """
+        written: list[list[int]] = [[] for _ in starts]
+        rows = torch.arange(len(starts), device=self.device)
+        for i in range(min(len(draft) - num for draft, num in zip(draft_ids, done, strict=True))):
+            places = [num + i for num in done]
+            after = [start + place for start, place in zip(starts, places, strict=True)]
+            ids = self.choose(logits[rows, torch.tensor(places, device=self.device)][:, None], after)
+            written = [[*before, token] for before, token in zip(written, ids, strict=True)]
+            has_ended = any(self.transcript.is_ended[row] for row in self.rows)
+            if has_ended or ids != [draft[place] for draft, place in zip(draft_ids, places, strict=True)]:
+                break
+        return written
 
     def keep_steps(self, frozen_ids: list[list[int]], logits: torch.Tensor, scores: torch.Tensor) -> None:
         """Records the logits and scores [A, n, V] of each row's frozen tokens, its first places, if requested."""
