@@ -19,9 +19,9 @@ def classes_of(names: str) -> set[type]:
     return {kind for name, kind in own if re.sub("Logits(Processor|Warper)$", "", name) in names.split()}
 
 
-# They read only the scores of a position: one call serves all positions.
+# They read only scores: one call serves all positions.
 PREFIX_FREE = classes_of("Epsilon Eta LogitNormalization MinP SuppressTokens Temperature TopK TopP Typical")
-# Functions of scores and the ids before them: they may be asked about any draft.
+# Functions of scores and the ids before them, which may be asked about any draft.
 PURE = PREFIX_FREE | classes_of(
     "EncoderNoRepeatNGram EncoderRepetitionPenalty ExponentialDecayLengthPenalty ForcedBOSToken ForcedEOSToken "
     "InfNanRemove MinLength MinNewTokensLength NoBadWords NoRepeatNGram RepetitionPenalty SequenceBias "

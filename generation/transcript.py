@@ -102,16 +102,11 @@ class Transcript:
         self.is_stopped = [False] * batch_size  # by a criterion
         self.is_ended = [False] * batch_size
 
-    def write_undecided(self, undecided_ids: Tensor, offset: int = 0, ahead: list[int] | None = None) -> None:
-        """Writes [A, n] ids after each active row's text, into the prefix that logits processors read.
-
-        Args:
-            offset: columns to skip.
-            ahead: further columns to skip, for each active row.
-        """
-        for place, start in enumerate(self.starts(offset, ahead)):
-            columns = self.ids[self.active[place], start : start + undecided_ids.shape[1]]
-            columns.copy_(undecided_ids[place, : len(columns)])
+    def write_undecided(self, undecided_ids: Tensor, starts: list[int] | None = None) -> None:
+        """Writes [A, n] ids into the prefixes that processors read: from columns `starts` on, or after each text."""
+        for row, start, ids in zip(self.active, starts or self.starts(), undecided_ids, strict=True):
+            columns = self.ids[row, start : start + len(ids)]
+            columns.copy_(ids[: len(columns)])
 
     def starts(self, offset: int = 0, ahead: list[int] | None = None) -> list[int]:
         """The column after each active row's text, plus `offset` and `ahead`."""
@@ -119,23 +114,18 @@ class Transcript:
         return [self.lengths[row] + more + offset for row, more in zip(self.active, ahead, strict=True)]
 
     def extend(
-        self,
-        decided_ids: Tensor,
-        num_decided: Tensor,
-        also: Tensor | None = None,
-        chosen_by: tuple[Tensor, Tensor] | None = None,
+        self, decided_ids: Tensor, num_decided: Tensor, also: Tensor, chosen_by: tuple[Tensor, Tensor] | None
     ) -> tuple[list[int], list[int]]:
         """Adds the first `num_decided` [A] of `decided_ids` [A, K] to the active rows: the one host sync per forward.
 
         Args:
-            also: [A] further numbers to copy to the host.
-            chosen_by: logits and processed scores [A, K, V] of the tokens, recorded if requested.
+            also: [A] other numbers for the host.
+            chosen_by: logits and processed scores [A, K, V], recorded if requested.
 
         Returns:
             `num_decided` (a row that ends keeps fewer) and `also`, on the host.
         """
         self.write_undecided(decided_ids)
-        also = torch.zeros_like(num_decided) if also is None else also
         on_host = torch.cat([num_decided[:, None], also[:, None], decided_ids], dim=1).tolist()
         for place, (row, (count, _, *tokens)) in enumerate(zip(self.active, on_host, strict=True)):
             self._lengthen(row, tokens[:count])
@@ -146,14 +136,12 @@ class Transcript:
 
     def write(self, decided_ids: list[list[int]]) -> None:
         """Adds tokens from the host to each active row, without a sync."""
-        written = []
         for row, tokens in zip(self.active, decided_ids, strict=True):
             start = self.lengths[row]
             self._lengthen(row, tokens)
-            written += [(row, column, tokens[column - start]) for column in range(start, self.lengths[row])]
-        if written:
-            rows, columns, ids = torch.tensor(written, device=self.ids.device).unbind(1)
-            self.ids[rows, columns] = ids
+            end = self.lengths[row]
+            self.ids[row, start:end] = torch.tensor(tokens[: end - start], device=self.ids.device)
+        if any(decided_ids):
             self._tell()
 
     def _lengthen(self, row: int, tokens: list[int]) -> None:
@@ -219,8 +207,7 @@ class Transcript:
 
     def last_ids(self) -> list[int]:
         """The last token of each row."""
-        ends = torch.tensor(self.lengths, device=self.ids.device)[:, None] - 1
-        return self.ids.gather(1, ends)[:, 0].tolist()
+        return [int(self.ids[row, length - 1]) for row, length in enumerate(self.lengths)]
 
     def sequences(self) -> Tensor:
         """[B, longest] prompt and new ids, padded after each row's end."""

@@ -55,7 +55,7 @@ class Choice:
         return self.scores(target_logits)
 
     def join(self, decided: Decided, num_drafted: Tensor) -> tuple[list[int], list[int]]:
-        """Adds what a step decided to the text. Returns the number in each row, and `num_drafted`, on the host."""
+        """Adds decided tokens to the text. Returns their numbers, and `num_drafted`, on the host."""
         return self.scores.transcript.extend(decided.ids, decided.num_accepted, num_drafted, decided.chosen_by)
 
     def slot_by_slot(self, decided: Decided, slots: SlotPredictions, pick: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -69,9 +69,10 @@ class Choice:
         width = 1 if slots.chain or reads_prefix else max(num_slots, 1)
         for slot in range(0, num_slots, width):
             logits = slots.chain.logits_after(slot, ids[-1]) if slots.chain else slots.logits[:, slot : slot + width]
-            ids.append(pick(self.scores(logits, transcript.starts(slot, ahead)), slot))
+            starts = transcript.starts(slot, ahead)
+            ids.append(pick(self.scores(logits, starts), slot))
             if reads_prefix:
-                transcript.write_undecided(ids[-1], slot, ahead)
+                transcript.write_undecided(ids[-1], starts)
         return torch.cat(ids, dim=1)
 
     def first(self, target_logits: Tensor) -> Decided:
@@ -82,15 +83,10 @@ class Choice:
 
 
 class Greedy(Choice):
-    """The most likely token; ids are compared, never probabilities.
+    """The most likely token; ids are compared, never probabilities."""
 
-    Args:
-        wants_confidence: whether the drafter's probabilities choose the branches.
-    """
-
-    def __init__(self, scores: ProcessedScores, wants_confidence: bool = False):
+    def __init__(self, scores: ProcessedScores):
         super().__init__(scores)
-        self.wants_confidence = wants_confidence
         self.is_pure = not scores.processors and scores.transcript.token_scores is None
 
     def pick(self, scores: Tensor) -> Tensor:
@@ -104,8 +100,6 @@ class Greedy(Choice):
     def run_of(self, state: StepState, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The ids [A, N] that processed scores [A, N, V] decide, and how many they are [A]."""
         draft_ids, target_ids = state.draft_ids, best_ids(scores)
-        if draft_ids.shape[1] == 1:  # nothing was drafted
-            return target_ids, torch.ones_like(state.num_drafted)
         num_accepted = accept_by_equality(draft_ids, target_ids, state.num_drafted)
         return decided_run(draft_ids, num_accepted, last_decided(target_ids, num_accepted)[:, 0]), num_accepted
 
@@ -115,8 +109,7 @@ class Greedy(Choice):
 
         def pick(scores: Tensor, slot: int) -> Tensor:
             best = best_ids(self.favoured(scores, slot))
-            if self.wants_confidence:
-                confidence[:, slot : slot + best.shape[1]] = draft_confidence(best, scores)
+            confidence[:, slot : slot + best.shape[1]] = draft_confidence(best, scores)
             return best
 
         ids = self.slot_by_slot(decided, slots, pick)
@@ -133,11 +126,11 @@ class InOrder(Greedy):
 
     Args:
         seeds: one a row, to sample: the highest score plus Gumbel noise is a sample. Each place of a text has its own
-            noise, for drafts too, so that a row's text depends on neither its batch nor its drafts. None is greedy.
+            noise, for drafts too: a row's text depends on neither its batch nor its drafts. None is greedy.
     """
 
-    def __init__(self, scores: ProcessedScores, seeds: list[int] | None, wants_confidence: bool):
-        super().__init__(scores.of_drafts(), wants_confidence)
+    def __init__(self, scores: ProcessedScores, seeds: list[int] | None):
+        super().__init__(scores.of_drafts())
         self.in_order, self.seeds, self.is_pure = scores, seeds, False
 
     def keep_rows(self, places: list[int]) -> None:
@@ -151,13 +144,13 @@ class InOrder(Greedy):
         return self._decide(target_logits[:, :num_drafted], state.draft_ids[:, 1:num_drafted])
 
     def _decide(self, target_logits: Tensor, draft_ids: Tensor) -> Decided:
-        """Decides up to n tokens by logits [A, n, V], as far as draft ids [A, n - 1] stand."""
+        """Decides tokens by logits [A, n, V], as far as draft ids [A, n - 1] stand."""
         transcript, decided = self.in_order.transcript, []
         one = torch.ones(len(draft_ids), dtype=torch.long, device=draft_ids.device)
         for logits, *drafted in zip_longest(target_logits.split(1, dim=1), draft_ids.split(1, dim=1)):
             scores = self.in_order(logits)
             decided.append(best_ids(self.favoured(scores, 0)))
-            transcript.extend(decided[-1], one, chosen_by=(logits, scores))
+            transcript.extend(decided[-1], one, one, (logits, scores))
             has_ended = any(transcript.is_ended[row] for row in transcript.active)
             if has_ended or drafted[0] is None or not torch.equal(decided[-1], drafted[0]):
                 break
@@ -187,8 +180,8 @@ class TieSafeGreedy(Greedy):
         tie_margin: the difference of the two best processed scores under which they are nearly tied.
     """
 
-    def __init__(self, scores: ProcessedScores, network: Any, tie_margin: float, wants_confidence: bool = False):
-        super().__init__(scores, wants_confidence)
+    def __init__(self, scores: ProcessedScores, network: Any, tie_margin: float):
+        super().__init__(scores)
         self.network = network
         self.tie_margin = tie_margin
         self.is_pure = False

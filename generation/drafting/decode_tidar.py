@@ -196,7 +196,7 @@ def begin(
     """
     network, cache = run.network, run.network.rows.cache
     is_step_cheap = cache.device.type == "cpu" or run.graphs is not None
-    has_draft = options.exact != "tie-safe" and (options.has_every_branch or not is_step_cheap)
+    has_draft = options.exact != "tie-safe" and (options.num_branches == options.draft_length or not is_step_cheap)
     prompt_ids = transcript.ids[:, : transcript.prompt_length]
     logits, predictions, next_positions = network.prefill(prompt_ids, position_ids, options.draft_length, has_draft)
     if isinstance(cache, StaticDraftCache):
@@ -219,17 +219,17 @@ def num_read(plan: Plan, state: StepState, drafted: list[int], options: TiDAROpt
 def choice_of(
     network: DraftNetwork, scores: ProcessedScores, options: TiDAROptions, generation_config: GenerationConfig
 ) -> Greedy | Sampled:
-    num_rows, wants_confidence = len(scores.transcript.lengths), not options.has_every_branch
-    seeds = options.seeds(num_rows) if generation_config.do_sample else None
-    if scores.is_in_order:
-        if generation_config.do_sample and seeds is None:
-            seeds = torch.randint(2**63 - 1, (num_rows,)).tolist()
-        return InOrder(scores, seeds, wants_confidence)
     if generation_config.do_sample:
-        return Sampled(scores, seeds, options.draft_length)
+        num_rows = len(scores.transcript.lengths)
+        seeds = options.seeds(num_rows)
+        if not scores.is_in_order:
+            return Sampled(scores, seeds, options.draft_length)
+        return InOrder(scores, seeds or torch.randint(2**63 - 1, (num_rows,)).tolist())
+    if scores.is_in_order:
+        return InOrder(scores, None)
     if options.exact == "tie-safe":
-        return TieSafeGreedy(scores, network, options.tie_margin_of(network.model.dtype), wants_confidence)
-    return Greedy(scores, wants_confidence)
+        return TieSafeGreedy(scores, network, options.tie_margin_of(network.model.dtype))
+    return Greedy(scores)
 
 
 def network_of(

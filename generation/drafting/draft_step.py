@@ -38,7 +38,7 @@ class Draft(NamedTuple):
     """
     Attributes:
         ids: [A, N], the first is decided.
-        confidence: [A, N - 1] the drafter's probability of each token after the first; zeros where nobody asks.
+        confidence: [A, N - 1] the drafter's probability of each token after the first.
         num_drafted: [A] how many of a row's N count, 1 to N.
         probs: [A, N - 1, V] what tokens 2..N were drawn from; [A, N - 1, 0] for greedy decoding.
     """

@@ -23,6 +23,9 @@ TIE_MARGINS = {torch.bfloat16: 0.5, torch.float16: 0.0625, torch.float32: 0.001}
 @dataclass(frozen=True)
 class TiDAROptions:
     """
+    Drafting asks a caller's own `logits_processor` and `prefix_allowed_tokens_fn` as plain decoding does: each prefix
+    of the text once, in order. Rows of a batch then advance together.
+
     Args:
         draft_length: K, tokens drafted at a time; at most, and by default, the length the checkpoint was taught. 0
             decodes without drafts.
@@ -106,11 +109,6 @@ class TiDAROptions:
     def is_untaught(self) -> bool:
         """Whether the caller leaves it to us how to draft, and no drafted token has stood yet."""
         return self.num_branches == "auto" and bool(self.draft_acceptance) and not any(self.draft_acceptance)
-
-    @property
-    def has_every_branch(self) -> bool:
-        """Whether a step drafts after each number of accepted tokens, as in the paper."""
-        return self.num_branches == self.draft_length
 
     @property
     def num_queries(self) -> int:

@@ -42,7 +42,7 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         if len(places) < len(wavefront.starts):
             session.keep_rows(places)
             wavefront.keep_rows(places)
-        before = copy.deepcopy(wavefront) if is_in_order and len(places) > 1 else wavefront
+        before = copy.deepcopy(wavefront) if is_in_order else wavefront
         # 1. Add headway.
         room = [transcript.max_length - pad - start for pad, start in zip(session.pads, wavefront.starts, strict=True)]
         widest = wavefront.add_headway(options.headway, [min(options.max_wavefront, columns) for columns in room])
@@ -183,13 +183,12 @@ def decide_in_order(
     predicted_ids: list[list[int]],
     num_frozen: list[int],
 ) -> list[int]:
-    """Writes the tokens that freeze, each when processors have been asked about it in order, for the whole batch.
+    """Writes the tokens that freeze, asking processors once a token, in order. Corrects both lists.
 
-    Another token in place of a predicted one also freezes, and is the row's last of this step: both lists are
-    corrected. A row whose tokens were not all written waits for other rows, and repeats its step.
+    Another token in place of a predicted one freezes too, and is the row's last of this step.
 
     Returns:
-        The rows that wait.
+        The rows that repeat this step, since they wait for other rows to write the rest of their tokens.
     """
     drafts = [ids[:num] for ids, num in zip(predicted_ids, num_frozen, strict=True)]
     written = session.write_in_order(logits, wavefront.starts, drafts, wavefront.num_done)

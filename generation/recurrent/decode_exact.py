@@ -39,8 +39,8 @@ class Chains:
         rows: the branches of each row.
         states, embeds: [N, 1, E] of all branches, in the order of `packed`.
         window: the cache window of all branches.
-        waiting: for rows whose first position has reached full depth, the logits [V] after it. Where processors are
-            asked in order, for the whole batch, such a row rests until all rows wait.
+        waiting: where processors are asked in order, the logits [V] of rows whose first position is at full depth. They
+            rest until all rows wait.
     """
 
     def __init__(self, session: Session, first_ids: list[int]):
@@ -106,12 +106,9 @@ class Chains:
             self.session.costs.add_recurrence(
                 self.session.transcript.active[row], self.session.place_of(row, branch.position)
             )
-        depths, core_step = [branch.depth for _, branch in moving], self.session.model.core_step
-        if self.waiting:
-            window = self._window(moving).at(depths)
-            self.states[index] = core_step(self.states[index], self.embeds[index], window)
-        else:
-            self.states = core_step(self.states, self.embeds, self.window.at(depths))
+        window = self._window(moving) if self.waiting else self.window
+        window = window.at([branch.depth for _, branch in moving])
+        self.states[index] = self.session.model.core_step(self.states[index], self.embeds[index], window)
         rows = [batch_row for row, batch_row in enumerate(self.session.rows) if row not in self.waiting]
         self.session.costs.add_core_pass(len(moving), rows)
 
@@ -150,7 +147,7 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
         if not due:
             continue
         costs.add_step()
-        # 4. Write the tokens after them. The only host sync without processors that are asked in order.
+        # 4. Write the tokens after them. The only host sync.
         scores = processed(session, due, logits, full_depth)
         written = write_greedily(due, scores) if not session.do_sample else write_sampled(session, due, scores)
         # 5. Decide tokens written at full depth; prune positions after a changed token.
@@ -195,7 +192,7 @@ def write_sampled(session: Session, due: list[tuple[int, Branch]], scores: torch
 def await_all_rows(
     chains: Chains, due: list[tuple[int, Branch]], logits: torch.Tensor, full_depth: int
 ) -> tuple[list[tuple[int, Branch]], torch.Tensor]:
-    """The branches that are due and their logits [n, V]: at full depth, those of all rows at once or none."""
+    """The branches that are due, and logits [n, V]: at full depth those of all rows, or none."""
     drafts = [i for i, (_, branch) in enumerate(due) if branch.depth < full_depth]
     chains.waiting |= {row: logits[i] for i, (row, _) in enumerate(due) if i not in drafts}
     due, logits = [due[i] for i in drafts], logits[drafts]

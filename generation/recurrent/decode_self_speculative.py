@@ -26,7 +26,7 @@ def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
         logits = recur(session, draft_ids, starts, session.options.num_recurrences)
         session.costs.add_step()
         if session.scores.is_in_order:
-            drafts = [[*ids, -1] for ids in draft_ids[:, 1:].tolist()]  # what follows a whole draft is no draft's token
+            drafts = [[*ids, -1] for ids in draft_ids[:, 1:].tolist()]
             written = session.write_in_order(logits, starts, drafts, [0] * len(starts))
         else:
             scores = session.scores(logits)
@@ -45,7 +45,8 @@ def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[tor
     for step in range(session.options.draft_length):
         at = [start + step for start in starts]
         logits = recur(session, ids[:, -1:], at, session.options.draft_recurrences[0])
-        scores = session.draft_scores(logits, session.transcript.starts(step))
+        ends = session.transcript.starts(step)
+        scores = session.draft_scores(logits, ends)
         if session.scores.is_in_order:
             drawn = session.with_noise(scores, at).argmax(dim=-1)
         elif session.do_sample:
@@ -53,7 +54,7 @@ def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[tor
             drawn = sample(probs[-1][:, 0], session.draws.uniform(DRAFT, list(range(len(starts))), at))[:, None]
         else:
             drawn = scores.argmax(dim=-1)
-        session.transcript.write_undecided(drawn, offset=step)
+        session.transcript.write_undecided(drawn, ends)
         ids = torch.cat([ids, drawn], dim=1)
     return ids, torch.cat(probs, dim=1) if probs else None
 

@@ -192,7 +192,7 @@ class Session:
         return [token for (token,) in ids]
 
     def with_noise(self, scores: torch.Tensor, positions: list[int]) -> torch.Tensor:
-        """Scores [A, 1, V] after each row's position, whose argmax is a sample if samples are wanted."""
+        """Scores [A, 1, V] after each row's position. The argmax is a sample if one is wanted."""
         if not self.do_sample:
             return scores
         return scores + self.draw_gumbel(list(range(len(scores))), positions)[:, None]
@@ -200,10 +200,9 @@ class Session:
     def write_in_order(
         self, logits: torch.Tensor, starts: list[int], draft_ids: list[list[int]], done: list[int]
     ) -> list[list[int]]:
-        """Chooses and writes each row's tokens from [A, n, V] logits, those after position `starts` and later ones.
+        """Chooses and writes each row's tokens after position `starts` from [A, n, V] logits, but for the first `done`.
 
-        Processors are asked once a token, in order, as in plain decoding. Rows advance together, as far as every row
-        has a draft, each is what is chosen, and none ends. The first `done` tokens of each row are written already.
+        Processors are asked once a token, in order. Rows advance together, as far as all drafts stand and none ends.
         """
         written: list[list[int]] = [[] for _ in starts]
         rows = torch.arange(len(starts), device=self.device)

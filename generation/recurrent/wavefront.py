@@ -159,7 +159,7 @@ class Wavefront:
             setattr(self, name, tensor if tensor is None else tensor[places])
 
     def repeat_step(self, before: "Wavefront", rows: list[int]) -> None:
-        """Puts rows back to what they were before a step. The next step computes the same of them."""
+        """Puts rows back to what they were before a step."""
         for name in LISTS:
             for row in rows:
                 getattr(self, name)[row] = getattr(before, name)[row]
