@@ -37,8 +37,8 @@ class ProcessedScores:
 
     Attributes:
         depend_on_prefix: whether a processor reads the ids before a position.
-        is_in_order: whether one may keep state or know only valid prefixes, as a user's own may. Then the whole batch
-            must be shown each prefix of its text once, in order.
+        is_in_order: whether one may keep state or know only valid prefixes, as a user's own. Then the whole batch is
+            shown each prefix of its text once, in order.
     """
 
     def __init__(self, processors: LogitsProcessorList, transcript: Transcript, excluded_id: int | None = None):
@@ -50,7 +50,7 @@ class ProcessedScores:
         self.is_in_order = not kinds <= PURE
 
     def of_drafts(self) -> "ProcessedScores":
-        """The same for drafts, without processors that may not be asked about them."""
+        """The same without processors that may not be asked about drafts."""
         if not self.is_in_order:
             return self
         free = LogitsProcessorList(processor for processor in self.processors if type(processor) in PREFIX_FREE)

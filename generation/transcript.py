@@ -103,7 +103,7 @@ class Transcript:
         self.is_ended = [False] * batch_size
 
     def write_undecided(self, undecided_ids: Tensor, starts: list[int] | None = None) -> None:
-        """Writes [A, n] ids into the prefixes that processors read: from columns `starts` on, or after each text."""
+        """Writes [A, n] ids where processors read prefixes: from columns `starts` on, or after each text."""
         for row, start, ids in zip(self.active, starts or self.starts(), undecided_ids, strict=True):
             columns = self.ids[row, start : start + len(ids)]
             columns.copy_(ids[: len(columns)])
@@ -153,7 +153,7 @@ class Transcript:
                 break
 
     def _end(self, row: int) -> None:
-        """Ends a row: from here on, others see padding after its length."""
+        """Ends a row, and pads it."""
         self.is_ended[row] = True
         self.ids[row, self.lengths[row] :] = self.pad_token_id or 0
 

@@ -35,8 +35,6 @@ def best_ids(scores: Tensor) -> Tensor:
 class Choice:
     """What greedy decoding and sampling share.
 
-    Processors that read prefixes are called on the host: a step with them waits once more for the device.
-
     Attributes:
         is_pure: whether verifying and drafting are functions of tensors alone, so that a step can be captured.
     """
@@ -116,13 +114,13 @@ class Greedy(Choice):
         return Draft(ids, confidence, 1 + slots.num_masks, confidence.new_empty(*confidence.shape, 0))
 
     def favoured(self, scores: Tensor, slot: int) -> Tensor:
-        """Scores [A, n, V] of slots from `slot` on, by which tokens are drafted."""
+        """By which tokens are drafted: scores [A, n, V] of slots from `slot` on."""
         return scores
 
 
 class InOrder(Greedy):
     """Asks processors as plain decoding does: once a token, in order, for all rows. A token joins the text before the
-    next is decided. Rows advance together, as far as each row's draft stands and none has ended.
+    next is decided. Rows advance together, as far as all drafts stand and none ends.
 
     Args:
         seeds: one a row, to sample: the highest score plus Gumbel noise is a sample. Each place of a text has its own
