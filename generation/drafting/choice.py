@@ -76,7 +76,7 @@ class Choice:
     def first(self, target_logits: Tensor) -> Decided:
         """Decides the first token by the prefill's logits [A, 1, V]."""
         scores = self.scores(target_logits)
-        ids = self.pick(scores)
+        ids = self.pick(scores)  # type: ignore[attr-defined]
         return Decided(ids, torch.ones_like(ids[:, 0]), (target_logits, scores))
 
 
@@ -114,7 +114,7 @@ class Greedy(Choice):
         return Draft(ids, confidence, 1 + slots.num_masks, confidence.new_empty(*confidence.shape, 0))
 
     def favoured(self, scores: Tensor, slot: int) -> Tensor:
-        """By which tokens are drafted: scores [A, n, V] of slots from `slot` on."""
+        """What drafts of slots from `slot` on go by."""
         return scores
 
 
@@ -142,7 +142,7 @@ class InOrder(Greedy):
         return self._decide(target_logits[:, :num_drafted], state.draft_ids[:, 1:num_drafted])
 
     def _decide(self, target_logits: Tensor, draft_ids: Tensor) -> Decided:
-        """Decides tokens by logits [A, n, V], as far as draft ids [A, n - 1] stand."""
+        """By logits [A, n, V], as far as draft ids [A, n - 1] stand."""
         transcript, decided = self.in_order.transcript, []
         one = torch.ones(len(draft_ids), dtype=torch.long, device=draft_ids.device)
         for logits, *drafted in zip_longest(target_logits.split(1, dim=1), draft_ids.split(1, dim=1)):
