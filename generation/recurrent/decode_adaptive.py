@@ -9,7 +9,7 @@ import torch
 
 from .freezing import latent_difference
 from .outputs_recurrent import RecurrentGenerateOutput
-from .session_recurrent import Session
+from .session_recurrent import Session, choose_first
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
     """Decodes token by token. A token recurs until its state changes by less than `exit_threshold`, or full depth."""
     transcript, costs, options = session.transcript, session.costs, session.options
     until = options.exit_threshold if options.reference_compat else 0.0
-    next_ids = session.choose_first(session.prefill(until))
+    next_ids = choose_first(session, session.prefill(until))
     starts = [session.num_columns - pad for pad in session.pads]
     while places := transcript.drop_ended():
         if len(places) < len(starts):

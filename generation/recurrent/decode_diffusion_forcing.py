@@ -24,7 +24,7 @@ from .freezing import (
     token_stability,
 )
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
-from .session_recurrent import Session
+from .session_recurrent import Session, choose_first, write_in_order
 from .wavefront import Wavefront, of_width
 
 
@@ -35,7 +35,7 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
     draw_noise = session.draw_gumbel if session.do_sample else None
     trace, is_in_order = [], session.scores.is_in_order
 
-    first_ids = session.choose_first(session.prefill(is_filled=True))
+    first_ids = choose_first(session, session.prefill(is_filled=True))
     starts = [session.num_columns - pad for pad in session.pads]
     wavefront = Wavefront(starts, first_ids, session.device)
     while places := transcript.drop_ended():
@@ -191,7 +191,7 @@ def decide_in_order(
         The rows that repeat this step, since they wait for other rows to write the rest of their tokens.
     """
     drafts = [ids[:num] for ids, num in zip(predicted_ids, num_frozen, strict=True)]
-    written = session.write_in_order(logits, wavefront.starts, drafts, wavefront.num_done)
+    written = write_in_order(session, logits, wavefront.starts, drafts, wavefront.num_done)
     waiting = []
     for row, ids in enumerate(written):
         num_done = wavefront.num_done[row] + len(ids)

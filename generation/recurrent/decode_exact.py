@@ -17,7 +17,7 @@ import torch
 from ..acceptance import accept_by_rejection, residual_probs, sample
 from .draws_recurrent import ACCEPTANCE, REPLACEMENT
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
-from .session_recurrent import Session
+from .session_recurrent import Session, choose_first
 
 
 @dataclass(eq=False)
@@ -132,7 +132,7 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
     decode_depths = {*options.draft_recurrences, full_depth}
     trace = []
 
-    chains = Chains(session, session.choose_first(session.prefill()))
+    chains = Chains(session, choose_first(session, session.prefill()))
     while places := transcript.drop_ended():
         if len(places) < len(chains.rows):
             session.keep_rows(places)

@@ -8,14 +8,14 @@ import torch
 from ..acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
 from .draws_recurrent import ACCEPTANCE, DRAFT, REPLACEMENT
 from .outputs_recurrent import RecurrentGenerateOutput
-from .session_recurrent import Session
+from .session_recurrent import Session, choose_first, with_noise, write_in_order
 
 
 @torch.no_grad()
 def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
     """Drafts K tokens at a shallow depth, verifies them in one full-depth pass (algorithm 1 of arXiv 2211.17192)."""
     transcript = session.transcript
-    next_ids = session.choose_first(session.prefill())
+    next_ids = choose_first(session, session.prefill())
     starts = [session.num_columns - pad for pad in session.pads]
     while places := transcript.drop_ended():
         if len(places) < len(starts):
@@ -27,7 +27,7 @@ def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
         session.costs.add_step()
         if session.scores.is_in_order:
             drafts = [[*ids, -1] for ids in draft_ids[:, 1:].tolist()]
-            written = session.write_in_order(logits, starts, drafts, [0] * len(starts))
+            written = write_in_order(session, logits, starts, drafts, [0] * len(starts))
         else:
             scores = session.scores(logits)
             written = verify(session, starts, draft_ids, draft_probs, scores)
@@ -48,7 +48,7 @@ def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[tor
         ends = session.transcript.starts(step)
         scores = session.draft_scores(logits, ends)
         if session.scores.is_in_order:
-            drawn = session.with_noise(scores, at).argmax(dim=-1)
+            drawn = with_noise(session, scores, at).argmax(dim=-1)
         elif session.do_sample:
             probs.append(scores.softmax(dim=-1))
             drawn = sample(probs[-1][:, 0], session.draws.uniform(DRAFT, list(range(len(starts))), at))[:, None]

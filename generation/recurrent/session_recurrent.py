@@ -178,43 +178,14 @@ class Session:
         """[n, V] Gumbel noise for sampling the token after each position."""
         return self.draws.gumbel(rows, positions, self.model.config.vocab_size)
 
-    def choose_first(self, logits: torch.Tensor) -> list[int]:
-        """Chooses and writes the first token after each prompt from [B, 1, V] logits."""
-        return self.choose(logits, [self.num_columns - pad - 1 for pad in self.pads])
-
     def choose(self, logits: torch.Tensor, positions: list[int]) -> list[int]:
         """Chooses and writes the token after each row's position from [A, 1, V] logits."""
         scores = self.scores(logits)
-        favoured = self.with_noise(scores, positions)
+        favoured = with_noise(self, scores, positions)
         ids = favoured.argmax(dim=-1).tolist()
         self.keep_steps(ids, logits, scores)
         self.transcript.write(ids)
         return [token for (token,) in ids]
-
-    def with_noise(self, scores: torch.Tensor, positions: list[int]) -> torch.Tensor:
-        """Scores [A, 1, V] after each row's position. The argmax is a sample if one is wanted."""
-        if not self.do_sample:
-            return scores
-        return scores + self.draw_gumbel(list(range(len(scores))), positions)[:, None]
-
-    def write_in_order(
-        self, logits: torch.Tensor, starts: list[int], draft_ids: list[list[int]], done: list[int]
-    ) -> list[list[int]]:
-        """Chooses and writes each row's tokens after position `starts` from [A, n, V] logits, but for the first `done`.
-
-        Processors are asked once a token, in order. Rows advance together, as far as all drafts stand and none ends.
-        """
-        written: list[list[int]] = [[] for _ in starts]
-        rows = torch.arange(len(starts), device=self.device)
-        for i in range(min(len(draft) - num for draft, num in zip(draft_ids, done, strict=True))):
-            places = [num + i for num in done]
-            after = [start + place for start, place in zip(starts, places, strict=True)]
-            ids = self.choose(logits[rows, torch.tensor(places, device=self.device)][:, None], after)
-            written = [[*before, token] for before, token in zip(written, ids, strict=True)]
-            has_ended = any(self.transcript.is_ended[row] for row in self.rows)
-            if has_ended or ids != [draft[place] for draft, place in zip(draft_ids, places, strict=True)]:
-                break
-        return written
 
     def keep_steps(self, frozen_ids: list[list[int]], logits: torch.Tensor, scores: torch.Tensor) -> None:
         """Records the logits and scores [A, n, V] of each row's frozen tokens, its first places, if requested."""
@@ -252,6 +223,38 @@ class Session:
         if self.returns_cache:
             extra[CACHE] = final_cache(self)
         return self.costs.output(self.transcript.sequences(), num_new_tokens, **extra)
+
+
+def choose_first(session: Session, logits: torch.Tensor) -> list[int]:
+    """Chooses and writes the first tokens from [B, 1, V] logits."""
+    return session.choose(logits, [session.num_columns - pad - 1 for pad in session.pads])
+
+
+def with_noise(session: Session, scores: torch.Tensor, positions: list[int]) -> torch.Tensor:
+    """Scores [A, 1, V], whose argmax is a sample if one is wanted."""
+    if not session.do_sample:
+        return scores
+    return scores + session.draw_gumbel(list(range(len(scores))), positions)[:, None]
+
+
+def write_in_order(
+    session: Session, logits: torch.Tensor, starts: list[int], draft_ids: list[list[int]], done: list[int]
+) -> list[list[int]]:
+    """Chooses and writes each row's tokens after position `starts` from [A, n, V] logits, but for the first `done`.
+
+    Processors are asked once a token, in order. Rows advance together, as far as all drafts stand and none ends.
+    """
+    written: list[list[int]] = [[] for _ in starts]
+    rows = torch.arange(len(starts), device=session.device)
+    for i in range(min(len(draft) - num for draft, num in zip(draft_ids, done, strict=True))):
+        places = [num + i for num in done]
+        after = [start + place for start, place in zip(starts, places, strict=True)]
+        ids = session.choose(logits[rows, torch.tensor(places, device=session.device)][:, None], after)
+        written = [[*before, token] for before, token in zip(written, ids, strict=True)]
+        has_ended = any(session.transcript.is_ended[row] for row in session.rows)
+        if has_ended or ids != [draft[place] for draft, place in zip(draft_ids, places, strict=True)]:
+            break
+    return written
 
 
 def final_cache(session: Session) -> Any:
