@@ -179,7 +179,7 @@ class Session:
         return self.draws.gumbel(rows, positions, self.model.config.vocab_size)
 
     def choose(self, logits: torch.Tensor, positions: list[int]) -> list[int]:
-        """Chooses and writes the token after each row's position from [A, 1, V] logits."""
+        """Chooses and writes the tokens after `positions` from [A, 1, V] logits."""
         scores = self.scores(logits)
         favoured = with_noise(self, scores, positions)
         ids = favoured.argmax(dim=-1).tolist()
@@ -240,7 +240,7 @@ def with_noise(session: Session, scores: torch.Tensor, positions: list[int]) -> 
 def write_in_order(
     session: Session, logits: torch.Tensor, starts: list[int], draft_ids: list[list[int]], done: list[int]
 ) -> list[list[int]]:
-    """Chooses and writes each row's tokens after position `starts` from [A, n, V] logits, but for the first `done`.
+    """Chooses and writes each row's tokens after `starts` from [A, n, V] logits, but for the first `done`.
 
     Processors are asked once a token, in order. Rows advance together, as far as all drafts stand and none ends.
     """
