@@ -3,34 +3,29 @@
 A rows still being written, n positions, V vocabulary.
 """
 
+import re
+
 import torch
 from torch import Tensor
-from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    LogitNormalization,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process
 
 from .transcript import Transcript
 
-# Processors that read only the scores of a position: one call serves all positions.
-PREFIX_FREE = (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    LogitNormalization,
-    MinPLogitsWarper,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
+
+def classes_of(names: str) -> set[type]:
+    """transformers' own processors and warpers of these names."""
+    own = vars(logits_process).items()
+    return {kind for name, kind in own if re.sub("Logits(Processor|Warper)$", "", name) in names.split()}
+
+
+# They read only scores: one call serves all positions.
+PREFIX_FREE = classes_of("Epsilon Eta LogitNormalization MinP SuppressTokens Temperature TopK TopP Typical")
+# Functions of scores and the ids before them, which may be asked about any draft.
+PURE = PREFIX_FREE | classes_of(
+    "EncoderNoRepeatNGram EncoderRepetitionPenalty ExponentialDecayLengthPenalty ForcedBOSToken ForcedEOSToken "
+    "InfNanRemove MinLength MinNewTokensLength NoBadWords NoRepeatNGram RepetitionPenalty SequenceBias "
+    "SuppressTokensAtBegin TopH Watermark"
 )
 
 
@@ -42,46 +37,45 @@ class ProcessedScores:
 
     Attributes:
         depend_on_prefix: whether a processor reads the ids before a position.
+        is_in_order: whether one may keep state or know only valid prefixes, as a user's own. Then the whole batch is
+            shown each prefix of its text once, in order.
     """
 
     def __init__(self, processors: LogitsProcessorList, transcript: Transcript, excluded_id: int | None = None):
         self.processors = processors
         self.transcript = transcript
         self.excluded_id = excluded_id
-        self.depend_on_prefix = any(type(processor) not in PREFIX_FREE for processor in processors)
+        kinds = {type(processor) for processor in processors}
+        self.depend_on_prefix = not kinds <= PREFIX_FREE
+        self.is_in_order = not kinds <= PURE
+
+    def of_drafts(self) -> "ProcessedScores":
+        """The same without processors that may not be asked about drafts."""
+        if not self.is_in_order:
+            return self
+        free = LogitsProcessorList(processor for processor in self.processors if type(processor) in PREFIX_FREE)
+        return ProcessedScores(free, self.transcript, self.excluded_id)
 
     def __call__(self, logits: Tensor, starts: list[int] | None = None) -> Tensor:
         """Processed `logits` [A, n, V]. Processors see the whole batch, with one call per prefix length.
 
         Args:
             starts: for each active row, the number of ids before its first position; default: the length of its text.
-                -1 leaves the row unprocessed.
         """
         if self.excluded_id is not None:
             logits[..., self.excluded_id] = -torch.inf
-        if not self.processors or not logits.shape[1]:
-            return logits
-        if not self.depend_on_prefix:
-            flat = logits.flatten(end_dim=1).to(torch.float32, copy=True)
-            return self.processors(self.transcript.ids[:1].expand(len(flat), -1), flat).view(logits.shape)
-        return self._on_prefixes(logits, self.transcript.starts() if starts is None else starts)
-
-    def _on_prefixes(self, logits: Tensor, starts: list[int]) -> Tensor:
-        ids, active = self.transcript.ids, self.transcript.active
         num_positions = logits.shape[1]
-        scores = logits.to(torch.float32, copy=True)
-        if len(active) == len(ids) and len(set(starts)) == 1 and starts[0] >= 0:  # the whole batch at one length
-            for i in range(num_positions):
-                scores[:, i] = self.processors(ids[:, : starts[0] + i], scores[:, i].clone())
-            return scores
-        valid = [start for start in starts if start >= 0]
-        for length in range(min(valid, default=0), max(valid, default=-num_positions) + num_positions):
-            places = [place for place, start in enumerate(starts) if 0 <= start <= length < start + num_positions]
-            if not places:
-                continue
-            positions = [length - starts[place] for place in places]
-            rows = [active[place] for place in places]
-            batch = torch.zeros(len(ids), logits.shape[2], dtype=torch.float32, device=logits.device)
-            batch[rows] = logits[places, positions].float()
-            scores[places, positions] = self.processors(ids[:, :length], batch)[rows]
+        if not self.processors or not num_positions:
+            return logits
+        ids, active, scores = self.transcript.ids, self.transcript.active, logits.to(torch.float32, copy=True)
+        if not self.depend_on_prefix:
+            flat = scores.flatten(end_dim=1)
+            return self.processors(ids[:1].expand(len(flat), -1), flat).view(logits.shape)
+        starts = starts or self.transcript.starts()
+        for length in range(min(starts), max(starts) + num_positions):
+            places = [place for place, start in enumerate(starts) if start <= length < start + num_positions]
+            rows, positions = [active[place] for place in places], [length - starts[place] for place in places]
+            batch = scores.new_zeros(len(ids), logits.shape[2])
+            batch[rows] = scores[places, positions]
+            scores[places, positions] = self.processors(ids[:, :length].contiguous(), batch)[rows]
         return scores

@@ -102,68 +102,46 @@ class Transcript:
         self.is_stopped = [False] * batch_size  # by a criterion
         self.is_ended = [False] * batch_size
 
-    def write_undecided(self, undecided_ids: Tensor, offset: int = 0, ahead: list[int] | None = None) -> None:
-        """Writes [A, n] ids after each active row's text, into the prefix that logits processors read.
-
-        Args:
-            offset: columns to skip.
-            ahead: further columns to skip, for each active row.
-        """
-        starts, device = self.starts(offset, ahead), self.ids.device
-        if len(self.active) == len(self.lengths) and len(set(starts)) == 1:  # writing a slice is faster
-            place = starts[0]
-            self.ids[:, place : place + undecided_ids.shape[1]] = undecided_ids[:, : self.ids.shape[1] - place]
-            return
-        columns = torch.tensor(starts, device=device)[:, None] + torch.arange(undecided_ids.shape[1], device=device)
-        rows = torch.tensor(self.active, device=device)[:, None]
-        self.ids[rows, columns.clamp(max=self.ids.shape[1] - 1)] = undecided_ids
+    def write_undecided(self, undecided_ids: Tensor, starts: list[int] | None = None) -> None:
+        """Writes [A, n] ids where processors read prefixes: from columns `starts` on, or after each text."""
+        for row, start, ids in zip(self.active, starts or self.starts(), undecided_ids, strict=True):
+            columns = self.ids[row, start : start + len(ids)]
+            columns.copy_(ids[: len(columns)])
 
     def starts(self, offset: int = 0, ahead: list[int] | None = None) -> list[int]:
         """The column after each active row's text, plus `offset` and `ahead`."""
         ahead = ahead or [0] * len(self.active)
         return [self.lengths[row] + more + offset for row, more in zip(self.active, ahead, strict=True)]
 
-    def ends_within(self, place: int, tokens: list[int]) -> bool:
-        """Whether the active row at `place` ends within these tokens, regardless of other criteria."""
-        room = self.max_length - self.lengths[self.active[place]]
-        return len(tokens) >= room or not self.eos_token_ids.isdisjoint(tokens)
-
     def extend(
-        self,
-        decided_ids: Tensor,
-        num_decided: Tensor,
-        also: Tensor | None = None,
-        chosen_by: tuple[Tensor, Tensor] | None = None,
+        self, decided_ids: Tensor, num_decided: Tensor, also: Tensor, chosen_by: tuple[Tensor, Tensor] | None
     ) -> tuple[list[int], list[int]]:
         """Adds the first `num_decided` [A] of `decided_ids` [A, K] to the active rows: the one host sync per forward.
 
         Args:
-            also: [A] further numbers to copy to the host.
-            chosen_by: logits and processed scores [A, K, V] of the tokens, recorded if requested.
+            also: [A] other numbers for the host.
+            chosen_by: logits and processed scores [A, K, V], recorded if requested.
 
         Returns:
             `num_decided` (a row that ends keeps fewer) and `also`, on the host.
         """
         self.write_undecided(decided_ids)
-        also = torch.zeros_like(num_decided) if also is None else also
         on_host = torch.cat([num_decided[:, None], also[:, None], decided_ids], dim=1).tolist()
         for place, (row, (count, _, *tokens)) in enumerate(zip(self.active, on_host, strict=True)):
             self._lengthen(row, tokens[:count])
-            if self.token_scores is not None and chosen_by is not None:
+            if self.token_scores and chosen_by:
                 self.token_scores.add(row, *(tensor[place, :count] for tensor in chosen_by))
         self._tell()
         return [count for count, *_ in on_host], [number for _, number, *_ in on_host]
 
     def write(self, decided_ids: list[list[int]]) -> None:
         """Adds tokens from the host to each active row, without a sync."""
-        written = []
         for row, tokens in zip(self.active, decided_ids, strict=True):
             start = self.lengths[row]
             self._lengthen(row, tokens)
-            written += [(row, column, tokens[column - start]) for column in range(start, self.lengths[row])]
-        if written:
-            rows, columns, ids = torch.tensor(written, device=self.ids.device).unbind(1)
-            self.ids[rows, columns] = ids
+            end = self.lengths[row]
+            self.ids[row, start:end] = torch.tensor(tokens[: end - start], device=self.ids.device)
+        if any(decided_ids):
             self._tell()
 
     def _lengthen(self, row: int, tokens: list[int]) -> None:
@@ -171,8 +149,13 @@ class Transcript:
         for token in tokens:
             self.lengths[row] += 1
             if token in self.eos_token_ids or self.lengths[row] >= self.max_length:
-                self.is_ended[row] = True
+                self._end(row)
                 break
+
+    def _end(self, row: int) -> None:
+        """Ends a row, and pads it."""
+        self.is_ended[row] = True
+        self.ids[row, self.lengths[row] :] = self.pad_token_id or 0
 
     def _tell(self) -> None:
         if self.criteria:
@@ -186,19 +169,16 @@ class Transcript:
             unfinished = [row for row, n in enumerate(self.lengths) if n >= column or not self.is_ended[row]]
             if not unfinished or any(self.lengths[row] < column for row in unfinished):
                 return
-            shown = self.ids[:, :column].clone()
-            for row, length in enumerate(self.lengths):
-                shown[row, length:] = self.pad_token_id or 0
             if self.token_scores is not None and self.token_scores.has_scores:
                 place = column - 1 - self.prompt_length
                 self.shown_scores += (self.token_scores.column(place, self.num_new_tokens)[1],)
-            stops = self.criteria(shown, self.shown_scores or None).tolist()
+            stops = self.criteria(self.ids[:, :column].clone(), self.shown_scores or None).tolist()
             self.num_checked = column
             self.is_stopped = [before or now for before, now in zip(self.is_stopped, stops, strict=True)]
             for row in unfinished:
                 if self.is_stopped[row] and (self.rows_end_alone or all(self.is_stopped)):
                     self.lengths[row] = column
-                    self.is_ended[row] = True
+                    self._end(row)
 
     def _stream(self) -> None:
         if self.streamer is None:
@@ -227,17 +207,11 @@ class Transcript:
 
     def last_ids(self) -> list[int]:
         """The last token of each row."""
-        ends = torch.tensor(self.lengths, device=self.ids.device)[:, None] - 1
-        return self.ids.gather(1, ends)[:, 0].tolist()
+        return [int(self.ids[row, length - 1]) for row, length in enumerate(self.lengths)]
 
     def sequences(self) -> Tensor:
         """[B, longest] prompt and new ids, padded after each row's end."""
-        sequences = self.ids[:, : max(self.lengths)].clone()
-        for row, length in enumerate(self.lengths):
-            if length < sequences.shape[1]:
-                assert self.pad_token_id is not None, "rows of unequal length without a pad token"
-                sequences[row, length:] = self.pad_token_id
-        return sequences
+        return self.ids[:, : max(self.lengths)].clone()
 
 
 def pad_token_of(generation_config: GenerationConfig) -> int | None:

@@ -9,12 +9,12 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteriaList,
-    SynthIDTextWatermarkingConfig,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import logging
 
-from ..generation.processed_scores import ProcessedScores
+from ..generation.processed_scores import PURE, ProcessedScores
 from ..generation.recurrent.decode_adaptive import decode_adaptive
 from ..generation.recurrent.decode_diffusion_forcing import decode_diffusion_forcing
 from ..generation.recurrent.decode_exact import decode_exact
@@ -201,6 +201,7 @@ class RecurrentGenerationMixin(Stock):
         num_columns = num_columns_of(input_ids, attention_mask, generation_config)
         input_ids = input_ids.to(device_of(self))
         self._check_policy(options, input_ids, attention_mask, cache, num_columns)
+        check_processors(options, logits_processor)
         is_published = options.policy == "published"
         transcript = Transcript(
             input_ids,
@@ -340,7 +341,6 @@ def refuse_unsupported(generation_config: GenerationConfig, model_kwargs: dict, 
         "prompt_lookup_num_tokens": bool(generation_config.prompt_lookup_num_tokens),
         "prefill_chunk_size": generation_config.prefill_chunk_size is not None,
         "guidance_scale": generation_config.guidance_scale not in (None, 1),
-        "watermarking_config": isinstance(generation_config.watermarking_config, SynthIDTextWatermarkingConfig),
         "is_assistant": bool(generation_config.is_assistant),
     }
     requested |= {name: value is not None for name, value in model_kwargs.items() if name not in READ_KEYWORDS}
@@ -352,6 +352,17 @@ def refuse_unsupported(generation_config: GenerationConfig, model_kwargs: dict, 
             raise ValueError(
                 f"`{name}` must be left at its default with `policy={options.policy!r}`, which does not decode "
                 f"tokens one at a time, but is {value}. Use `policy='autoregressive'` for it."
+            )
+
+
+def check_processors(options: RecurrentOptions, processors: LogitsProcessorList) -> None:
+    """Raise ValueError for logits processors that this policy cannot ask."""
+    for processor in processors:
+        is_asked_again = options.policy == "published" and type(processor) not in PURE
+        if is_asked_again or isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+            raise ValueError(
+                f"`logits_processor` must be without {type(processor).__name__} with `policy={options.policy!r}`: it "
+                f"{'may be asked once a token' if is_asked_again else 'runs the model'}. Use 'autoregressive'."
             )
 
 

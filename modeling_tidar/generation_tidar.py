@@ -82,7 +82,7 @@ class TiDARGenerationMixin(Stock):
     ) -> Any:
         """`generate`'s loop of greedy search and sampling: drafts."""
         options = generation_config.tidar_options
-        about = self, generation_config, synced_gpus, model_kwargs, input_ids
+        about = self, generation_config, synced_gpus, model_kwargs, input_ids, logits_processor
         reason = reason_for_plain_decoding(*about) if options.draft_length else ""
         if options.draft_length and not reason:
             return decode_tidar(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, SynthIDTextWatermarkingConfig, T5Config
+from transformers import AutoModelForCausalLM, T5Config
 
 from helpers_tidar import FAMILIES, gated, plain_greedy_loop, random_prompts, tiny_tidar
 from helpers_whole_masks import training_mask
@@ -345,8 +345,6 @@ def test_an_encoder_decoder_is_refused_by_name():
         ({"num_beams": 2, "custom_generate": tidar}, "num_beams"),
         ({"seed": [1, 2], "do_sample": True}, "each of the 1 rows"),
         ({"seed": -3}, "seed"),
-        ({"guidance_scale": 1.5}, "guidance_scale"),
-        ({"watermarking_config": SynthIDTextWatermarkingConfig(keys=[1, 2], ngram_len=3)}, "SynthID"),
         ({"draft_lenght": 3}, "draft_lenght"),
     ],
 )

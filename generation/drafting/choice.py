@@ -4,6 +4,7 @@ A unfinished rows, K the most tokens drafted at a time, N of them in the draft a
 """
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -34,16 +35,12 @@ def best_ids(scores: Tensor) -> Tensor:
 class Choice:
     """What greedy decoding and sampling share.
 
-    Processors that read prefixes are called on the host: a step with them waits once more for the device.
-
     Attributes:
-        keeps_scores: whether a caller wants what each token was chosen by.
         is_pure: whether verifying and drafting are functions of tensors alone, so that a step can be captured.
     """
 
     def __init__(self, scores: ProcessedScores):
         self.scores = scores
-        self.keeps_scores = scores.transcript.token_scores is not None
         self.is_pure = False
 
     def keep_rows(self, places: list[int]) -> None:
@@ -55,63 +52,52 @@ class Choice:
             self.scores.transcript.write_undecided(draft_ids[:, 1:])
         return self.scores(target_logits)
 
-    def decided(self, ids: Tensor, num: Tensor, logits: Tensor, scores: Tensor) -> Decided:
-        return Decided(ids, num, (logits, scores) if self.keeps_scores else None)
+    def join(self, decided: Decided, num_drafted: Tensor) -> tuple[list[int], list[int]]:
+        """Adds decided tokens to the text. Returns their numbers, and `num_drafted`, on the host."""
+        return self.scores.transcript.extend(decided.ids, decided.num_accepted, num_drafted, decided.chosen_by)
 
     def slot_by_slot(self, decided: Decided, slots: SlotPredictions, pick: Callable[[Tensor, int], Tensor]) -> Tensor:
         """The next draft, [A, 1 + slots]: the last decided token, then what `pick(scores [A, n, V], slot)` takes for n
         slots. n is 1 where a slot depends on the token before it."""
         ids, num_slots = [last_decided(decided.ids, decided.num_accepted)], slots.logits.shape[1]
-        transcript, reads_prefix = self.scores.transcript, self.scores.depend_on_prefix and num_slots > 0
-        starts, ahead = self.prefixes(decided) if reads_prefix else ([], [])
+        transcript, reads_prefix = self.scores.transcript, self.scores.depend_on_prefix
+        if reads_prefix:
+            transcript.write_undecided(decided.ids)
+        ahead = decided.num_accepted.tolist() if reads_prefix else None
         width = 1 if slots.chain or reads_prefix else max(num_slots, 1)
         for slot in range(0, num_slots, width):
             logits = slots.chain.logits_after(slot, ids[-1]) if slots.chain else slots.logits[:, slot : slot + width]
-            of_slot = [start if start < 0 else start + slot for start in starts] if reads_prefix else None
-            ids.append(pick(self.scores(logits, of_slot), slot))
+            starts = transcript.starts(slot, ahead)
+            ids.append(pick(self.scores(logits, starts), slot))
             if reads_prefix:
-                transcript.write_undecided(ids[-1], offset=slot, ahead=ahead)
+                transcript.write_undecided(ids[-1], starts)
         return torch.cat(ids, dim=1)
-
-    def prefixes(self, decided: Decided) -> tuple[list[int], list[int]]:
-        """For each row, the ids before the first slot of its next draft (-1 for a row that ends here), and how many of
-        them are decided just now (0). These are written where processors look for them."""
-        transcript = self.scores.transcript
-        transcript.write_undecided(decided.ids)
-        counts, ids = decided.num_accepted.tolist(), decided.ids.tolist()
-        goes_on = [not transcript.ends_within(a, ids[a][:count]) for a, count in enumerate(counts)]
-        starts = [n if on else -1 for n, on in zip(transcript.starts(ahead=counts), goes_on, strict=True)]
-        return starts, [n * on for n, on in zip(counts, goes_on, strict=True)]
-
-
-class Greedy(Choice):
-    """The most likely token; ids are compared, never probabilities.
-
-    Args:
-        wants_confidence: whether the drafter's probabilities choose the branches.
-    """
-
-    def __init__(self, scores: ProcessedScores, wants_confidence: bool = False):
-        super().__init__(scores)
-        self.wants_confidence = wants_confidence
-        self.is_pure = not scores.processors and not self.keeps_scores
 
     def first(self, target_logits: Tensor) -> Decided:
         """Decides the first token by the prefill's logits [A, 1, V]."""
         scores = self.scores(target_logits)
-        ids = best_ids(scores)
-        return self.decided(ids, torch.ones_like(ids[:, 0]), target_logits, scores)
+        ids = self.pick(scores)  # type: ignore[attr-defined]
+        return Decided(ids, torch.ones_like(ids[:, 0]), (target_logits, scores))
+
+
+class Greedy(Choice):
+    """The most likely token; ids are compared, never probabilities."""
+
+    def __init__(self, scores: ProcessedScores):
+        super().__init__(scores)
+        self.is_pure = not scores.processors and scores.transcript.token_scores is None
+
+    def pick(self, scores: Tensor) -> Tensor:
+        return best_ids(scores)
 
     def verify(self, state: StepState, target_logits: Tensor) -> Decided:
         """Decides 1 to N tokens by the logits after each token of the draft, [A, N, V]."""
         scores = self.target_scores(state.draft_ids, target_logits)
-        return self.decided(*self.run_of(state, scores), target_logits, scores)
+        return Decided(*self.run_of(state, scores), (target_logits, scores))
 
     def run_of(self, state: StepState, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The ids [A, N] that processed scores [A, N, V] decide, and how many they are [A]."""
         draft_ids, target_ids = state.draft_ids, best_ids(scores)
-        if draft_ids.shape[1] == 1:  # nothing was drafted
-            return target_ids, torch.ones_like(state.num_drafted)
         num_accepted = accept_by_equality(draft_ids, target_ids, state.num_drafted)
         return decided_run(draft_ids, num_accepted, last_decided(target_ids, num_accepted)[:, 0]), num_accepted
 
@@ -120,21 +106,75 @@ class Greedy(Choice):
         confidence = slots.logits.new_zeros(slots.logits.shape[:2], dtype=torch.float32)
 
         def pick(scores: Tensor, slot: int) -> Tensor:
-            best = best_ids(scores)
-            if self.wants_confidence:
-                confidence[:, slot : slot + best.shape[1]] = draft_confidence(best, scores)
+            best = best_ids(self.favoured(scores, slot))
+            confidence[:, slot : slot + best.shape[1]] = draft_confidence(best, scores)
             return best
 
         ids = self.slot_by_slot(decided, slots, pick)
         return Draft(ids, confidence, 1 + slots.num_masks, confidence.new_empty(*confidence.shape, 0))
+
+    def favoured(self, scores: Tensor, slot: int) -> Tensor:
+        """What drafts of slots from `slot` on go by."""
+        return scores
+
+
+class InOrder(Greedy):
+    """Asks processors as plain decoding does: once a token, in order, for all rows. A token joins the text before the
+    next is decided. Rows advance together, as far as all drafts stand and none ends.
+
+    Args:
+        seeds: one a row, to sample: the highest score plus Gumbel noise is a sample. Each place of a text has its own
+            noise, for drafts too: a row's text depends on neither its batch nor its drafts. None is greedy.
+    """
+
+    def __init__(self, scores: ProcessedScores, seeds: list[int] | None):
+        super().__init__(scores.of_drafts())
+        self.in_order, self.seeds, self.is_pure = scores, seeds, False
+
+    def keep_rows(self, places: list[int]) -> None:
+        self.seeds = self.seeds and [self.seeds[place] for place in places]
+
+    def first(self, target_logits: Tensor) -> Decided:
+        return self._decide(target_logits, target_logits.new_empty(len(target_logits), 0))
+
+    def verify(self, state: StepState, target_logits: Tensor) -> Decided:
+        num_drafted = int(state.num_drafted.min())
+        return self._decide(target_logits[:, :num_drafted], state.draft_ids[:, 1:num_drafted])
+
+    def _decide(self, target_logits: Tensor, draft_ids: Tensor) -> Decided:
+        """By logits [A, n, V], as far as draft ids [A, n - 1] stand."""
+        transcript, decided = self.in_order.transcript, []
+        one = torch.ones(len(draft_ids), dtype=torch.long, device=draft_ids.device)
+        for logits, *drafted in zip_longest(target_logits.split(1, dim=1), draft_ids.split(1, dim=1)):
+            scores = self.in_order(logits)
+            decided.append(best_ids(self.favoured(scores, 0)))
+            transcript.extend(decided[-1], one, one, (logits, scores))
+            has_ended = any(transcript.is_ended[row] for row in transcript.active)
+            if has_ended or drafted[0] is None or not torch.equal(decided[-1], drafted[0]):
+                break
+        return Decided(torch.cat(decided, dim=1), one * len(decided))
+
+    def join(self, decided: Decided, num_drafted: Tensor) -> tuple[list[int], list[int]]:
+        return decided.num_accepted.tolist(), num_drafted.tolist()
+
+    def favoured(self, scores: Tensor, slot: int) -> Tensor:
+        if self.seeds is None:
+            return scores
+        transcript = self.in_order.transcript
+        waits = torch.empty(scores.shape)
+        for a, (seed, start) in enumerate(zip(self.seeds, transcript.starts(slot), strict=True)):
+            for i, one in enumerate(waits[a]):
+                place = start + i - transcript.prompt_length
+                one.exponential_(generator=torch.Generator().manual_seed(hash((seed, place)) % 2**63))
+        return scores.float() - waits.clamp(min=1e-30).log().to(scores.device)
 
 
 class TieSafeGreedy(Greedy):
     """Greedy decoding in which a forward of one token, as plain decoding runs it, decides near-ties. Where such
     forwards have always given the wide forward's bits, they are no longer asked."""
 
-    def __init__(self, scores: ProcessedScores, network: Any, tie_margin: float, wants_confidence: bool = False):
-        super().__init__(scores, wants_confidence)
+    def __init__(self, scores: ProcessedScores, network: Any, tie_margin: float):
+        super().__init__(scores)
         self.network = network
         self.tie_margin = tie_margin
         self.is_pure = False
@@ -155,7 +195,7 @@ class TieSafeGreedy(Greedy):
             is_open &= ~ties
             scores = self.target_scores(state.draft_ids, target_logits)
             ids, num_accepted = self.run_of(state, scores)
-        return self.decided(ids, num_accepted, target_logits, scores)
+        return Decided(ids, num_accepted, (target_logits, scores))
 
 
 class Sampled(Choice):
@@ -183,10 +223,8 @@ class Sampled(Choice):
             return torch.rand(len(like), num, device=like.device)
         return torch.stack([torch.rand(num, generator=g) for g in self.generators]).to(like.device)
 
-    def first(self, target_logits: Tensor) -> Decided:
-        scores = self.scores(target_logits)
-        ids = sample(scores.float().softmax(dim=-1), self._uniforms(target_logits, 1))
-        return self.decided(ids, torch.ones_like(ids[:, 0]), target_logits, scores)
+    def pick(self, scores: Tensor) -> Tensor:
+        return sample(scores.float().softmax(dim=-1), self._uniforms(scores, 1))
 
     def verify(self, state: StepState, target_logits: Tensor) -> Decided:
         draft_ids, num_drafted = state.draft_ids, state.num_drafted
@@ -196,7 +234,7 @@ class Sampled(Choice):
         num_accepted = accept_by_rejection(draft_ids, target_probs, state.draft_probs, uniforms[:, 1:], num_drafted)
         residual = residual_probs(target_probs, state.draft_probs, num_accepted, num_drafted)
         ids = decided_run(draft_ids, num_accepted, sample(residual, uniforms[:, 0]))
-        return self.decided(ids, num_accepted, target_logits, scores)
+        return Decided(ids, num_accepted, (target_logits, scores))
 
     def draft(self, decided: Decided, slots: SlotPredictions) -> Draft:
         uniforms = self._uniforms(slots.logits, self.draft_length - 1)

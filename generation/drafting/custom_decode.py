@@ -56,7 +56,8 @@ def tidar(
             setattr(generation_config, name, value)
     options = TiDAROptions.of(generation_config, model.config)
     is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
-    refuse_plain_decoding(model, options, generation_config, is_shared, model_kwargs, input_ids)
+    about = generation_config, is_shared, model_kwargs, input_ids, logits_processor
+    refuse_plain_decoding(model, options, *about)
     chosen_head(model, options.draft_head)
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
     if streamer is not None:
@@ -81,6 +82,7 @@ def refuse_plain_decoding(
     is_shared: bool,
     model_kwargs: dict[str, Any],
     input_ids: torch.Tensor,
+    processors: LogitsProcessorList,
 ) -> None:
     """Raises where nothing would be drafted: a stock model decodes plainly without this function."""
     if not options.draft_length:
@@ -98,5 +100,5 @@ def refuse_plain_decoding(
             f"`custom_generate=tidar` searches greedily or samples, but other keywords ask for a {mode.value}. Leave "
             f"them or `custom_generate` out."
         )
-    if reason := reason_for_plain_decoding(model, generation_config, is_shared, model_kwargs, input_ids):
+    if reason := reason_for_plain_decoding(model, generation_config, is_shared, model_kwargs, input_ids, processors):
         raise ValueError(f"`custom_generate=tidar` cannot draft: {reason}. Leave it out to decode plainly.")

@@ -21,7 +21,7 @@ from ..kept_with_model import one_thread_at_a_time
 from ..processed_scores import ProcessedScores
 from ..stock_model import CACHE, device_of, is_users_cache, num_cache_layers
 from ..transcript import TokenScores, Transcript, pad_token_of
-from .choice import Greedy, Sampled, TieSafeGreedy
+from .choice import Greedy, InOrder, Sampled, TieSafeGreedy
 from .draft_cache import DraftCache, DraftRows, StaticDraftCache, num_slots_for
 from .draft_head import chosen_head
 from .draft_network import DraftNetwork
@@ -160,7 +160,7 @@ def write_texts(
     network, choice = run.network, run.choice
     # 1. Prefill: the prompt decides the first token, and a block of masks may draft what follows it.
     state, decided = begin(run, transcript, options, position_ids)
-    _, drafted = transcript.extend(decided.ids, decided.num_accepted, state.num_drafted, decided.chosen_by)
+    _, drafted = choice.join(decided, state.num_drafted)
     planner = planner_of(run, len(transcript.lengths), options)
     while places := transcript.drop_ended():
         # 2. Ended rows leave the forward.
@@ -176,7 +176,7 @@ def write_texts(
         state, decided = run(plan, state)
         # 5. Accepted tokens join the text and stay in the cache; the rest is overwritten.
         before = drafted
-        counts, drafted = transcript.extend(decided.ids, decided.num_accepted, state.num_drafted, decided.chosen_by)
+        counts, drafted = choice.join(decided, state.num_drafted)
         network.rows.advance(counts)
         planner.saw(plan, before, num_tokens, counts)
         record.add_forward(plan, transcript.active, counts)
@@ -193,7 +193,7 @@ def begin(
     """
     network, cache = run.network, run.network.rows.cache
     is_step_cheap = cache.device.type == "cpu" or run.graphs is not None
-    has_draft = options.exact != "tie-safe" and (options.has_every_branch or not is_step_cheap)
+    has_draft = options.exact != "tie-safe" and (options.num_branches == options.draft_length or not is_step_cheap)
     prompt_ids = transcript.ids[:, : transcript.prompt_length]
     logits, predictions, next_positions = network.prefill(prompt_ids, position_ids, options.draft_length, has_draft)
     if isinstance(cache, StaticDraftCache):
@@ -217,11 +217,16 @@ def choice_of(
     network: DraftNetwork, scores: ProcessedScores, options: TiDAROptions, generation_config: GenerationConfig
 ) -> Greedy | Sampled:
     if generation_config.do_sample:
-        return Sampled(scores, options.seeds(len(scores.transcript.lengths)), options.draft_length)
-    wants_confidence = not options.has_every_branch
+        num_rows = len(scores.transcript.lengths)
+        seeds = options.seeds(num_rows)
+        if not scores.is_in_order:
+            return Sampled(scores, seeds, options.draft_length)
+        return InOrder(scores, seeds or torch.randint(2**63 - 1, (num_rows,)).tolist())
+    if scores.is_in_order:
+        return InOrder(scores, None)
     if options.exact == "tie-safe":
-        return TieSafeGreedy(scores, network, options.tie_margin_of(network.model.dtype), wants_confidence)
-    return Greedy(scores, wants_confidence)
+        return TieSafeGreedy(scores, network, options.tie_margin_of(network.model.dtype))
+    return Greedy(scores)
 
 
 def network_of(

@@ -38,7 +38,7 @@ class Draft(NamedTuple):
     """
     Attributes:
         ids: [A, N], the first is decided.
-        confidence: [A, N - 1] the drafter's probability of each token after the first; zeros where nobody asks.
+        confidence: [A, N - 1] the drafter's probability of each token after the first.
         num_drafted: [A] how many of a row's N count, 1 to N.
         probs: [A, N - 1, V] what tokens 2..N were drawn from; [A, N - 1, 0] for greedy decoding.
     """
@@ -96,7 +96,7 @@ class Decided(NamedTuple):
 
     Attributes:
         ids: [A, N], of which the first `num_accepted` [A], 1 to N, count: so many of the draft stand.
-        chosen_by: logits and processed scores [A, N, V], where a caller asked for them.
+        chosen_by: logits and processed scores [A, N, V].
     """
 
     ids: Tensor

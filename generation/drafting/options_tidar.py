@@ -1,13 +1,15 @@
 """How one decodes with TiDAR: the keywords `generate` and `generation_config.json` take beside the stock ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import SynthIDTextWatermarkingConfig
+from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.utils import logging
 
+from ..processed_scores import PURE
 from ..stock_model import CACHE, CACHE_NAMES, longest_in_rotary_table, num_columns_of
 
 logger = logging.get_logger(__name__)
@@ -24,6 +26,9 @@ TIE_MARGINS = {torch.bfloat16: 0.5, torch.float16: 0.0625, torch.float32: 0.001}
 @dataclass(frozen=True)
 class TiDAROptions:
     """
+    Drafting asks a caller's own `logits_processor` and `prefix_allowed_tokens_fn` as plain decoding does: each prefix
+    of the text once, in order. Rows of a batch then advance together.
+
     Args:
         draft_length: K, tokens drafted at a time; by default, and at most, as taught. 0 decodes without drafts.
         num_branches: "auto" (the default) chooses K and B for each step: the most expected tokens a second by the
@@ -80,15 +85,13 @@ class TiDAROptions:
         """Reads and checks the options of one call. `taught` stands in for a missing `config.tidar_config`.
 
         Raises:
-            ValueError: an option is out of range, or a processor cannot follow drafts.
+            ValueError: an option is out of range.
         """
         given = {name: getattr(generation_config, name, None) for name in cls.KEYWORDS}
         taught = getattr(config, "tidar_config", None) or taught or _taught_by_keywords(given, config)
         vocab_size, token = config.get_text_config().vocab_size, taught["mask_token_id"]
         is_inside = taught.get("mask_embedding_id") in (None, token)  # else the mask is input-only
         draft_length = _draft_length(given["draft_length"], taught["draft_length"])
-        if draft_length:
-            _refuse_processors_that_count_calls(generation_config)
         given["mask_embedding_id"] = _mask_row(given["mask_embedding_id"], taught, vocab_size)
         given["seed"] = _seed(given["seed"])
         given["num_branches"] = _num_branches(given["num_branches"], draft_length, generation_config)
@@ -110,11 +113,6 @@ class TiDAROptions:
     def is_untaught(self) -> bool:
         """Whether the caller leaves it to us how to draft, and no drafted token has stood yet."""
         return self.num_branches == "auto" and bool(self.draft_acceptance) and not any(self.draft_acceptance)
-
-    @property
-    def has_every_branch(self) -> bool:
-        """Whether a step drafts after each number of accepted tokens, as in the paper."""
-        return self.num_branches == self.draft_length
 
     @property
     def num_queries(self) -> int:
@@ -226,21 +224,6 @@ def _acceptance(generation_config: Any) -> tuple[float, ...] | None:
     return tuple(chances)
 
 
-def _refuse_processors_that_count_calls(generation_config: Any) -> None:
-    """A draft shows processors prefixes that may never become text."""
-    scale = generation_config.guidance_scale
-    if scale is not None and scale != 1:
-        raise ValueError(
-            f"`guidance_scale` must be 1 while drafting, but is {scale}: its processor runs the model at every "
-            "call and keeps what it ran. Pass `draft_length=0` to use guidance without drafts."
-        )
-    if isinstance(generation_config.watermarking_config, SynthIDTextWatermarkingConfig):
-        raise ValueError(
-            "`watermarking_config` must not be SynthID while drafting: its state counts on one call a token. Pass "
-            "`draft_length=0`, or use the green-list `WatermarkingConfig`, which keeps no state."
-        )
-
-
 def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
     if exact not in (None, "tie-safe"):
         raise ValueError(f"`exact` must be 'tie-safe' or None, but is {exact!r}.")
@@ -258,12 +241,22 @@ def _check_exact(exact: Any, tie_margin: Any, generation_config: Any) -> None:
 
 
 def reason_for_plain_decoding(
-    model: Any, generation_config: Any, synced_gpus: bool, model_kwargs: dict[str, Any], input_ids: Tensor
+    model: Any,
+    generation_config: Any,
+    synced_gpus: bool,
+    model_kwargs: dict[str, Any],
+    input_ids: Tensor,
+    processors: Sequence[Any],
 ) -> str | None:
     """What drafting forwards cannot do, of all that `generate` was asked for; usually None."""
     longest = longest_in_rotary_table(model.config.get_text_config())
     if longest is not None and generation_config.max_length > longest:
         return f"rotary positions change where a text passes {longest} tokens, and `max_length` allows that"
+    for processor in processors:
+        if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+            return "guidance (`guidance_scale`) runs the model at each token"
+        if getattr(generation_config, "exact", None) and type(processor) not in PURE:
+            return f"{type(processor).__name__} may be asked once a token, and `exact` asks again where scores tie"
     if synced_gpus:
         return "ranks that share a model (`synced_gpus`: FSDP, ZeRO-3) must run the same number of forwards"
     if generation_config.is_assistant:

@@ -9,7 +9,7 @@ import torch
 
 from .freezing import latent_difference
 from .outputs_recurrent import RecurrentGenerateOutput
-from .session_recurrent import Session
+from .session_recurrent import Session, choose_first
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
     """Decodes token by token. A token recurs until its state changes by less than `exit_threshold`, or full depth."""
     transcript, costs, options = session.transcript, session.costs, session.options
     until = options.exit_threshold if options.reference_compat else 0.0
-    next_ids = session.choose_first(session.prefill(until))
+    next_ids = choose_first(session, session.prefill(until))
     starts = [session.num_columns - pad for pad in session.pads]
     while places := transcript.drop_ended():
         if len(places) < len(starts):
@@ -29,14 +29,8 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
         recur = recur_while_moving if is_packed else recur_in_one_shape
         states = recur(session, embeds, starts, window)
         logits = session.parts.coda(states, window)
-        scores = favoured = session.scores(logits)
-        if session.do_sample:
-            favoured = scores + session.draw_gumbel(list(range(len(starts))), starts)[:, None]
         costs.add_step()
-        next_ids = favoured[:, 0].argmax(dim=-1).tolist()
-        written = [[token] for token in next_ids]
-        session.keep_steps(written, logits, scores)
-        transcript.write(written)
+        next_ids = session.choose(logits, starts)
         starts = [start + 1 for start in starts]
     return session.output()
 

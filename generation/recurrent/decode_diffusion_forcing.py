@@ -9,6 +9,7 @@ noise is drawn once per position, so a token changes only with its scores. Rows 
 A rows, W wavefront positions, E channels, V vocabulary.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -23,7 +24,7 @@ from .freezing import (
     token_stability,
 )
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
-from .session_recurrent import Session
+from .session_recurrent import Session, choose_first, write_in_order
 from .wavefront import Wavefront, of_width
 
 
@@ -32,15 +33,16 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
     """Decodes every row of the session by the paper's algorithm 2, corrected."""
     parts, options, transcript, costs = session.parts, session.options, session.transcript, session.costs
     draw_noise = session.draw_gumbel if session.do_sample else None
-    trace = []
+    trace, is_in_order = [], session.scores.is_in_order
 
-    first_ids = session.choose_first(session.prefill(is_filled=True))
+    first_ids = choose_first(session, session.prefill(is_filled=True))
     starts = [session.num_columns - pad for pad in session.pads]
     wavefront = Wavefront(starts, first_ids, session.device)
     while places := transcript.drop_ended():
         if len(places) < len(wavefront.starts):
             session.keep_rows(places)
             wavefront.keep_rows(places)
+        before = copy.deepcopy(wavefront) if is_in_order else wavefront
         # 1. Add headway.
         room = [transcript.max_length - pad - start for pad, start in zip(session.pads, wavefront.starts, strict=True)]
         widest = wavefront.add_headway(options.headway, [min(options.max_wavefront, columns) for columns in room])
@@ -63,15 +65,19 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         # 5. Freeze. The only host sync.
         predicted_ids, changes = to_host(predicted, change, wavefront.widths)
         num_frozen, at_rest = freeze(wavefront, session, predicted_ids, changes)
+        waiting = decide_in_order(session, wavefront, logits, predicted_ids, num_frozen) if is_in_order else []
         if options.record_wavefront and transcript.active[0] == 0:
             fed, ids = wavefront.fed_ids[0], predicted_ids[0]
             trace.append(WavefrontStep(wavefront.starts[0], fed, ids, num_frozen[0]))
         record_recurrences(wavefront, session)
         wavefront.advance(num_frozen, predicted_ids)
         wavefront.begin_anew(at_rest, options.max_recurrences)
-        frozen_ids = [ids[:num] for ids, num in zip(predicted_ids, num_frozen, strict=True)]
-        session.keep_steps(frozen_ids, logits, scores)
-        transcript.write(frozen_ids)
+        if not is_in_order:
+            frozen_ids = [ids[:num] for ids, num in zip(predicted_ids, num_frozen, strict=True)]
+            session.keep_steps(frozen_ids, logits, scores)
+            transcript.write(frozen_ids)
+        elif waiting:
+            wavefront.repeat_step(before, waiting)
         session.show_draft(0, [*wavefront.fed_ids[0][1:], wavefront.next_ids[0]])
     return session.output(wavefront=trace if options.record_wavefront else None)
 
@@ -112,7 +118,7 @@ def choose(session: Session, wavefront: Wavefront, logits: torch.Tensor) -> tupl
     """Processed scores of [A, W, V] logits, and the tokens [A, W] that they predict."""
     if not session.is_prefix_free:
         session.transcript.write_undecided(wavefront.ids(logits.shape[1])[:, 1:])
-    scores = session.scores(logits)
+    scores = session.draft_scores(logits)
     return scores, (scores if wavefront.noise is None else scores + wavefront.noise).argmax(dim=-1)
 
 
@@ -168,6 +174,35 @@ def freeze(
         num_frozen.append(num)
         at_rest.append(is_resting(fed, ids, is_settled if changes[row] else [True] * len(fed), num))
     return num_frozen, at_rest
+
+
+def decide_in_order(
+    session: Session,
+    wavefront: Wavefront,
+    logits: torch.Tensor,
+    predicted_ids: list[list[int]],
+    num_frozen: list[int],
+) -> list[int]:
+    """Writes the tokens that freeze, asking processors once a token, in order. Corrects both lists.
+
+    Another token in place of a predicted one freezes too, and is the row's last of this step.
+
+    Returns:
+        The rows that repeat this step, since they wait for other rows to write the rest of their tokens.
+    """
+    drafts = [ids[:num] for ids, num in zip(predicted_ids, num_frozen, strict=True)]
+    written = write_in_order(session, logits, wavefront.starts, drafts, wavefront.num_done)
+    waiting = []
+    for row, ids in enumerate(written):
+        num_done = wavefront.num_done[row] + len(ids)
+        predicted_ids[row][wavefront.num_done[row] : num_done] = ids
+        is_whole = predicted_ids[row][:num_done] == drafts[row][:num_done]
+        if is_whole and num_done < num_frozen[row]:
+            waiting.append(row)
+            wavefront.num_done[row] = num_done
+        else:
+            wavefront.num_done[row], num_frozen[row] = 0, num_done
+    return waiting
 
 
 def record_recurrences(wavefront: Wavefront, session: Session) -> None:

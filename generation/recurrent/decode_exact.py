@@ -17,7 +17,7 @@ import torch
 from ..acceptance import accept_by_rejection, residual_probs, sample
 from .draws_recurrent import ACCEPTANCE, REPLACEMENT
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
-from .session_recurrent import Session
+from .session_recurrent import Session, choose_first
 
 
 @dataclass(eq=False)
@@ -39,6 +39,8 @@ class Chains:
         rows: the branches of each row.
         states, embeds: [N, 1, E] of all branches, in the order of `packed`.
         window: the cache window of all branches.
+        waiting: where processors are asked in order, the logits [V] of rows whose first position is at full depth. They
+            rest until all rows wait.
     """
 
     def __init__(self, session: Session, first_ids: list[int]):
@@ -47,6 +49,7 @@ class Chains:
         self.rows: list[list[Branch]] = [[] for _ in first_ids]
         self.packed: list[tuple[int, Branch]] = []
         self.window: Any = None
+        self.waiting: dict[int, torch.Tensor] = {}
         self.states = self.embeds = torch.empty(
             0, 1, session.model.config.n_embd, dtype=session.model.dtype, device=session.device
         )
@@ -79,6 +82,8 @@ class Chains:
     def _next_places(self) -> Iterator[tuple[int, tuple[int, int]]]:
         transcript, options = self.session.transcript, self.session.options
         for row, branches in enumerate(self.rows):
+            if row in self.waiting:
+                continue
             if not branches:
                 yield row, self.roots[row]
                 continue
@@ -94,18 +99,23 @@ class Chains:
 
     def recur(self) -> None:
         """One recurrence of every live position, each at its own depth."""
-        for row, branch in self.packed:
+        index = [i for i, (row, _) in enumerate(self.packed) if row not in self.waiting]
+        moving = [self.packed[i] for i in index]
+        for row, branch in moving:
             branch.depth += 1
             self.session.costs.add_recurrence(
                 self.session.transcript.active[row], self.session.place_of(row, branch.position)
             )
-        window = self.window.at([branch.depth for _, branch in self.packed])
-        self.states = self.session.model.core_step(self.states, self.embeds, window)
-        self.session.costs.add_core_pass(len(self.packed), self.session.rows)
+        window = self._window(moving) if self.waiting else self.window
+        window = window.at([branch.depth for _, branch in moving])
+        self.states[index] = self.session.model.core_step(self.states[index], self.embeds[index], window)
+        rows = [batch_row for row, batch_row in enumerate(self.session.rows) if row not in self.waiting]
+        self.session.costs.add_core_pass(len(moving), rows)
 
     def decode(self, depths: set[int]) -> tuple[list[tuple[int, Branch]], torch.Tensor | None]:
         """The branches at one of `depths`, and the logits [n, V] after them."""
-        index = [i for i, (_, branch) in enumerate(self.packed) if branch.depth in depths]
+        packed = enumerate(self.packed)
+        index = [i for i, (row, branch) in packed if branch.depth in depths and row not in self.waiting]
         if not index:
             return [], None
         due = [self.packed[i] for i in index]
@@ -122,7 +132,7 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
     decode_depths = {*options.draft_recurrences, full_depth}
     trace = []
 
-    chains = Chains(session, session.choose_first(session.prefill()))
+    chains = Chains(session, choose_first(session, session.prefill()))
     while places := transcript.drop_ended():
         if len(places) < len(chains.rows):
             session.keep_rows(places)
@@ -132,11 +142,13 @@ def decode_exact(session: Session) -> RecurrentGenerateOutput:
         chains.recur()
         # 3. Decode the positions that have reached a draft depth, or full depth.
         due, logits = chains.decode(decode_depths)
+        if due and session.scores.is_in_order:
+            due, logits = await_all_rows(chains, due, logits, full_depth)
         if not due:
             continue
         costs.add_step()
         # 4. Write the tokens after them. The only host sync.
-        scores = processed(session, due, logits)
+        scores = processed(session, due, logits, full_depth)
         written = write_greedily(due, scores) if not session.do_sample else write_sampled(session, due, scores)
         # 5. Decide tokens written at full depth; prune positions after a changed token.
         if options.record_wavefront and transcript.active[0] == 0:
@@ -177,10 +189,29 @@ def write_sampled(session: Session, due: list[tuple[int, Branch]], scores: torch
     return {branch: token for (_, branch), token in zip(due, ids, strict=True)}
 
 
-def processed(session: Session, due: list[tuple[int, Branch]], logits: torch.Tensor) -> torch.Tensor:
+def await_all_rows(
+    chains: Chains, due: list[tuple[int, Branch]], logits: torch.Tensor, full_depth: int
+) -> tuple[list[tuple[int, Branch]], torch.Tensor]:
+    """The branches that are due, and logits [n, V]: at full depth those of all rows, or none."""
+    drafts = [i for i, (_, branch) in enumerate(due) if branch.depth < full_depth]
+    chains.waiting |= {row: logits[i] for i, (row, _) in enumerate(due) if i not in drafts}
+    due, logits = [due[i] for i in drafts], logits[drafts]
+    if len(chains.waiting) == len(chains.rows):
+        due += [(row, branches[0]) for row, branches in enumerate(chains.rows)]
+        logits = torch.cat([logits, torch.stack([chains.waiting[row] for row in range(len(chains.rows))])])
+        chains.waiting = {}
+    return due, logits
+
+
+def processed(session: Session, due: list[tuple[int, Branch]], logits: torch.Tensor, full_depth: int) -> torch.Tensor:
     """[n, V] scores, each processed with its own prefix of decided and drafted tokens."""
     columns = [branch.position + 1 + session.pads[row] for row, branch in due]
-    return session.process_packed(logits, [row for row, _ in due], columns)
+    scores = session.process_packed(logits, [row for row, _ in due], columns)
+    is_decided = [branch.depth == full_depth for _, branch in due]
+    if session.scores.is_in_order and any(is_decided):
+        scores = scores.clone()
+        scores[is_decided] = session.scores(logits[is_decided][:, None])[:, 0]
+    return scores
 
 
 def keep_steps(
@@ -212,7 +243,7 @@ def decide(chains: Chains, row: int, written: dict[Branch, int], full_depth: int
             del branches[place + 1 :]
             break
     first = branches[0]
-    if first.depth < full_depth:
+    if first.depth < full_depth or first not in written:
         return []
     chains.roots[row] = first.position + 1, first.next_id
     del branches[0]

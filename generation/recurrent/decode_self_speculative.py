@@ -8,14 +8,14 @@ import torch
 from ..acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
 from .draws_recurrent import ACCEPTANCE, DRAFT, REPLACEMENT
 from .outputs_recurrent import RecurrentGenerateOutput
-from .session_recurrent import Session
+from .session_recurrent import Session, choose_first, with_noise, write_in_order
 
 
 @torch.no_grad()
 def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
     """Drafts K tokens at a shallow depth, verifies them in one full-depth pass (algorithm 1 of arXiv 2211.17192)."""
     transcript = session.transcript
-    next_ids = session.choose_first(session.prefill())
+    next_ids = choose_first(session, session.prefill())
     starts = [session.num_columns - pad for pad in session.pads]
     while places := transcript.drop_ended():
         if len(places) < len(starts):
@@ -25,10 +25,14 @@ def decode_self_speculative(session: Session) -> RecurrentGenerateOutput:
         transcript.show_draft(draft_ids)
         logits = recur(session, draft_ids, starts, session.options.num_recurrences)
         session.costs.add_step()
-        scores = session.scores(logits)
-        written = verify(session, starts, draft_ids, draft_probs, scores)
-        session.keep_steps(written, logits, scores)
-        transcript.write(written)
+        if session.scores.is_in_order:
+            drafts = [[*ids, -1] for ids in draft_ids[:, 1:].tolist()]
+            written = write_in_order(session, logits, starts, drafts, [0] * len(starts))
+        else:
+            scores = session.scores(logits)
+            written = verify(session, starts, draft_ids, draft_probs, scores)
+            session.keep_steps(written, logits, scores)
+            transcript.write(written)
         next_ids = [ids[-1] for ids in written]
         starts = [start + len(ids) for start, ids in zip(starts, written, strict=True)]
     return session.output()
@@ -41,13 +45,16 @@ def draft(session: Session, starts: list[int], next_ids: list[int]) -> tuple[tor
     for step in range(session.options.draft_length):
         at = [start + step for start in starts]
         logits = recur(session, ids[:, -1:], at, session.options.draft_recurrences[0])
-        scores = session.scores(logits, session.transcript.starts(step))
-        if session.do_sample:
+        ends = session.transcript.starts(step)
+        scores = session.draft_scores(logits, ends)
+        if session.scores.is_in_order:
+            drawn = with_noise(session, scores, at).argmax(dim=-1)
+        elif session.do_sample:
             probs.append(scores.softmax(dim=-1))
             drawn = sample(probs[-1][:, 0], session.draws.uniform(DRAFT, list(range(len(starts))), at))[:, None]
         else:
             drawn = scores.argmax(dim=-1)
-        session.transcript.write_undecided(drawn, offset=step)
+        session.transcript.write_undecided(drawn, ends)
         ids = torch.cat([ids, drawn], dim=1)
     return ids, torch.cat(probs, dim=1) if probs else None
 

@@ -82,6 +82,8 @@ CHECKS: dict[str, Check] = {
 class RecurrentOptions:
     """The options common to all policies. `from_layers` returns the dataclass of the requested policy.
 
+    Every policy but "published" asks a caller's own logits processors once for each prefix of the text, in order.
+
     Attributes:
         policy: "autoregressive", "adaptive", "self-speculative", "diffusion-forcing", "published" or "exact". The class
             of each policy describes it.

@@ -71,7 +71,8 @@ class Session:
         self.model, self.parts = model, parts
         self.options = options
         self.transcript, self.scores, self.steps = transcript, scores, transcript.token_scores
-        self.is_prefix_free = not scores.depend_on_prefix
+        self.draft_scores = scores.of_drafts()
+        self.is_prefix_free = not self.draft_scores.depend_on_prefix
         self.do_sample = do_sample
         self.device, self.dtype = transcript.ids.device, model.dtype  # slow properties of the model
         self.prompts, self.num_columns = prompts, prompts.num_columns
@@ -145,20 +146,20 @@ class Session:
         return self.model.coda(states, window, logits_to_keep=last)[:, :1]
 
     def process_packed(self, logits: torch.Tensor, rows: list[int], columns: list[int]) -> torch.Tensor:
-        """Processed scores of [n, V] logits. Logits i follow the first columns[i] columns of row rows[i].
+        """Processed scores of [n, V] logits of drafts. Logits i follow the first columns[i] columns of row rows[i].
 
         `rows` index the rows still being written. Processors see the whole batch, as in plain decoding.
         """
-        ids, active = self.transcript.ids, self.transcript.active
+        ids, active, processors = self.transcript.ids, self.transcript.active, self.draft_scores.processors
         if self.is_prefix_free:
-            return self.scores.processors(ids[:1, :1].expand(len(logits), 1), logits)
+            return processors(ids[:1, :1].expand(len(logits), 1), logits)
         scores = torch.empty_like(logits)
         for column in set(columns):
             index = [i for i, other in enumerate(columns) if other == column]
             in_batch = [active[rows[i]] for i in index]
             batch = torch.zeros(len(ids), logits.shape[1], device=logits.device)
             batch[in_batch] = logits[index]
-            scores[index] = self.scores.processors(ids[:, :column], batch)[in_batch]
+            scores[index] = processors(ids[:, :column], batch)[in_batch]
         return scores
 
     def write_draft(self, row: int, position: int, token: int) -> None:
@@ -177,13 +178,10 @@ class Session:
         """[n, V] Gumbel noise for sampling the token after each position."""
         return self.draws.gumbel(rows, positions, self.model.config.vocab_size)
 
-    def choose_first(self, logits: torch.Tensor) -> list[int]:
-        """Chooses and writes the first token after each prompt from [B, 1, V] logits."""
+    def choose(self, logits: torch.Tensor, positions: list[int]) -> list[int]:
+        """Chooses and writes the tokens after `positions` from [A, 1, V] logits."""
         scores = self.scores(logits)
-        favoured = scores
-        if self.do_sample:
-            rows = list(range(len(scores)))
-            favoured = scores + self.draw_gumbel(rows, [self.num_columns - pad - 1 for pad in self.pads])[:, None]
+        favoured = with_noise(self, scores, positions)
         ids = favoured.argmax(dim=-1).tolist()
         self.keep_steps(ids, logits, scores)
         self.transcript.write(ids)
@@ -225,6 +223,38 @@ class Session:
         if self.returns_cache:
             extra[CACHE] = final_cache(self)
         return self.costs.output(self.transcript.sequences(), num_new_tokens, **extra)
+
+
+def choose_first(session: Session, logits: torch.Tensor) -> list[int]:
+    """Chooses and writes the first tokens from [B, 1, V] logits."""
+    return session.choose(logits, [session.num_columns - pad - 1 for pad in session.pads])
+
+
+def with_noise(session: Session, scores: torch.Tensor, positions: list[int]) -> torch.Tensor:
+    """Scores [A, 1, V], whose argmax is a sample if one is wanted."""
+    if not session.do_sample:
+        return scores
+    return scores + session.draw_gumbel(list(range(len(scores))), positions)[:, None]
+
+
+def write_in_order(
+    session: Session, logits: torch.Tensor, starts: list[int], draft_ids: list[list[int]], done: list[int]
+) -> list[list[int]]:
+    """Chooses and writes each row's tokens after `starts` from [A, n, V] logits, but for the first `done`.
+
+    Processors are asked once a token, in order. Rows advance together, as far as all drafts stand and none ends.
+    """
+    written: list[list[int]] = [[] for _ in starts]
+    rows = torch.arange(len(starts), device=session.device)
+    for i in range(min(len(draft) - num for draft, num in zip(draft_ids, done, strict=True))):
+        places = [num + i for num in done]
+        after = [start + place for start, place in zip(starts, places, strict=True)]
+        ids = session.choose(logits[rows, torch.tensor(places, device=session.device)][:, None], after)
+        written = [[*before, token] for before, token in zip(written, ids, strict=True)]
+        has_ended = any(session.transcript.is_ended[row] for row in session.rows)
+        if has_ended or ids != [draft[place] for draft, place in zip(draft_ids, places, strict=True)]:
+            break
+    return written
 
 
 def final_cache(session: Session) -> Any:

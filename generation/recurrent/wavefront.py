@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import torch
 
+LISTS = ("starts", "fed_ids", "counts", "ages", "num_unchanged", "num_seen", "is_retried", "next_ids")
+TENSORS = ("states", "embeds", "noise", "velocity")
+
 
 class Wavefront:
     """The state of every wavefront position between decode steps.
@@ -27,6 +30,7 @@ class Wavefront:
         num_seen: positions of each row that took part in the previous step.
         is_continued: [A, W] whether a position's state in this step continues from the previous one.
         is_retried: whether each row's position 0 is being retried.
+        num_done: tokens of each row that were written in a step that it repeats.
     """
 
     def __init__(self, starts: list[int], first_ids: list[int], device: torch.device):
@@ -38,6 +42,7 @@ class Wavefront:
         self.num_unchanged = [[0] for _ in starts]
         self.num_seen = [0] * len(starts)
         self.is_retried = [False] * len(starts)
+        self.num_done = [0] * len(starts)
         self.states: torch.Tensor | None = None
         self.embeds: torch.Tensor | None = None
         self.velocity: torch.Tensor | None = None
@@ -137,7 +142,7 @@ class Wavefront:
             return
         is_even = min(num_frozen) == max(num_frozen)
         from_places = torch.tensor(num_frozen, device=self.device)[:, None, None]
-        for name in ("states", "embeds", "noise", "velocity"):
+        for name in TENSORS:
             tensor = getattr(self, name)
             if tensor is not None and is_even:
                 setattr(self, name, tensor.roll(-num_frozen[0], dims=1))
@@ -147,11 +152,20 @@ class Wavefront:
 
     def keep_rows(self, places: list[int]) -> None:
         """Keeps the rows at `places` and drops the rest."""
-        for name in ("starts", "fed_ids", "counts", "ages", "num_unchanged", "num_seen", "is_retried", "next_ids"):
+        for name in (*LISTS, "num_done"):
             setattr(self, name, [getattr(self, name)[place] for place in places])
-        for name in ("states", "embeds", "noise", "velocity"):
+        for name in TENSORS:
             tensor = getattr(self, name)
             setattr(self, name, tensor if tensor is None else tensor[places])
+
+    def repeat_step(self, before: "Wavefront", rows: list[int]) -> None:
+        """Puts rows back to what they were before a step."""
+        for name in LISTS:
+            for row in rows:
+                getattr(self, name)[row] = getattr(before, name)[row]
+        for name in TENSORS:
+            if (tensor := getattr(before, name)) is not None:
+                getattr(self, name)[rows] = of_width(tensor, getattr(self, name).shape[1])[rows]
 
 
 def of_width(tensor: torch.Tensor, width: int) -> torch.Tensor:

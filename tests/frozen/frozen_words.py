@@ -15,7 +15,7 @@ from frozen_recurrent import PROMPTS, family_model
 from frozen_runs import STATIC, gated, leaning
 from frozen_tidar import Watcher
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, SynthIDTextWatermarkingConfig, T5Config
+from transformers import PreTrainedTokenizerFast, T5Config
 from typer.testing import CliRunner
 
 from helpers_recurrent import random_model
@@ -90,8 +90,7 @@ TIDAR: dict[str, dict[str, Any]] = {
     "seed negative": {"seed": -3},
     "seed without drafts": {"seed": 3, "do_sample": True, "draft_length": 0},
     "seed and hidden states": {"seed": 3, "do_sample": True, "output_hidden_states": True},
-    "guidance": {"guidance_scale": 1.5},
-    "synth id": {"watermarking_config": SynthIDTextWatermarkingConfig(keys=[1, 2], ngram_len=3)},
+    "guidance": {"guidance_scale": 1.5, "custom_generate": tidar},
     "misspelt": {"draft_lenght": 3},
     "exact unknown": {"exact": "always"},
     "exact sampled": {"exact": "tie-safe", "do_sample": True},
