@@ -126,7 +126,7 @@ def bound_name(alias: ast.alias) -> str:
 
 def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
     """A module's text without its docstring, its imports, and what is unused. Inside a function, others' imports
-    stay."""
+    stay. Of other docstrings the first paragraph stays: the package has them whole."""
     lines, top = text.splitlines(), set(tree.body)
     has_docstring = ast.get_docstring(tree) is not None
     left_out = {*unused, *tree.body[:has_docstring], *(n for n in top if isinstance(n, ast.Import | ast.ImportFrom))}
@@ -140,8 +140,21 @@ def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
         above = node.lineno - 2
         while node in unused and above >= 0 and lines[above].lstrip().startswith("#"):
             lines[above], above = "", above - 1
+    shorten_docstrings(lines, tree)
     in_class = re.sub(r"\n{3,}(?= )", "\n\n", "\n".join(lines))
     return re.sub(r"\n{4,}", "\n\n\n", in_class).strip()
+
+
+def shorten_docstrings(lines: list[str], tree: ast.Module) -> None:
+    """Leaves the first paragraph of each docstring in `lines`, unless the docstring begins with its sections."""
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)):
+        if ast.get_docstring(node) is None:
+            continue
+        first, last = node.body[0].lineno - 1, int(node.body[0].end_lineno or 0)
+        ends = [i for i in range(first, last) if not lines[i].strip()]
+        if ends and lines[first].strip() not in ("", '"""'):
+            lines[ends[0] - 1] += '"""'
+            lines[ends[0] : last] = [""] * (last - ends[0])
 
 
 def top_level_definitions(tree: ast.Module) -> dict[str, set[str]]:
