@@ -53,7 +53,7 @@ class Choice:
         return self.scores(target_logits)
 
     def join(self, decided: Decided, num_drafted: Tensor) -> tuple[list[int], list[int]]:
-        """Adds decided tokens to the text. Returns their numbers, and `num_drafted`, on the host."""
+        """Adds to the text. Returns the numbers of tokens, and `num_drafted`, on the host."""
         return self.scores.transcript.extend(decided.ids, decided.num_accepted, num_drafted, decided.chosen_by)
 
     def slot_by_slot(self, decided: Decided, slots: SlotPredictions, pick: Callable[[Tensor, int], Tensor]) -> Tensor:
