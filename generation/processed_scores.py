@@ -21,7 +21,7 @@ def classes_of(names: str) -> set[type]:
 
 # They read only scores: one call serves all positions.
 PREFIX_FREE = classes_of("Epsilon Eta LogitNormalization MinP SuppressTokens Temperature TopK TopP Typical")
-# Functions of scores and the ids before them, which may be asked about any draft.
+# Functions of scores and prefixes, which may be asked about any draft.
 PURE = PREFIX_FREE | classes_of(
     "EncoderNoRepeatNGram EncoderRepetitionPenalty ExponentialDecayLengthPenalty ForcedBOSToken ForcedEOSToken "
     "InfNanRemove MinLength MinNewTokensLength NoBadWords NoRepeatNGram RepetitionPenalty SequenceBias "

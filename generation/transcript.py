@@ -103,7 +103,7 @@ class Transcript:
         self.is_ended = [False] * batch_size
 
     def write_undecided(self, undecided_ids: Tensor, starts: list[int] | None = None) -> None:
-        """Writes [A, n] ids where processors read prefixes: from columns `starts` on, or after each text."""
+        """Writes [A, n] ids from columns `starts` on, by default after each text."""
         for row, start, ids in zip(self.active, starts or self.starts(), undecided_ids, strict=True):
             columns = self.ids[row, start : start + len(ids)]
             columns.copy_(ids[: len(columns)])

@@ -53,7 +53,7 @@ class Choice:
         return self.scores(target_logits)
 
     def join(self, decided: Decided, num_drafted: Tensor) -> tuple[list[int], list[int]]:
-        """Adds decided tokens to the text. Returns their numbers, and `num_drafted`, on the host."""
+        """Adds to the text. Returns the numbers of tokens, and `num_drafted`, on the host."""
         return self.scores.transcript.extend(decided.ids, decided.num_accepted, num_drafted, decided.chosen_by)
 
     def slot_by_slot(self, decided: Decided, slots: SlotPredictions, pick: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -114,7 +114,7 @@ class Greedy(Choice):
         return Draft(ids, confidence, 1 + slots.num_masks, confidence.new_empty(*confidence.shape, 0))
 
     def favoured(self, scores: Tensor, slot: int) -> Tensor:
-        """What drafts of slots from `slot` on go by."""
+        """What slots from `slot` on go by."""
         return scores
 
 
@@ -142,7 +142,7 @@ class InOrder(Greedy):
         return self._decide(target_logits[:, :num_drafted], state.draft_ids[:, 1:num_drafted])
 
     def _decide(self, target_logits: Tensor, draft_ids: Tensor) -> Decided:
-        """By logits [A, n, V], as far as draft ids [A, n - 1] stand."""
+        """By logits [A, n, V], while draft ids [A, n - 1] stand."""
         transcript, decided = self.in_order.transcript, []
         one = torch.ones(len(draft_ids), dtype=torch.long, device=draft_ids.device)
         for logits, *drafted in zip_longest(target_logits.split(1, dim=1), draft_ids.split(1, dim=1)):
