@@ -62,9 +62,9 @@ def folders(tmp_path_factory):
     model.save_pretrained(folder / MODEL)
     tokenizer.save_pretrained(folder / MODEL)
     gated(tiny_tidar(**shape)).save_pretrained(folder / "peft")
-    model = with_random_head(TiDARForCausalLM.from_pretrained(folder / MODEL))
+    model = TiDARForCausalLM.from_pretrained(folder / MODEL)
     model.load_adapter(str(folder / "peft"))
-    model.save_pretrained(folder / ADAPTER)
+    with_random_head(model).save_pretrained(folder / ADAPTER)
     row = {"prompt": "the cat sat", "answer": "on a mat and slept all day on the mat and slept on a cat"}
     (folder / ADAPTER / "self_written.jsonl").write_text((json.dumps(row) + "\n") * 4)
     (folder / "checkpoints").symlink_to(ROOT / "checkpoints")

@@ -57,8 +57,7 @@ def audit(
     """Compare parallel with plain decoding, text by text. Plain decoding in a batch is the noise floor."""
     check_decoding(dict(locals()))
     check_choice("--output", output, ("text", "json"))
-    texts = read_prompts(prompts, read_columns(columns))
-    texts = first_of(texts, num_prompts, prompts)
+    texts = first_of(read_prompts(prompts, read_columns(columns)), num_prompts, prompts)
     load_library()
     from transformers import AutoConfig, AutoTokenizer
 
@@ -89,13 +88,11 @@ def audit(
             result = audit_texts(loaded, prompt_ids, plain=plain, parallel=parallel, on_prompt=advance, **sizes)
         if recorded_in is not None:
             record_drafting(loaded, prompt_ids, [row.kind or "all" for row in texts], max_new_tokens, recorded_in)
-    dtype = str(loaded.dtype).removeprefix("torch.")
+    about = {"model": model, "dtype": str(loaded.dtype).removeprefix("torch."), "device": device}
     if output == "json":
-        about = {"model": model, "dtype": dtype, "device": device, "max_new_tokens": max_new_tokens}
-        print(json.dumps(about | result.to_dict(), indent=2))
+        print(json.dumps(about | {"max_new_tokens": max_new_tokens} | result.to_dict(), indent=2))
     else:
-        print(f"{len(texts)} prompts, {result.num_tokens} new tokens of plain decoding, {dtype} on {device}")
-        print_audit(result, tokenizer, exact)
+        print_audit(result, tokenizer, exact, about)
     say(f"Next: wavedraft bench {model} times these ways beside each other.")
 
 
@@ -106,8 +103,10 @@ def first_of(texts: list[Any], num_prompts: int | None, path: Path) -> list[Any]
     return texts[:num_prompts]
 
 
-def print_audit(result: Any, tokenizer: Any, exact: str | None) -> None:
+def print_audit(result: Any, tokenizer: Any, exact: str | None, about: dict[str, Any]) -> None:
     """Prints what share of the texts is identical, each first token that differs, and what `exact` costs."""
+    where = f"{about['dtype']} on {about['device']}"
+    print(f"{result.parallel.num_texts} prompts, {result.num_tokens} new tokens of plain decoding, {where}")
     names = {
         "parallel decoding": result.parallel,
         f"plain decoding in batches of {result.batch_size}": result.rebatched,
