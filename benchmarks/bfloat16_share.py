@@ -219,7 +219,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     prompts = [
         encode_prompt(tokenizer, text, is_raw=False)["input_ids"][0]
-        for text in read_prompts(arguments.prompts, arguments.num_prompts)
+        for text in read_prompts(arguments.prompts)[: arguments.num_prompts]
     ]
     about = {name: getattr(arguments, name) for name in ("dtype", "num_prompts", "max_new_tokens", "no_compile")}
     about |= {"model": Path(arguments.model).name, "adapter": arguments.adapter, "prompts": arguments.prompts.name}

@@ -48,7 +48,7 @@ FIELDS = {
     "begin_suppress_tokens": ({"begin_suppress_tokens": list(range(30))}, DRAFTED),
     "sequence_bias": ({"sequence_bias": [[[5], 9.0]]}, DRAFTED),
     "token_healing": ({"token_healing": True}, REFUSED),  # by transformers, without a tokenizer
-    "guidance_scale": ({"guidance_scale": 1.5}, REFUSED),
+    "guidance_scale": ({"guidance_scale": 1.5}, PLAIN_TEXT),
     "watermarking_config": ({"watermarking_config": WatermarkingConfig(bias=9.0)}, DRAFTED),
     "num_return_sequences": ({"num_return_sequences": 2, "do_sample": True, "top_k": 1}, DRAFTED),
     "output_attentions": ({"output_attentions": True}, PLAIN_TEXT),

@@ -13,6 +13,7 @@ from helpers_tokenizers import save_tokenizer
 from wavedraft import TiDARForCausalLM, convert
 from wavedraft.cli import main
 from wavedraft.commands.drafting_record import check_recordable, write_whole
+from wavedraft.modeling_tidar.modeling_tidar import acceptance_of
 from wavedraft.training import gated_adapter_config
 
 ROWS = [{"prompt": "w1 w2 w3", "kind": "a"}, {"prompt": "w4", "kind": "b"}, {"prompt": "w9 w8", "kind": "a"}]
@@ -60,7 +61,7 @@ def test_record_writes_how_often_drafts_stand_and_keeps_the_other_keys(folders, 
     model = TiDARForCausalLM.from_pretrained(folders / "tidar", dtype="float32")
     if has_adapter:
         model.load_adapter(folders / "adapter")
-    assert model.generation_config.draft_acceptance == record
+    assert acceptance_of(model) == record
 
 
 def test_a_record_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

@@ -209,7 +209,7 @@ def test_what_is_known_of_a_model_outlives_the_view_that_custom_generate_takes_o
         num_graphs.append(counters["stats"]["unique_graphs"])
     assert num_graphs[:2] == [2, 2]
     (times,) = (one for one in kept_with(stock).step_times.values() if isinstance(one, StepTimes))
-    assert times.num_seen[PLAIN] > 2
+    assert times.num_seen[PLAIN] >= 2
     assert (
         what_a_step_reads(drafting_view(stock)) == what_a_step_reads(drafting_view(stock)) == what_a_step_reads(stock)
     )

@@ -181,6 +181,7 @@ def test_a_gated_adapter_is_taught_to_draft_and_leaves_the_text_alone(tmp_path, 
     text = plain.generate(ids, max_new_tokens=24, do_sample=False, policy="autoregressive", eos_token_id=None)
     model = drafting_model(plain, 4, 3, mask_recurrences)
     options = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    options |= {"num_branches": "all"}
     untaught = model.generate(ids, **options)
 
     losses = teach(model, text, tmp_path, max_steps=30, batch_size=1, learning_rate=1e-2, rank=16)

@@ -291,7 +291,7 @@ def _reason_of_model(model: Any) -> str | None:
     of_peft = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", None)  # while PEFT generates
     if getattr(getattr(of_peft, "active_peft_config", None), "is_prompt_learning", False):
         return "the adapter puts virtual tokens before the prompt"
-    quantization = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    quantization = getattr(model.config, "quantization_config", None)
     if getattr(quantization, "load_in_8bit", False) and quantization.llm_int8_threshold > 0:
         return (
             "bitsandbytes' 8-bit layers choose outliers over all tokens of a forward, masks too. Load the model with "
