@@ -45,10 +45,17 @@ class LiveView(BaseStreamer):
         self.line = ""  # of the text on the screen, what follows its last newline
         self.held: list[tuple[str, str]] = []  # characters, with their shades, that would fill a row exactly
         self.num_tokens = self.num_puts = 0
+        self.is_stopped = False
         self.start = time.perf_counter()
 
     def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt [1, P], which is not shown, and then the ids [n] that each forward decided."""
+        """Takes the prompt [1, P], which is not shown, and then the ids [n] that each forward decided.
+
+        Raises:
+            KeyboardInterrupt: the answer was stopped (`is_stopped`).
+        """
+        if self.is_stopped:
+            raise KeyboardInterrupt
         if value.dim() == 2:
             self._draw("")
             return

@@ -1,5 +1,6 @@
 """The turns of `wavedraft chat`: each is shown while it is written, counted, and may be interrupted."""
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ class Turns:
         shades = {"shades": (PLAIN,)} if console.no_color else {}
         view = LiveView(conversation.tokenizer, counts_forwards=not is_recurrent, **shades)
         try:
-            with without_echo():
+            with without_echo(), stopped_between_tokens(view):
                 output = conversation.answer(text, view)
         except KeyboardInterrupt:
             view.end()
@@ -85,6 +86,22 @@ def run_of(output: Any, num_prompt: int, seconds: float) -> Run:
         num_forwards = (len(new_ids) - 1) / tokens_per_forward if tokens_per_forward > 0 else 0
         return Run(new_ids, num_forwards, seconds, num_core_passes)
     return Run(new_ids, getattr(output, "num_forwards", len(new_ids) - 1), seconds)
+
+
+@contextmanager
+def stopped_between_tokens(view: LiveView) -> Iterator[None]:
+    """Ctrl-C stops the answer at its next token, and at once when pressed twice. An exception that a signal raises
+    anywhere can be lost in a callback of Python's own."""
+
+    def stop(*args: Any) -> None:
+        view.is_stopped = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
