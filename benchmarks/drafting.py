@@ -35,7 +35,7 @@ class Decoded:
 
 def decode(model: Any, ids: torch.Tensor, plain: torch.Tensor, **options: Any) -> Decoded:
     output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, return_dict_in_generate=True, **options
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, return_dict_in_generate=True, num_branches="all", **options
     )
     is_identical = torch.equal(output.sequences, plain)
     num_tokens = output.sequences.shape[1] - ids.shape[1] - 1

@@ -344,3 +344,26 @@ def test_calls_of_other_draft_lengths_take_turns():
 def test_sampling_with_a_seed_is_refused():
     with pytest.raises(ValueError, match="clock"):
         tiny_tidar().generate(random_prompts(1, 4), max_new_tokens=3, do_sample=True, seed=1, num_branches="auto")
+
+
+def test_the_first_drafts_of_a_text_may_cost_a_little_and_those_after_them_must_pay():
+    losing = next(p / 100 for p in range(90, 0, -1) if expected_gain(0.06, p / 100) < 0.97)
+    assert expected_gain(0.06, losing) > 0.9
+    of = planner(0.06, losing)
+    assert of.choose() != PLAIN
+    of.usual.num_plain = 0
+    of.own.reached[0] = 4.0
+    of.own.stood[0] = 4 * losing
+    assert of.choose() == PLAIN
+    assert planner(1.0, losing, usual=tried_just_now()).choose() == PLAIN  # far from paying
+
+
+def expected_gain(each_query, chance):
+    of = planner(each_query, chance)
+    return max(of.tokens_per_second(plan, of.chances()) for plan in of.plans) * of.times.of(PLAIN, 1)
+
+
+def tried_just_now():
+    usual = nothing_seen()
+    usual.num_plain = 0
+    return usual

@@ -18,7 +18,7 @@ from .step_runner import StepRunner
 
 PRIOR_CHANCE = 0.6  # that a drafted token stands, where the checkpoint has no record of it
 RECORD_WEIGHT = 3.0  # drafts that the checkpoint's record counts for: the fourth draft outweighs a wrong one
-USUAL_WEIGHT = 24.0  # drafts that other texts count for beside a text's own: as many as a short text has
+USUAL_WEIGHT = 9.0  # drafts that other texts count for: chances of 0.65 that differ by 0.15 from text to text
 FORGETTING = 0.99  # weight of a draft, or of a step's time, one step later: the last hundred decide
 RETRY = 128  # plain forwards before a draft is tried again, which costs one to three of them
 
@@ -124,20 +124,19 @@ class DraftPlanner:
     is_static: bool = False
     num_rows: int = 1
     shared_on: torch.device | None = None
-    began: float = 0.0
 
     def __post_init__(self) -> None:
+        self.began = time.perf_counter()  # a step takes all that is done between two calls of `saw`
         self.own = Acceptance([0.0] * len(self.prior), [0.0] * len(self.prior))
 
     def choose(self) -> Plan:
-        """The plan of the next step, which is timed from here on."""
+        """The plan of the next step."""
         plan = self.unseen() or self.best()
         if self.shared_on is not None:
             choices = [PLAIN, *self.plans]
             number = torch.tensor(choices.index(plan), device=self.shared_on)
             distributed.broadcast(number, src=0)
             plan = choices[int(number)]
-        self.began = time.perf_counter()
         return plan
 
     def unseen(self) -> Plan | None:
@@ -148,7 +147,10 @@ class DraftPlanner:
     def best(self) -> Plan:
         chances = self.chances()
         best = max(self.plans, key=lambda plan: self.tokens_per_second(plan, chances))
-        if self.tokens_per_second(best, chances) > 1 / self.times.of(PLAIN, 1):
+        gain = self.tokens_per_second(best, chances) * self.times.of(PLAIN, 1)
+        if gain > 1 or (
+            gain > 0.9 and self.own.reached[0] < RECORD_WEIGHT
+        ):  # a text's first drafts say what it is like
             return best
         return self.plans[0] if self.usual.num_plain >= RETRY else PLAIN
 
@@ -185,8 +187,10 @@ class DraftPlanner:
 
     def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int]) -> None:
         """Takes in a step that read N tokens: how many of each row's draft counted, and how many of those stood."""
+        now = time.perf_counter()
         if len(counts) == self.num_rows:
-            self.times.see(plan, num_tokens, time.perf_counter() - self.began)
+            self.times.see(plan, num_tokens, now - self.began)
+        self.began = now
         drafts = [(min(length, num_tokens), count) for length, count in zip(num_drafted, counts, strict=True)]
         self.usual.see(drafts)
         self.own.see(drafts)
