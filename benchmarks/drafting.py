@@ -34,9 +34,8 @@ class Decoded:
 
 
 def decode(model: Any, ids: torch.Tensor, plain: torch.Tensor, **options: Any) -> Decoded:
-    output = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, return_dict_in_generate=True, num_branches="all", **options
-    )
+    options |= {"do_sample": False, "num_branches": "all", "return_dict_in_generate": True}
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
     is_identical = torch.equal(output.sequences, plain)
     num_tokens = output.sequences.shape[1] - ids.shape[1] - 1
     return Decoded(num_tokens, output.num_forwards, output.num_tie_forwards, is_identical)

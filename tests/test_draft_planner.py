@@ -367,3 +367,14 @@ def tried_just_now():
     usual = nothing_seen()
     usual.num_plain = 0
     return usual
+
+
+def test_a_plan_that_brings_less_than_it_promised_is_left():
+    of = planner(0.03, 0.8)
+    best = of.choose()
+    promised, _ = of.expected(best, of.chances())
+    for _ in range(100):
+        of.usual.see_tokens(best, 0.6 * promised, promised)
+    assert of.usual.share_brought(best) == pytest.approx(0.6, abs=0.05)
+    assert of.choose() != best
+    assert planner(0.03, 0.8).choose() == best

@@ -30,11 +30,14 @@ class Acceptance:
     Attributes:
         reached, stood: for each slot after the first, drafts that were right before it, and those in which it stood.
         num_plain: forwards since a draft was last verified.
+        brought: tokens of each plan's steps, and those that the plan had promised. A draft that is left after a missed
+            branch is worth less than a whole one, by how much depends on the model.
     """
 
     reached: list[float]
     stood: list[float]
     num_plain: int = RETRY
+    brought: dict[Plan, tuple[float, float]] = field(default_factory=dict)
 
     def see(self, drafts: list[tuple[int, int]]) -> None:
         """Takes in each row's draft: how many tokens counted, and how many of them stood."""
@@ -48,6 +51,15 @@ class Acceptance:
             for slot in range(min(count, length - 1)):
                 self.reached[slot] += 1 / len(drafts)
                 self.stood[slot] += (count > slot + 1) / len(drafts)
+
+    def see_tokens(self, plan: Plan, num_tokens: float, promised: float) -> None:
+        old = self.brought.get(plan, (0.0, 0.0))
+        self.brought[plan] = FORGETTING * old[0] + num_tokens, FORGETTING * old[1] + promised
+
+    def share_brought(self, plan: Plan) -> float:
+        """What a plan brings of its promise, as much of it as `USUAL_WEIGHT` tokens do not outweigh."""
+        brought, promised = self.brought.get(plan, (0.0, 0.0))
+        return (brought + USUAL_WEIGHT) / (promised + USUAL_WEIGHT)
 
     def chance(self, slot: int, prior: float, weight: float) -> float:
         """That a slot stands after those before it: the posterior's mean, its prior worth `weight` drafts."""
@@ -148,9 +160,8 @@ class DraftPlanner:
         chances = self.chances()
         best = max(self.plans, key=lambda plan: self.tokens_per_second(plan, chances))
         gain = self.tokens_per_second(best, chances) * self.times.of(PLAIN, 1)
-        if gain > 1 or (
-            gain > 0.9 and self.own.reached[0] < RECORD_WEIGHT
-        ):  # a text's first drafts say what it is like
+        is_first = self.own.reached[0] < RECORD_WEIGHT  # a text's first drafts say what it is like
+        if gain > 1 or (gain > 0.9 and is_first):
             return best
         return self.plans[0] if self.usual.num_plain >= RETRY else PLAIN
 
@@ -167,8 +178,12 @@ class DraftPlanner:
         return found
 
     def tokens_per_second(self, plan: Plan, chances: list[float]) -> float:
-        """Of a step that verifies a whole draft, and of the next one where no branch came true: it reads what the block
-        below still predicts, or only drafts."""
+        tokens, seconds = self.expected(plan, chances)
+        return self.usual.share_brought(plan) * tokens / seconds
+
+    def expected(self, plan: Plan, chances: list[float]) -> tuple[float, float]:
+        """Tokens and seconds of a step that verifies a whole draft, or of the next one where no branch came true: it
+        reads what the block below still predicts, or only drafts."""
         length = plan.draft_length
         reaches = [1.0]  # the chance that token 1, 2, ... stands
         for chance in chances[: length - 1]:
@@ -176,14 +191,15 @@ class DraftPlanner:
         stops = [here - further for here, further in pairwise([*reaches, 0.0])]
         branches = sorted(range(length), key=lambda stop: -stops[stop])[: plan.num_branches]
         both = self.times.of(plan, length)
-        tokens, seconds = sum(reaches), both
+        tokens, seconds, num_steps = sum(reaches), both, 1.0
         for stop in set(range(length)) - set(branches):
             below = max((branch for branch in branches if branch < stop), default=None)
             num_left = 0 if below is None else length - 1 - (stop - below)
             tokens += stops[stop] * sum(reaches[: num_left + 1])
             is_alone = not num_left and not self.is_static
             seconds += stops[stop] * (self.times.of(plan, 1) if is_alone else both)
-        return tokens / seconds
+            num_steps += stops[stop]
+        return tokens / num_steps, seconds / num_steps
 
     def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int]) -> None:
         """Takes in a step that read N tokens: how many of each row's draft counted, and how many of those stood."""
@@ -191,6 +207,8 @@ class DraftPlanner:
         if len(counts) == self.num_rows:
             self.times.see(plan, num_tokens, now - self.began)
         self.began = now
+        if plan != PLAIN and self.unseen() is None:
+            self.usual.see_tokens(plan, sum(counts) / len(counts), self.expected(plan, self.chances())[0])
         drafts = [(min(length, num_tokens), count) for length, count in zip(num_drafted, counts, strict=True)]
         self.usual.see(drafts)
         self.own.see(drafts)
