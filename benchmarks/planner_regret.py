@@ -11,6 +11,7 @@ ones. Last, the adapter is left out: then no draft stands.
 import argparse
 import json
 import platform
+import time
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,6 +120,7 @@ def compared(model: Any, prompts: list[torch.Tensor], options: dict[str, Any], d
         asked = options | {"num_branches": "auto"} | keywords
         seconds[name] = [charged(model, clock, ids, asked) for ids in track(prompts, f"{drafts}, {name}")]
     clock.handle.remove()
+    draft_planner.time = time
     totals = {name: sum(of) for name, of in seconds.items()}
     best = min((name for name in totals if not name.startswith("auto")), key=totals.__getitem__)
     autos = [name for name in totals if name.startswith("auto")]
