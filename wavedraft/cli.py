@@ -15,6 +15,7 @@ from .commands.generate import generate
 from .commands.push import push
 from .commands.regenerate import regenerate
 from .commands.train import train
+from .commands.tune import tune
 
 EXAMPLES: dict[Callable[..., None], str] = {
     convert: "wavedraft convert HuggingFaceTB/SmolLM2-135M-Instruct models/tidar",
@@ -23,6 +24,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     train: "wavedraft train models/tidar answers.jsonl runs/mine --eval-prompts heldout.jsonl",
     audit: "wavedraft audit models/tidar --adapter runs/mine --prompts heldout.jsonl --dtype bfloat16",
     bench: "wavedraft bench models/tidar --adapter runs/mine --batch-sizes 1,8 --compile --output runs/bench",
+    tune: "wavedraft tune models/tidar --adapter runs/mine --dtype bfloat16",
     push: "wavedraft push runs/mine ORG/NAME --model models/tidar",
     regenerate: "wavedraft data regenerate models/tidar prompts.jsonl answers.jsonl",
 }
