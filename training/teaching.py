@@ -1,10 +1,12 @@
-"""What teaching a checkpoint to draft takes on this machine, measured on a few steps, and what it is likely to bring."""
+"""What teaching a checkpoint to draft takes on this machine, measured on a few steps, and what it may bring."""
 
 import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
 from math import log
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,8 @@ class Course:
     def of_hours(cls, hours: float, batch_size: int, num_prompts: int, costs: Costs, num_tokens: int) -> "Course":
         """The longest course of at most so many hours; of one step where none is so short."""
         of_step = costs.step_seconds + costs.head_seconds / 2 + batch_size / ROUNDS * num_tokens * costs.answer_seconds
-        num_steps = int(3600 * hours * (1 - EVALUATION_SHARE) / of_step)
+        least = FEWEST_HELD_OUT * EVALUATED_TOKENS * costs.plain_seconds
+        num_steps = int((3600 * hours - max(3600 * hours * EVALUATION_SHARE, least)) / of_step)
         return cls.of_steps(max(num_steps, 1), batch_size, num_prompts, costs, num_tokens)
 
     def seconds(self, costs: Costs, num_tokens: int) -> float:
@@ -97,7 +100,7 @@ def likely_tokens_per_forward(num_taught: int) -> float:
     """Tokens per forward after so many taught tokens, between the points of `SEEN`, and within them."""
     if num_taught <= SEEN[0][0]:
         return 1 + (SEEN[0][1] - 1) * num_taught / SEEN[0][0]
-    for (fewer, lower), (more, higher) in zip(SEEN, SEEN[1:], strict=False):
+    for (fewer, lower), (more, higher) in pairwise(SEEN):
         if num_taught <= more:
             return lower + (higher - lower) * log(num_taught / fewer) / log(more / fewer)
     return SEEN[-1][1]
@@ -122,9 +125,9 @@ def measure_costs(
     dtype = torch.bfloat16 if masks.bf16 else torch.float32
     answering = AutoModelForCausalLM.from_pretrained(masks.model_path, dtype=dtype).to(masks.device).eval()
     prompts = [rows[i % len(rows)].prompt() for i in range(answer_batch_size)]
-    plain_seconds = seconds_of_token(lambda num: answer(answering, tokenizer, prompts[:1], num))
-    answer_seconds = seconds_of_token(lambda num: answer(answering, tokenizer, prompts, num)) / len(prompts)
-    del answering
+    plain_seconds = seconds_of_token(partial(answer, answering, tokenizer, prompts[:1]))
+    answer_seconds = seconds_of_token(partial(answer, answering, tokenizer, prompts)) / len(prompts)
+    del answering  # the memory is for training
     longest = max(len(prompt_ids(row, tokenizer)) for row in prompts)
     step_seconds, trained_bytes = seconds_of_step(masks, min(masks.max_length, 2 * longest))
     head_seconds, _ = seconds_of_step(head, min(masks.max_length, 2 * longest))
@@ -137,17 +140,18 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[Row], num_tokens: int) 
 
 
 def seconds_of_token(write: Callable[[int], None]) -> float:
-    """Seconds of one more token, by texts of two lengths; reading the prompt is in both."""
+    """Seconds of one more token, by texts of two lengths: reading the prompt is in both."""
+    write(1)  # what only a first call pays
     times = []
-    for num in (1, 1 + TIMED_TOKENS):  # the first also warms up
+    for num in (1, 1 + TIMED_TOKENS):
         start = time.perf_counter()
         write(num)
         times.append(time.perf_counter() - start)
-    return max(times[1] - times[0], times[1] / (4 * TIMED_TOKENS)) / TIMED_TOKENS
+    return max(times[1] - times[0], 1e-6) / TIMED_TOKENS
 
 
 def seconds_of_step(arguments: FinetuneArguments, length: int) -> tuple[float, int]:
-    """Seconds of a training step on rows of `length` tokens, the first step not counted, and bytes of what it trains."""
+    """Seconds of a training step on rows of `length` tokens, after a first one, and bytes of what it trains."""
     trained = with_adapter(load_model(arguments).to(arguments.device), arguments).train()
     weights = [weight for weight in trained.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.0)

@@ -111,3 +111,18 @@ def packed_or_not(best: Contender, speeds: dict[str, float]) -> Contender:
     if speeds[other] <= CLEARLY * speeds[best.name]:
         return best
     return replace(best, name=other, keywords=best.keywords | {"packed_weights": other == PACKED})
+
+
+def drafting_line(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the fastest fixed plan."""
+    (cell,) = figures["cells"]
+    drafting = [line for line in cell["contenders"] if line["name"].startswith("K=") and line["refused"] is None]
+    return max(drafting, key=lambda line: line["speed_up"]["mean"])
+
+
+def pays_from(figures: dict[str, Any], line: dict[str, Any]) -> float:
+    """Tokens per forward from which a plan is faster than decoding without drafts: what its step takes, in steps of one
+    token."""
+    (cell,) = figures["cells"]
+    plain = next(one for one in cell["contenders"] if one["name"] == NO_DRAFTS)
+    return line["tokens_per_forward"] * plain["speed_up"]["mean"] / line["speed_up"]["mean"]
