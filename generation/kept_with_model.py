@@ -24,6 +24,7 @@ class KeptWithModel:
         graphs: CUDA graphs of steps, with their cache.
         copies, roundings: packed weights by layer, and rounding by device and dtype.
         heads: draft heads that calls have named, by name.
+        asked_layers: what quantized layers do to a token beside others, by layer.
     """
 
     lock: Any = field(default_factory=threading.RLock)
@@ -33,6 +34,7 @@ class KeptWithModel:
     copies: WeakKeyDictionary[nn.Module, Any] = field(default_factory=WeakKeyDictionary)
     heads: dict[str, Any] = field(default_factory=dict)
     roundings: dict[Any, Any] = field(default_factory=dict)
+    asked_layers: WeakKeyDictionary[nn.Module, Any] = field(default_factory=WeakKeyDictionary)
 
 
 _kept: WeakKeyDictionary[nn.Module, KeptWithModel] = WeakKeyDictionary()

@@ -48,6 +48,10 @@ class TiDARGenerationMixin(Stock):
 
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
         """Takes our keywords out of `generate`'s, and checks them first."""
+        if of_training := [name for name in ("objective", "document_ids") if kwargs.get(name) is not None]:
+            raise ValueError(
+                f"`{of_training[0]}` must be left out of `generate`: it is of a training step's `forward`."
+            )
         given = {name: kwargs.pop(name) for name in TiDAROptions.KEYWORDS if name in kwargs}
         generation_config, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
         for name, value in given.items():

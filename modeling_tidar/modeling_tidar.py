@@ -28,7 +28,7 @@ from ..generation.drafting.draft_head import (
 )
 from ..generation.drafting.draftable import refuse_undraftable
 from ..generation.drafting.options_tidar import ACCEPTANCE
-from ..generation.execution.gated_linear import active_adapters, is_gated, mask_gate_of
+from ..generation.execution.gated_linear import active_adapters, is_gated, mask_gate_of, some_numbers_of
 from ..generation.stock_model import can_choose_experts, file_if_there, has_loaded_adapter, lm_head_logits
 from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .configuration_tidar import TiDARConfig
@@ -37,6 +37,7 @@ from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
 logger = logging.get_logger(__name__)
 PREFIX = "TiDAR"
 OPTIONS = "generation_config.json"
+NUMBERS = "some_numbers"  # of an adapter's weights when it was loaded, kept with its PEFT config
 UNTAUGHT = (
     "This TiDAR model is in training mode. Its drafts are taught only by the loss of `forward(objective=...)`, for "
     "which `wavedraft.training.TiDARTrainer` asks. Labels alone, as from Trainer or TRL's SFTTrainer, have the stock "
@@ -96,6 +97,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             raise ValueError("`document_ids` must be left out without an `objective`, which alone reads them.")
         if self.training and kwargs.get("labels") is not None and not torch.compiler.is_compiling():
             self.warn_of_stock_loss()
+            record_acceptance(self, None, *active_adapters(self)[:1])
         if input_ids is not None:
             tidar = self.tidar_config
             input_ids = input_ids.masked_fill(input_ids == tidar.mask_token_id, tidar.mask_embedding_id)
@@ -142,7 +144,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         """As stock; also loads the draft head beside the adapter, and the record of how often its drafts stand.
 
         Raises:
-            ValueError: the adapter is of another base.
+            ValueError: the adapter is of another base, or its layers cannot be gated.
         """
         name = adapter_name or "default"
         loaded_before = name in getattr(self, "peft_config", {})
@@ -157,18 +159,24 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             ) from error
         adapter = self.peft_config[name]
         drop_head(self, adapter)  # of the adapter that a hot swap replaces
-        record_acceptance(self, None, adapter)
-        mask_gate_of(self)  # also where PEFT itself has no gate (HQQ, GPTQ)
+        options = {} if peft_model_id is None else adapter_options(peft_model_id, **hub_keywords(kwargs))
+        if "mask_embedding_id" in options and adapter.alora_invocation_tokens:
+            adapter.alora_invocation_tokens = [self.tidar_config.mask_token_id]  # the vocabulary may have grown since
+        record_acceptance(self, options.get(ACCEPTANCE), adapter)
+        try:
+            mask_gate_of(self)  # also where PEFT itself has no gate (HQQ, GPTQ)
+        except ValueError:
+            self.delete_adapter(name)
+            raise
         if peft_model_id is not None:
             if (head := load_draft_head(self, peft_model_id, **hub_keywords(kwargs))) is not None:
                 attach_draft_head(self, head, adapter)
-            options = file_if_there(str(peft_model_id), OPTIONS, may_be_offline=True, **hub_keywords(kwargs))
-            values = json.loads(Path(options).read_text(encoding="utf-8")) if options else {}
-            record_acceptance(self, values.get(ACCEPTANCE), adapter)
+            vars(adapter)[NUMBERS] = some_numbers_of(self, name)
         return loaded
 
     def options_of_adapters(self) -> dict[str, Any]:
         """The record of how often drafts stand with the active adapters."""
+        forget_swapped(self)
         adapters = active_adapters(self)
         if any(ACCEPTANCE in vars(adapter) for adapter in adapters):
             return {ACCEPTANCE: acceptance_of(self)}
@@ -182,6 +190,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As stock. An input-only mask id moves to the end of the new vocabulary. If the masks' embedding is cut off,
         masks read the last row that is left: the text stays, and drafts must be taught anew."""
+        gated = [adapter for adapter in getattr(self, "peft_config", {}).values() if is_gated(adapter, self)]
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         tidar, last_row = dict(self.config.tidar_config), self.config.get_text_config().vocab_size - 1
         row = tidar.get("mask_embedding_id", tidar["mask_token_id"])
@@ -193,6 +202,8 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             tidar["mask_embedding_id"] = last_row
             record_acceptance(self, None)
         self.config.tidar_config = TiDARConfig.from_dict(tidar, last_row + 1).to_dict()
+        for adapter in gated:
+            adapter.alora_invocation_tokens = [self.tidar_config.mask_token_id]
         return embeddings
 
     def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
@@ -212,6 +223,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         if not has_loaded_adapter(self):
             save_draft_head(self, folder)
             return super().write_repository(folder)
+        forget_swapped(self)
         save_draft_head(self, folder, self.peft_config[self.active_adapters()[0]])
         origin = self.files.origin_of(self)
         write_adapter_code(folder, self.tidar_config, origin, acceptance_of(self))
@@ -248,6 +260,26 @@ def write_adapter_code(
     options |= {"draft_length": taught.draft_length, "mask_embedding_id": taught.mask_embedding_id}
     options |= {ACCEPTANCE: record} if record else {}
     path.write_text(json.dumps(options, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def adapter_options(name_or_path: Any, **hub: Any) -> dict[str, Any]:
+    """The options beside an adapter, which `write_adapter_code` wrote; none beside another's."""
+    path = file_if_there(str(name_or_path), OPTIONS, may_be_offline=True, **hub)
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+
+
+def forget_swapped(model: Any) -> None:
+    """Drops the head and the record of an adapter whose weights PEFT has replaced since (`hotswap_adapter`)."""
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        taught, now = vars(adapter).get(NUMBERS), some_numbers_of(model, name)
+        if taught and now and not torch.allclose(torch.tensor(now), torch.tensor(taught), rtol=0.05, atol=1e-3):
+            del vars(adapter)[NUMBERS]
+            drop_head(model, adapter)
+            record_acceptance(model, None, adapter)
+            logger.warning(
+                f"The weights of the adapter {name!r} are others now: its draft head and the record of how often its "
+                "drafts stand are dropped. `load_adapter(folder, hotswap=True)` reads those of the new one."
+            )
 
 
 def acceptance_of(model: Any) -> dict[str, Any] | None:

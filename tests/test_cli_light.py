@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import typer
+from huggingface_hub import constants
 
 import wavedraft
+from helpers_hub_server import HubServer
 from wavedraft.cli import EXAMPLES, app
 from wavedraft.commands import convert, early_checks, options
+from wavedraft.commands.early_checks import check_repository, load_library
 from wavedraft.commands.train import DRAFT_LOSSES, MODES
 from wavedraft.conversion.convert import LONGEST_DRAFT
 from wavedraft.generation.recurrent.options_recurrent import POLICIES, PRESETS
@@ -203,3 +206,19 @@ def test_importing_the_library_is_whole_though_its_names_are_lazy():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_checkpoint_that_is_nowhere_is_refused_after_one_question(monkeypatch):
+    server = HubServer()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(ValueError, match="There is no folder models/none, and no repository of this name on the Hub"):
+        check_repository("models/none")
+    assert len(server.requests) == 1
+    server.shutdown()
+    server.server_close()
+    for checked in (check_repository, load_library):
+        with pytest.raises(ValueError, match=r"There is no folder models/none, and the Hub cannot be reached \(Conn"):
+            checked("models/none")
+    with pytest.raises(ValueError, match="There is no folder models/adapter"):
+        load_library(str(ROOT), "models/adapter")

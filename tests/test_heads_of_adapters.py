@@ -6,7 +6,9 @@ import pickle
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.utils.hotswap import hotswap_adapter_from_state_dict
+from peft.utils.save_and_load import _insert_adapter_name_into_state_dict, load_peft_weights
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -110,6 +112,44 @@ def test_a_head_and_a_record_are_used_and_saved_with_their_adapter(folder, first
                 module.set_adapter("two")
     for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         is_of(one, folder, in_use, folder / f"saved {id(one)}")
+
+
+@pytest.mark.parametrize("state", ["as loaded", "in another dtype", "swapped by PEFT"])
+def test_an_adapter_is_known_again_by_its_weights(folder, state, monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr(modeling_tidar.logger, "warning", said.append)
+    model = TiDARForCausalLM.from_pretrained(folder / "model")
+    model.load_adapter(str(folder / "a"), adapter_name="one")
+    if state == "in another dtype":
+        model.to(torch.bfloat16)
+    elif state == "swapped by PEFT":
+        weights = _insert_adapter_name_into_state_dict(
+            load_peft_weights(str(folder / "b"), device="cpu"), adapter_name="one", parameter_prefix="lora_"
+        )
+        weights = {name.removeprefix("base_model.model."): value for name, value in weights.items()}
+        hotswap_adapter_from_state_dict(
+            model, weights, "one", config=PeftConfig.from_pretrained(folder / "b"), parameter_prefix="lora_"
+        )
+    for _ in range(2):
+        model.generate(random_prompts(1, 6), **KEYWORDS)
+    is_kept = state != "swapped by PEFT"
+    assert (draft_head_of(model) is not None) == (acceptance_of(model) is not None) == is_kept
+    assert len(said) == (not is_kept) and all("hotswap=True" in line for line in said)
+    model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / HEAD_FILE).is_file() == is_kept
+
+
+def test_an_adapter_swapped_by_peft_is_not_saved_with_anothers_head(folder, tmp_path):
+    model = TiDARForCausalLM.from_pretrained(folder / "model")
+    model.load_adapter(str(folder / "a"))
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "lora_B"):
+                module.lora_B["default"].weight.data.normal_(std=0.3)
+    model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / HEAD_FILE).is_file()
+    options = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert "draft_acceptance" not in options
 
 
 def test_with_a_users_own_adapter_beside_it_the_gated_adapters_head_is_used(folder):

@@ -4,13 +4,16 @@ import json
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import AutoModelForCausalLM, T5Config
 
 from helpers_tidar import FAMILIES, gated, plain_greedy_loop, random_prompts, tiny_tidar
 from helpers_whole_masks import training_mask
 from wavedraft.generation import tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARConfig, TiDARForCausalLM
+from wavedraft.modeling_tidar.modeling_tidar import write_adapter_code
 from wavedraft.modeling_tidar.objective_tidar import mask_gate_of
+from wavedraft.training import gated_adapter_config
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -433,3 +436,56 @@ def test_a_vocabulary_of_another_size_keeps_the_text_whoever_resized_it(tmp_path
     by_keyword = {"custom_generate": tidar, "num_branches": "all", "max_new_tokens": 12, "do_sample": False}
     if size > 55:
         assert stock.generate(prompt_ids, **by_keyword)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["objective", "document_ids"])
+def test_generate_refuses_what_is_of_a_training_step(name):
+    value = DraftObjective() if name == "objective" else torch.zeros(1, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match=f"`{name}` must be left out of `generate`"):
+        tiny_tidar().generate(random_prompts(1, 3), max_new_tokens=2, **{name: value})
+
+
+def test_a_step_of_the_stock_loss_forgets_how_often_drafts_stood():
+    model, ids = tiny_tidar(), random_prompts(1, 8)
+    model.generation_config.draft_acceptance = {"chances": [0.9, 0.8, 0.7], "num_prompts": 4}
+    model(ids, labels=ids)
+    assert model.generation_config.draft_acceptance, "evaluation changes no weight"
+    model.train()(ids, labels=ids).loss.backward()
+    assert getattr(model.generation_config, "draft_acceptance", None) is None
+
+
+@pytest.mark.parametrize("size", [69, 58])
+@pytest.mark.parametrize("is_loaded_before", [True, False])
+def test_an_adapter_taught_before_the_vocabulary_changed_is_still_ours(tmp_path, size, is_loaded_before):
+    tiny_tidar().save_pretrained(tmp_path / "model")
+    model = TiDARForCausalLM.from_pretrained(tmp_path / "model")
+    peft_model = get_peft_model(model, gated_adapter_config(model, 4))
+    with torch.no_grad():
+        for key, parameter in peft_model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=0.3)
+    peft_model.save_pretrained(tmp_path / "adapter")
+    write_adapter_code(tmp_path / "adapter", model.tidar_config)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    model = TiDARForCausalLM.from_pretrained(tmp_path / "model")
+    if is_loaded_before:
+        model.load_adapter(str(tmp_path / "adapter"))
+    for one in (stock, model):
+        torch.manual_seed(1)
+        one.resize_token_embeddings(size, mean_resizing=False)
+    if not is_loaded_before:
+        model.load_adapter(str(tmp_path / "adapter"))
+    prompt_ids = torch.tensor([[5, 7, size - 1, min(61, size - 2), 9]])
+    way = {"max_new_tokens": 16, "do_sample": False}
+    stock.eval(), model.eval()
+    assert torch.equal(model(prompt_ids).logits, stock(prompt_ids).logits)
+    expected = stock.generate(prompt_ids, **way).tolist()
+    drafted = model.generate(prompt_ids, **way, num_branches="all", return_dict_in_generate=True)
+    assert drafted.sequences.tolist() == expected
+    model.disable_adapters()
+    bare = model.generate(prompt_ids, **way, num_branches="all", return_dict_in_generate=True)
+    model.enable_adapters()
+    assert drafted.accepted_lengths.tolist() != bare.accepted_lengths.tolist(), "the adapter does not draft"
+    model.save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert config["alora_invocation_tokens"] == [size]

@@ -239,6 +239,27 @@ def test_a_seeded_row_depends_on_neither_its_batch_nor_its_drafts(models):
         assert alone == together[row, : len(alone)].tolist()
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("forbids", ["a processor", "stock processors", "the third token"])
+def test_a_row_without_a_token_to_sample_is_refused_by_name(models, forbids, batch_size):
+    class AllowsTwo(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            return scores if input_ids.shape[1] < 7 + 2 else torch.full_like(scores, -torch.inf)
+
+    given = {
+        "a processor": {"logits_processor": [AllowsTwo()]},
+        "stock processors": {"suppress_tokens": list(range(VOCAB_SIZE))},
+        "the third token": {"no_repeat_ngram_size": 1, "suppress_tokens": list(range(2, VOCAB_SIZE))},
+    }[forbids]
+    keywords = padded(batch_size) | given | {"do_sample": True}
+    model, stock = models
+    with pytest.raises(RuntimeError):  # torch's own words
+        stock.generate(**keywords)
+    for num_branches in ("all", 1):
+        with pytest.raises(ValueError, match="must leave each row a token to sample"):
+            model.generate(**keywords, num_branches=num_branches)
+
+
 def test_the_distribution_is_plain_samplings():
     model = tiny_tidar(draft_length=3, vocab_size=SMALL_VOCABULARY, initializer_range=0.12)
     prompt_ids = random_prompts(1, 4) % (SMALL_VOCABULARY - 1) + 1

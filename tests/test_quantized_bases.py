@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import model as lora_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPTQConfig, HqqConfig, TorchAoConfig
 
 from helpers_tidar import random_prompts, tiny_tidar
@@ -43,6 +44,8 @@ BASES = {
     "torchao int8 weights": ("torchao", partial(torchao, "Int8WeightOnlyConfig")),
     "torchao int8": ("torchao", partial(torchao, "Int8DynamicActivationInt8WeightConfig")),
     "torchao fp8 weights": ("torchao", partial(torchao, "Float8WeightOnlyConfig")),
+    "torchao int4 weights": ("torchao", partial(torchao, "IntxWeightOnlyConfig", weight_dtype=torch.int4)),
+    "torchao int4, int8": ("torchao", partial(torchao, "Int8DynamicActivationIntxWeightConfig")),
     "HQQ 4 bit": ("hqq", partial(HqqConfig, nbits=4, group_size=64)),
     "HQQ 8 bit": ("hqq", partial(HqqConfig, nbits=8, group_size=64)),
 }
@@ -141,6 +144,84 @@ def test_eight_bit_layers_with_a_threshold_decode_plainly_and_say_so(folder, mon
     assert "`llm_int8_threshold=0.0`" in said[0]
     with pytest.raises(ValueError, match="llm_int8_threshold"):
         stock.generate(prompts, **GREEDY, custom_generate=tidar)
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_activations_quantized_over_all_tokens_decode_plainly_and_say_so(folder, is_told, monkeypatch):
+    """torchao's granularity by the tensor; `is_told` where the config says that the model is quantized."""
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    said, prompts = [], random_prompts(2, 7)
+    monkeypatch.setattr(generation_tidar.logger, "warning_once", said.append)
+    config = quantization.Int8DynamicActivationInt8WeightConfig(granularity=quantization.PerTensor())
+
+    def loaded(cls):
+        if is_told:
+            return cls.from_pretrained(folder / "model", quantization_config=TorchAoConfig(config)).eval()
+        model = cls.from_pretrained(folder / "model").eval()
+        quantization.quantize_(model.model, config)
+        return model
+
+    stock, model = loaded(AutoModelForCausalLM), loaded(TiDARForCausalLM)
+    assert model.generate(prompts, **GREEDY).tolist() == stock.generate(prompts, **GREEDY).tolist()
+    assert "tokens beside it" in said[0]
+    with pytest.raises(ValueError, match="Quantize activations by the token"):
+        stock.generate(prompts, **GREEDY, custom_generate=tidar)
+
+
+class Mixing(torch.nn.Linear):
+    """A layer of int8 weights whose activations share one scale."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        scale = linear.weight.abs().max() / 127
+        self.weight = torch.nn.Parameter((linear.weight / scale).round().to(torch.int8), requires_grad=False)
+        self.scale = scale
+
+    def forward(self, x):
+        size = x.abs().max() / 127
+        return torch.nn.functional.linear((x / size).round() * size, self.weight * self.scale)
+
+
+def test_layers_of_any_package_are_asked_about_a_token_beside_others(folder, monkeypatch):
+    said = []
+    monkeypatch.setattr(generation_tidar.logger, "warning_once", said.append)
+    model = TiDARForCausalLM.from_pretrained(folder / "model").eval()
+    model.generate(random_prompts(1, 7), **GREEDY)
+    assert not said
+    model.model.layers[1].mlp.up_proj = Mixing(model.model.layers[1].mlp.up_proj)
+    prompts = random_prompts(1, 7)
+    expected = model.generate(prompts, **GREEDY, draft_length=0).tolist()
+    assert model.generate(prompts, **GREEDY, num_branches="all").tolist() == expected
+    assert "`model.layers.1.mlp.up_proj` (Mixing)" in said[0]
+
+
+@pytest.mark.parametrize("kind", ["awq.AwqLoraLinear", "aqlm.AqlmLoraLinear", "eetq.EetqLoraLinear"])
+def test_layers_of_peft_that_take_no_gate_are_refused_by_name(folder, kind, monkeypatch):
+    module, name = kind.split(".")
+    layers = import_module(f"peft.tuners.lora.{module}")
+    if not hasattr(layers, name):
+        pytest.skip(f"PEFT defines {name} only where its package is installed")
+    prompts, adapter = random_prompts(1, 7), with_adapter(folder)
+
+    def dispatch(target, adapter_name, config, r, lora_alpha, **kwargs):
+        return getattr(layers, name)(target, adapter_name, config=config, r=r, lora_alpha=lora_alpha)
+
+    monkeypatch.setattr(lora_model, "dispatch_default", dispatch)
+    model = TiDARForCausalLM.from_pretrained(folder / "model").eval()
+    expected = model.generate(prompts, **GREEDY).tolist()
+    with pytest.raises(ValueError, match=f"A gated adapter cannot act in PEFT's {name}"):
+        model.load_adapter(adapter)
+    assert model.generate(prompts, **GREEDY).tolist() == expected
+    stock = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+    stock.load_adapter(adapter)
+    with pytest.raises(ValueError, match=name):
+        stock.generate(prompts, **GREEDY, custom_generate=tidar)
+    peft_model = PeftModel.from_pretrained(TiDARForCausalLM.from_pretrained(folder / "model"), adapter)
+    for way in ({}, {"draft_length": 0}):
+        with pytest.raises(ValueError, match=name):
+            peft_model.generate(input_ids=prompts, **GREEDY, **way)
+    with pytest.raises(ValueError, match=name):
+        peft_model(input_ids=prompts, labels=prompts, objective=DraftObjective(mode="gated"))
 
 
 @pytest.mark.parametrize("kind", BASES)

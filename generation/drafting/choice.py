@@ -32,6 +32,16 @@ def best_ids(scores: Tensor) -> Tensor:
     return scores.max(dim=-1).indices
 
 
+def refuse_none_allowed(scores: Tensor, processed: ProcessedScores) -> None:
+    """Raises ValueError where processors leave a row no token to sample, by scores [..., V], as plain decoding does."""
+    if (~scores.isfinite()).all(dim=-1).any():
+        names = ", ".join(type(processor).__name__ for processor in processed.processors)
+        raise ValueError(
+            f"`logits_processor` must leave each row a token to sample, but after {min(processed.transcript.starts())} "
+            f"tokens {names} leave a row none. Name the token that ends a text (`eos_token_id`), or allow more."
+        )
+
+
 class Choice:
     """What greedy decoding and sampling share.
 
@@ -147,6 +157,8 @@ class InOrder(Greedy):
         one = torch.ones(len(draft_ids), dtype=torch.long, device=draft_ids.device)
         for logits, *drafted in zip_longest(target_logits.split(1, dim=1), draft_ids.split(1, dim=1)):
             scores = self.in_order(logits)
+            if self.seeds is not None:
+                refuse_none_allowed(scores, self.in_order)
             decided.append(best_ids(self.favoured(scores, 0)))
             transcript.extend(decided[-1], one, one, (logits, scores))
             has_ended = any(transcript.is_ended[row] for row in transcript.active)
@@ -224,6 +236,7 @@ class Sampled(Choice):
         return torch.stack([torch.rand(num, generator=g) for g in self.generators]).to(like.device)
 
     def pick(self, scores: Tensor) -> Tensor:
+        refuse_none_allowed(scores, self.scores)
         return sample(scores.float().softmax(dim=-1), self._uniforms(scores, 1))
 
     def verify(self, state: StepState, target_logits: Tensor) -> Decided:
@@ -232,6 +245,9 @@ class Sampled(Choice):
         target_probs = scores.float().softmax(dim=-1)
         uniforms = self._uniforms(target_logits, self.draft_length)[:, : draft_ids.shape[1]]
         num_accepted = accept_by_rejection(draft_ids, target_probs, state.draft_probs, uniforms[:, 1:], num_drafted)
+        if self.scores.depend_on_prefix:
+            rows = torch.arange(len(scores), device=scores.device)
+            refuse_none_allowed(scores[rows, num_accepted - 1], self.scores)
         residual = residual_probs(target_probs, state.draft_probs, num_accepted, num_drafted)
         ids = decided_run(draft_ids, num_accepted, sample(residual, uniforms[:, 0]))
         return Decided(ids, num_accepted, (target_logits, scores))

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..processed_scores import PURE
 from ..stock_model import CACHE, CACHE_NAMES, longest_in_rotary_table, num_columns_of
+from .quantized_layers import reason_of_layers
 
 logger = logging.get_logger(__name__)
 ACCEPTANCE = "draft_acceptance"  # of a generation config: what an evaluation found
@@ -297,7 +298,7 @@ def _reason_of_model(model: Any) -> str | None:
             "bitsandbytes' 8-bit layers choose outliers over all tokens of a forward, masks too. Load the model with "
             "`llm_int8_threshold=0.0` to draft"
         )
-    return None
+    return reason_of_layers(model)
 
 
 def say_what_is_idle(given: dict[str, Any], options: TiDAROptions, do_sample: bool) -> None:

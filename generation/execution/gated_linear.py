@@ -92,7 +92,11 @@ def active_adapters(model: Any) -> list[Any]:
 
 
 def adapters_of(model: Any) -> list[Adapter]:
-    """Our gated adapters in all of a model's layers. Users' own adapters, aLoRA too, are left to PEFT."""
+    """Our gated adapters in all of a model's layers. Users' own adapters, aLoRA too, are left to PEFT.
+
+    Raises:
+        ValueError: PEFT's form of a layer (AWQ, AQLM, EETQ) takes no other arithmetic than its own.
+    """
     configs = getattr(model, "peft_config", None) or {}
     ours = [name for name, config in configs.items() if is_gated(config, model)]
     adapters: list[Adapter] = []
@@ -102,6 +106,11 @@ def adapters_of(model: Any) -> list[Adapter]:
         parts = parts_of(module)
         if "lora_A" in parts:
             names = [name for name in ours if name in parts_of(parts["lora_A"])]
+            if names and "lora_variant" not in type(module).forward.__code__.co_names:
+                raise ValueError(
+                    f"A gated adapter cannot act in PEFT's {type(module).__name__}, which would let it act on text. "
+                    "Load the base without quantization, or by bitsandbytes, torchao, HQQ or GPTQ."
+                )
             adapters += [Adapter(module, siblings, place, module.lora_variant, name) for name in names]
         else:
             to_visit += [(parts, key, child) for key, child in parts.items() if child is not None]
@@ -116,6 +125,15 @@ def mask_gate_of(model: Any) -> MaskGate | None:
         gates = gates or [MaskGate()]
         one.variants[one.name] = gates[0]
     return gates[0] if gates else None
+
+
+def some_numbers_of(model: Any, name: str) -> list[float]:
+    """The first numbers of an adapter's last matrix, by which its weights are known again in another dtype."""
+    for module in model.modules():
+        if name in parts_of(parts_of(module).get("lora_B") or nn.Module()):
+            weight = module.lora_B[name].weight.detach()
+            return [] if weight.is_meta else weight.flatten()[:64].float().tolist()
+    return []
 
 
 def told_by_row(model: Any) -> dict[nn.Module, set[str]]:

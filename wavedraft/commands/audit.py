@@ -58,7 +58,7 @@ def audit(
     check_decoding(dict(locals()))
     check_choice("--output", output, ("text", "json"))
     texts = first_of(read_prompts(prompts, read_columns(columns)), num_prompts, prompts)
-    load_library()
+    load_library(model, adapter)
     from transformers import AutoConfig, AutoTokenizer
 
     from ..audit import audit as audit_texts

@@ -108,7 +108,7 @@ def bench(
         has_packed_weights=packed_weights,
         only=tuple(map(str.strip, only.split(","))) if only else (),
     )
-    load_library()
+    load_library(model, adapter)
     recorded_in = check_recordable(model, adapter) if record else None
     options = {"model": model, "adapter": adapter, "assistant": assistant, "prompts": prompts and str(prompts)}
     figures_of(settings, texts, options, draft_lengths is not None, dtype, device, output, recorded_in)

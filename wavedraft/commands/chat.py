@@ -58,7 +58,7 @@ def chat(
     """
     given: dict[str, Any] = dict(locals())
     check_decoding(given)
-    load_library()
+    load_library(model, adapter)
     from transformers import AutoTokenizer
 
     from ..chat import Chat

@@ -19,8 +19,13 @@ OF_DRAFTS = ("num_branches", "exact", "packed_weights")
 OF_DEPTH = ("policy", "preset", "num_recurrences")
 
 
-def load_library() -> None:
-    """Imports what takes seconds, as `import wavedraft` does elsewhere. A verb calls it after its checks."""
+def load_library(model: str | None = None, adapter: str | None = None) -> None:
+    """Imports what takes seconds, as `import wavedraft` does elsewhere. A verb calls it after its checks. Before that,
+    it looks for the checkpoint and the adapter that the verb will load."""
+    if model is not None:
+        check_repository(model)
+    if adapter is not None:
+        check_repository(adapter, "adapter_config.json")
     import_module("wavedraft.auto_classes")
 
 
@@ -56,6 +61,31 @@ def check_folder(model: str) -> None:
     """Raises where a path is meant that does not exist."""
     if not Path(model).is_dir() and len(Path(model).parts) > 2:
         raise ValueError(f"There is no folder {model}. Name a checkpoint folder, or ORG/NAME on the Hub.")
+
+
+def check_repository(name: str, file: str = "config.json") -> None:
+    """Raises where a checkpoint or an adapter is neither here, nor in the Hub's local cache, nor on the Hub.
+
+    It asks the Hub once. transformers would ask for half a minute.
+    """
+    from httpx import TransportError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    reason = None
+    try:
+        if not Path(name).exists() and not isinstance(try_to_load_from_cache(name, file), str):
+            get_hf_file_metadata(hf_hub_url(name, file), timeout=10)
+    except GatedRepoError:
+        pass  # transformers says how to ask for access
+    except (RepositoryNotFoundError, HFValidationError):
+        reason = "no repository of this name on the Hub"
+    except (TransportError, OfflineModeIsEnabled) as error:
+        reason = f"the Hub cannot be reached ({type(error).__name__})"
+    except OSError:
+        pass  # the repository is there, and transformers says what it lacks
+    if reason:
+        raise ValueError(f"There is no folder {name}, and {reason}. Name a folder, or ORG/NAME on the Hub.")
 
 
 def check_file(path: Path | None, instead: str) -> None:

@@ -91,7 +91,7 @@ def generate(
     else:
         given["rows"] = read_prompts(prompts, read_columns(columns))
     check_trace(trace)
-    load_library()
+    load_library(model, adapter)
     from .written_texts import write_texts
 
     write_texts(given)

@@ -42,7 +42,7 @@ def regenerate(
     check_device(device)
     check_folder(model)
     rows = read_prompts(prompts, read_columns(columns))
-    load_library()
+    load_library(model)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from ..conversion.quiet_transformers import quiet_transformers

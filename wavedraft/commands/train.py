@@ -115,7 +115,7 @@ def train(
     options = {name: value for name, value in locals().items() if name not in ("model", "data", "output")}
     options["columns"] = read_columns(columns)
     check_training(model, data, output, options)
-    load_library()
+    load_library(str(model))
     options["eval_prompts_path"] = options.pop("eval_prompts")
     from ..training import TrainingStopped, finetune
     from .cli_checks import multiplies_bfloat16
