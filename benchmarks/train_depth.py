@@ -4,7 +4,8 @@
     python benchmarks/train_depth.py runs/depth --minutes 60 --resume     (goes on where it was stopped)
 
 One lookup a recurrence. At depth r the target of an answer is where its way is after r lookups, or at its end; the
-depth of half the steps is the greatest so far, R, of the others evenly below. R rises when answers are right.
+depth of half the steps is the greatest so far, R, of the others evenly below. R rises by one when answers are right;
+after the longest way, to full depth at once.
 
 So that keys can be shared across recurrences, which the samplers with one cache plane need, most steps read the
 prompt first, to a depth of its own, and let answers read its last keys at every recurrence. In half of these the
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from depth_tasks import (
     LEVELS,
+    MOST_HOPS,
     NUM_ANSWERS,
     NUM_SYMBOLS,
     PAD,
@@ -231,7 +233,7 @@ class Training:
             loss.backward()
             if plan["depth"] == self.counts["depth"] and not plan["stagger"]:
                 share = (logits.argmax(-1) == targets).float().mean().item()
-                self.right[task] = 0.95 * self.right[task] + 0.05 * share
+                self.right[task] = 0.9 * self.right[task] + 0.1 * share
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -255,7 +257,8 @@ class Training:
             smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
             has_learnt = min(self.right.values()) > self.arguments.right
             if has_learnt and self.counts["depth"] < self.arguments.full_depth:
-                self.counts["depth"] += 1
+                is_long_enough = self.counts["depth"] > MOST_HOPS  # what is left to learn is to stay at the end
+                self.counts["depth"] = self.arguments.full_depth if is_long_enough else self.counts["depth"] + 1
                 self.right = dict.fromkeys(TASKS, 0.0)
                 self.save()
             if self.counts["step"] % 50 == 0:
@@ -263,7 +266,7 @@ class Training:
                 print(f"{self.counts['seconds'] / 60:.1f} min step {self.counts['step']} depth {self.counts['depth']} "
                       f"loss {smooth:.3f} right {right}", flush=True)  # fmt: skip
                 self.curve.append({**self.counts, "loss": round(smooth, 4), "right": dict(self.right)})
-            if self.counts["step"] % 500 == 0:
+            if self.counts["step"] % 100 == 0:
                 self.save()
         self.save()
 
