@@ -43,7 +43,8 @@ bench-recurrent: setup
 
 # The paper's table on the model that needs its depth, the picture beside it, and one option at a time: minutes.
 bench-depth: setup
-	$(BIN)/python benchmarks/bench_depth.py --num-alone 40 --json build/depth/table.json --plot docs/pictures/depth.png
+	$(BIN)/python benchmarks/bench_depth.py --num-alone 40 --json build/depth/table.json \
+	    --plot docs/pictures/depth.png --page docs/recurrent.md
 	$(BIN)/python benchmarks/bench_depth.py --ablation --num 100 --json build/depth/ablation.json
 
 # What converting and teaching the demo's model take: seconds, tokens a second, peak memory.

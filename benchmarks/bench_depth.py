@@ -1,6 +1,6 @@
 """The paper's table on a model that needs its depth: accuracy against core passes, for every policy and preset.
 
-    python benchmarks/bench_depth.py --json build/depth.json --plot docs/pictures/depth.png
+    python benchmarks/bench_depth.py --json build/depth.json --plot docs/pictures/depth.png --page docs/recurrent.md
     python benchmarks/bench_depth.py --ablation                  (one option of diffusion forcing at a time)
     python benchmarks/bench_depth.py --seed 7 --num 400          (other problems)
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_page import put_between_marks
 from depth_tasks import LEVELS, NUM_ANSWERS, Problems, test_problems
 
 from wavedraft.generation.recurrent.options_recurrent import PRESETS
@@ -134,29 +135,51 @@ def measured(
     return line | {"answers": answers}
 
 
-def run(model: RecurrentDepthForCausalLM, rows: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> dict:
+def head_of(level: str, num: int, batch_size: int) -> str:
+    """What stands above the lines of a level's table."""
+    return (
+        f"**{level}**, {num} problems\n\n| policy | right | core passes alone | in a batch of {batch_size} | tokens "
+        "per forward | seconds alone | in the batch | as full depth |\n|---|---|---|---|---|---|---|---|"
+    )
+
+
+def line_of(name: str, line: dict[str, Any], first: dict[str, Any]) -> str:
+    """A line of a table; seconds are relative to the first line's."""
+    low, high = line["interval"]
+    seconds = f"{line['seconds'] / first['seconds']:.2f}x" if "seconds" in line else ""
+    return (
+        f"| {name} | {line['right']:.1%} ({low:.0%} to {high:.0%}) | {line['core_passes']:.1f} ± "
+        f"{line['core_passes_half_width']:.1f} | {line['core_passes_in_batch']:.1f} | {line['tokens_per_forward']:.2f} "
+        f"| {seconds} | {line['seconds_in_batch'] / first['seconds_in_batch']:.2f}x | {line['as_full_depth']:.1%} |"
+    )
+
+
+def run(
+    model: RecurrentDepthForCausalLM, rows: dict[str, dict[str, Any]], arguments: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
     """All rows on all levels, printed as they come."""
     results: dict[str, dict[str, Any]] = {}
     for level in LEVELS:
         problems = test_problems(level, arguments.num, arguments.seed)
         truth = decoded(model, problems, {"policy": "autoregressive"}, arguments.batch_size)["answers"]
-        print(f"\n{level}: {arguments.num} problems\n\n| policy | right | core passes alone | in a batch of "
-              f"{arguments.batch_size} | tokens per forward | seconds alone | in the batch | as full depth |\n"
-              "|---|---|---|---|---|---|---|---|", flush=True)  # fmt: skip
-        results[level] = {}
+        print(f"\n{head_of(level, arguments.num, arguments.batch_size)}", flush=True)
+        lines = results[level] = {}
         for name, options in rows.items():
             line = measured(model, problems, options, truth, arguments.batch_size, arguments.num_alone)
             del line["answers"]
-            results[level][name] = line
-            first = results[level][next(iter(rows))]
-            seconds = f"{line['seconds'] / first['seconds']:.2f}x" if "seconds" in line else ""
-            low, high = line["interval"]
-            print(f"| {name} | {line['right']:.1%} ({low:.1%} to {high:.1%}) | {line['core_passes']:.1f} "
-                  f"± {line['core_passes_half_width']:.1f} | {line['core_passes_in_batch']:.1f} | "
-                  f"{line['tokens_per_forward']:.2f} | {seconds} | "
-                  f"{line['seconds_in_batch'] / first['seconds_in_batch']:.2f}x | {line['as_full_depth']:.1%} |",
-                  flush=True)  # fmt: skip
+            lines[name] = line
+            print(line_of(name, line, next(iter(lines.values()))), flush=True)
     return results
+
+
+def tables_of(results: dict[str, dict[str, Any]], names: list[str], batch_size: int) -> list[str]:
+    """The tables in Markdown, one a level, of the rows with these names."""
+    tables = []
+    for level, lines in results.items():
+        first = next(iter(lines.values()))
+        rows = [line_of(name, lines[name], first) for name in names if name in lines]
+        tables.append("\n".join([head_of(level, first["num"], batch_size), *rows]))
+    return tables
 
 
 def kind_of(name: str) -> str | None:
@@ -209,6 +232,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="only rows whose name has one of these in it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", help="write the numbers here")
+    parser.add_argument("--page", help="put the tables between the marks of this page")
     parser.add_argument("--plot", help="draw the picture here, with every depth and setting; needs matplotlib")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -221,6 +245,10 @@ def main() -> None:
         rows = {name: row for name, row in rows.items() if any(part in name for part in arguments.only)}
     print(f"{arguments.model}: {sum(p.numel() for p in model.parameters()):,} parameters, full depth {full_depth}")
     results = run(model, rows, arguments)
+    if arguments.page:
+        names = ablation_rows() if arguments.ablation else table_rows(full_depth)
+        section = "ablation" if arguments.ablation else "bench-depth"
+        put_between_marks(Path(arguments.page), section, tables_of(results, list(names), arguments.batch_size))
     if arguments.json:
         Path(arguments.json).parent.mkdir(parents=True, exist_ok=True)
         Path(arguments.json).write_text(json.dumps({"arguments": vars(arguments), "results": results}, indent=1) + "\n")
