@@ -7,7 +7,7 @@ GGUF := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
 ADAPTER := adapters/smollm2-135m-instruct-gated
 
-.PHONY: demo bench bench-more bench-recurrent beside-llama-cpp bfloat16-share costs growth pictures docs package publish \
+.PHONY: demo bench bench-more bench-recurrent bench-depth beside-llama-cpp bfloat16-share costs growth pictures docs package publish \
     test test-others lint setup clean
 
 demo: $(TIDAR)/config.json
@@ -40,6 +40,12 @@ bench-more: $(TIDAR)/config.json
 # Every policy of the small recurrent-depth model, beside full depth.
 bench-recurrent: setup
 	$(BIN)/python benchmarks/bench_recurrent.py --clock cpu --repeats 3
+
+# The paper's table on the model that needs its depth, the picture beside it, and one option at a time: minutes.
+bench-depth: setup
+	$(BIN)/python benchmarks/bench_depth.py --num-alone 40 --json build/depth/table.json \
+	    --plot docs/pictures/depth.png --page docs/recurrent.md
+	$(BIN)/python benchmarks/bench_depth.py --ablation --num 100 --json build/depth/ablation.json
 
 # What converting and teaching the demo's model take: seconds, tokens a second, peak memory.
 costs: $(TIDAR)/config.json

@@ -15,7 +15,7 @@ fixed vector will do, since a gated adapter sees the same input at every mask. T
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from .progress_steps import ProgressSteps
 from .proof import Proof, check_keys, prove
 from .quiet_transformers import quiet_transformers
 from .recurrent_source import block_form_values, is_recurrent, prove_recurrent, recurrent_class_of
+from .retrofit import DepthOne, check_layout, prove_depth_one, write_retrofitted
 from .source_folder import hub_id_of, stock_folder
 from .stock_config import kept_values, load_config, read_json
 from .taught_elsewhere import Taught, read_as_stock
@@ -60,6 +61,7 @@ class Conversion:
         tidar_config: None unless a TiDAR checkpoint was written.
         mask_reason: why masks read this embedding row.
         proof: None if the models were not compared.
+        depth_one: of a model that was given a recurrence, its comparison with the source.
     """
 
     target: Path
@@ -69,6 +71,7 @@ class Conversion:
     tidar_config: TiDARConfig | None
     mask_reason: str
     proof: Proof | None
+    depth_one: DepthOne | None = None
 
 
 def convert(
@@ -77,6 +80,7 @@ def convert(
     *,
     draft_length: int | None = None,
     mask_token_id: int | None = None,
+    recurrent: tuple[int, int, int] | None = None,
     overwrite: bool = False,
     link: bool = False,
     verify: bool = True,
@@ -94,6 +98,8 @@ def convert(
         draft_length: K, how many tokens a block of masks drafts, 1 to 64; by default 8. How good the drafts are
             depends on training. Leave it out for a recurrent-depth checkpoint.
         mask_token_id: the mask token of a checkpoint that was trained to draft elsewhere, if its config names none.
+        recurrent: write a recurrent-depth checkpoint instead: how many layers become prelude, core and coda (see
+            retrofit.py). Of a Llama-form or OLMo-2 source.
         overwrite: replace an existing checkpoint folder, once the new one is complete.
         link: link symbolically to the source's shards. The target then takes megabytes, and needs the source.
         verify: compare both models on the same ids: up to 2^30 parameters all layers, in float32; of larger models
@@ -110,6 +116,9 @@ def convert(
         steps.begin("Finding the source")
         folder = stock_folder(source, workplace, revision)
         place = _Workplace(source, target, workplace, link, verify, steps)
+        if recurrent is not None:
+            _refuse_tidar_options(source, draft_length, mask_token_id)
+            return _retrofit(folder, place, recurrent)
         if is_recurrent(folder):
             _refuse_tidar_options(source, draft_length, mask_token_id)
             return _convert_recurrent(folder, place)
@@ -165,6 +174,26 @@ def _convert_recurrent(folder: Path, place: _Workplace) -> Conversion:
     is_proved = place.verify and checkpoint.num_parameters <= LARGEST_WHOLE_PROOF
     proof = prove_recurrent(folder, place.new, checkpoint.stock_class) if is_proved else None
     return _conversion(checkpoint, place.target, None, "", proof)
+
+
+def _retrofit(folder: Path, place: _Workplace, layout: tuple[int, int, int]) -> Conversion:
+    """Writes a recurrent-depth checkpoint made of a stock one's layers."""
+    if place.link:
+        raise ValueError("`link` must be left out with `recurrent`, which writes the weights under other names.")
+    if is_recurrent(folder):
+        raise ValueError(f"`recurrent` must be left out, since {place.source} is a recurrent-depth checkpoint already.")
+    checkpoint = read_checkpoint(folder, place.target, place.steps)
+    _refuse_tidar(checkpoint, place.source)
+    check_layout(layout, checkpoint.config)
+    place.steps.begin("Dealing out the layers")
+    write_retrofitted(checkpoint, place.new, layout)
+    keep_users_card(place.target, place.new)
+    base_model = hub_id_of(place.source, folder)
+    write_card(place.new, "recurrent", place.target.name, origin=folder, base_model=base_model)
+    written = read_checkpoint(place.new, place.target, place.steps, recurrent_class_of)
+    is_compared = place.verify and checkpoint.num_parameters <= LARGEST_WHOLE_PROOF
+    depth_one = prove_depth_one(folder, place.new, layout) if is_compared else None
+    return replace(_conversion(written, place.target, None, "", None), depth_one=depth_one)
 
 
 def _convert_tidar(folder: Path, place: _Workplace, draft_length: int, mask_token_id: int | None) -> Conversion:

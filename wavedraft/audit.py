@@ -13,6 +13,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from .modeling_recurrent import RecurrentDepthLM
+from .shared_keys import SharedKeys, measure_shared_keys
+
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -81,6 +84,7 @@ class Audit:
         rebatched: plain decoding in left-padded batches, the noise floor.
         batch_size: prompts in such a batch.
         exact_cost: what an `exact` mode of parallel decoding costs; None without one.
+        shared_keys: of a recurrent-depth model, whether it shares keys across its recurrences; None of others.
     """
 
     num_tokens: int
@@ -88,6 +92,7 @@ class Audit:
     rebatched: Comparison
     batch_size: int
     exact_cost: ExactCost | None = None
+    shared_keys: SharedKeys | None = None
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -95,6 +100,8 @@ class Audit:
             values[name]["num_identical"] = getattr(self, name).num_identical
         if self.exact_cost is not None:
             values["exact_cost"]["without"]["num_identical"] = self.exact_cost.without.num_identical
+        if self.shared_keys is not None:
+            values["shared_keys"]["safe_policies"] = self.shared_keys.safe_policies
         return values
 
 
@@ -110,7 +117,8 @@ def audit(
 ) -> Audit:
     """Decodes every prompt greedily three times: plainly, in parallel, and plainly in a batch.
 
-    Where `parallel` asks for `exact`, every prompt is decoded a fourth time, in parallel without it.
+    Where `parallel` asks for `exact`, every prompt is decoded a fourth time, in parallel without it. A recurrent-depth
+    model writes each plain text once more, to see whether it shares keys across its recurrences.
 
     Args:
         prompts: ids [P] of each.
@@ -155,6 +163,9 @@ def audit(
         batch_size=batch_size,
         exact_cost=(
             ExactCost(effort, effort_without, _compare(plain_texts, inexact_texts, margins)) if is_exact else None
+        ),
+        shared_keys=(
+            measure_shared_keys(model, prompts, plain_texts, plain) if isinstance(model, RecurrentDepthLM) else None
         ),
     )
 

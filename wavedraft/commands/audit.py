@@ -128,3 +128,18 @@ def print_audit(result: Any, tokenizer: Any, exact: str | None, about: dict[str,
             f"({with_it.seconds / without.seconds:.2f}x), {cost.without.num_identical} of {cost.without.num_texts} "
             f"texts identical"
         )
+    if (keys := result.shared_keys) is not None:
+        print_shared_keys(keys)
+
+
+def print_shared_keys(keys: Any) -> None:
+    """Prints whether a recurrent-depth model shares keys across its recurrences, and which policies that makes safe."""
+    print(
+        f"\nshared keys: {keys.num_same} of {keys.num_tokens} next tokens are the same ({keys.share:.1%}) where each "
+        f"reads only the last keys of those before it.\nThe states of a prompt move {keys.movement:.1%} in their last "
+        f"recurrence.\nsafe policies: {', '.join(keys.safe_policies)}"
+    )
+    if not keys.is_shared:
+        print(
+            f"not safe: {', '.join(keys.readers)}. They read the last keys, and this model needs those of each depth."
+        )

@@ -23,6 +23,13 @@ DraftLength = Annotated[
 MaskTokenId = Annotated[
     int | None, typer.Option(min=0, help="Read this id as the mask: of a model taught to draft elsewhere.")
 ]
+Recurrent = Annotated[
+    str | None,
+    typer.Option(
+        help="Write a recurrent-depth checkpoint instead: so many layers of prelude, core and coda, as 4,8,4. (Of a "
+        "Llama-form or OLMo-2 source.)"
+    ),
+]
 ToAr = Annotated[bool, typer.Option("--to-ar", help="Go the other way: write the stock checkpoint of a TiDAR one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that the folder holds.")]
 Link = Annotated[bool, typer.Option("--link", help="Link to the source's weight files instead of copying them.")]
@@ -35,6 +42,7 @@ def convert(
     target: Target,
     draft_length: DraftLength = None,
     mask_token_id: MaskTokenId = None,
+    recurrent: Recurrent = None,
     to_ar: ToAr = False,
     overwrite: Overwrite = False,
     link: Link = False,
@@ -44,8 +52,10 @@ def convert(
     """Turn a stock autoregressive checkpoint into a TiDAR checkpoint, or back. No weight changes."""
     options: dict[str, Any] = {"overwrite": overwrite, "link": link, "verify": verify, "revision": revision}
     drafting = {"draft_length": draft_length, "mask_token_id": mask_token_id}
+    layout = None if recurrent is None else layout_of(recurrent)
     if to_ar:
         refuse(drafting, "has no effect with --to-ar, which takes drafting out of the checkpoint. Leave it out.")
+        refuse({"recurrent": recurrent}, "has no effect with --to-ar. Leave one of the two out.")
     if draft_length is not None and not 1 <= draft_length <= LONGEST_DRAFT:
         raise ValueError(
             f"--draft-length must be between 1 and {LONGEST_DRAFT} (a decode step reads K + K*K tokens), but is "
@@ -58,14 +68,27 @@ def convert(
     if to_ar:
         result = convert_back(source, target, show_progress=True, **options)
     else:
-        result = convert_checkpoint(source, target, show_progress=True, **options | drafting)
+        result = convert_checkpoint(source, target, show_progress=True, recurrent=layout, **options | drafting)
     print_conversion(result, verify)
-    if result.tidar_config is not None:
+    if layout is not None:
+        say(f"Next: wavedraft train {target} DATA OUTPUT teaches its core to recur.")
+    elif result.tidar_config is not None:
         say(f"Next: wavedraft train {target} DATA OUTPUT teaches it to draft.")
     elif not to_ar:
         say(f'Next: wavedraft generate {target} "PROMPT" --compare')
     else:
         say(f"Next: AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it with transformers alone.")
+
+
+def layout_of(recurrent: str) -> tuple[int, int, int]:
+    """The layers of prelude, core and coda. Raises ValueError if they are not three numbers."""
+    parts = recurrent.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(
+            f"--recurrent must be three numbers, the layers of prelude, core and coda, as 4,8,4, but is {recurrent!r}."
+        )
+    prelude, core, coda = map(int, parts)
+    return prelude, core, coda
 
 
 def print_conversion(result: Any, verify: bool) -> None:
@@ -79,9 +102,20 @@ def print_conversion(result: Any, verify: bool) -> None:
         place = "of the vocabulary, never generated" if is_inside else "behind the vocabulary"
         print(f"masks: id {tidar.mask_token_id}, {place}; drafts of {tidar.draft_length}")
         print(f"masks read embedding row {tidar.mask_embedding_id}: {result.mask_reason}")
-    if proof is None:
+    if (depth_one := result.depth_one) is not None:
+        print_depth_one(depth_one)
+    elif proof is None:
         reason = "larger than 2^30 parameters" if has_depth and verify else "--no-verify"
         print(f"logits before and after: not compared ({reason})")
     else:
         layers = f"{proof.num_layers} of {result.num_layers} layers"
         print(f"logits before and after, {layers}: max abs difference {proof.max_abs_difference}")
+
+
+def print_depth_one(found: Any) -> None:
+    """Prints how near a model that was given a recurrence is to its source at depth 1."""
+    print(
+        f"at depth 1 beside the source, on texts the source wrote: {found.share_same:.1%} of the likeliest next tokens "
+        f"the same, perplexity {found.perplexity:.4g} (source {found.source_perplexity:.4g}), logits differ by up to "
+        f"{found.max_abs_difference:.3g}; {found.num_dropped} layers dropped"
+    )
