@@ -8,7 +8,7 @@ TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
 ADAPTER := adapters/smollm2-135m-instruct-gated
 
 .PHONY: demo bench bench-more bench-recurrent beside-llama-cpp bfloat16-share costs growth pictures docs package publish \
-    test test-others lint setup clean
+    test test-others test-serving test-serving-dear lint setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype bfloat16 --max-new-tokens 64 --compare \
@@ -102,6 +102,20 @@ test-on-%: setup
 	test -d build/transformers-$* || $(BIN)/python -m pip install --quiet --no-deps \
 	    --target build/transformers-$* transformers==$*
 	PYTHONPATH=build/transformers-$* $(BIN)/pytest -n 2 --dist worksteal $(OTHERS_TESTS)
+
+# The plugin for vLLM (serving_vllm/), on vLLM's CPU build in an environment of its own: 3.4 GB and some minutes, once.
+SERVING := build/serving
+SERVING_TESTS := cd serving_vllm && ../$(SERVING)/venv/bin/python -m pytest
+
+test-serving: $(SERVING)/venv/.ready
+	$(SERVING_TESTS) -m "not dear"
+
+# The real model behind the real server: some ten minutes more.
+test-serving-dear: $(SERVING)/venv/.ready $(TIDAR)/config.json
+	$(SERVING_TESTS) -m dear
+
+$(SERVING)/venv/.ready: serving_vllm/install_cpu.sh serving_vllm/pyproject.toml
+	serving_vllm/install_cpu.sh $(SERVING)
 
 lint: setup
 	$(BIN)/ruff check .

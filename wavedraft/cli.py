@@ -14,6 +14,7 @@ from .commands.convert import convert
 from .commands.generate import generate
 from .commands.push import push
 from .commands.regenerate import regenerate
+from .commands.serve import serve
 from .commands.train import train
 
 EXAMPLES: dict[Callable[..., None], str] = {
@@ -23,6 +24,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     train: "wavedraft train models/tidar answers.jsonl runs/mine --eval-prompts heldout.jsonl",
     audit: "wavedraft audit models/tidar --adapter runs/mine --prompts heldout.jsonl --dtype bfloat16",
     bench: "wavedraft bench models/tidar --adapter runs/mine --batch-sizes 1,8 --compile --output runs/bench",
+    serve: "wavedraft serve models/tidar --adapter runs/mine --vllm serving/bin/vllm -- --port 8001",
     push: "wavedraft push runs/mine ORG/NAME --model models/tidar",
     regenerate: "wavedraft data regenerate models/tidar prompts.jsonl answers.jsonl",
 }

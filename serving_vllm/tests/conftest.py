@@ -23,6 +23,7 @@ sys.modules.pop("sitecustomize", None)
 exec((INTERPRETER / "sitecustomize.py").read_text())  # another one may have been imported under this name
 
 import pytest  # noqa: E402
+
 from helpers_tiny import tiny_adapter, tiny_checkpoint  # noqa: E402
 
 

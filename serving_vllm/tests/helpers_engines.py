@@ -4,8 +4,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from helpers_tiny import VOCAB
 from vllm import LLM, SamplingParams
+
+from helpers_tiny import VOCAB
 
 MIB = 2**20
 

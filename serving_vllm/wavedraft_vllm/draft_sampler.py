@@ -74,7 +74,7 @@ class DraftSampler:
         is_kept = (confidences.cumprod(dim=1) > state.settings.keep) & all_stand[:, None]
         num_kept = is_kept.sum(dim=1, dtype=torch.int32)
         # the drafts, K masks right behind them, and fillers
-        place = torch.arange(state.settings.num_extra, device=logits.device) - num_kept[:, None]  # [R, S], 0: first mask
+        place = torch.arange(state.settings.num_extra, device=logits.device) - num_kept[:, None]  # [R, S]
         extra = state.only_masks[place.clamp(min=0)]
         extra[:, :num_slots] = torch.where(is_kept, ids, extra[:, :num_slots])
         state.num_drafts[slots] = num_kept
