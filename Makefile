@@ -47,9 +47,10 @@ costs: $(TIDAR)/config.json
 	$(BIN)/python benchmarks/costs.py $(BIN)/wavedraft convert build/costs/stock build/costs/tidar --overwrite
 	$(BIN)/python benchmarks/training_speed.py $(TIDAR) --steps 2
 
-# The tables of docs/growth.md.
+# The tables of docs/growth.md, and the prediction of docs/serving.md.
 growth: setup
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/growth_served.py
 
 # The pictures of README and docs, each from a real run.
 pictures: $(TIDAR)/config.json
@@ -105,7 +106,7 @@ test-on-%: setup
 
 # The plugin for vLLM (serving_vllm/), on vLLM's CPU build in an environment of its own: 3.4 GB and some minutes, once.
 SERVING := build/serving
-SERVING_TESTS := cd serving_vllm && ../$(SERVING)/venv/bin/python -m pytest
+SERVING_TESTS := cd serving_vllm && ../$(SERVING)/venv/bin/python -m pytest -n 2 --dist worksteal
 
 test-serving: $(SERVING)/venv/.ready
 	$(SERVING_TESTS) -m "not dear"

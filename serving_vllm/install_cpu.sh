@@ -21,7 +21,7 @@ wheel = zipfile.ZipFile(sys.argv[1])
 metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
 wanted = re.findall(r"^Requires-Dist: (.+)$", wheel.read(metadata).decode(), re.M)
 left_out = re.compile(r"(torch|torchaudio|torchvision|torchcodec)\b|.*extra ==")
-print("torch==2.13.0+cpu", "pytest>=8", *(one for one in wanted if not left_out.match(one)), sep="\n")
+print("torch==2.13.0+cpu", "pytest>=8", "pytest-xdist>=3", *(one for one in wanted if not left_out.match(one)), sep="\n")
 END
 "$python" -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install --quiet --requirement "$folder/requirements.txt" || {

@@ -152,7 +152,7 @@ def verbs(group, words=()):
 
 def test_every_help_and_the_version_come_without_torch():
     lines = [[*words, "--help"] for words in verbs(typer.main.get_command(app))]
-    assert len(lines) == 10
+    assert len(lines) == 11
     for line, (code, printed, heavy) in zip(lines, answers_to(lines), strict=True):
         assert code == 0 and "Usage:" in printed and not heavy, (line, heavy)
         is_verb = line[:-1] not in ([], ["data"])

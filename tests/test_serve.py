@@ -54,7 +54,7 @@ def test_where_vllm_is_missing_it_says_what_to_install(checkpoint, monkeypatch):
     monkeypatch.setenv("PATH", str(checkpoint))
     monkeypatch.setattr("sys.executable", str(checkpoint / "python"))
     message = str(run(checkpoint).exception)
-    assert "There is no command vllm" in message and "pip install 'vllm>=0.32,<0.34'" in message
+    assert "There is no command vllm" in message and "pip install 'vllm>=0.32,<0.33'" in message
     assert "--vllm serving/bin/vllm" in message
 
 

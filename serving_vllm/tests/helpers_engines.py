@@ -9,6 +9,7 @@ from vllm import LLM, SamplingParams
 from helpers_tiny import VOCAB
 
 MIB = 2**20
+ALIVE: list[LLM] = []  # an engine that is collected takes the process groups of all others with it
 
 
 def engine(checkpoint: Path, adapter: Path | None = None, options: dict[str, Any] | None = None, **given: Any) -> LLM:
@@ -31,7 +32,8 @@ def engine(checkpoint: Path, adapter: Path | None = None, options: dict[str, Any
             "architectures": [f"Wavedraft{stock}"],
             "wavedraft": {"adapter": str(adapter)} | (options or {}),
         }
-    return LLM(model=str(checkpoint), **given)
+    ALIVE.append(LLM(model=str(checkpoint), **given))
+    return ALIVE[-1]
 
 
 def core_of(llm: LLM) -> Any:

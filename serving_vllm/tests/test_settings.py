@@ -112,13 +112,13 @@ def test_a_checkpoint_that_was_taught_itself_needs_no_adapter(tmp_path):
         DraftSettings.of({}, config_of(), str(tmp_path))
 
 
-@pytest.mark.parametrize("version", ["0.31.2", "0.34.0"])
+@pytest.mark.parametrize("version", ["0.31.2", "0.33.0"])
 def test_a_vllm_that_was_not_tested_is_refused(monkeypatch, version):
     import vllm
 
     wavedraft_vllm.check_vllm_version()
     monkeypatch.setattr(vllm, "__version__", version)
-    with pytest.raises(ValueError, match=r"is tested with vLLM from 0\.32 and before 0\.34"):
+    with pytest.raises(ValueError, match=r"is tested with vLLM from 0\.32 and before 0\.33"):
         wavedraft_vllm.check_vllm_version()
 
 

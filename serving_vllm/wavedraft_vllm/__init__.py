@@ -1,7 +1,7 @@
 """Drafting inside vLLM. vLLM loads this package by its entry point, and `register` names the models that draft."""
 
 __version__ = "0.1.0"
-OLDEST, TOO_NEW = "0.32", "0.34"  # of vLLM
+OLDEST, TOO_NEW = "0.32", "0.33"  # of vLLM
 MODELS = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3", "Qwen3Moe")
 PREFIX = "Wavedraft"  # of our architectures: WavedraftLlamaForCausalLM drafts for LlamaForCausalLM
 

@@ -39,7 +39,7 @@ Print = Annotated[bool, typer.Option("--print", help="Print vLLM's command line,
 SERVED_CLASSES = tuple(f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma3", "Qwen3Moe"))
 INSTALL = (
     "vLLM and wavedraft want different versions of transformers, so vLLM has an environment of its own: "
-    "`python -m venv serving`, then `serving/bin/pip install 'vllm>=0.32,<0.34'` and, from a clone of wavedraft, "
+    "`python -m venv serving`, then `serving/bin/pip install 'vllm>=0.32,<0.33'` and, from a clone of wavedraft, "
     "`serving/bin/pip install ./serving_vllm`. Then name it here: --vllm serving/bin/vllm"
 )
 
