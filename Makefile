@@ -7,8 +7,8 @@ GGUF := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
 ADAPTER := adapters/smollm2-135m-instruct-gated
 
-.PHONY: demo bench bench-more bench-recurrent bench-depth beside-llama-cpp bfloat16-share costs growth pictures docs package publish \
-    test test-others lint setup clean
+.PHONY: demo bench bench-more bench-recurrent bench-depth beside-llama-cpp bfloat16-share costs growth pictures docs \
+    package publish test test-others test-serving test-serving-dear lint setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype bfloat16 --max-new-tokens 64 --compare \
@@ -53,9 +53,10 @@ costs: $(TIDAR)/config.json
 	$(BIN)/python benchmarks/costs.py $(BIN)/wavedraft convert build/costs/stock build/costs/tidar --overwrite
 	$(BIN)/python benchmarks/training_speed.py $(TIDAR) --steps 2
 
-# The tables of docs/growth.md.
+# The tables of docs/growth.md, and the prediction of docs/serving.md.
 growth: setup
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/growth_served.py
 
 # The pictures of README and docs, each from a real run.
 pictures: $(TIDAR)/config.json
@@ -108,6 +109,20 @@ test-on-%: setup
 	test -d build/transformers-$* || $(BIN)/python -m pip install --quiet --no-deps \
 	    --target build/transformers-$* transformers==$*
 	PYTHONPATH=build/transformers-$* $(BIN)/pytest -n 2 --dist worksteal $(OTHERS_TESTS)
+
+# The plugin for vLLM (serving_vllm/), on vLLM's CPU build in an environment of its own: 3.4 GB and some minutes, once.
+SERVING := build/serving
+SERVING_TESTS := cd serving_vllm && ../$(SERVING)/venv/bin/python -m pytest -n 2 --dist worksteal
+
+test-serving: $(SERVING)/venv/.ready
+	$(SERVING_TESTS) -m "not dear"
+
+# The real model behind the real server: some ten minutes more.
+test-serving-dear: $(SERVING)/venv/.ready $(TIDAR)/config.json
+	$(SERVING_TESTS) -m dear
+
+$(SERVING)/venv/.ready: serving_vllm/install_cpu.sh serving_vllm/pyproject.toml
+	serving_vllm/install_cpu.sh $(SERVING)
 
 lint: setup
 	$(BIN)/ruff check .

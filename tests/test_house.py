@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel, Trainer
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("generation", "hub", "modeling_*", "conversion", "training", "wavedraft")
+FOLDERS = ("generation", "hub", "modeling_*", "conversion", "training", "wavedraft", "serving_vllm")
 MOST_LINES, MOST_LINES_OF_A_MODEL = 400, 600  # of a file
 MOST_LINES_OF_A_FUNCTION = 60  # signature and docstring included
 MOST_METHODS, MOST_PARAMETERS, MOST_COLUMNS = 15, 12, 120

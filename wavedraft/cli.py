@@ -14,6 +14,7 @@ from .commands.convert import convert
 from .commands.generate import generate
 from .commands.push import push
 from .commands.regenerate import regenerate
+from .commands.serve import serve
 from .commands.teach import teach
 from .commands.train import train
 from .commands.tune import tune
@@ -27,6 +28,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     audit: "wavedraft audit models/tidar --adapter runs/mine --prompts heldout.jsonl --dtype bfloat16",
     bench: "wavedraft bench models/tidar --adapter runs/mine --batch-sizes 1,8 --compile --output runs/bench",
     tune: "wavedraft tune models/tidar --adapter runs/mine --dtype bfloat16",
+    serve: "wavedraft serve models/tidar --adapter runs/mine --vllm serving/bin/vllm -- --port 8001",
     push: "wavedraft push runs/mine ORG/NAME --model models/tidar",
     regenerate: "wavedraft data regenerate models/tidar prompts.jsonl answers.jsonl",
 }

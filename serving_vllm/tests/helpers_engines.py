@@ -1,0 +1,85 @@
+"""Engines in this process, and what is counted of them."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+
+from helpers_tiny import VOCAB
+
+MIB = 2**20
+ALIVE: list[LLM] = []  # an engine that is collected takes the process groups of all others with it
+
+
+def engine(checkpoint: Path, adapter: Path | None = None, options: dict[str, Any] | None = None, **given: Any) -> LLM:
+    """vLLM's own engine, or with an adapter the one that drafts. `options` are fields of `wavedraft`."""
+    given = {
+        "dtype": "float32",
+        "max_model_len": 256,
+        "max_num_seqs": 16,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": 8 * MIB,
+        "enable_prefix_caching": False,
+        "seed": 0,
+        "disable_log_stats": False,
+    } | given
+    if adapter is not None:
+        import json
+
+        stock = json.loads((checkpoint / "config.json").read_text())["architectures"][0]
+        given["hf_overrides"] = {
+            "architectures": [f"Wavedraft{stock}"],
+            "wavedraft": {"adapter": str(adapter)} | (options or {}),
+        }
+    ALIVE.append(LLM(model=str(checkpoint), **given))
+    return ALIVE[-1]
+
+
+def core_of(llm: LLM) -> Any:
+    return llm.llm_engine.engine_core.engine_core
+
+
+class Counted:
+    """Counts the steps of an engine, and the extra tokens that were scheduled, while it is entered."""
+
+    def __init__(self, llm: LLM):
+        self.scheduler = core_of(llm).scheduler
+        self.num_steps = self.num_preempted = self.num_verified = self.num_accepted = 0
+
+    def __enter__(self) -> "Counted":
+        self.schedule, self.stats = self.scheduler.schedule, self.scheduler.make_spec_decoding_stats
+
+        def schedule(*args: Any) -> Any:
+            output = self.schedule(*args)
+            self.num_steps += bool(output.total_num_scheduled_tokens)
+            self.num_preempted += len(output.preempted_req_ids or ())
+            return output
+
+        def stats(*args: Any, **kwargs: Any) -> Any:
+            self.num_verified += 1
+            self.num_accepted += kwargs["num_accepted_tokens"]
+            return self.stats(*args, **kwargs)
+
+        self.scheduler.schedule, self.scheduler.make_spec_decoding_stats = schedule, stats
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        del self.scheduler.schedule, self.scheduler.make_spec_decoding_stats
+
+
+def prompts(num: int, least: int = 3, most: int = 40, seed: int = 0) -> list[dict[str, list[int]]]:
+    draw = random.Random(seed)
+    return [
+        {"prompt_token_ids": [draw.randrange(VOCAB - 8) for _ in range(draw.randint(least, most))]} for _ in range(num)
+    ]
+
+
+def texts(llm: LLM, asked: list[Any], params: SamplingParams | list[SamplingParams]) -> list[list[list[int]]]:
+    """The ids of each prompt's answers."""
+    outputs = llm.generate(asked, params, use_tqdm=False)
+    return [[list(answer.token_ids) for answer in output.outputs] for output in outputs]
+
+
+def greedy(num_tokens: int = 40, **given: Any) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=num_tokens, **given)

@@ -1,0 +1,138 @@
+"""SmolLM2 with the shipped adapter, behind the real OpenAI server: eight chats at once.
+
+Eight texts are plain vLLM's and `generate`'s, and about as many tokens are written in a forward as by `generate`.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models" / "SmolLM2-135M-Instruct-TiDAR"
+ADAPTER = ROOT / "adapters" / "smollm2-135m-instruct-gated"
+NUM_CHATS, NUM_TOKENS, DRAFT_LENGTH = 8, 48, 4
+PLAIN = """
+import json, sys
+from vllm import LLM, SamplingParams
+chats = [[{"role": "user", "content": text}] for text in json.load(sys.stdin)]
+llm = LLM(sys.argv[1], dtype="float32", max_model_len=1024, enforce_eager=True, max_num_seqs=8,
+          kv_cache_memory_bytes=300 * 2**20)
+outputs = llm.chat(chats, SamplingParams(temperature=0, max_tokens=int(sys.argv[2])), use_tqdm=False)
+print("TEXTS" + json.dumps([output.outputs[0].text for output in outputs]))
+"""
+
+pytestmark = [
+    pytest.mark.dear,
+    pytest.mark.skipif(not (MODEL / "config.json").is_file(), reason="no real model: `make demo` makes it"),
+]
+
+
+@pytest.fixture(scope="module")
+def questions():
+    rows = (ROOT / "benchmarks" / "prompts_heldout.jsonl").read_text().splitlines()[:NUM_CHATS]
+    return [json.loads(row)["prompt"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of a server that drafts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    wavedraft = {"adapter": str(ADAPTER), "draft_length": DRAFT_LENGTH}
+    overrides = {"architectures": ["WavedraftLlamaForCausalLM"], "wavedraft": wavedraft}
+    words = ["--model", str(MODEL), "--hf-overrides", json.dumps(overrides), "--port", str(port), "--dtype", "float32"]
+    words += ["--max-model-len", "1024", "--max-num-seqs", "8", "--enforce-eager", "--served-model-name", "tidar"]
+    words += ["--kv-cache-memory-bytes", str(300 * 2**20)]
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"VLLM_LOGGING_LEVEL": "INFO"},
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()[-4000:]
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5)
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def chat(address, text):
+    asked = {"model": "tidar", "messages": [{"role": "user", "content": text}], "temperature": 0}
+    body = json.dumps(asked | {"max_tokens": NUM_TOKENS}).encode()
+    request = urllib.request.Request(
+        f"{address}/v1/chat/completions", body, {"Content-Type": "application/json"}, method="POST"
+    )
+    answer = json.load(urllib.request.urlopen(request, timeout=1800))
+    return answer["choices"][0]["message"]["content"], answer["usage"]["completion_tokens"]
+
+
+def metric(address, name):
+    lines = urllib.request.urlopen(f"{address}/metrics", timeout=60).read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"wavedraft:{name}"))
+
+
+def plain_texts(questions):
+    """vLLM's own, by Model Runner V1 and without the interpreter."""
+    away = ("PYTHONPATH", "TRITON_INTERPRET", "VLLM_USE_V2_MODEL_RUNNER")
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(MODEL), str(NUM_TOKENS)],
+        input=json.dumps(questions),
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name not in away},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("TEXTS")]
+    return json.loads(line.removeprefix("TEXTS"))
+
+
+def generated(questions, tmp_path):
+    """Texts and tokens per forward of `wavedraft generate` with one branch, in wavedraft's own environment."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in questions))
+    words = ["generate", MODEL, "--adapter", ADAPTER, "--prompts", prompts, "--dtype", "float32", "--output", "json"]
+    words += ["--max-new-tokens", NUM_TOKENS, "--draft-length", DRAFT_LENGTH, "--num-branches", 1]
+    words += ["--no-packed-weights"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [ROOT / ".venv" / "bin" / "wavedraft", *map(str, words)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return [row["text"] for row in rows], sum(row["tokens"] for row in rows) / sum(row["forwards"] for row in rows)
+
+
+def test_eight_chats_at_once(server, questions, tmp_path):
+    with ThreadPoolExecutor(NUM_CHATS) as pool:
+        answers = list(pool.map(lambda text: chat(server, text), questions))
+    got = [text for text, _ in answers]
+    assert got == plain_texts(questions)
+    steps, accepted = metric(server, "steps_total"), metric(server, "accepted_tokens_total")
+    tokens_per_forward = 1 + accepted / steps
+    assert steps + accepted >= sum(num for _, num in answers) - NUM_CHATS  # the forward of a prompt writes one too
+    assert metric(server, "draft_places_total") == steps * (DRAFT_LENGTH - 1)
+    if (ROOT / ".venv" / "bin" / "wavedraft").is_file():
+        texts, by_generate = generated(questions, tmp_path)
+        print(f"tokens per forward: {tokens_per_forward:.3f} served, {by_generate:.3f} by generate")
+        assert [text.strip() for text in texts] == [text.strip() for text in got]
+        assert abs(tokens_per_forward / by_generate - 1) < 0.05
