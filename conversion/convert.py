@@ -15,7 +15,7 @@ fixed vector will do, since a gated adapter sees the same input at every mask. T
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig
 
+from ..generation.stock_model import BLOCK_ATTENTIONS, CAUSAL
 from ..hub.model_card import write_card
 from ..modeling_tidar.configuration_tidar import TiDARConfig
 from ..modeling_tidar.modeling_tidar import tidar_class
@@ -77,6 +78,7 @@ def convert(
     *,
     draft_length: int | None = None,
     mask_token_id: int | None = None,
+    block_attention: str | None = None,
     overwrite: bool = False,
     link: bool = False,
     verify: bool = True,
@@ -94,6 +96,8 @@ def convert(
         draft_length: K, how many tokens a block of masks drafts, 1 to 64; by default 8. How good the drafts are
             depends on training. Leave it out for a recurrent-depth checkpoint.
         mask_token_id: the mask token of a checkpoint that was trained to draft elsewhere, if its config names none.
+        block_attention: how the masks of a block will be taught to see one another: "bidirectional" (the default), the
+            whole block, as in the paper; "causal", only the masks before, as serving engines attend.
         overwrite: replace an existing checkpoint folder, once the new one is complete.
         link: link symbolically to the source's shards. The target then takes megabytes, and needs the source.
         verify: compare both models on the same ids: up to 2^30 parameters all layers, in float32; of larger models
@@ -105,15 +109,17 @@ def convert(
             disk is too small; or the two models differ. No target is left then.
     """
     _check_draft_length(draft_length)
+    if block_attention not in (None, *BLOCK_ATTENTIONS):
+        raise ValueError(f"`block_attention` must be one of {[*BLOCK_ATTENTIONS]}, but is {block_attention!r}.")
     target = Path(os.path.abspath(target))
     with whole_folder(target, overwrite=overwrite) as workplace, ProgressSteps(show_progress) as steps:
         steps.begin("Finding the source")
         folder = stock_folder(source, workplace, revision)
         place = _Workplace(source, target, workplace, link, verify, steps)
         if is_recurrent(folder):
-            _refuse_tidar_options(source, draft_length, mask_token_id)
+            _refuse_tidar_options(source, draft_length, mask_token_id, block_attention)
             return _convert_recurrent(folder, place)
-        return _convert_tidar(folder, place, draft_length or 8, mask_token_id)
+        return _convert_tidar(folder, place, draft_length or 8, mask_token_id, block_attention)
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,15 @@ def _check_draft_length(draft_length: int | None) -> None:
         )
 
 
-def _refuse_tidar_options(source: str | os.PathLike, draft_length: int | None, mask_token_id: int | None) -> None:
+def _refuse_tidar_options(
+    source: str | os.PathLike, draft_length: int | None, mask_token_id: int | None, block_attention: str | None
+) -> None:
     """Raises ValueError for options that only TiDAR checkpoints have."""
+    if block_attention is not None:
+        raise ValueError(
+            "`block_attention` must be left out for a recurrent-depth checkpoint, which has no masks, but is "
+            f"{block_attention!r}."
+        )
     if mask_token_id is not None:
         raise ValueError(
             "`mask_token_id` must be left out for a recurrent-depth checkpoint, which has no mask token, but is "
@@ -167,13 +180,16 @@ def _convert_recurrent(folder: Path, place: _Workplace) -> Conversion:
     return _conversion(checkpoint, place.target, None, "", proof)
 
 
-def _convert_tidar(folder: Path, place: _Workplace, draft_length: int, mask_token_id: int | None) -> Conversion:
+def _convert_tidar(
+    folder: Path, place: _Workplace, draft_length: int, mask_token_id: int | None, block_attention: str | None
+) -> Conversion:
     """Writes a TiDAR checkpoint."""
     folder, taught = read_as_stock(folder, place.folder, mask_token_id, place.link, place.steps)
     checkpoint = read_checkpoint(folder, place.target, place.steps)
     _refuse_tidar(checkpoint, place.source)
     values = kept_values(checkpoint.values, folder / "config.json")
-    tidar, mask_reason = _tidar_config(checkpoint, draft_length, taught)
+    tidar, mask_reason = _tidar_config(checkpoint, draft_length, taught, block_attention)
+    tidar = replace(tidar, block_attention=block_attention)
     values["tidar_config"] = tidar.to_dict()
 
     new = place.new
@@ -258,10 +274,17 @@ def _write_recurrent(checkpoint: Checkpoint, place: _Workplace) -> None:
     check_keys(new, checkpoint.stock_class, type(checkpoint.config).from_pretrained(new))
 
 
-def _tidar_config(checkpoint: Checkpoint, draft_length: int, taught: Taught | None) -> tuple[TiDARConfig, str]:
+def _tidar_config(
+    checkpoint: Checkpoint, draft_length: int, taught: Taught | None, block_attention: str | None
+) -> tuple[TiDARConfig, str]:
     """The TiDAR config, and the reason for its mask embedding."""
     if taught is not None:
         taught.check_draft_length(draft_length)
+        if block_attention == CAUSAL:
+            raise ValueError(
+                "`block_attention` must be left out for a checkpoint that was trained to draft elsewhere, with "
+                f"bidirectional blocks, but is {block_attention!r}."
+            )
         tidar = TiDARConfig(draft_length, taught.mask_token_id, mask_embedding_id=taught.mask_token_id)
         return tidar, "the mask token it was trained with"
     folder, vocab_size = checkpoint.folder, checkpoint.config.vocab_size

@@ -19,6 +19,9 @@ from transformers.utils import cached_file
 CACHE_NAMES = ("cache", "past_key_values")
 CACHE = next(name for name in CACHE_NAMES if name in {field.name for field in fields(GenerateDecoderOnlyOutput)})
 
+# How masks of a block see one another: `tidar_config.block_attention`.
+BIDIRECTIONAL, CAUSAL = BLOCK_ATTENTIONS = ("bidirectional", "causal")
+
 # -- parts
 
 
@@ -85,11 +88,19 @@ def has_loaded_adapter(model: Any) -> bool:
     return getattr(model, "_hf_peft_config_loaded", False)
 
 
+def taught_of(model: Any) -> dict[str, Any]:
+    """The `tidar_config` of a model's config, or else of its adapter's repository (`taught`); empty without either."""
+    return getattr(model.config, "tidar_config", None) or getattr(model, "taught", None) or {}
+
+
 def mask_token_of(model: Any) -> int:
-    """The mask token's id by the model's config, or else by its adapter's repository (`taught`); without either the
-    first id after the vocabulary."""
-    taught = getattr(model.config, "tidar_config", None) or getattr(model, "taught", None) or {}
-    return taught.get("mask_token_id", model.config.get_text_config().vocab_size)
+    """The mask token's id; where none is known, the first id after the vocabulary."""
+    return taught_of(model).get("mask_token_id", model.config.get_text_config().vocab_size)
+
+
+def has_causal_blocks(taught: dict[str, Any]) -> bool:
+    """Whether a mask sees only the masks before it in its block, by a `tidar_config`."""
+    return taught.get("block_attention") == CAUSAL
 
 
 def can_choose_experts(model: Any) -> bool:

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..execution.attention_forms import Spans, mask_over_prompt
 from ..execution.model_form import ModelForm
-from ..stock_model import CACHE, device_of, last_position_of, num_cache_layers
+from ..stock_model import CACHE, device_of, has_causal_blocks, last_position_of, num_cache_layers, taught_of
 from .draft_cache import DraftCache, DraftRows, stack_rows
 from .draft_head import DraftHead
 from .draft_step import DraftInputs, Masks, StepState, with_masks
@@ -32,6 +32,7 @@ class DraftNetwork:
     """A model as decode steps call it.
 
     Args:
+        masks: the row of the embedding table that they read, and whether each sees only those before it in its block.
         head: the draft head, if one is used.
         is_captured: whether steps become CUDA graphs, whose masks are made once for all layers.
         chunk_size: how many tokens of a prompt are read at a time; None: all.
@@ -45,7 +46,7 @@ class DraftNetwork:
         model: Any,
         rows: DraftRows,
         form: ModelForm,
-        mask_embedding_id: int,
+        masks: tuple[int, bool],
         head: DraftHead | None = None,
         is_captured: bool = False,
         chunk_size: int | None = None,
@@ -54,7 +55,7 @@ class DraftNetwork:
         self.rows = rows
         self.form = form
         self.head = head
-        self.masks = Masks(mask_embedding_id, last_position_of(model))
+        self.masks = Masks(*masks, last_position_of(model))
         self.has_grouped_masks = is_captured and form.is_grouped
         self.windows = attention_windows(model.config)
         self.num_prefill_forwards = self.num_tie_forwards = 0
@@ -202,11 +203,13 @@ class DraftNetwork:
     def _attention_mask(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool) -> Any:
         """None or a row of padding, as in plain decoding, or the structured mask."""
         padding, num_masks = rows.padding(), inputs.num_masks
+        is_in_order = is_prefill or (inputs.num_clean == inputs.num_blocks == 1 and not self.form.is_token_by_token)
+        is_plain = not num_masks or (self.masks.is_causal and is_in_order)
+        if is_plain and not rows.cache.is_step and len(set(rows.lengths)) == 1:
+            return None if padding is None else padding.long()
         is_bare = padding is None and not any(rows.lengths) and not any(self.windows.values())
         if is_prefill and is_bare and num_masks and self.form.is_grouped:
             return mask_over_prompt(num_masks, inputs.input_ids.shape[1], inputs.input_ids.device)
-        if not (num_masks or rows.cache.is_step or len(set(rows.lengths)) > 1):
-            return None if padding is None else padding.long()
         is_compiled = self.form.compiled is not None and self.form.is_grouped and rows.cache.is_step
         make = self._compiled_mask if is_compiled else self._structured_mask
         return make(inputs, rows, padding)
@@ -216,7 +219,7 @@ class DraftNetwork:
         conditions = [] if padding is None else [real_slot_function(padding, lengths)]
         return structured_attention_mask(
             self.model.config,
-            lambda window: draft_mask_function(*of_blocks, lengths, window),
+            lambda window: draft_mask_function(*of_blocks, lengths, window, self.masks.is_causal),
             *conditions,
             batch_size=len(lengths),
             query_length=inputs.input_ids.shape[1],
@@ -234,7 +237,8 @@ class DraftNetwork:
             num_heads = config.num_attention_heads
             num_groups = num_heads // (getattr(config, "num_key_value_heads", None) or num_heads)
         windows = tuple(self.windows.values())
-        about = inputs.num_clean, inputs.draft_length, rows.cache.num_slots, windows, num_groups, self.model.dtype
+        about = inputs.num_clean, inputs.draft_length, rows.cache.num_slots, windows, self.masks.is_causal
+        about = *about, num_groups, self.model.dtype
         make = self.form.compiled.compiled(masks_of_step, (*inputs.branch_lengths.shape, *about))
         masks = make(inputs.branch_lengths, inputs.cached_lengths, padding, *about)
         return dict(zip(self.windows, masks, strict=True)) if len(masks) > 1 else masks[0]
@@ -247,4 +251,5 @@ def new_network(model: Any, num_rows: int, mask_embedding_id: int, **form: Any) 
         form: of `ModelForm`, whose `applied` must be open during calls.
     """
     cache = DraftCache(num_rows, num_cache_layers(model), device_of(model))
-    return DraftNetwork(model, DraftRows(cache, num_rows, None), ModelForm(model, **form), mask_embedding_id)
+    masks = mask_embedding_id, has_causal_blocks(taught_of(model))
+    return DraftNetwork(model, DraftRows(cache, num_rows, None), ModelForm(model, **form), masks)
