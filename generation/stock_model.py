@@ -22,6 +22,9 @@ CACHE = next(name for name in CACHE_NAMES if name in {field.name for field in fi
 # How masks of a block see one another: `tidar_config.block_attention`.
 BIDIRECTIONAL, CAUSAL = BLOCK_ATTENTIONS = ("bidirectional", "causal")
 
+# Kinds of layers that keep a state, the last of them keys and values too.
+STATEFUL = {"linear_attention", "conv", "hybrid"}
+
 # -- parts
 
 
@@ -36,6 +39,11 @@ def num_cache_layers(model: Any) -> int:
         return own
     config = model.config.get_text_config()
     return config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
+
+
+def has_states(config: Any) -> bool:
+    """Whether layers keep a state besides or instead of keys and values."""
+    return not STATEFUL.isdisjoint(getattr(config.get_text_config(), "layer_types", None) or ())
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -56,6 +64,8 @@ def last_position_of(model: Any) -> int | None:
     config = model.config.get_text_config()
     if (longest := longest_in_rotary_table(config)) is not None:
         return longest - 1
+    if has_states(config):
+        return None
     has_table = getattr(model, "has_position_table", getattr(config, "rope_parameters", None) is None)
     return config.max_position_embeddings - 1 if has_table else None
 
@@ -173,9 +183,11 @@ def has_rows_to_read(model: Any, device: torch.device) -> bool:
 
 
 def finished_logits(model: Any, logits: Tensor) -> Tensor:
-    """Logits [..., n] from the lm_head's output: scaled (Cohere), divided (Granite), soft-capped (Gemma 2)."""
+    """Logits [..., n] from the lm_head's output: scaled (Cohere, Falcon-H1), divided (Granite), capped (Gemma 2)."""
     config = model.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (scale := getattr(config, "lm_head_multiplier", None)) is not None:
         logits = logits * scale
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor

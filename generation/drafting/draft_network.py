@@ -12,7 +12,8 @@ from transformers.cache_utils import DynamicCache
 
 from ..execution.attention_forms import Spans, mask_over_prompt
 from ..execution.model_form import ModelForm
-from ..stock_model import CACHE, device_of, has_causal_blocks, last_position_of, num_cache_layers, taught_of
+from ..execution.stateful_layers import Reading
+from ..stock_model import CACHE, device_of, has_causal_blocks, has_states, last_position_of, num_cache_layers, taught_of
 from .draft_cache import DraftCache, DraftRows, stack_rows
 from .draft_head import DraftHead
 from .draft_step import DraftInputs, Masks, StepState, with_masks
@@ -134,7 +135,8 @@ class DraftNetwork:
             self._read(with_masks(ids, positions, ids[:, :0], lengths, 0, 1, self.masks), rows)
             self.num_prefill_forwards += 1
             for place, row in enumerate(lacking):
-                ended[row] = ended[row]._replace(states=rows.cache.row(place, rows.lengths[place] + 1))
+                length = rows.lengths[place] + 1
+                ended[row] = ended[row]._replace(states=rows.cache.row(place, length), length=length)
         states = [ended[row].states for row in sorted(ended)]
         return stack_rows(states, [min(length, max(text_lengths) - 1) for length in text_lengths])
 
@@ -160,8 +162,9 @@ class DraftNetwork:
         has_window = any(self.windows.values())
         spans = None if is_prefill else Spans(rows.lengths, inputs.num_clean, rows.padding(), has_window)
         shape = len(inputs.input_ids), inputs.num_clean, inputs.num_masks, cache.num_slots
+        reading = self._reading(inputs, rows, is_prefill) if has_states(self.model.config) else None
         numbers = rows.rows if shape[0] == len(rows.rows) else range(rows.batch_size)
-        with self.form.forward(inputs.num_masks, spans, (cache, shape) if cache.is_step else None, numbers):
+        with self.form.forward(inputs.num_masks, spans, (cache, shape) if cache.is_step else None, numbers, reading):
             output = self.model(
                 input_ids=inputs.input_ids,
                 attention_mask=self._attention_mask(inputs, rows, is_prefill),
@@ -173,6 +176,13 @@ class DraftNetwork:
             )
         states = output.logits[:, :0] if not inputs.num_masks else self.form.last_states[:, inputs.num_clean :]
         return output.logits, states
+
+    def _reading(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool) -> Reading:
+        """What layers with states must know. On a GPU one more host sync."""
+        is_real, first = rows.padding(), rows.lengths[0]
+        is_real = is_real[:, first : first + inputs.num_clean] if is_real is not None and is_prefill else None
+        num_decided, branches = inputs.num_clean if is_prefill else 1, inputs.branch_lengths.tolist()
+        return Reading(rows.lengths, inputs.num_clean, num_decided, inputs.draft_length, branches, is_real)
 
     def split(self, inputs: DraftInputs, logits: Tensor, states: Tensor) -> tuple[Tensor, MaskPredictions]:
         """The clean tokens' logits, where the ids came from, and what the masks predict."""

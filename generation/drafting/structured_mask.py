@@ -95,7 +95,8 @@ def attention_windows(config: Any) -> dict[str, int | None]:
     if layer_types is None:
         return {"full_attention": window}
     windows = dict(zip(WINDOWED, (None, window), strict=True))
-    return {kind: windows[kind] for kind in sorted(set(layer_types))}
+    kinds = {"full_attention" if kind == "hybrid" else kind for kind in layer_types}
+    return {kind: windows[kind] for kind in sorted(kinds & windows.keys())}
 
 
 def structured_attention_mask(
