@@ -23,6 +23,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig
 
+from ..generation.stock_model import BLOCK_ATTENTIONS, CAUSAL
 from ..hub.model_card import write_card
 from ..modeling_tidar.configuration_tidar import TiDARConfig
 from ..modeling_tidar.modeling_tidar import tidar_class
@@ -81,6 +82,7 @@ def convert(
     draft_length: int | None = None,
     mask_token_id: int | None = None,
     recurrent: tuple[int, int, int] | None = None,
+    block_attention: str | None = None,
     overwrite: bool = False,
     link: bool = False,
     verify: bool = True,
@@ -100,6 +102,8 @@ def convert(
         mask_token_id: the mask token of a checkpoint that was trained to draft elsewhere, if its config names none.
         recurrent: write a recurrent-depth checkpoint instead: how many layers become prelude, core and coda (see
             retrofit.py). Of a Llama-form or OLMo-2 source.
+        block_attention: how the masks of a block will be taught to see one another: "bidirectional" (the default), the
+            whole block, as in the paper; "causal", only the masks before, as serving engines attend.
         overwrite: replace an existing checkpoint folder, once the new one is complete.
         link: link symbolically to the source's shards. The target then takes megabytes, and needs the source.
         verify: compare both models on the same ids: up to 2^30 parameters all layers, in float32; of larger models
@@ -111,18 +115,20 @@ def convert(
             disk is too small; or the two models differ. No target is left then.
     """
     _check_draft_length(draft_length)
+    if block_attention not in (None, *BLOCK_ATTENTIONS):
+        raise ValueError(f"`block_attention` must be one of {[*BLOCK_ATTENTIONS]}, but is {block_attention!r}.")
     target = Path(os.path.abspath(target))
     with whole_folder(target, overwrite=overwrite) as workplace, ProgressSteps(show_progress) as steps:
         steps.begin("Finding the source")
         folder = stock_folder(source, workplace, revision)
         place = _Workplace(source, target, workplace, link, verify, steps)
         if recurrent is not None:
-            _refuse_tidar_options(source, draft_length, mask_token_id)
+            _refuse_tidar_options(source, draft_length, mask_token_id, block_attention)
             return _retrofit(folder, place, recurrent)
         if is_recurrent(folder):
-            _refuse_tidar_options(source, draft_length, mask_token_id)
+            _refuse_tidar_options(source, draft_length, mask_token_id, block_attention)
             return _convert_recurrent(folder, place)
-        return _convert_tidar(folder, place, draft_length or 8, mask_token_id)
+        return _convert_tidar(folder, place, draft_length or 8, mask_token_id, block_attention)
 
 
 @dataclass(frozen=True)
@@ -153,8 +159,15 @@ def _check_draft_length(draft_length: int | None) -> None:
         )
 
 
-def _refuse_tidar_options(source: str | os.PathLike, draft_length: int | None, mask_token_id: int | None) -> None:
+def _refuse_tidar_options(
+    source: str | os.PathLike, draft_length: int | None, mask_token_id: int | None, block_attention: str | None
+) -> None:
     """Raises ValueError for options that only TiDAR checkpoints have."""
+    if block_attention is not None:
+        raise ValueError(
+            "`block_attention` must be left out for a recurrent-depth checkpoint, which has no masks, but is "
+            f"{block_attention!r}."
+        )
     if mask_token_id is not None:
         raise ValueError(
             "`mask_token_id` must be left out for a recurrent-depth checkpoint, which has no mask token, but is "
@@ -196,13 +209,16 @@ def _retrofit(folder: Path, place: _Workplace, layout: tuple[int, int, int]) -> 
     return replace(_conversion(written, place.target, None, "", None), depth_one=depth_one)
 
 
-def _convert_tidar(folder: Path, place: _Workplace, draft_length: int, mask_token_id: int | None) -> Conversion:
+def _convert_tidar(
+    folder: Path, place: _Workplace, draft_length: int, mask_token_id: int | None, block_attention: str | None
+) -> Conversion:
     """Writes a TiDAR checkpoint."""
     folder, taught = read_as_stock(folder, place.folder, mask_token_id, place.link, place.steps)
     checkpoint = read_checkpoint(folder, place.target, place.steps)
     _refuse_tidar(checkpoint, place.source)
     values = kept_values(checkpoint.values, folder / "config.json")
-    tidar, mask_reason = _tidar_config(checkpoint, draft_length, taught)
+    tidar, mask_reason = _tidar_config(checkpoint, draft_length, taught, block_attention)
+    tidar = replace(tidar, block_attention=block_attention)
     values["tidar_config"] = tidar.to_dict()
 
     new = place.new
@@ -287,10 +303,17 @@ def _write_recurrent(checkpoint: Checkpoint, place: _Workplace) -> None:
     check_keys(new, checkpoint.stock_class, type(checkpoint.config).from_pretrained(new))
 
 
-def _tidar_config(checkpoint: Checkpoint, draft_length: int, taught: Taught | None) -> tuple[TiDARConfig, str]:
+def _tidar_config(
+    checkpoint: Checkpoint, draft_length: int, taught: Taught | None, block_attention: str | None
+) -> tuple[TiDARConfig, str]:
     """The TiDAR config, and the reason for its mask embedding."""
     if taught is not None:
         taught.check_draft_length(draft_length)
+        if block_attention == CAUSAL:
+            raise ValueError(
+                "`block_attention` must be left out for a checkpoint that was trained to draft elsewhere, with "
+                f"bidirectional blocks, but is {block_attention!r}."
+            )
         tidar = TiDARConfig(draft_length, taught.mask_token_id, mask_embedding_id=taught.mask_token_id)
         return tidar, "the mask token it was trained with"
     folder, vocab_size = checkpoint.folder, checkpoint.config.vocab_size

@@ -146,7 +146,8 @@ def complete_adapter(staged: Path, model: str | os.PathLike | None, base_model: 
 
     options_path = staged / "generation_config.json"
     options = read_json(options_path) if options_path.is_file() else {}
-    tidar = {"mask_token_id": invoked[0], **{name: options.get(name) for name in ("draft_length", "mask_embedding_id")}}
+    names = "draft_length", "mask_embedding_id", "block_attention"
+    tidar = {"mask_token_id": invoked[0], **{name: options.get(name) for name in names}}
     if tidar["draft_length"] is None or tidar["mask_embedding_id"] is None:
         if trained_on is None:
             raise ValueError(

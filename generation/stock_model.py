@@ -19,6 +19,12 @@ from transformers.utils import cached_file
 CACHE_NAMES = ("cache", "past_key_values")
 CACHE = next(name for name in CACHE_NAMES if name in {field.name for field in fields(GenerateDecoderOnlyOutput)})
 
+# How masks of a block see one another: `tidar_config.block_attention`.
+BIDIRECTIONAL, CAUSAL = BLOCK_ATTENTIONS = ("bidirectional", "causal")
+
+# Kinds of layers that keep a state, the last of them keys and values too.
+STATEFUL = {"linear_attention", "conv", "hybrid"}
+
 # -- parts
 
 
@@ -33,6 +39,11 @@ def num_cache_layers(model: Any) -> int:
         return own
     config = model.config.get_text_config()
     return config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
+
+
+def has_states(config: Any) -> bool:
+    """Whether layers keep a state besides or instead of keys and values."""
+    return not STATEFUL.isdisjoint(getattr(config.get_text_config(), "layer_types", None) or ())
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -53,6 +64,8 @@ def last_position_of(model: Any) -> int | None:
     config = model.config.get_text_config()
     if (longest := longest_in_rotary_table(config)) is not None:
         return longest - 1
+    if has_states(config):
+        return None
     has_table = getattr(model, "has_position_table", getattr(config, "rope_parameters", None) is None)
     return config.max_position_embeddings - 1 if has_table else None
 
@@ -85,11 +98,19 @@ def has_loaded_adapter(model: Any) -> bool:
     return getattr(model, "_hf_peft_config_loaded", False)
 
 
+def taught_of(model: Any) -> dict[str, Any]:
+    """The `tidar_config` of a model's config, or else of its adapter's repository (`taught`); empty without either."""
+    return getattr(model.config, "tidar_config", None) or getattr(model, "taught", None) or {}
+
+
 def mask_token_of(model: Any) -> int:
-    """The mask token's id by the model's config, or else by its adapter's repository (`taught`); without either the
-    first id after the vocabulary."""
-    taught = getattr(model.config, "tidar_config", None) or getattr(model, "taught", None) or {}
-    return taught.get("mask_token_id", model.config.get_text_config().vocab_size)
+    """The mask token's id; where none is known, the first id after the vocabulary."""
+    return taught_of(model).get("mask_token_id", model.config.get_text_config().vocab_size)
+
+
+def has_causal_blocks(taught: dict[str, Any]) -> bool:
+    """Whether a mask sees only the masks before it in its block, by a `tidar_config`."""
+    return taught.get("block_attention") == CAUSAL
 
 
 def can_choose_experts(model: Any) -> bool:
@@ -162,9 +183,11 @@ def has_rows_to_read(model: Any, device: torch.device) -> bool:
 
 
 def finished_logits(model: Any, logits: Tensor) -> Tensor:
-    """Logits [..., n] from the lm_head's output: scaled (Cohere), divided (Granite), soft-capped (Gemma 2)."""
+    """Logits [..., n] from the lm_head's output: scaled (Cohere, Falcon-H1), divided (Granite), capped (Gemma 2)."""
     config = model.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (scale := getattr(config, "lm_head_multiplier", None)) is not None:
         logits = logits * scale
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor

@@ -46,7 +46,13 @@ print(output.num_forwards, "forwards after the prompt's")
 `draft_length` (0 decodes plainly) and `seed` may be given to `generate` or stand in `generation_config.json`. Without
 `trust_remote_code` the repository is the plain stock model. That one drafts too, if told to:
 `stock_model.generate(**inputs, custom_generate="{name}", trust_remote_code=True)`.
-"""
+{masks_of(known)}"""
+
+
+def masks_of(known: dict[str, Any]) -> str:
+    """What is said of blocks of masks that are not the paper's."""
+    is_causal = known.get("block_attention") == "causal"
+    return "\nA mask of a block sees only the masks before it (`block_attention: causal`).\n" if is_causal else ""
 
 
 def adapter_text(name: str, known: dict[str, Any]) -> str:
@@ -74,7 +80,7 @@ output = model.generate(**inputs, max_new_tokens=64, return_dict_in_generate=Tru
 print(tokenizer.decode(output.sequences[0], skip_special_tokens=True))
 print(output.num_forwards, "forwards after the prompt's")
 ```
-"""
+{masks_of(known)}"""
 
 
 def recurrent_text(name: str, known: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The model card of a repository: what it is, how to run it, what was measured. One that a user wrote stays."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,22 @@ def write_card(
     tags = [*tags, *(tag for tag in known.pop("tags", None) or [] if tag not in tags)]
     head = {"library_name": library, "pipeline_tag": "text-generation", **known, "tags": tags}
     has_draft_head = (folder / HEAD_FILE).is_file()
-    body = text(name, {**known, "has_draft_head": has_draft_head}) + measured(figures, differs) + licence_of(known)
+    about = {"has_draft_head": has_draft_head, "block_attention": block_attention_of(folder)}
+    body = text(name, {**known, **about}) + measured(figures, differs) + licence_of(known)
     data = ModelCardData(**head)
     signature = f"\n<!-- wavedraft wrote this card ({digest(body)}) and replaces it until you change its text. -->\n"
     path.write_text(f"---\n{data.to_yaml()}\n---\n\n{body}{signature}", encoding="utf-8")
     return True
+
+
+def block_attention_of(folder: Path) -> str | None:
+    """How the masks of a checkpoint or an adapter see one another, where that is not the paper's way."""
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            if kind := (values.get("tidar_config") or values).get("block_attention"):
+                return kind
+    return None
 
 
 def is_ours_to_write(path: Path) -> bool:

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ..generation.stock_model import BLOCK_ATTENTIONS
+
 
 @dataclass(frozen=True)
 class TiDARConfig:
@@ -19,12 +21,15 @@ class TiDARConfig:
         mask_embedding_id: the row of the embedding table that masks read, in [0, vocabulary size); by default
             `mask_token_id`, if in range.
         draft_head: whether the checkpoint has a draft head, in a separate file.
+        block_attention: how masks see one another: "bidirectional", the whole block, as in the paper; or "causal",
+            only the masks before. None is bidirectional.
     """
 
     draft_length: int
     mask_token_id: int
     mask_embedding_id: int | None = None
     draft_head: bool | None = None
+    block_attention: str | None = None
 
     @classmethod
     def from_model_config(cls, config: Any) -> "TiDARConfig":
@@ -75,7 +80,12 @@ class TiDARConfig:
             raise ValueError(
                 f"`tidar_config.draft_head` must be true, false or absent, but is {values['draft_head']!r}."
             )
+        if values["block_attention"] not in (None, *BLOCK_ATTENTIONS):
+            raise ValueError(
+                f"`tidar_config.block_attention` must be one of {[*BLOCK_ATTENTIONS]} or absent, but is "
+                f"{values['block_attention']!r}."
+            )
         return cls(**values)
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}

@@ -71,6 +71,7 @@ def training_attention_mask(
     *,
     dtype: torch.dtype,
     half: str = "both",
+    is_causal: bool = False,
 ) -> Any:
     """The doubled sequence's mask for `forward`, with other documents and padding hidden in both halves.
 
@@ -78,6 +79,7 @@ def training_attention_mask(
         branch_lengths: the drafted blocks, [M] or [B, M]: all or some of `training_branch_lengths`.
         document_ids: [B, S] the document of each clean token; -1 marks padding.
         half: the queries: "both"; "clean", without masks as keys; or "masks", with the clean tokens in a cache.
+        is_causal: whether a mask sees only the masks before it in its block.
     """
     batch_size, sequence_length = document_ids.shape
     positions = mask_positions(draft_length, branch_lengths).expand(batch_size, -1)
@@ -88,7 +90,7 @@ def training_attention_mask(
     num_keys = sequence_length if half == "clean" else sequence_length + positions.shape[1]
 
     def mask_function_of_window(window):
-        may_see = draft_mask_function(sequence_length, draft_length, branch_lengths, sliding_window=window)
+        may_see = draft_mask_function(sequence_length, draft_length, branch_lengths, None, window, is_causal)
         return lambda b, h, q, kv: may_see(b, h, q + num_skipped, kv)
 
     return structured_attention_mask(

@@ -258,6 +258,7 @@ def write_adapter_code(
     path = folder / OPTIONS
     options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     options |= {"draft_length": taught.draft_length, "mask_embedding_id": taught.mask_embedding_id}
+    options |= {"block_attention": taught.block_attention} if taught.block_attention else {}
     options |= {ACCEPTANCE: record} if record else {}
     path.write_text(json.dumps(options, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from ..generation.drafting.draft_head import draft_head_of
 from ..generation.execution.gated_linear import MaskGate, mask_gate_of
-from ..generation.stock_model import CACHE
+from ..generation.stock_model import CACHE, has_causal_blocks
 from .masking_tidar import at_positions, blocks_with_labels, document_positions, mask_positions, training_attention_mask
 
 IGNORED = -100
@@ -278,9 +278,7 @@ def doubled_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """Last hidden states of the clean tokens [B, S, D] and of the masks [B, M*K, D], from one forward of both."""
     sequence_length, gate, positions = batch.input_ids.shape[1], mask_gate_of(model), batch.mask_positions
     clean_positions = document_positions(batch.document_ids)
-    mask = training_attention_mask(
-        model.config, batch.draft_length, batch.blocks, batch.document_ids, dtype=model.dtype
-    )
+    mask = mask_of_half(model, batch, "both")
     mask_ids = torch.full_like(positions, model.tidar_config.mask_embedding_id)
     with gate.open(positions.shape[1]) if gate else nullcontext():
         states = decoder_states(
@@ -293,15 +291,16 @@ def doubled_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     return states[:, :sequence_length], states[:, sequence_length:]
 
 
+def mask_of_half(model: Any, batch: TrainingBatch, half: str) -> Any:
+    is_causal = has_causal_blocks(model.config.tidar_config)
+    about = model.config, batch.draft_length, batch.blocks, batch.document_ids
+    return training_attention_mask(*about, dtype=model.dtype, half=half, is_causal=is_causal)
+
+
 def cached_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """The same states, but the clean tokens run first, without gradient and adapter."""
     gate, positions = mask_gate_of(model), batch.mask_positions
-    clean_mask, mask = (
-        training_attention_mask(
-            model.config, batch.draft_length, batch.blocks, batch.document_ids, dtype=model.dtype, half=half
-        )
-        for half in ("clean", "masks")
-    )
+    clean_mask, mask = (mask_of_half(model, batch, half) for half in ("clean", "masks"))
     clean_positions = document_positions(batch.document_ids)
     cache = DynamicCache()
     with torch.no_grad():

@@ -19,7 +19,7 @@ from ..execution.packed_linear import pays_to_pack
 from ..execution.step_graph import StepGraphs
 from ..kept_with_model import one_thread_at_a_time
 from ..processed_scores import ProcessedScores
-from ..stock_model import CACHE, device_of, is_users_cache, num_cache_layers
+from ..stock_model import CACHE, device_of, has_causal_blocks, is_users_cache, num_cache_layers, taught_of
 from ..transcript import TokenScores, Transcript, pad_token_of
 from .choice import Greedy, InOrder, Sampled, TieSafeGreedy
 from .draft_cache import DraftCache, DraftRows, StaticDraftCache, num_slots_for
@@ -243,12 +243,13 @@ def network_of(
     compile_config = compile_config_of(model, generation_config) if options.is_static else None
     is_tie_safe, is_packed = options.exact == "tie-safe", packs_weights(model, options)
     form = ModelForm(model, is_tie_safe=is_tie_safe, is_packed=is_packed, compile_config=compile_config)
+    of_masks = options.mask_embedding_id, has_causal_blocks(taught_of(model))
     graphs, cache = None, DraftCache(batch_size, num_cache_layers(model), device)
     if options.is_static:
         longest = max(transcript.max_length, generation_config.max_cache_len or 0)
         capacity = num_slots_for(longest, options.num_queries)
         if is_captured(model, compile_config):
-            graphs = StepGraphs.of(model, capacity, batch_size, form.compiled.options, options.mask_embedding_id)
+            graphs = StepGraphs.of(model, capacity, batch_size, form.compiled.options, of_masks)
             capacity = graphs.capacity
         cache = StaticDraftCache(batch_size, num_cache_layers(model), device, capacity)
     if past_key_values is not None and past_key_values.get_seq_length():
@@ -261,7 +262,7 @@ def network_of(
     rows = DraftRows(cache, batch_size, is_real_slot, returns_cache)
     head = chosen_head(model, options.draft_head)
     chunk_size = generation_config.prefill_chunk_size
-    network = DraftNetwork(model, rows, form, options.mask_embedding_id, head, graphs is not None, chunk_size)
+    network = DraftNetwork(model, rows, form, of_masks, head, graphs is not None, chunk_size)
     return network, graphs
 
 

@@ -8,13 +8,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionLayer,
+)
 
+from ..execution.stateful_layers import KeptState, joined, of_type
 from .draft_step import StepState
 
+KINDS = LinearAttentionLayer, LinearAttentionAndFullAttentionLayer  # without and with keys and values
 FEWEST_SLOTS = 256  # of a cache that never grows
 
-States = list[tuple[Tensor, Tensor]]  # keys and values of each layer
+States = list[tuple[Any, ...]]  # of each layer: the state that it keeps or None, and its keys and values, if any
 
 
 class DraftCacheLayer(CacheLayerMixin):
@@ -72,6 +82,7 @@ class DraftCache(Cache):
         min_length, max_length: the shortest and the longest row's length, on the host.
         is_step: whether every forward has one shape, as over a static cache.
         num_slots: slots visible in the forward under way: `max_length` + Q.
+        kept_states: of layers that keep one, by their numbers.
         first_slot: where all rows write then: a slice takes half as long as an index. None where rows differ.
     """
 
@@ -83,19 +94,29 @@ class DraftCache(Cache):
         self.max_length = self.min_length = 0
         self.num_slots = 0
         self.first_slot: int | None = None
+        self.kept_states: dict[int, KeptState] = {}
 
     def take_over(self, cache: DynamicCache) -> None:
         """Begins with a copy of another cache's keys and values; unseen zeros stand for what a window has dropped."""
         length = int(cache.get_seq_length())
         self.know_lengths([length])
-        for layer, past in zip(self.layers, cache.layers, strict=True):
+        for number, (layer, past) in enumerate(zip(self.layers, cache.layers, strict=True)):
+            if isinstance(past, LinearAttentionLayer):
+                self.kept_states[number] = KeptState(of_type(past, LinearAttentionLayer))
+            if getattr(past, "keys", None) is None:
+                continue
             layer.lazy_initialization(past.keys, past.values)
             dropped = (0, 0, max(0, length - past.keys.shape[2]), 0)
             layer.keys, layer.values = (nn.functional.pad(x[:, :, :length], dropped) for x in (past.keys, past.values))
 
     def row(self, place: int, length: int) -> States:
         """A copy of one row, [H, length, D]."""
-        return [(x.keys[place, :, :length].clone(), x.values[place, :, :length].clone()) for x in self.layers]
+        kept = {number: kept.of_rows([place]).after(length) for number, kept in self.kept_states.items()}
+        states: States = []
+        for number, layer in enumerate(self.layers):
+            of_text = (layer.keys, layer.values) if layer.is_initialized else ()
+            states.append((kept.get(number), *(x[place, :, :length].clone() for x in of_text)))
+        return states
 
     def view_of_row(self, place: int, length: int) -> "DraftCache":
         """One row with `length` slots in use as a cache of its own, over the same memory."""
@@ -142,19 +163,30 @@ class DraftCache(Cache):
             if layer.is_initialized:
                 of_layer = index.to(layer.keys.device)
                 layer.keys, layer.values = layer.keys[of_layer], layer.values[of_layer]
+        self.kept_states = {number: kept.of_rows(rows) for number, kept in self.kept_states.items()}
 
 
 def stack_rows(rows: list[States], lengths: list[int]) -> DynamicCache:
     """Rows as one stock cache, cut to `lengths` and zero after them."""
     cache = DynamicCache()
-    for index, layer in enumerate(zip(*rows, strict=True)):
-        keys, values = (
-            torch.stack(
-                [nn.functional.pad(x[:, :n], (0, 0, 0, max(lengths) - n)) for x, n in zip(half, lengths, strict=True)]
+    for of_rows in zip(*rows, strict=True):
+        kept, *halves = zip(*of_rows, strict=True)
+        layer = DynamicLayer() if halves else DummyLayer()
+        if kept[0] is not None:
+            layer = of_type(joined([*kept], [*range(len(kept))]), KINDS[bool(halves)])
+        if halves:
+            layer.update(
+                *(
+                    torch.stack(
+                        [
+                            nn.functional.pad(x[:, :n], (0, 0, 0, max(lengths) - n))
+                            for x, n in zip(half, lengths, strict=True)
+                        ]
+                    )
+                    for half in halves
+                )
             )
-            for half in zip(*layer, strict=True)
-        )
-        cache.update(keys, values, index)
+        cache.layers.append(layer)
     return cache
 
 
@@ -225,14 +257,11 @@ class StaticDraftCache(DraftCache):
 
 
 class EndedRow(NamedTuple):
-    """Keys and values of an ended row, [H, length, D], and its next token's position, [1]."""
+    """What the cache has of an ended row of `length` tokens, and its next token's position, [1]."""
 
     states: States
     next_position: Tensor
-
-    @property
-    def length(self) -> int:
-        return self.states[0][0].shape[1]
+    length: int
 
 
 class DraftRows:
@@ -291,7 +320,7 @@ class DraftRows:
             return
         for place in places:
             states = self.cache.row(place, self.lengths[place])
-            self.ended[self.rows[place]] = EndedRow(states, state.next_positions[place])
+            self.ended[self.rows[place]] = EndedRow(states, state.next_positions[place], self.lengths[place])
 
     def lacking_last(self, text_lengths: list[int]) -> list[int]:
         """The ended rows whose last token is not cached, though a longer row's cache would hold it."""

@@ -12,7 +12,8 @@ from transformers.cache_utils import DynamicCache
 
 from ..execution.attention_forms import Spans, mask_over_prompt
 from ..execution.model_form import ModelForm
-from ..stock_model import CACHE, device_of, last_position_of, num_cache_layers
+from ..execution.stateful_layers import Reading
+from ..stock_model import CACHE, device_of, has_causal_blocks, has_states, last_position_of, num_cache_layers, taught_of
 from .draft_cache import DraftCache, DraftRows, stack_rows
 from .draft_head import DraftHead
 from .draft_step import DraftInputs, Masks, StepState, with_masks
@@ -32,6 +33,7 @@ class DraftNetwork:
     """A model as decode steps call it.
 
     Args:
+        masks: the row of the embedding table that they read, and whether each sees only those before it in its block.
         head: the draft head, if one is used.
         is_captured: whether steps become CUDA graphs, whose masks are made once for all layers.
         chunk_size: how many tokens of a prompt are read at a time; None: all.
@@ -45,7 +47,7 @@ class DraftNetwork:
         model: Any,
         rows: DraftRows,
         form: ModelForm,
-        mask_embedding_id: int,
+        masks: tuple[int, bool],
         head: DraftHead | None = None,
         is_captured: bool = False,
         chunk_size: int | None = None,
@@ -54,7 +56,7 @@ class DraftNetwork:
         self.rows = rows
         self.form = form
         self.head = head
-        self.masks = Masks(mask_embedding_id, last_position_of(model))
+        self.masks = Masks(*masks, last_position_of(model))
         self.has_grouped_masks = is_captured and form.is_grouped
         self.windows = attention_windows(model.config)
         self.num_prefill_forwards = self.num_tie_forwards = 0
@@ -133,7 +135,8 @@ class DraftNetwork:
             self._read(with_masks(ids, positions, ids[:, :0], lengths, 0, 1, self.masks), rows)
             self.num_prefill_forwards += 1
             for place, row in enumerate(lacking):
-                ended[row] = ended[row]._replace(states=rows.cache.row(place, rows.lengths[place] + 1))
+                length = rows.lengths[place] + 1
+                ended[row] = ended[row]._replace(states=rows.cache.row(place, length), length=length)
         states = [ended[row].states for row in sorted(ended)]
         return stack_rows(states, [min(length, max(text_lengths) - 1) for length in text_lengths])
 
@@ -159,8 +162,9 @@ class DraftNetwork:
         has_window = any(self.windows.values())
         spans = None if is_prefill else Spans(rows.lengths, inputs.num_clean, rows.padding(), has_window)
         shape = len(inputs.input_ids), inputs.num_clean, inputs.num_masks, cache.num_slots
+        reading = self._reading(inputs, rows, is_prefill) if has_states(self.model.config) else None
         numbers = rows.rows if shape[0] == len(rows.rows) else range(rows.batch_size)
-        with self.form.forward(inputs.num_masks, spans, (cache, shape) if cache.is_step else None, numbers):
+        with self.form.forward(inputs.num_masks, spans, (cache, shape) if cache.is_step else None, numbers, reading):
             output = self.model(
                 input_ids=inputs.input_ids,
                 attention_mask=self._attention_mask(inputs, rows, is_prefill),
@@ -172,6 +176,13 @@ class DraftNetwork:
             )
         states = output.logits[:, :0] if not inputs.num_masks else self.form.last_states[:, inputs.num_clean :]
         return output.logits, states
+
+    def _reading(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool) -> Reading:
+        """What layers with states must know. On a GPU one more host sync."""
+        is_real, first = rows.padding(), rows.lengths[0]
+        is_real = is_real[:, first : first + inputs.num_clean] if is_real is not None and is_prefill else None
+        num_decided, branches = inputs.num_clean if is_prefill else 1, inputs.branch_lengths.tolist()
+        return Reading(rows.lengths, inputs.num_clean, num_decided, inputs.draft_length, branches, is_real)
 
     def split(self, inputs: DraftInputs, logits: Tensor, states: Tensor) -> tuple[Tensor, MaskPredictions]:
         """The clean tokens' logits, where the ids came from, and what the masks predict."""
@@ -202,11 +213,13 @@ class DraftNetwork:
     def _attention_mask(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool) -> Any:
         """None or a row of padding, as in plain decoding, or the structured mask."""
         padding, num_masks = rows.padding(), inputs.num_masks
+        is_in_order = is_prefill or (inputs.num_clean == inputs.num_blocks == 1 and not self.form.is_token_by_token)
+        is_plain = not num_masks or (self.masks.is_causal and is_in_order)
+        if is_plain and not rows.cache.is_step and len(set(rows.lengths)) == 1:
+            return None if padding is None else padding.long()
         is_bare = padding is None and not any(rows.lengths) and not any(self.windows.values())
         if is_prefill and is_bare and num_masks and self.form.is_grouped:
             return mask_over_prompt(num_masks, inputs.input_ids.shape[1], inputs.input_ids.device)
-        if not (num_masks or rows.cache.is_step or len(set(rows.lengths)) > 1):
-            return None if padding is None else padding.long()
         is_compiled = self.form.compiled is not None and self.form.is_grouped and rows.cache.is_step
         make = self._compiled_mask if is_compiled else self._structured_mask
         return make(inputs, rows, padding)
@@ -216,7 +229,7 @@ class DraftNetwork:
         conditions = [] if padding is None else [real_slot_function(padding, lengths)]
         return structured_attention_mask(
             self.model.config,
-            lambda window: draft_mask_function(*of_blocks, lengths, window),
+            lambda window: draft_mask_function(*of_blocks, lengths, window, self.masks.is_causal),
             *conditions,
             batch_size=len(lengths),
             query_length=inputs.input_ids.shape[1],
@@ -234,7 +247,8 @@ class DraftNetwork:
             num_heads = config.num_attention_heads
             num_groups = num_heads // (getattr(config, "num_key_value_heads", None) or num_heads)
         windows = tuple(self.windows.values())
-        about = inputs.num_clean, inputs.draft_length, rows.cache.num_slots, windows, num_groups, self.model.dtype
+        about = inputs.num_clean, inputs.draft_length, rows.cache.num_slots, windows, self.masks.is_causal
+        about = *about, num_groups, self.model.dtype
         make = self.form.compiled.compiled(masks_of_step, (*inputs.branch_lengths.shape, *about))
         masks = make(inputs.branch_lengths, inputs.cached_lengths, padding, *about)
         return dict(zip(self.windows, masks, strict=True)) if len(masks) > 1 else masks[0]
@@ -247,4 +261,5 @@ def new_network(model: Any, num_rows: int, mask_embedding_id: int, **form: Any) 
         form: of `ModelForm`, whose `applied` must be open during calls.
     """
     cache = DraftCache(num_rows, num_cache_layers(model), device_of(model))
-    return DraftNetwork(model, DraftRows(cache, num_rows, None), ModelForm(model, **form), mask_embedding_id)
+    masks = mask_embedding_id, has_causal_blocks(taught_of(model))
+    return DraftNetwork(model, DraftRows(cache, num_rows, None), ModelForm(model, **form), masks)

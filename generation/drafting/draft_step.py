@@ -108,10 +108,12 @@ class Masks(NamedTuple):
     """
     Attributes:
         embedding_id: the row of the embedding table that masks read.
+        is_causal: whether a mask sees only the masks before it in its block.
         last_position: the last row of a learned position table; None where positions are rotary.
     """
 
     embedding_id: int
+    is_causal: bool
     last_position: int | None
 
 

@@ -3,10 +3,12 @@
 import inspect
 from typing import Any
 
-from ..stock_model import CACHE, decoder_of
+from ..execution.stateful_layers import stateful_layers
+from ..stock_model import CACHE, STATEFUL, decoder_of
 from .structured_mask import WINDOWED
 
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
+KINDS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
 SUPPORTED = (
     "Supported: decoder-only language models of transformers with attention in every layer, such as Llama, Mistral, "
     "Qwen3, Gemma, Phi, OLMo or GPT-2."
@@ -16,8 +18,8 @@ SUPPORTED = (
 def refuse_undraftable(model_class: Any, config: Any, model: Any = None) -> None:
     """Raises ValueError for a model that cannot verify drafts. Without `model`, its parts are not checked."""
     reason = reason_in_class(model_class, config) or _reason_in_config(config)
-    if not reason and model is not None and not _is_decoder_with_head(model):
-        reason = "its forward is more than a decoder and an lm_head"
+    if not reason and model is not None:
+        reason = _reason_in_parts(model)
     if reason:
         raise ValueError(f"A {config.model_type!r} model cannot draft: {reason}. {SUPPORTED}")
 
@@ -26,8 +28,12 @@ def reason_in_class(model_class: Any, config: Any) -> str | None:
     """Why no model of a class can verify drafts, or None. `config` may be a config class."""
     if hasattr(config, "mean_recurrence"):
         return "it has a recurrent depth. Load it with `RecurrentDepthForCausalLM`, for `generate(policy='exact')`"
-    if getattr(model_class, "_is_stateful", False):
-        return "its recurrent (linear-attention or state-space) layers cannot undo a rejected token"
+    kinds = getattr(config, "layer_types", None)
+    has_kinds = isinstance(kinds, list | tuple) and not STATEFUL.isdisjoint(kinds)
+    if getattr(model_class, "_is_stateful", False) and not has_kinds:
+        return (
+            "its recurrent layers cannot undo a rejected token, and keep their state where transformers' cache has none"
+        )
     if model_class and (lacking := sorted(ARGUMENTS - set(inspect.signature(model_class.forward).parameters))):
         return f"its forward does not take {', '.join(f'`{name}`' for name in lacking)}"
     if getattr(config, "is_encoder_decoder", False):
@@ -43,8 +49,17 @@ def _reason_in_config(config: Any) -> str | None:
         return "its attention (ALiBi, GPT-Neo) goes by cache slots, not by positions"
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all"):
         return "its attention reads backwards too"
-    if refused := sorted(set(getattr(config, "layer_types", None) or ()) - set(WINDOWED)):
+    if refused := sorted(set(getattr(config, "layer_types", None) or ()) - KINDS):
         return f"its layers of the kind {', '.join(refused)} keep a state, or their mask is not a window"
+    return None
+
+
+def _reason_in_parts(model: Any) -> str | None:
+    if not _is_decoder_with_head(model):
+        return "its forward is more than a decoder and an lm_head"
+    num_states = sum(kind in STATEFUL for kind in getattr(model.config, "layer_types", None) or ())
+    if len(stateful_layers(model)) != num_states:
+        return "its layers keep states of another form than linear attention, Mamba-2 or a short convolution"
     return None
 
 

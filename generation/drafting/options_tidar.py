@@ -18,7 +18,8 @@ ACCEPTANCE = "draft_acceptance"  # of a generation config: what an evaluation fo
 
 # Keywords of a forward that drafts read, and the caches that they go on from.
 READ_KEYWORDS = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "tokenizer", *CACHE_NAMES}
-READ_CACHES = {"DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer", "StaticCache", "StaticLayer"}
+READ_CACHES = {"DynamicCache", "DummyLayer", "DynamicLayer", "DynamicSlidingWindowLayer", "StaticCache", "StaticLayer"}
+READ_CACHES |= {"LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer"}
 # Differences of the two best scores under which wide forwards may order them differently from forwards of one token. In
 # bfloat16 it moved by up to 0.375 at 336 tokens of SmolLM2-135M; the others follow from their rounding.
 TIE_MARGINS = {torch.bfloat16: 0.5, torch.float16: 0.0625, torch.float32: 0.001}
@@ -277,7 +278,7 @@ def reason_for_plain_decoding(
         kinds = {type(part).__name__ for part in (cache, *getattr(cache, "layers", ()))} - READ_CACHES
         if kinds or cache.offloading:
             return f"the cache handed in is of another kind ({', '.join(kinds) or 'offloaded'})"
-        if {len(layer.keys) for layer in cache.layers} != {len(input_ids)}:
+        if {len(layer.keys) for layer in cache.layers if getattr(layer, "keys", None) is not None} != {len(input_ids)}:
             return "the cache handed in has other rows"
     shape = (1, num_unread) if positions is None else positions.shape
     if len(shape) != 2 or shape[0] not in (1, len(input_ids)) or shape[1] < num_unread:

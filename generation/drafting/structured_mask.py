@@ -31,12 +31,13 @@ def draft_mask_function(
     branch_lengths: Tensor,
     cached_lengths: Tensor | None = None,
     sliding_window: int | None = None,
+    is_causal: bool = False,
 ) -> MaskFunction:
     """TiDAR's structured mask as an index function for transformers' mask interface.
 
     Queries are N clean tokens, then M blocks of K masks. Keys are each row's cached slots, then the same Q entries.
     Everyone sees the whole cache. A clean token sees the clean tokens up to itself. Block j sees the first
-    `branch_lengths[j]` clean tokens and the whole of itself.
+    `branch_lengths[j]` clean tokens and the whole of itself, or, where `is_causal`, itself up to each mask.
 
     N = S and lengths 0, K, 2K, ... are the training mask, N = P and length P the prefill, N = K and lengths 1..K the
     decode step (arXiv 2511.08923, figures 2 and 3).
@@ -64,7 +65,10 @@ def draft_mask_function(
         key = kv_idx if cached_lengths is None else kv_idx - cached_lengths[batch_idx]  # negative: cached
         query_block, key_block = block_of(q_idx), block_of(key)
         num_seen = torch.where(query_block < 0, q_idx + 1, length_seen(batch_idx, query_block))
-        visible = torch.where(key_block < 0, key < num_seen, key_block == query_block)
+        is_own_block = key_block == query_block
+        if is_causal:
+            is_own_block = is_own_block & (key <= q_idx)
+        visible = torch.where(key_block < 0, key < num_seen, is_own_block)
         if sliding_window is not None:
             distance = position(batch_idx, q_idx, query_block) - position(batch_idx, key, key_block)
             visible = visible & (distance < sliding_window)
@@ -91,7 +95,8 @@ def attention_windows(config: Any) -> dict[str, int | None]:
     if layer_types is None:
         return {"full_attention": window}
     windows = dict(zip(WINDOWED, (None, window), strict=True))
-    return {kind: windows[kind] for kind in sorted(set(layer_types))}
+    kinds = {"full_attention" if kind == "hybrid" else kind for kind in layer_types}
+    return {kind: windows[kind] for kind in sorted(kinds & windows.keys())}
 
 
 def structured_attention_mask(
@@ -146,6 +151,7 @@ def masks_of_step(
     draft_length: int,
     num_slots: int,
     windows: tuple[int | None, ...],
+    is_causal: bool,
     num_groups: int | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
@@ -163,7 +169,7 @@ def masks_of_step(
     place = torch.arange(num_queries, device=device)[:, None], torch.arange(num_slots, device=device)
     masks = []
     for window in windows:
-        function = draft_mask_function(num_clean, draft_length, branch_lengths, cached_lengths, window)
+        function = draft_mask_function(num_clean, draft_length, branch_lengths, cached_lengths, window, is_causal)
         mask = function(row, None, *place)
         if is_real_slot is not None:
             mask = mask & real_slot_function(is_real_slot, cached_lengths)(row, None, *place)

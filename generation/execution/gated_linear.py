@@ -34,11 +34,11 @@ class MaskGate:
     @contextmanager
     def open(self, num_masks: int) -> Iterator[None]:
         """Makes the adapter act on the last `num_masks` queries of each row, inside the context."""
-        self.num_masks = num_masks
+        before, self.num_masks = self.num_masks, num_masks
         try:
             yield
         finally:
-            self.num_masks = 0
+            self.num_masks = before
 
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """Adds the adapter to the last `num_masks` rows of `result` [B, Q, D], in place as PEFT does."""

@@ -25,6 +25,7 @@ from .attention_forms import (
 from .compiled_layers import CompiledLayers, swapped
 from .gated_linear import OF_ROWS, MaskGate, adapters_of, gated_linear, sole_adapter, told_by_row
 from .packed_linear import check_packable, options_of_compiler, packable_linears, packed_copy
+from .stateful_layers import Reading, reading_twice, stateful_layers
 
 DRAFTING, TOKEN_BY_TOKEN = "wavedraft_drafting", "wavedraft_token_by_token"
 CHECKPOINTING = "gradient_checkpointing"
@@ -43,6 +44,7 @@ class ModelForm:
         gate: of gated adapters; None without such.
         implementation: of attention, which masks are made for.
         is_grouped: whether attention is `attend`, which takes short and grouped masks.
+        reading: what the forward under way reads, for layers with states.
         last_states: [A, Q, D] input of the lm_head in the last forward.
     """
 
@@ -66,6 +68,7 @@ class ModelForm:
         self.rows: Sequence[int] | None = None
         self.num_masks_of_prompt: int | None = None
         self.compiled: CompiledLayers | None = None
+        self.reading: Reading | None = None
         self.last_states: Tensor | None = None
         if is_packed:
             check_packable(model)
@@ -101,6 +104,9 @@ class ModelForm:
                 stack.enter_context(self._attending_by(TOKEN_BY_TOKEN, attend_token_by_token))
             elif self.is_grouped:
                 stack.enter_context(self._attending_by(DRAFTING, attend))
+            if self.is_drafting:
+                states = [(vars(layer), "forward", reading_twice(self, layer)) for layer in stateful_layers(self.model)]
+                stack.enter_context(swapped(states))
             if self.compiled is not None:
                 stack.enter_context(self.compiled.applied())
             if self.is_drafting:
@@ -114,6 +120,7 @@ class ModelForm:
         spans: Spans | None,
         step: tuple[Any, tuple[int, ...]] | None,
         rows: Sequence[int] | None = None,
+        reading: Reading | None = None,
     ) -> Iterator[None]:
         """The context of one forward of this model.
 
@@ -121,7 +128,9 @@ class ModelForm:
             spans: the slots that each clean token sees; None for the prompt.
             step: the cache and the shape of a compiled step.
             rows: the numbers in the batch of the rows that are read; None: all.
+            reading: for layers with states.
         """
+        self.reading = reading
         self.rows, self.num_masks_of_prompt = rows, None if spans else num_masks
         is_alone = self.is_token_by_token and spans is not None
         is_compiled = self.compiled is not None and step is not None

@@ -30,6 +30,13 @@ Recurrent = Annotated[
         "Llama-form or OLMo-2 source.)"
     ),
 ]
+BlockAttention = Annotated[
+    str | None,
+    typer.Option(
+        help="How masks of a block see one another, and are to be taught: bidirectional (the default), or causal, as "
+        "serving engines attend."
+    ),
+]
 ToAr = Annotated[bool, typer.Option("--to-ar", help="Go the other way: write the stock checkpoint of a TiDAR one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that the folder holds.")]
 Link = Annotated[bool, typer.Option("--link", help="Link to the source's weight files instead of copying them.")]
@@ -43,6 +50,7 @@ def convert(
     draft_length: DraftLength = None,
     mask_token_id: MaskTokenId = None,
     recurrent: Recurrent = None,
+    block_attention: BlockAttention = None,
     to_ar: ToAr = False,
     overwrite: Overwrite = False,
     link: Link = False,
@@ -51,7 +59,7 @@ def convert(
 ) -> None:
     """Turn a stock autoregressive checkpoint into a TiDAR checkpoint, or back. No weight changes."""
     options: dict[str, Any] = {"overwrite": overwrite, "link": link, "verify": verify, "revision": revision}
-    drafting = {"draft_length": draft_length, "mask_token_id": mask_token_id}
+    drafting = {"draft_length": draft_length, "mask_token_id": mask_token_id, "block_attention": block_attention}
     layout = None if recurrent is None else layout_of(recurrent)
     if to_ar:
         refuse(drafting, "has no effect with --to-ar, which takes drafting out of the checkpoint. Leave it out.")
@@ -98,9 +106,10 @@ def print_conversion(result: Any, verify: bool) -> None:
     kind = "TiDAR" if tidar is not None else "recurrent-depth" if has_depth else "stock"
     print(f"{result.target}: {kind} checkpoint of {result.architecture}, {result.num_parameters:,} parameters")
     if tidar is not None:
+        is_causal = tidar.block_attention == "causal"
         is_inside = tidar.mask_embedding_id == tidar.mask_token_id
         place = "of the vocabulary, never generated" if is_inside else "behind the vocabulary"
-        print(f"masks: id {tidar.mask_token_id}, {place}; drafts of {tidar.draft_length}")
+        print(f"masks: id {tidar.mask_token_id}, {place}; drafts of {tidar.draft_length}{', causal' * is_causal}")
         print(f"masks read embedding row {tidar.mask_embedding_id}: {result.mask_reason}")
     if (depth_one := result.depth_one) is not None:
         print_depth_one(depth_one)
