@@ -1,7 +1,6 @@
 """custom_generate/generate.py: the one file with which an unmodified stock model drafts, written from our own files."""
 
 import ast
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -9,7 +8,7 @@ from itertools import compress
 from operator import not_
 from pathlib import Path
 
-from .travelling_code import imported_first
+from .travelling_code import imported_first, shorten_docstrings, without_gaps
 
 OLDEST_TRANSFORMERS = "5.22"
 
@@ -141,20 +140,7 @@ def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
         while node in unused and above >= 0 and lines[above].lstrip().startswith("#"):
             lines[above], above = "", above - 1
     shorten_docstrings(lines, tree)
-    in_class = re.sub(r"\n{3,}(?= )", "\n\n", "\n".join(lines))
-    return re.sub(r"\n{4,}", "\n\n\n", in_class).strip()
-
-
-def shorten_docstrings(lines: list[str], tree: ast.Module) -> None:
-    """Leaves the first paragraph of each docstring in `lines`, unless the docstring begins with its sections."""
-    for node in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)):
-        if ast.get_docstring(node) is None:
-            continue
-        first, last = node.body[0].lineno - 1, int(node.body[0].end_lineno or 0)
-        ends = [i for i in range(first, last) if not lines[i].strip()]
-        if ends and lines[first].strip() not in ("", '"""'):
-            lines[ends[0] - 1] += '"""'
-            lines[ends[0] : last] = [""] * (last - ends[0])
+    return without_gaps("\n".join(lines)).strip()
 
 
 def top_level_definitions(tree: ast.Module) -> dict[str, set[str]]:

@@ -1,6 +1,7 @@
 """What travels with a checkpoint: the files of this package that it needs to decode where wavedraft is not installed.
 
-The files are the package's own, flattened into one folder as the Hub wants them; there is no second copy.
+The files are the package's own, flattened into one folder as the Hub wants them; there is no second copy. Of docstrings
+the first paragraph travels: the package has them whole.
 """
 
 import ast
@@ -11,7 +12,8 @@ RELATIVE_IMPORT = re.compile(r"^(\s*from\s+)\.+([\w.]*\b(\w+)|\w+)(\s+import\b)"
 
 
 def flat_sources(source: Path) -> dict[str, str]:
-    """A module and all it imports relatively, by file name, with every relative import turned into `from .name`."""
+    """A module and all it imports relatively, by file name, with every relative import turned into `from .name`, and
+    docstrings shortened."""
     texts: dict[str, str] = {}
     for path in imported_first(source):
         if path.name in texts:
@@ -20,8 +22,28 @@ def flat_sources(source: Path) -> dict[str, str]:
                 "one folder. Rename one of them."
             )
         text = path.read_text(encoding="utf-8")
-        texts[path.name] = RELATIVE_IMPORT.sub(lambda m: f"{m[1]}.{m[2].rsplit('.', 1)[-1]}{m[4]}", text)
+        lines = text.splitlines()
+        shorten_docstrings(lines, ast.parse(text))
+        short = without_gaps("\n".join(lines)) + "\n"
+        texts[path.name] = RELATIVE_IMPORT.sub(lambda m: f"{m[1]}.{m[2].rsplit('.', 1)[-1]}{m[4]}", short)
     return texts
+
+
+def shorten_docstrings(lines: list[str], tree: ast.Module) -> None:
+    """Leaves the first paragraph of each docstring in `lines`, unless the docstring begins with its sections."""
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)):
+        if ast.get_docstring(node) is None:
+            continue
+        first, last = node.body[0].lineno - 1, int(node.body[0].end_lineno or 0)
+        ends = [i for i in range(first, last) if not lines[i].strip()]
+        if ends and lines[first].strip() not in ("", '"""'):
+            lines[ends[0] - 1] += '"""'
+            lines[ends[0] : last] = [""] * (last - ends[0])
+
+
+def without_gaps(text: str) -> str:
+    """The text without empty lines that separate nothing any more."""
+    return re.sub(r"\n{4,}", "\n\n\n", re.sub(r"\n{3,}(?= )", "\n\n", text))
 
 
 def imported_first(source: Path) -> list[Path]:

@@ -45,9 +45,9 @@ def test_of_hub_one_file_travels(model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_recurrent_checkpoint_carries_little_code(model):
-    files = imported_first(ROOT / model)
-    assert len(files) <= 30
-    assert sum(path.stat().st_size for path in files) <= 260 * 1024
+    sources = flat_sources(ROOT / model)
+    assert len(sources) <= 30
+    assert sum(len(text.encode()) for text in sources.values()) <= 260_000
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -8,7 +8,7 @@ from ..stock_model import CACHE, STATEFUL, decoder_of
 from .structured_mask import WINDOWED
 
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
-KINDS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
+READ_KINDS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
 SUPPORTED = (
     "Supported: decoder-only language models of transformers with attention in every layer, such as Llama, Mistral, "
     "Qwen3, Gemma, Phi, OLMo or GPT-2."
@@ -49,7 +49,7 @@ def _reason_in_config(config: Any) -> str | None:
         return "its attention (ALiBi, GPT-Neo) goes by cache slots, not by positions"
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all"):
         return "its attention reads backwards too"
-    if refused := sorted(set(getattr(config, "layer_types", None) or ()) - KINDS):
+    if refused := sorted(set(getattr(config, "layer_types", None) or ()) - READ_KINDS):
         return f"its layers of the kind {', '.join(refused)} keep a state, or their mask is not a window"
     return None
 
