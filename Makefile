@@ -8,7 +8,7 @@ TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
 ADAPTER := adapters/smollm2-135m-instruct-gated
 
 .PHONY: demo bench bench-more bench-recurrent beside-llama-cpp bfloat16-share costs growth pictures docs package publish \
-    test test-others lint setup clean
+    test test-others test-quantized lint setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype bfloat16 --max-new-tokens 64 --compare \
@@ -102,6 +102,14 @@ test-on-%: setup
 	test -d build/transformers-$* || $(BIN)/python -m pip install --quiet --no-deps \
 	    --target build/transformers-$* transformers==$*
 	PYTHONPATH=build/transformers-$* $(BIN)/pytest -n 2 --dist worksteal $(OTHERS_TESTS)
+
+# Packages that quantize, 50 MB, beside those of .venv: where they are installed, PEFT imports them everywhere.
+QUANTIZED := build/quantized
+
+test-quantized: setup
+	test -d $(QUANTIZED) || $(BIN)/python -m pip install --quiet --no-deps --target $(QUANTIZED) \
+	    'torchao==0.18.0' 'bitsandbytes==0.50.2'
+	PYTHONPATH=$(QUANTIZED) $(BIN)/pytest -n 2 --dist worksteal tests/test_quantized_bases.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -79,3 +79,13 @@ class ProcessedScores:
             batch[rows] = scores[places, positions]
             scores[places, positions] = self.processors(ids[:, :length].contiguous(), batch)[rows]
         return scores
+
+
+def refuse_none_allowed(scores: Tensor, processed: ProcessedScores) -> None:
+    """Raises ValueError where processors leave a row no token to sample, by scores [..., V], as plain decoding does."""
+    if (~scores.isfinite()).all(dim=-1).any():
+        names = ", ".join(type(processor).__name__ for processor in processed.processors)
+        raise ValueError(
+            f"`logits_processor` must leave each row a token to sample, but after {min(processed.transcript.starts())} "
+            f"tokens {names} leave a row none. Name the token that ends a text (`eos_token_id`), or allow more."
+        )

@@ -258,6 +258,10 @@ def test_a_row_without_a_token_to_sample_is_refused_by_name(models, forbids, bat
     for num_branches in ("all", 1):
         with pytest.raises(ValueError, match="must leave each row a token to sample"):
             model.generate(**keywords, num_branches=num_branches)
+    if forbids == "a processor":
+        for options in RECURRENT.values():
+            with pytest.raises(ValueError, match="AllowsTwo leave a row none"):
+                tiny_model().generate(**keywords, **options)
 
 
 def test_the_distribution_is_plain_samplings():
