@@ -77,7 +77,14 @@ class ProcessedScores:
             rows, positions = [active[place] for place in places], [length - starts[place] for place in places]
             batch = scores.new_zeros(len(ids), logits.shape[2])
             batch[rows] = scores[places, positions]
-            scores[places, positions] = self.processors(ids[:, :length].contiguous(), batch)[rows]
+            shown = ids[:, :length].clone()
+            scores[places, positions] = self.processors(shown, batch)[rows]
+            if self.is_in_order and not torch.equal(shown, ids[:, :length]):
+                names = ", ".join(type(processor).__name__ for processor in self.processors)
+                raise ValueError(
+                    f"`logits_processor` must leave `input_ids` as they are, but one of {names} writes into them. "
+                    "Return scores alone."
+                )
         return scores
 
 
