@@ -8,7 +8,7 @@ TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
 ADAPTER := adapters/smollm2-135m-instruct-gated
 
 .PHONY: demo bench bench-more bench-recurrent bench-depth beside-llama-cpp bfloat16-share costs growth pictures docs \
-    package publish test test-others test-serving test-serving-dear lint setup clean
+    package publish test test-others test-quantized test-serving test-serving-dear lint setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype bfloat16 --max-new-tokens 64 --compare \
@@ -123,6 +123,13 @@ test-serving-dear: $(SERVING)/venv/.ready $(TIDAR)/config.json
 
 $(SERVING)/venv/.ready: serving_vllm/install_cpu.sh serving_vllm/pyproject.toml
 	serving_vllm/install_cpu.sh $(SERVING)
+# Packages that quantize, 50 MB, beside those of .venv: where they are installed, PEFT imports them everywhere.
+QUANTIZED := build/quantized
+
+test-quantized: setup
+	test -d $(QUANTIZED) || $(BIN)/python -m pip install --quiet --no-deps --target $(QUANTIZED) \
+	    'torchao==0.18.0' 'bitsandbytes==0.50.2'
+	PYTHONPATH=$(QUANTIZED) $(BIN)/pytest -n 2 --dist worksteal tests/test_quantized_bases.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -157,17 +157,22 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
                 f"{peft_model_id} must be an adapter of this {type(self).__name__}, but its weights have other sizes. "
                 "Load it with the base that its adapter_config.json names (`base_model_name_or_path`)."
             ) from error
+        except ValueError as error:
+            if "variant" not in str(error) or loaded_before:
+                raise
+            if has_loaded_adapter(self):
+                self.delete_adapter(name)
+            raise ValueError(
+                f"{peft_model_id} cannot be gated in this {type(self).__name__}: PEFT has no gate for its layers. Load "
+                "the base without quantization, or quantized by bitsandbytes, torchao, HQQ or GPTQ."
+            ) from error
         adapter = self.peft_config[name]
         drop_head(self, adapter)  # of the adapter that a hot swap replaces
         options = {} if peft_model_id is None else adapter_options(peft_model_id, **hub_keywords(kwargs))
         if "mask_embedding_id" in options and adapter.alora_invocation_tokens:
             adapter.alora_invocation_tokens = [self.tidar_config.mask_token_id]  # the vocabulary may have grown since
         record_acceptance(self, options.get(ACCEPTANCE), adapter)
-        try:
-            mask_gate_of(self)  # also where PEFT itself has no gate (HQQ, GPTQ)
-        except ValueError:
-            self.delete_adapter(name)
-            raise
+        mask_gate_of(self)  # also where PEFT itself has no gate (HQQ, GPTQ)
         if peft_model_id is not None:
             if (head := load_draft_head(self, peft_model_id, **hub_keywords(kwargs))) is not None:
                 attach_draft_head(self, head, adapter)

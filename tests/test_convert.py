@@ -1,5 +1,6 @@
 """Conversion: what is preserved, what is refused, and that a target folder is complete or absent."""
 
+import functools
 import json
 import os
 import shutil
@@ -22,6 +23,8 @@ from helpers_tokenizers import save_tokenizer
 from wavedraft import TiDARForCausalLM, convert, to_ar
 from wavedraft.conversion.mask_token import mask_embedding_id
 from wavedraft.conversion.safetensors_headers import read_header
+from wavedraft.generation import tidar
+from wavedraft.modeling_tidar import generation_tidar
 
 SHARDED = "20KB"
 
@@ -572,6 +575,19 @@ def write_tiny_gguf(path: Path, pre: str = "smollm") -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_model_that_transformers_reads_from_gguf_drafts_its_own_text(tmp_path, is_ours):
+    pytest.importorskip("gguf")
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf").eval()
+    ids = torch.tensor([[5, 9, 30, 12], [7, 8, 44, 6]])
+    way = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    drafting = way | {"draft_length": 4, "mask_embedding_id": 3, "num_branches": "all"}
+    decode = functools.partial(generation_tidar.generate, model=stock) if is_ours else stock.generate
+    found = decode(ids, **drafting, **({} if is_ours else {"custom_generate": tidar}))
+    assert found.tolist() == stock.generate(ids, **way).tolist()
 
 
 def test_a_gguf_file_becomes_a_checkpoint_whose_tokenizer_keeps_digits_apart(tmp_path):

@@ -165,6 +165,18 @@ def test_a_prefix_function_is_asked_in_each_row_about_its_own_text(models, num_n
         assert recurrent.generate(**keywords, prefix_allowed_tokens_fn=allowed, **options).tolist() == expected
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_processor_that_writes_into_the_text_is_refused_by_name(models, batch_size):
+    class Writes(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            input_ids[:, 0] = 5
+            return scores
+
+    for model, options in ((models[0], {}), *((tiny_model(), one) for one in RECURRENT.values())):
+        with pytest.raises(ValueError, match="one of Writes writes into them"):
+            model.generate(**padded(batch_size), logits_processor=[Writes()], **options)
+
+
 SYNTH_ID = {"keys": [654, 400, 836, 123], "ngram_len": 3, "context_history_size": 16}
 SYNTH_ID |= {"sampling_table_size": 2**10, "sampling_table_seed": 0}
 
@@ -258,6 +270,10 @@ def test_a_row_without_a_token_to_sample_is_refused_by_name(models, forbids, bat
     for num_branches in ("all", 1):
         with pytest.raises(ValueError, match="must leave each row a token to sample"):
             model.generate(**keywords, num_branches=num_branches)
+    if forbids == "a processor":
+        for options in RECURRENT.values():
+            with pytest.raises(ValueError, match="AllowsTwo leave a row none"):
+                tiny_model().generate(**keywords, **options)
 
 
 def test_the_distribution_is_plain_samplings():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..acceptance import accept_by_equality, accept_by_rejection, draft_confidence, residual_probs, sample
-from ..processed_scores import ProcessedScores
+from ..processed_scores import ProcessedScores, refuse_none_allowed
 from .draft_step import Decided, Draft, StepState
 from .mask_predictions import SlotPredictions
 
@@ -30,16 +30,6 @@ def last_decided(ids: Tensor, num_decided: Tensor) -> Tensor:
 def best_ids(scores: Tensor) -> Tensor:
     """argmax of [..., V], the first of equals. (In bfloat16, `argmax` takes a CPU twice as long as `max`.)"""
     return scores.max(dim=-1).indices
-
-
-def refuse_none_allowed(scores: Tensor, processed: ProcessedScores) -> None:
-    """Raises ValueError where processors leave a row no token to sample, by scores [..., V], as plain decoding does."""
-    if (~scores.isfinite()).all(dim=-1).any():
-        names = ", ".join(type(processor).__name__ for processor in processed.processors)
-        raise ValueError(
-            f"`logits_processor` must leave each row a token to sample, but after {min(processed.transcript.starts())} "
-            f"tokens {names} leave a row none. Name the token that ends a text (`eos_token_id`), or allow more."
-        )
 
 
 class Choice:

@@ -92,11 +92,7 @@ def active_adapters(model: Any) -> list[Any]:
 
 
 def adapters_of(model: Any) -> list[Adapter]:
-    """Our gated adapters in all of a model's layers. Users' own adapters, aLoRA too, are left to PEFT.
-
-    Raises:
-        ValueError: PEFT's form of a layer (AWQ, AQLM, EETQ) takes no other arithmetic than its own.
-    """
+    """Our gated adapters in all of a model's layers. Users' own adapters, aLoRA too, are left to PEFT."""
     configs = getattr(model, "peft_config", None) or {}
     ours = [name for name, config in configs.items() if is_gated(config, model)]
     adapters: list[Adapter] = []
@@ -106,11 +102,6 @@ def adapters_of(model: Any) -> list[Adapter]:
         parts = parts_of(module)
         if "lora_A" in parts:
             names = [name for name in ours if name in parts_of(parts["lora_A"])]
-            if names and "lora_variant" not in type(module).forward.__code__.co_names:
-                raise ValueError(
-                    f"A gated adapter cannot act in PEFT's {type(module).__name__}, which would let it act on text. "
-                    "Load the base without quantization, or by bitsandbytes, torchao, HQQ or GPTQ."
-                )
             adapters += [Adapter(module, siblings, place, module.lora_variant, name) for name in names]
         else:
             to_visit += [(parts, key, child) for key, child in parts.items() if child is not None]

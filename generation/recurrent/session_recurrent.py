@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..processed_scores import ProcessedScores
+from ..processed_scores import ProcessedScores, refuse_none_allowed
 from ..stock_model import CACHE
 from ..transcript import Transcript
 from .draws_recurrent import STATE, Draws, state_hashes
@@ -234,6 +234,7 @@ def with_noise(session: Session, scores: torch.Tensor, positions: list[int]) -> 
     """Scores [A, 1, V], whose argmax is a sample if one is wanted."""
     if not session.do_sample:
         return scores
+    refuse_none_allowed(scores, session.scores)
     return scores + session.draw_gumbel(list(range(len(scores))), positions)[:, None]
 
 

@@ -68,9 +68,8 @@ def check_repository(name: str, file: str = "config.json") -> None:
 
     It asks the Hub once. transformers would ask for half a minute.
     """
-    from httpx import TransportError
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     reason = None
     try:
@@ -80,10 +79,10 @@ def check_repository(name: str, file: str = "config.json") -> None:
         pass  # transformers says how to ask for access
     except (RepositoryNotFoundError, HFValidationError):
         reason = "no repository of this name on the Hub"
-    except (TransportError, OfflineModeIsEnabled) as error:
-        reason = f"the Hub cannot be reached ({type(error).__name__})"
-    except OSError:
+    except HfHubHTTPError:
         pass  # the repository is there, and transformers says what it lacks
+    except Exception as error:  # of whichever HTTP library huggingface_hub uses
+        reason = f"the Hub cannot be reached ({type(error).__name__})"
     if reason:
         raise ValueError(f"There is no folder {name}, and {reason}. Name a folder, or ORG/NAME on the Hub.")
 

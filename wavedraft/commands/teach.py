@@ -87,7 +87,7 @@ def teach(
         refuse({"hours": hours}, "and --steps exclude each other. Leave one out.")
     if prompts is None:
         refuse({"columns": columns}, "has no effect without --prompts.")
-    load_library()
+    load_library(source)
     from ..training.teaching import FEWEST_HELD_OUT, SHIPPED_PROMPTS
     from .cli_checks import device_for, multiplies_bfloat16
 

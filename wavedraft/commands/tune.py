@@ -46,7 +46,7 @@ def tune(
     if prompts is None:
         refuse({"columns": columns}, "has no effect without --prompts.")
     texts = read_kinds(prompts, read_columns(columns)) if prompts else PROMPTS
-    load_library()
+    load_library(model, adapter)
     path = None if print_only else check_writable(Path(model), "tune", "Or give --print.")
     from ..bench.tuning import num_tuning_runs, settings_of
     from ..bench.tuning import tune as run_tuning
