@@ -107,7 +107,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/typecheck && mkdir -p build/typecheck/wavedraft
-	ln -s $(CURDIR)/wavedraft/*.py $(CURDIR)/wavedraft/bench $(CURDIR)/wavedraft/commands build/typecheck/wavedraft/
+	ln -s $(CURDIR)/wavedraft/*.py $(CURDIR)/wavedraft/bench $(CURDIR)/wavedraft/commands $(CURDIR)/wavedraft/web build/typecheck/wavedraft/
 	for part in modeling_tidar modeling_recurrent generation hub conversion training; do \
 	    ln -s $(CURDIR)/$$part build/typecheck/wavedraft/$$part; done
 	cd build/typecheck && MYPYPATH=. $(CURDIR)/$(BIN)/python -m mypy --config-file $(CURDIR)/pyproject.toml -p wavedraft

@@ -37,7 +37,7 @@ for words in json.loads(sys.argv[1]):
             code = 0
         except SystemExit as end:
             code = end.code or 0
-    slow = {{"torch", "transformers", "peft", "accelerate", "numpy", "prompt_toolkit"}}
+    slow = {{"torch", "transformers", "peft", "accelerate", "numpy", "prompt_toolkit", "gradio"}}
     heavy = sorted(slow & set(sys.modules))
     print(json.dumps([code, out.getvalue(), heavy]))
 """
@@ -84,6 +84,10 @@ REFUSED = [
     (["generate", HUB, "w1", "--trace", "{nowhere}/x.svg"], "there is no folder"),
     (["chat", TIDAR, "--top-p", "0.9"], "--top-p is for sampling"),
     (["chat", TIDAR, "--draft-length", "9"], "between 1 and 4"),
+    (["web", TIDAR, "--port", "70000"], "--port"),
+    (["web", TIDAR, "--dtype", "int3"], "--dtype must be one of auto, float32"),
+    (["web", DEPTH, "--packed-weights"], "--packed-weights is TiDAR's"),
+    (["web", TIDAR, "--host", "nowhere.invalid"], "--host nowhere.invalid --port 7860 cannot be served"),
     (["audit", TIDAR], "--prompts"),
     (["audit", TIDAR, "--prompts", "{nowhere}"], "There is no file"),
     (["audit", TIDAR, "--prompts", "{prompts}", "--compile", "--exact", "tie-safe"], "--compile has one"),
@@ -147,7 +151,7 @@ def verbs(group, words=()):
 
 def test_every_help_and_the_version_come_without_torch():
     lines = [[*words, "--help"] for words in verbs(typer.main.get_command(app))]
-    assert len(lines) == 10
+    assert len(lines) == 11
     for line, (code, printed, heavy) in zip(lines, answers_to(lines), strict=True):
         assert code == 0 and "Usage:" in printed and not heavy, (line, heavy)
         is_verb = line[:-1] not in ([], ["data"])

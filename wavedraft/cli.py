@@ -15,11 +15,13 @@ from .commands.generate import generate
 from .commands.push import push
 from .commands.regenerate import regenerate
 from .commands.train import train
+from .commands.web import web
 
 EXAMPLES: dict[Callable[..., None], str] = {
     convert: "wavedraft convert HuggingFaceTB/SmolLM2-135M-Instruct models/tidar",
     generate: 'wavedraft generate models/tidar --adapter runs/mine --compare "Why is the sky blue?"',
     chat: "wavedraft chat models/tidar --adapter runs/mine --temperature 0.7",
+    web: "wavedraft web models/tidar --adapter runs/mine",
     train: "wavedraft train models/tidar answers.jsonl runs/mine --eval-prompts heldout.jsonl",
     audit: "wavedraft audit models/tidar --adapter runs/mine --prompts heldout.jsonl --dtype bfloat16",
     bench: "wavedraft bench models/tidar --adapter runs/mine --batch-sizes 1,8 --compile --output runs/bench",
