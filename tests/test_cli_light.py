@@ -87,7 +87,7 @@ REFUSED = [
     (["web", TIDAR, "--port", "70000"], "--port"),
     (["web", TIDAR, "--dtype", "int3"], "--dtype must be one of auto, float32"),
     (["web", DEPTH, "--packed-weights"], "--packed-weights is TiDAR's"),
-    (["web", TIDAR, "--host", "nowhere.invalid"], "--host nowhere.invalid --port 7860 cannot be served"),
+    (["web", TIDAR, "--host", "203.0.113.1"], "--host 203.0.113.1 --port 7860 cannot be served"),
     (["audit", TIDAR], "--prompts"),
     (["audit", TIDAR, "--prompts", "{nowhere}"], "There is no file"),
     (["audit", TIDAR, "--prompts", "{prompts}", "--compile", "--exact", "tie-safe"], "--compile has one"),
