@@ -7,11 +7,15 @@ GGUF := $(MODELS)/SmolLM2-135M-Instruct.Q4_1.gguf
 TIDAR := $(MODELS)/SmolLM2-135M-Instruct-TiDAR
 ADAPTER := adapters/smollm2-135m-instruct-gated
 
+# bfloat16 where the CPU, or a GPU, multiplies it, else float32: `make bench DTYPE=float32` chooses it by hand.
+DTYPE ?= $(shell $(BIN)/python -c \
+    "from wavedraft.commands.cli_checks import multiplies_bfloat16 as f; print('bfloat16' if f() else 'float32')")
+
 .PHONY: demo bench bench-more bench-recurrent bench-depth beside-llama-cpp bfloat16-share costs growth pictures docs \
     package publish test test-others test-quantized test-serving test-serving-dear lint setup clean
 
 demo: $(TIDAR)/config.json
-	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype bfloat16 --max-new-tokens 64 --compare \
+	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype $(DTYPE) --max-new-tokens 64 --compare \
 	    "Why does the moon change its shape over a month?" \
 	    "Write a Python function that counts the vowels in a string." \
 	    "A baker sells 14 loaves in the morning and 23 in the afternoon, at 3 dollars each. What does she earn?" \
@@ -19,13 +23,14 @@ demo: $(TIDAR)/config.json
 	    "Give a JSON object that describes a small bookshop: name, address and three books with their prices."
 
 BENCH := $(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl \
-    --dtype bfloat16 --draft-lengths 4 --num-branches 1,auto
+    --dtype $(DTYPE) --draft-lengths 4 --num-branches 1,auto
 
-# The first tables of docs/bench.md, measured here and now; some twenty minutes on two idle cores.
+# The first tables of docs/bench.md and the figures of README, measured here and now; some twenty minutes on two idle cores.
 bench: $(TIDAR)/config.json
 	$(BENCH) --batch-sizes 1 --compile --max-new-tokens 32 --num-batches 4 --output build/bench/1
 	$(BENCH) --batch-sizes 8 --max-new-tokens 16 --num-batches 1 --repeats 1 --output build/bench/8
 	$(BIN)/python benchmarks/bench_page.py docs/bench.md bench build/bench/1/bench.json build/bench/8/bench.json
+	$(BIN)/python benchmarks/bench_page.py README.md figures build/bench/1/bench.json
 
 # The other tables of docs/bench.md: some half an hour.
 MORE := sweep warm exact
@@ -58,11 +63,12 @@ growth: setup
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/growth_served.py
 
-# The pictures of README and docs, each from a real run.
+# The pictures of README and docs, each from a real run. The last one needs Chromium and its driver.
 pictures: $(TIDAR)/config.json
 	$(BIN)/python benchmarks/picture_drafts.py $(TIDAR) --adapter $(ADAPTER) --output docs/pictures/drafts.svg
 	$(BIN)/python benchmarks/picture_mask.py --output docs/pictures/step.svg
 	$(BIN)/python benchmarks/picture_recurrent.py --inner-recurrence 1 --output docs/pictures/wavefront.png
+	$(BIN)/python benchmarks/picture_web.py $(TIDAR) --adapter $(ADAPTER) --output docs/pictures/web.png
 
 # The documentation as a site, in build/site. A broken link or an unknown name fails.
 docs: setup
@@ -135,7 +141,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/typecheck && mkdir -p build/typecheck/wavedraft
-	ln -s $(CURDIR)/wavedraft/*.py $(CURDIR)/wavedraft/bench $(CURDIR)/wavedraft/commands build/typecheck/wavedraft/
+	ln -s $(CURDIR)/wavedraft/*.py $(CURDIR)/wavedraft/bench $(CURDIR)/wavedraft/commands $(CURDIR)/wavedraft/web build/typecheck/wavedraft/
 	for part in modeling_tidar modeling_recurrent generation hub conversion training; do \
 	    ln -s $(CURDIR)/$$part build/typecheck/wavedraft/$$part; done
 	cd build/typecheck && MYPYPATH=. $(CURDIR)/$(BIN)/python -m mypy --config-file $(CURDIR)/pyproject.toml -p wavedraft

@@ -40,7 +40,7 @@ for words in json.loads(sys.argv[1]):
             code = 0
         except SystemExit as end:
             code = end.code or 0
-    slow = {{"torch", "transformers", "peft", "accelerate", "numpy", "prompt_toolkit"}}
+    slow = {{"torch", "transformers", "peft", "accelerate", "numpy", "prompt_toolkit", "gradio"}}
     heavy = sorted(slow & set(sys.modules))
     print(json.dumps([code, out.getvalue(), heavy]))
 """
@@ -87,6 +87,10 @@ REFUSED = [
     (["generate", HUB, "w1", "--trace", "{nowhere}/x.svg"], "there is no folder"),
     (["chat", TIDAR, "--top-p", "0.9"], "--top-p is for sampling"),
     (["chat", TIDAR, "--draft-length", "9"], "between 1 and 4"),
+    (["web", TIDAR, "--port", "70000"], "--port"),
+    (["web", TIDAR, "--dtype", "int3"], "--dtype must be one of auto, float32"),
+    (["web", DEPTH, "--packed-weights"], "--packed-weights is TiDAR's"),
+    (["web", TIDAR, "--host", "203.0.113.1"], "--host 203.0.113.1 --port 7860 cannot be served"),
     (["audit", TIDAR], "--prompts"),
     (["audit", TIDAR, "--prompts", "{nowhere}"], "There is no file"),
     (["audit", TIDAR, "--prompts", "{prompts}", "--compile", "--exact", "tie-safe"], "--compile has one"),

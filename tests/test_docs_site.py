@@ -61,3 +61,22 @@ def test_figures_are_written_into_docs_alone_between_the_marks_of_a_section(tmp_
     command = [sys.executable, str(ROOT / "benchmarks" / "bench_page.py"), str(ROOT / "README.md"), "bench", "x.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "must be in" in done.stderr
+
+
+def test_readmes_figures_are_those_of_a_bench_and_name_what_was_not_measured():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from bench_page import FIGURES, filled, readme_table
+
+    speed = {"mean": 1.51, "low": 1.42, "high": 1.6}
+    default = {
+        **{"name": "default", "refused": None, "speed_up": speed, "is_noisy": False, "tokens_per_forward": 2.2},
+        **{"queries_per_forward": 8.0, "num_identical": 19, "num_rows": 20, "peak_bytes": 1 << 20},
+        **{"first_token_seconds": {"median": 1.0}, "decode_seconds_per_token": {"median": 1.0}},
+        **{"worst_kind": "chat", "kinds": {"chat": {"speed_up": speed}}},
+    }
+    about = {"device": "Some CPU (no products of bfloat16)", "dtype": "float32", "num_parameters": 134_500_000}
+    table = readme_table({"about": about, "cells": [{"batch_size": 1, "contenders": [default]}]})
+    assert "no products of bfloat16), 134M, float32, batch 1 | 2.20 | 1.51 (1.42-1.60) | 19/20 |" in table
+    assert "| a GPU | | not measured |" in table.replace("|  |", "| |")
+    page = filled((ROOT / "README.md").read_text(encoding="utf-8"), FIGURES, [table])
+    assert "Some CPU" in page and max(map(len, page.splitlines())) <= 120

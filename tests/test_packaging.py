@@ -95,7 +95,7 @@ def test_the_metadata_says_the_version_and_the_extras(wheel):
     metadata = wheel.read(name).decode().splitlines()
     assert f"Version: {wavedraft.__version__}" in metadata
     extras = {line.removeprefix("Provides-Extra: ") for line in metadata if line.startswith("Provides-Extra: ")}
-    assert extras == {"train", "gguf", "grammar", "plot", "docs", "dev"}
+    assert extras == {"train", "gguf", "grammar", "plot", "web", "docs", "dev"}
 
 
 def test_the_pages_about_versions_name_this_one():

@@ -61,6 +61,8 @@ class TraceStreamer(BaseStreamer):
     def put_draft(self, value: torch.Tensor, **kwargs: Any) -> None:
         """Takes the draft [1, K] that the next forward verifies."""
         self.draft_ids = value[0].tolist()
+        if hasattr(self.other, "put_draft"):
+            self.other.put_draft(value, **kwargs)
 
     def end(self) -> None:
         if self.other is not None:

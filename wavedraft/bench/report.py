@@ -70,13 +70,18 @@ def report(
 
 
 def processor() -> str:
-    """The name of the CPU."""
+    """The name of the CPU, and whether it multiplies bfloat16, where torch tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    name = named[0] if named else platform.processor() or platform.machine()
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 has it
+    if "avx2" not in found:
+        return name
+    has_products = found.get("avx512_bf16") or found.get("amx_bf16")
+    return f"{name} ({'with' if has_products else 'no'} products of bfloat16)"
 
 
 def _cell(run: Run) -> tuple[int, int | str, float]:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .early_checks import OF_DEPTH, check_decoding, load_library, say
+from .early_checks import check_decoding, load_library, say
 from .options import (
     Adapter,
     Compile,
@@ -97,15 +97,7 @@ def turn_keywords(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: they contradict each other, or the checkpoint.
     """
-    from .cli_checks import check_keywords
-    from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keywords, seed_plain_decoding
+    from .cli_keywords import both_keywords
 
     check_decoding(given)
-    depth = {name: given[name] for name in OF_DEPTH}
-    drafting = drafting_keywords(given["num_branches"], given["exact"], given["packed_weights"])
-    options, plain = decoding_keywords(
-        given["model"], sampling_keywords(given), given["draft_length"], depth, drafting, given["compile"]
-    )
-    check_keywords(given["model"], options)
-    seed_plain_decoding(plain, options)
-    return options
+    return both_keywords(given)[0]

@@ -6,8 +6,8 @@ import torch
 
 from ..bench.contenders import compiled_keywords
 from ..modeling_recurrent import PRESETS
-from .cli_checks import is_recurrent, stored_generation_config
-from .early_checks import FOR_TIDAR, for_recurrent_depth, refuse
+from .cli_checks import check_keywords, is_recurrent, stored_generation_config
+from .early_checks import FOR_TIDAR, OF_DEPTH, for_recurrent_depth, refuse
 
 
 def without_none(**options: Any) -> dict[str, Any]:
@@ -55,6 +55,24 @@ def decoding_keywords(
         refuse(depth, for_recurrent_depth(model))
         parallel, plain = {**options, "draft_length": draft_length, **drafting}, {**options, "draft_length": 0}
     return parallel | (compiled_keywords() if compiled else {}), plain
+
+
+def both_keywords(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keywords of `generate` for parallel and for plain decoding, by a verb's options.
+
+    Where plain decoding samples with a seed, this seeds the global generator.
+
+    Raises:
+        ValueError: the options contradict each other, or the checkpoint.
+    """
+    depth = {name: given[name] for name in OF_DEPTH}
+    drafting = drafting_keywords(given["num_branches"], given["exact"], given["packed_weights"])
+    parallel, plain = decoding_keywords(
+        given["model"], sampling_keywords(given), given["draft_length"], depth, drafting, given["compile"]
+    )
+    check_keywords(given["model"], parallel)
+    seed_plain_decoding(plain, parallel)
+    return parallel, plain
 
 
 def audited_keywords(

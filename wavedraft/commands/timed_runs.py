@@ -42,9 +42,11 @@ def timed_generate(model: Any, inputs: Any, **options: Any) -> Run:
 
     handle = model.register_forward_pre_hook(count)
     start = time.perf_counter()
-    ids = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
-    seconds = time.perf_counter() - start
-    handle.remove()
+    try:
+        ids = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
+        seconds = time.perf_counter() - start
+    finally:
+        handle.remove()
     return Run(ids, num_calls - 1, seconds)
 
 
@@ -56,6 +58,17 @@ def timed_recurrent(model: Any, inputs: Any, **options: Any) -> Run:
     new_ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     num_forwards = output.num_core_passes / output.num_prefill_core_passes
     return Run(new_ids, num_forwards, seconds, output.num_core_passes, getattr(output, "wavefront", None))
+
+
+def num_calls(run: Run) -> int:
+    """Forwards, or core passes of a recurrent-depth model, after the prompt was read."""
+    return int(run.num_forwards) if run.num_core_passes is None else run.num_core_passes
+
+
+def told_of(run: Run) -> str:
+    """What a decode took, as one line."""
+    calls = f"{num_calls(run)} {'forwards' if run.num_core_passes is None else 'core passes'}"
+    return f"{len(run.new_ids)} tokens, {calls}, {run.tokens_per_forward:.2f} tokens per forward"
 
 
 def is_identical(drafted_runs: list[Run], plain_runs: list[Run]) -> bool:

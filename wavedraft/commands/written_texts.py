@@ -17,12 +17,12 @@ from ..trace import Trace, TraceStreamer
 from ..trace_picture import write_picture
 from ..training.position_table import check_fit
 from ..training.row_forms import Row
-from .cli_checks import check_adapter, check_keywords, device_for, has_wavefront
-from .cli_keywords import decoding_keywords, drafting_keywords, sampling_keywords, seed_plain_decoding
+from .cli_checks import check_adapter, device_for, has_wavefront
+from .cli_keywords import both_keywords
 from .decoding_bar import decoding_bar
 from .early_checks import say
 from .loading import load
-from .timed_runs import Run, is_identical, print_runs, timed_generate, timed_recurrent
+from .timed_runs import Run, is_identical, num_calls, print_runs, timed_generate, timed_recurrent, told_of
 
 SAMPLED = "identical: not compared; sampled texts share a distribution, not their tokens"
 NUM_WARM_UP = 16  # tokens, in which each step that is to be compared occurs twice
@@ -36,16 +36,10 @@ def write_texts(given: dict[str, Any]) -> None:
         given: the options of `wavedraft generate` by their names, and the prompts as `rows`.
     """
     model, prompts = given["model"], given["rows"]
-    depth = {name: given[name] for name in ("policy", "preset", "num_recurrences")}
-    drafting = drafting_keywords(given["num_branches"], given["exact"], given["packed_weights"])
     with quiet_transformers():
         device = device_for(given["device"])
         check_adapter(given["adapter"], model)
-        parallel, plain = decoding_keywords(
-            model, sampling_keywords(given), given["draft_length"], depth, drafting, given["compile"]
-        )
-        check_keywords(model, parallel)
-        seed_plain_decoding(plain, parallel)
+        parallel, plain = both_keywords(given)
         if given["trace"] and has_wavefront(model, parallel):
             parallel["record_wavefront"] = True
         tokenizer = AutoTokenizer.from_pretrained(model)
@@ -153,9 +147,7 @@ def traced(decode: Callable[..., Run], traces: list[Trace] | None, prompt: Row) 
     def decode_and_record(model: Any, inputs: Any, streamer: Any = None, **options: Any) -> Run:
         recorder = TraceStreamer(streamer)
         run = decode(model, inputs, streamer=recorder, **options)
-        calls = f"{num_calls(run)} {'forwards' if run.num_core_passes is None else 'core passes'}"
-        told = f"{len(run.new_ids)} tokens, {calls}, {run.tokens_per_forward:.2f} tokens per forward"
-        traces.append(Trace(last_words(prompt), told, recorder.forwards, run.wavefront))
+        traces.append(Trace(last_words(prompt), told_of(run), recorder.forwards, run.wavefront))
         return run
 
     return decode_and_record
@@ -174,10 +166,6 @@ def row_of(prompt: Row, text: str, run: Run) -> dict[str, Any]:
         "forwards": num_calls(run),
         "seconds": round(run.seconds, 3),
     }
-
-
-def num_calls(run: Run) -> int:
-    return int(run.num_forwards) if run.num_core_passes is None else run.num_core_passes
 
 
 def last_words(prompt: Row) -> str:

@@ -1,0 +1,1 @@
+"""The page of `wavedraft web`: plain decoding and parallel decoding race on one prompt. It needs Gradio."""
