@@ -27,6 +27,20 @@ import pytest  # noqa: E402
 from helpers_tiny import tiny_adapter, tiny_checkpoint  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def what_the_interpreter_cannot_do():
+    """Triton 3.9's interpreter refuses masks that are no booleans (grammars), and vLLM's kernel for top-k and top-p."""
+    from triton.runtime.interpreter import InterpreterBuilder
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    def store(self, ptrs, value, mask, policy, stock=InterpreterBuilder.create_masked_store):
+        mask.data = mask.data.astype(bool)
+        return stock(self, ptrs, value, mask, policy)
+
+    InterpreterBuilder.create_masked_store = store
+    topk_topp_sampler.HAS_TRITON = False
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """A tiny random Llama and an adapter for it."""
