@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.utils import ModelOutput
 
 from ..generation.drafting.draft_head import draft_head_of
 from ..generation.execution.gated_linear import MaskGate, mask_gate_of
-from ..generation.stock_model import CACHE, has_causal_blocks
+from ..generation.stock_model import CACHE, has_causal_blocks, has_states, num_cache_layers
 from .masking_tidar import at_positions, blocks_with_labels, document_positions, mask_positions, training_attention_mask
+from .stateful_objective import BlockStates
 
 IGNORED = -100
 
@@ -220,7 +221,7 @@ def head_loss(model: Any, objective: DraftObjective, batch: TrainingBatch) -> Ti
             "`mode='head'` needs a draft head, but the model has none. Add one with "
             "`wavedraft.generation.draft_head.new_draft_head`, or train in another mode."
         )
-    states = doubled_states if mask_gate_of(model) is None else cached_states
+    states = doubled_states if mask_gate_of(model) is None and not has_states(model.config) else cached_states
     with torch.no_grad():
         clean_states, mask_states = states(model, batch)
     loss = draft_loss(model, objective, batch, clean_states, mask_states)
@@ -276,6 +277,11 @@ def corrected_by_head(
 
 def doubled_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """Last hidden states of the clean tokens [B, S, D] and of the masks [B, M*K, D], from one forward of both."""
+    if has_states(model.config):
+        raise ValueError(
+            f"A {model.config.model_type!r} model has layers that keep a state, which a forward of text and masks "
+            "together cannot fork. Teach a gated adapter (`mode='gated'`), without `gradient_checkpointing`."
+        )
     sequence_length, gate, positions = batch.input_ids.shape[1], mask_gate_of(model), batch.mask_positions
     clean_positions = document_positions(batch.document_ids)
     mask = mask_of_half(model, batch, "both")
@@ -303,7 +309,10 @@ def cached_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     clean_mask, mask = (mask_of_half(model, batch, half) for half in ("clean", "masks"))
     clean_positions = document_positions(batch.document_ids)
     cache = DynamicCache()
-    with torch.no_grad():
+    states = BlockStates(model, batch) if has_states(model.config) else None
+    if states is not None:
+        cache.layers = [DynamicLayer() for _ in range(num_cache_layers(model))]
+    with torch.no_grad(), states.kept() if states else nullcontext():
         clean_states = decoder_states(
             model,
             input_ids=batch.input_ids,
@@ -312,8 +321,7 @@ def cached_states(model: Any, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
             cache=cache,
             use_cache=True,
         )
-    assert gate is not None
-    with gate.open(positions.shape[1]):
+    with gate.open(positions.shape[1]) if gate else nullcontext(), states.read() if states else nullcontext():
         mask_states = decoder_states(
             model,
             input_ids=torch.full_like(positions, model.tidar_config.mask_embedding_id),

@@ -6,6 +6,7 @@ import torch
 
 from helpers_every_family import tiny_config_of, tiny_model_of
 from wavedraft import TiDARForCausalLM
+from wavedraft.generation.stock_model import can_choose_experts
 
 MIXED = ["linear_attention", "full_attention", "linear_attention"]
 THREE = {"num_hidden_layers": 3}
@@ -23,11 +24,11 @@ HYBRIDS = {
 OTHERS = {
     "bamba": {**THREE, "attn_layer_indices": [1]},
     "jamba": {**THREE, "attn_layer_offset": 1, "attn_layer_period": 2},
-    "kimi_linear": {**THREE, "layer_types": MIXED},
-    "bailing_hybrid": {**THREE, "layer_types": MIXED},
+    "kimi_linear": {**THREE, "layer_types": MIXED, "num_key_value_heads": 4},
+    "bailing_hybrid": {**THREE, "layer_types": MIXED, "num_key_value_heads": 4},
     "qwen4_exp_text": {**THREE, "layer_types": MIXED},
     "zaya": {**THREE},
-    "zamba2": {**THREE, "layers_block_type": MIXED[:1] + ["hybrid"] + MIXED[:1]},
+    "zamba2": {**THREE, "layers_block_type": [*MIXED[:1], "hybrid", *MIXED[:1]]},
 }
 TAUGHT = {"draft_length": 4, "mask_token_id": 61, "mask_embedding_id": 3}
 
@@ -42,6 +43,6 @@ def tiny_hybrid(family, draft_length=4, dtype=torch.float32, **changes):
     model.load_state_dict(stock.state_dict())
     for one in (stock, model):
         one.generation_config.pad_token_id, one.generation_config.eos_token_id = 0, None
-        if dtype == torch.float64 and "moe" in family or family in ("qwen3_next", "nemotron_h"):
+        if dtype == torch.float64 and can_choose_experts(one):
             one.set_experts_implementation("eager")  # the grouped products have no float64
     return stock, model

@@ -10,6 +10,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of, new_draft_head
+from ..generation.execution.stateful_layers import stateful_layers
 from ..modeling_recurrent import LORA_CORE_AND_ADAPTER, RecurrentDepthForCausalLM
 from ..modeling_tidar import TiDARForCausalLM
 from ..modeling_tidar.modeling_tidar import acceptance_of, write_adapter_code
@@ -45,7 +46,7 @@ def gated_adapter_config(
         rank: rank of every adapted matrix, 1 or more.
         alpha: the adapter is scaled by alpha / rank; default 2 * rank.
         target_modules: as in `LoraConfig`; default: every linear layer but the lm_head. Of a mixture of experts, only
-            layers that PEFT can gate: those of the attention.
+            layers that PEFT can gate: those of the attention, and those that keep a state.
         kwargs: of `LoraConfig`.
 
     Raises:
@@ -59,7 +60,8 @@ def gated_adapter_config(
             f"`{acting[0]}` must be left out of a gated adapter, but is {kwargs[acting[0]]!r}: such parts act on text "
             "too, and the adapter must leave the text alone. Train a LoRA of your own instead: `--mode joint`."
         )
-    if any(parameter.ndim == 3 for parameter in model.parameters()):  # fused experts
+    convolutions = {module.weight for module in model.modules() if isinstance(module, nn.Conv1d)}
+    if any(parameter.ndim == 3 and parameter not in convolutions for parameter in model.parameters()):  # fused experts
         target_modules = layers_beside_experts(model, target_modules)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -76,8 +78,13 @@ def layers_beside_experts(model: Any, target_modules: str | list[str]) -> str | 
     it cannot gate."""
     if target_modules == "all-linear":
         layers = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
+        states = {module: name for name, module in model.base_model.named_modules()}
+        states = [f"{states[module]}." for module in stateful_layers(model)]
         # Other layers may read all tokens of a batch as one row, where no gate tells masks from text.
-        return sorted({name.rsplit(".", 1)[-1] for name in layers if "attn" in name or "attention" in name})
+        kinds = ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", *states)
+        names = {name.rsplit(".", 1)[-1] for name in layers if any(kind in name for kind in kinds)}
+        is_mamba = any(hasattr(module, "A_log") and hasattr(module, "D") for module in model.modules())
+        return sorted(names - {"out_proj"} if is_mamba else names)  # PEFT refuses it, since kernels read its weight
     targets = [target_modules] if isinstance(target_modules, str) else [*target_modules]
     if refused := sorted(name for name in targets if name.rsplit(".", 1)[-1] in OF_EXPERTS):
         raise ValueError(

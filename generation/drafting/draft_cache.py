@@ -111,7 +111,7 @@ class DraftCache(Cache):
 
     def row(self, place: int, length: int) -> States:
         """A copy of one row, [H, length, D]."""
-        kept = {number: kept.of_rows([place]).after(length) for number, kept in self.kept_states.items()}
+        kept = {number: kept.of_rows([place]) for number, kept in self.kept_states.items()}
         states: States = []
         for number, layer in enumerate(self.layers):
             of_text = (layer.keys, layer.values) if layer.is_initialized else ()
@@ -173,7 +173,8 @@ def stack_rows(rows: list[States], lengths: list[int]) -> DynamicCache:
         kept, *halves = zip(*of_rows, strict=True)
         layer = DynamicLayer() if halves else DummyLayer()
         if kept[0] is not None:
-            layer = of_type(joined([*kept], [*range(len(kept))]), KINDS[bool(halves)])
+            states = [one.after(length) for one, length in zip(kept, lengths, strict=True)]
+            layer = of_type(joined(states, [*range(len(states))]), KINDS[bool(halves)])
         if halves:
             layer.update(
                 *(

@@ -181,8 +181,8 @@ class DraftNetwork:
         """What layers with states must know. On a GPU one more host sync."""
         is_real, first = rows.padding(), rows.lengths[0]
         is_real = is_real[:, first : first + inputs.num_clean] if is_real is not None and is_prefill else None
-        num_decided, branches = inputs.num_clean if is_prefill else 1, inputs.branch_lengths.tolist()
-        return Reading(rows.lengths, inputs.num_clean, num_decided, inputs.draft_length, branches, is_real)
+        branches = inputs.branch_lengths.tolist()
+        return Reading(rows.lengths, inputs.num_clean, is_prefill, inputs.draft_length, branches, is_real)
 
     def split(self, inputs: DraftInputs, logits: Tensor, states: Tensor) -> tuple[Tensor, MaskPredictions]:
         """The clean tokens' logits, where the ids came from, and what the masks predict."""

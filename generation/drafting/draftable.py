@@ -10,8 +10,8 @@ from .structured_mask import WINDOWED
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
 READ_KINDS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
 SUPPORTED = (
-    "Supported: decoder-only language models of transformers with attention in every layer, such as Llama, Mistral, "
-    "Qwen3, Gemma, Phi, OLMo or GPT-2."
+    "Supported: decoder-only language models of transformers, such as Llama, Mistral, Qwen3, Gemma, Phi or GPT-2, "
+    "and hybrids such as Qwen3-Next, LFM2, Falcon-H1, Granite 4 or Nemotron-H."
 )
 
 
@@ -58,8 +58,11 @@ def _reason_in_parts(model: Any) -> str | None:
     if not _is_decoder_with_head(model):
         return "its forward is more than a decoder and an lm_head"
     num_states = sum(kind in STATEFUL for kind in getattr(model.config, "layer_types", None) or ())
-    if len(stateful_layers(model)) != num_states:
-        return "its layers keep states of another form than linear attention, Mamba-2 or a short convolution"
+    found = stateful_layers(model)
+    if len(found) != num_states or not all(hasattr(one, "conv1d") or hasattr(one, "conv") for one in found):
+        return "its layers keep states of another form than linear attention, Mamba or a short convolution"
+    if any(hasattr(one, "x_proj") for one in found):
+        return "its Mamba-1 layers read several tokens without the state before them"
     return None
 
 

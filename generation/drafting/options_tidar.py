@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.utils import logging
 
+from ..execution.gated_linear import told_by_row
 from ..processed_scores import PURE
-from ..stock_model import CACHE, CACHE_NAMES, longest_in_rotary_table, num_columns_of
+from ..stock_model import CACHE, CACHE_NAMES, has_states, longest_in_rotary_table, num_columns_of
 from .quantized_layers import reason_of_layers
 
 logger = logging.get_logger(__name__)
@@ -285,7 +286,7 @@ def reason_for_plain_decoding(
         return f"`position_ids` are {[*shape]} for {[len(input_ids), num_unread]} tokens"
     if mask is not None and not mask[:, -1].all():
         return "a prompt ends on padding, which belongs on the left (`tokenizer.padding_side = 'left'`)"
-    return _reason_of_model(model)
+    return _reason_of_model(model) or _reason_of_states(model, generation_config, cache)
 
 
 def _reason_of_model(model: Any) -> str | None:
@@ -300,6 +301,19 @@ def _reason_of_model(model: Any) -> str | None:
             "`llm_int8_threshold=0.0` to draft"
         )
     return reason_of_layers(model)
+
+
+def _reason_of_states(model: Any, generation_config: Any, cache: Any) -> str | None:
+    """What layers that keep a state cannot do; usually None."""
+    if not has_states(model.config):
+        return None
+    if getattr(generation_config, "exact", None):
+        return "`exact` reads tokens again, but layers of this model keep a state, which cannot take a token back"
+    if generation_config.cache_implementation == "static":
+        return "layers of this model keep a state, which steps of one shape cannot advance"
+    if any(getattr(layer, "record_past", False) for layer in getattr(cache, "layers", ())):
+        return "the cache handed in records the past of its states"
+    return "rows have adapters of their own, and layers keep a state" if told_by_row(model) else None
 
 
 def say_what_is_idle(given: dict[str, Any], options: TiDAROptions, do_sample: bool) -> None:

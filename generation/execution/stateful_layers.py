@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import LinearAttentionLayer
+from transformers.cache_utils import Cache, LinearAttentionLayer
 
 from ..stock_model import has_states
 
 Run = Callable[..., Tensor]
+NO_LIMIT = (0.0, float("inf"))
 OF_STATES = ("conv_states", "recurrent_states")
 
 
@@ -28,17 +29,21 @@ class Reading(NamedTuple):
 
     Attributes:
         lengths: of the texts before.
-        num_decided: clean tokens that stand already: a prompt's, and the first of a draft.
+        is_prompt: whether all clean tokens stand already; of a draft, the first does.
         branches: for each row, how many clean tokens each of its blocks follows; empty without masks.
         is_real: [A, N], False for padding; None without.
     """
 
     lengths: list[int]
     num_clean: int
-    num_decided: int
+    is_prompt: bool
     draft_length: int
     branches: list[list[int]]
     is_real: Tensor | None
+
+    @property
+    def num_decided(self) -> int:
+        return self.num_clean if self.is_prompt else 1
 
 
 class KeptState:
@@ -163,23 +168,53 @@ def stateful_layers(model: nn.Module) -> list[Any]:
     ]
 
 
+class LayerCall(NamedTuple):
+    """One call of a stateful layer by its model, made in parts.
+
+    Attributes:
+        plain: the layer's own forward.
+        reads_singly: whether tokens after others are read one by one. Mamba-2 clamps time steps of several tokens, and
+            not of one, as plain decoding does.
+    """
+
+    number: int
+    plain: Callable[..., Any]
+    cache: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    gate: Any
+    reads_singly: bool
+
+    @classmethod
+    def of(cls, module: Any, plain: Any, args: Any, kwargs: dict[str, Any], gate: Any, is_text: bool) -> "LayerCall":
+        """Of a layer's arguments after its inputs. `is_text`: as plain decoding reads a text, not a draft."""
+        is_clamped = tuple(getattr(module, "time_step_limit", None) or NO_LIMIT) != NO_LIMIT
+        cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+        return cls(module.layer_idx, plain, cache, args, kwargs, gate, is_clamped and not is_text)
+
+    def __call__(self, layer: Any, states: Tensor, is_real: Tensor | None = None, num_masks: int = 0) -> Tensor:
+        """The layer's outputs of `states` [A, T, D], whose last `num_masks` are masks. Writes to the state `layer`."""
+        if self.reads_singly and states.shape[1] > 1 and layer.has_previous_state[0]:
+            first_mask, tokens = states.shape[1] - num_masks, enumerate(states.split(1, dim=1))
+            return torch.cat([self(layer, token, None, int(i >= first_mask)) for i, token in tokens], dim=1)
+        layers = self.cache.layers
+        layers[self.number], kept = layer, layers[self.number]
+        try:
+            with self.gate.open(num_masks) if self.gate else nullcontext():
+                return self.plain(states, *self.args, **self.kwargs | {"attention_mask": is_real})
+        finally:
+            layers[self.number] = kept
+
+
 def reading_twice(form: Any, module: Any) -> Callable[..., Any]:
     """The forward of a stateful layer while drafts are decoded."""
-    plain, number = module.forward, module.layer_idx
+    plain = module.forward
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        cache = next((value for value in kwargs.values() if hasattr(value, "kept_states")), None)
-        if cache is None:
+        reading = form.reading
+        call = LayerCall.of(module, plain, args, kwargs, form.gate, reading is None or reading.is_prompt)
+        if not hasattr(call.cache, "kept_states"):
             return plain(hidden_states, *args, **kwargs)
-
-        def run(layer: Any, states: Tensor, is_real: Tensor | None = None, num_masks: int = 0) -> Tensor:
-            cache.layers[number], kept = layer, cache.layers[number]
-            try:
-                with form.gate.open(num_masks) if form.gate else nullcontext():
-                    return plain(states, *args, **kwargs | {"attention_mask": is_real})
-            finally:
-                cache.layers[number] = kept
-
-        return cache.kept_states.setdefault(number, KeptState()).read(run, hidden_states, form.reading)
+        return call.cache.kept_states.setdefault(call.number, KeptState()).read(call, hidden_states, reading)
 
     return forward
