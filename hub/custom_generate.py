@@ -125,7 +125,7 @@ def bound_name(alias: ast.alias) -> str:
 
 def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
     """A module's text without its docstring, its imports, and what is unused. Inside a function, others' imports
-    stay. Of other docstrings the first paragraph stays: the package has them whole."""
+    stay. Of functions and classes the first sentence of the docstring stays: the package has them whole."""
     lines, top = text.splitlines(), set(tree.body)
     has_docstring = ast.get_docstring(tree) is not None
     left_out = {*unused, *tree.body[:has_docstring], *(n for n in top if isinstance(n, ast.Import | ast.ImportFrom))}
@@ -139,8 +139,20 @@ def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
         above = node.lineno - 2
         while node in unused and above >= 0 and lines[above].lstrip().startswith("#"):
             lines[above], above = "", above - 1
+    drop_docstrings_in_classes(lines, tree)
     shorten_docstrings(lines, tree)
     return without_gaps("\n".join(lines)).strip()
+
+
+def drop_docstrings_in_classes(lines: list[str], tree: ast.Module) -> None:
+    """Takes out the docstrings of methods, and those of classes that begin with their sections."""
+    kinds = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    methods = [node for kind in kinds for node in kind.body if isinstance(node, ast.FunctionDef)]
+    listed = [kind for kind in kinds if ast.get_docstring(kind) and not lines[kind.body[0].lineno - 1].strip(' "')]
+    for node in [*methods, *listed]:
+        if ast.get_docstring(node) is not None and len(node.body) > 1:
+            first, last = node.body[0].lineno - 1, int(node.body[0].end_lineno or 0)
+            lines[first:last] = [""] * (last - first)
 
 
 def top_level_definitions(tree: ast.Module) -> dict[str, set[str]]:

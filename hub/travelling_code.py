@@ -1,7 +1,7 @@
 """What travels with a checkpoint: the files of this package that it needs to decode where wavedraft is not installed.
 
 The files are the package's own, flattened into one folder as the Hub wants them; there is no second copy. Of docstrings
-the first paragraph travels: the package has them whole.
+the first sentence travels: the package has them whole.
 """
 
 import ast
@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 RELATIVE_IMPORT = re.compile(r"^(\s*from\s+)\.+([\w.]*\b(\w+)|\w+)(\s+import\b)", re.MULTILINE)
+SENTENCE_END = re.compile(r"\.(?=\s|$|\"\"\")")
 
 
 def flat_sources(source: Path) -> dict[str, str]:
@@ -30,15 +31,18 @@ def flat_sources(source: Path) -> dict[str, str]:
 
 
 def shorten_docstrings(lines: list[str], tree: ast.Module) -> None:
-    """Leaves the first paragraph of each docstring in `lines`, unless the docstring begins with its sections."""
+    """Leaves the first sentence of each docstring in `lines`, unless the docstring begins with its sections."""
     for node in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)):
         if ast.get_docstring(node) is None:
             continue
         first, last = node.body[0].lineno - 1, int(node.body[0].end_lineno or 0)
-        ends = [i for i in range(first, last) if not lines[i].strip()]
-        if ends and lines[first].strip() not in ("", '"""'):
-            lines[ends[0] - 1] += '"""'
-            lines[ends[0] : last] = [""] * (last - ends[0])
+        if not lines[first].strip(' "'):
+            continue
+        for i in range(first, last):
+            if (end := SENTENCE_END.search(lines[i])) is not None:
+                lines[i] = lines[i][: end.start() + 1] + '"""'
+                lines[i + 1 : last] = [""] * (last - i - 1)
+                break
 
 
 def without_gaps(text: str) -> str:
