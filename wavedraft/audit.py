@@ -129,10 +129,7 @@ def audit(
     Raises:
         ValueError: there are fewer than two prompts to put in a batch, or `batch_size` is below 2.
     """
-    if len(prompts) < 2:
-        raise ValueError(f"There must be at least 2 prompts, to make a batch of, but there is {len(prompts)}.")
-    if batch_size < 2:
-        raise ValueError(f"`batch_size` must be at least 2 (one alone rounds as it does alone), but is {batch_size}.")
+    _check_batches(prompts, batch_size)
     options = {"max_new_tokens": max_new_tokens, "do_sample": False, "return_dict_in_generate": True}
     inexact = {name: value for name, value in parallel.items() if name not in ("exact", "tie_margin")}
     is_exact = bool(parallel.get("exact"))
@@ -168,6 +165,13 @@ def audit(
             measure_shared_keys(model, prompts, plain_texts, plain) if isinstance(model, RecurrentDepthLM) else None
         ),
     )
+
+
+def _check_batches(prompts: list[torch.Tensor], batch_size: int) -> None:
+    if len(prompts) < 2:
+        raise ValueError(f"There must be at least 2 prompts, to make a batch of, but there is {len(prompts)}.")
+    if batch_size < 2:
+        raise ValueError(f"`batch_size` must be at least 2 (one alone rounds as it does alone), but is {batch_size}.")
 
 
 def _batches(prompts: list[torch.Tensor], batch_size: int) -> Iterable[list[torch.Tensor]]:

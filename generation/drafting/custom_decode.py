@@ -35,10 +35,9 @@ def tidar(
 
     A stock model drafts usefully with a gated adapter (`model.load_adapter`). Its config may hold a `tidar_config`, as
     that of a converted folder does; otherwise both `draft_length` and `mask_embedding_id` must be given, as they were
-    when the adapter was taught. An adapter taught causal blocks needs the `tidar_config`. transformers hands no
-    streamer, no tokenizer, no `assistant_model` and no `synced_gpus` to a custom decode: pass
-    `custom_generate=functools.partial(tidar, streamer=streamer)`, and for stop strings
-    `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
+    when the adapter was taught. Causal blocks need the `tidar_config`. transformers hands no streamer, no tokenizer, no
+    `assistant_model` and no `synced_gpus` to a custom decode: pass `custom_generate=functools.partial(tidar,
+    streamer=streamer)`, and for stop strings `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
 
     Args:
         draft_length, num_branches, seed, exact, tie_margin, packed_weights, draft_head: as in `generate` of our own
