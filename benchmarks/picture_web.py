@@ -16,7 +16,7 @@ from wavedraft.web.race import BESIDE
 from wavedraft.web.racer import Racer
 
 PROMPT = "Give a JSON object that describes a small bookshop: name, address and three books with their prices."
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--window-size=1100,900")
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--window-size=1100,1200")
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--adapter")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--num-tokens", type=int, default=60, help="plain decoding has so many when it is drawn")
+    parser.add_argument("--num-tokens", type=int, default=24, help="plain decoding has so many when it is drawn")
     arguments = parser.parse_args()
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         sys.exit("The picture of the web page needs Chromium: apt-get install chromium chromium-driver")

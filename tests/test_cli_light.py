@@ -85,6 +85,8 @@ REFUSED = [
     (["generate", DEPTH, "w1", "--adapter", "a/b"], "--adapter is for TiDAR checkpoints"),
     (["generate", HUB, "w1", "--trace", "x.png"], "--trace must name a file that ends in .html or .svg"),
     (["generate", HUB, "w1", "--trace", "{nowhere}/x.svg"], "there is no folder"),
+    (["generate", "{full}", "w1"], "is not a checkpoint folder: it has no config.json"),
+    (["generate", "{adapter}", "w1"], "holds an adapter. Name the model that it belongs to, and pass --adapter"),
     (["chat", TIDAR, "--top-p", "0.9"], "--top-p is for sampling"),
     (["chat", TIDAR, "--draft-length", "9"], "between 1 and 4"),
     (["web", TIDAR, "--port", "70000"], "--port"),
@@ -131,6 +133,8 @@ def places(tmp_path_factory):
     for name, config in configs.items():
         (root / name).mkdir()
         (root / name / "config.json").write_text(json.dumps(config))
+    (root / "adapter").mkdir()
+    (root / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     (root / "prompts.txt").write_text("w1\nw2\n")
     (root / "rows.jsonl").write_text('{"prompt": "w1"}\n{"words": "w2"}\n')
     return {
@@ -138,6 +142,7 @@ def places(tmp_path_factory):
         "depth": root / "depth",
         "prompts": root / "prompts.txt",
         "rows": root / "rows.jsonl",
+        "adapter": root / "adapter",
         "nowhere": root / "nowhere",
         "full": root,
     }

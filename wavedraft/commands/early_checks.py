@@ -87,6 +87,15 @@ def check_repository(name: str, file: str = "config.json") -> None:
         raise ValueError(f"There is no folder {name}, and {reason}. Name a folder, or ORG/NAME on the Hub.")
 
 
+def check_is_checkpoint(folder: Path) -> None:
+    """Raises where a folder is here and holds no checkpoint."""
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds an adapter. Name the model that it belongs to, and pass --adapter {folder}.")
+    raise ValueError(f"{folder} is not a checkpoint folder: it has no config.json. Name the folder that holds one.")
+
+
 def check_file(path: Path | None, instead: str) -> None:
     """Raises where a file that was named does not exist."""
     if path is not None and not path.is_file():
@@ -173,6 +182,7 @@ def _check_drafting(given: dict[str, Any]) -> None:
 def _check_against_folder(given: dict[str, Any]) -> None:
     """The checkpoint's family and its K, where its folder is here. Of a Hub id `cli_checks` tells later."""
     model, file = given["model"], Path(given["model"]) / "config.json"
+    check_is_checkpoint(Path(model))
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if config.get("model_type") in RECURRENT_TYPES:
         refuse({name: given.get(name) for name in OF_DRAFTS}, FOR_TIDAR)

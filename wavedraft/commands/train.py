@@ -158,7 +158,9 @@ def check_first_row(data: str, columns: dict[str, str] | None) -> None:
     if Path(data).is_file():
         first = next(rows_of_file(data, columns), None)
         if first is None:
-            raise ValueError(f"{data} holds no rows.")
+            raise ValueError(
+                f"{data} holds no rows. Give rows with `prompt` and `answer`, with `messages`, or with `text`."
+            )
         first.check_teaches()
 
 
