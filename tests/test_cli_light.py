@@ -219,7 +219,7 @@ def test_a_checkpoint_that_is_nowhere_is_refused_after_one_question(monkeypatch)
         check_repository("models/none")
     assert len([request for request in server.requests if "models/none" in request]) == 1
     server.shutdown()
-    server.server_close()
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9" + files)  # nobody listens
     for checked in (check_repository, load_library):
         with pytest.raises(ValueError, match=r"There is no folder models/none, and the Hub cannot be reached \(Conn"):
             checked("models/none")
