@@ -272,7 +272,7 @@ def test_a_row_without_a_token_to_sample_is_refused_by_name(models, forbids, bat
             model.generate(**keywords, num_branches=num_branches)
     if forbids == "a processor":
         for options in RECURRENT.values():
-            with pytest.raises(ValueError, match="AllowsTwo leave a row none"):
+            with pytest.raises(ValueError, match=r"AllowsTwo.* leave a row none"):
                 tiny_model().generate(**keywords, **options)
 
 

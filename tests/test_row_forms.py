@@ -274,3 +274,20 @@ def test_regenerate_refuses_prompts_and_files_before_it_writes(tmp_path):
     with pytest.raises(ValueError, match=r"out\.jsonl, line 2 is no answer of an earlier run"):
         regenerate(model, tokenizer, [Row("here", [ASKED])], output)
     assert output.read_bytes() == kept
+
+
+def test_what_stands_before_and_beside_a_pair_is_read():
+    pair = {"instruction": "Sum it up.", "output": "Short."}
+    said = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    asked = [{"role": "user", "content": "Sum it up."}, {"role": "assistant", "content": "Short."}]
+    for history in ([["Hi.", "Hello."]], said, json.dumps([["Hi.", "Hello."]])):
+        assert row_of(pair | {"history": history}, "row").messages == [*said, *asked]
+    system = row_of(pair | {"history": [["Hi.", "Hello."]], "system": "Be brief."}, "row").messages
+    assert system == [{"role": "system", "content": "Be brief."}, *said, *asked]
+    assert row_of(pair | {"history": []}, "row").messages == row_of(pair | {"history": None}, "row").messages == asked
+    assert row_of(pair | {"context": "A long story."}, "row").messages[0]["content"] == "Sum it up.\n\nA long story."
+    for history in (["Hi."], [["Hi."]], [["Hi.", 3]], "Hi.", [{"role": "user"}]):
+        with pytest.raises(ValueError, match=r"row: .*history"):
+            row_of(pair | {"history": history}, "row")
+    with pytest.raises(ValueError, match="row has `input` and `context`"):
+        row_of(pair | {"input": "x", "context": "y"}, "row")

@@ -9,20 +9,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 # The parts of a row, and the columns that each is read from. The first form that a row has is taken: `messages`; then
-# `prompt` (with `input` after it) and `answer`; then `text`.
+# `prompt` (with `history` before it, and `input` after it) and `answer`; then `text`.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations"),
     "prompt": ("prompt", "question", "instruction"),
-    "input": ("input",),
+    "input": ("input", "context"),
     "answer": ("answer", "completion", "response", "output"),
     "system": ("system", "system_prompt"),
+    "history": ("history",),
     "text": ("text",),
     "tools": ("tools",),
     "chat_template_kwargs": ("chat_template_kwargs",),
     "finished": ("finished",),
     "kind": ("kind",),
 }
-OF_WORDS = ("messages", "prompt", "input", "answer", "system", "text")
+OF_WORDS = ("messages", "prompt", "input", "answer", "system", "history", "text")
 # ShareGPT's names of the speakers, in `from`.
 SPEAKERS = {
     **{"human": "user", "user": "user", "system": "system", "tool": "tool", "observation": "tool"},
@@ -138,6 +139,7 @@ def row_of(values: Mapping[str, Any], place: str, columns: Mapping[str, str] | N
     else:
         text = value("text", str)
         messages = _asked_and_said(value("prompt", str, list), value("input", str), value("answer", str, list), place)
+        messages = [*_earlier_turns(value("history", list), place), *messages] if messages else []
     if not messages and text is None:
         mapped = "" if columns is None else f" With columns {dict(columns)}, only these are read."
         raise ValueError(f"{place} has {_listed(values)}. What is read: {FORMS}.{mapped} {MAPPING}")
@@ -188,6 +190,19 @@ def _asked_and_said(prompt: Any, given: str | None, answer: Any, place: str) -> 
         *asked,
         *(_turns(answer, place) if isinstance(answer, list) else [{"role": "assistant", "content": answer}]),
     ]
+
+
+def _earlier_turns(history: list[Any] | None, place: str) -> list[dict[str, Any]]:
+    """The turns before a pair: turns, or pairs of what was asked and said, as LLaMA-Factory keeps them."""
+    turns: list[Any] = []
+    for number, one in enumerate(history or (), start=1):
+        if isinstance(one, list) and len(one) == 2 and all(isinstance(part, str) for part in one):
+            turns += [{"role": "user", "content": one[0]}, {"role": "assistant", "content": one[1]}]
+        elif isinstance(one, dict):
+            turns.append(_turn(one, f"{place}: turn {number} of `history`"))
+        else:
+            raise ValueError(f"{place}: `history` must be turns, or pairs of two texts, but has {short(one)}.")
+    return turns
 
 
 def _turns(turns: list[Any], place: str) -> list[dict[str, Any]]:

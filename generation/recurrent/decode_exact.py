@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..acceptance import accept_by_rejection, residual_probs, sample
+from ..processed_scores import refuse_none_allowed
 from .draws_recurrent import ACCEPTANCE, REPLACEMENT
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
 from .session_recurrent import Session, choose_first
@@ -211,6 +212,8 @@ def processed(session: Session, due: list[tuple[int, Branch]], logits: torch.Ten
     if session.scores.is_in_order and any(is_decided):
         scores = scores.clone()
         scores[is_decided] = session.scores(logits[is_decided][:, None])[:, 0]
+    if session.do_sample and any(is_decided):
+        refuse_none_allowed(scores[is_decided], session.scores)
     return scores
 
 
