@@ -14,7 +14,7 @@ EOS, PAD = 256, 257
 VOCAB = 264
 DRAFT_LENGTH = 4
 # Of what all embeddings have in common: the more, the easier a text is guessed, and the less it says.
-EASE = {"Llama": 0.4, "Mistral": 0.4, "Qwen2": 0.3, "Qwen3": 0.25, "Gemma3": 0.4, "Qwen3Moe": 0.12}
+EASE = {"Llama": 0.4, "Mistral": 0.4, "Qwen2": 0.3, "Qwen3": 0.25, "Gemma3": 0.25, "Qwen3Moe": 0.12}
 
 
 def tiny_config(family: str) -> transformers.PretrainedConfig:

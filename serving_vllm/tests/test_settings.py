@@ -110,6 +110,10 @@ def test_a_checkpoint_that_was_taught_itself_needs_no_adapter(tmp_path):
     assert found.block_attention == "causal"
     with pytest.raises(ValueError, match="Name an adapter"):
         DraftSettings.of({}, config_of(), str(tmp_path))
+    options = {"draft_acceptance": {"chances": [0.0, 0.0], "num_prompts": 0}}
+    (tmp_path / "generation_config.json").write_text(json.dumps(options))
+    with pytest.raises(ValueError, match="was never taught to draft"):
+        DraftSettings.of({}, config_of(tidar_config=taught), str(tmp_path))
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0"])

@@ -1,8 +1,9 @@
 """Drafts in the metrics of `vllm serve`, beside vLLM's own: `/metrics` has them under `wavedraft:`."""
 
+from functools import cache
 from typing import Any
 
-from prometheus_client import REGISTRY, Counter, Gauge
+from prometheus_client import Counter, Gauge
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from . import PREFIX
@@ -47,7 +48,7 @@ class DraftMetrics(StatLoggerBase):
     def log_engine_initialized(self) -> None: ...
 
 
+@cache
 def _metric(kind: Any, name: str, text: str) -> Any:
     """A metric of the process, made once: several engines share it."""
-    known = REGISTRY._names_to_collectors.get(name)
-    return known if known is not None else kind(name, text, labelnames=["engine"])
+    return kind(name, text, labelnames=["engine"])

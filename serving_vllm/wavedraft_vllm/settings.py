@@ -81,6 +81,7 @@ class DraftSettings:
             check_adapter(adapter, config, model)
             head = adapter / HEAD_FILE
         else:
+            refuse_untaught(model)
             head = folder_of(model) / HEAD_FILE if taught.get("draft_head") else Path()
         if head.is_file():
             check_head(head, config)
@@ -141,6 +142,16 @@ def taught_by_itself(config: Any) -> dict[str, Any]:
             "named: it cannot draft. Name an adapter, or convert and teach the checkpoint with wavedraft."
         )
     return _checked(dict(taught), "`tidar_config`", config)
+
+
+def refuse_untaught(model: str) -> None:
+    """Raises ValueError where an evaluation of the checkpoint itself found that no draft stands."""
+    found = read_json(Path(model) / "generation_config.json").get("draft_acceptance") or {}
+    if isinstance(found, dict) and found.get("chances") and not any(found["chances"]):
+        raise ValueError(
+            f"{model} was never taught to draft (`draft_acceptance` in its generation_config.json). Name the adapter "
+            "that was, teach the checkpoint, or serve it without this plugin."
+        )
 
 
 def taught_by(adapter: Path, config: Any) -> dict[str, Any]:
