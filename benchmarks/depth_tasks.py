@@ -87,9 +87,9 @@ def walks(num: int, generator: torch.Generator, least_hops: int | None = None, m
     following = torch.where(place < length - 1, place + 1, torch.where(place < length, 0, place))
     maps = torch.empty_like(order).scatter_(1, order, order.gather(1, following))
     if least_hops is None:
-        hops = torch.randint(0, most_hops**2, (num, 1), generator=generator).float().sqrt().long() + 1
+        hops = torch.randint(0, MOST_HOPS**2, (num, 1), generator=generator).float().sqrt().long() + 1
     else:
-        hops = torch.randint(least_hops, most_hops + 1, (num, 1), generator=generator)
+        hops = torch.randint(least_hops, MOST_HOPS + 1, (num, 1), generator=generator)
     starts = [order[:, :1]]
     for _ in range(NUM_ANSWERS - 1):
         here = starts[-1]
@@ -151,8 +151,7 @@ def drawn(task: str, num: int, generator: torch.Generator, held_out: bool, **opt
 
 
 LEVELS: dict[str, tuple[str, dict[str, int]]] = {  # task and options of each set of test problems
-    "walk": ("walk", {"least_hops": 2, "most_hops": 5}),
-    "walk, 6 hops": ("walk", {"least_hops": 6}),
+    "walk": ("walk", {"least_hops": 2}),
     "roots": ("roots", {}),
     "roots, harder": ("roots", {"height": TRAINED_HEIGHT + 1}),
 }
