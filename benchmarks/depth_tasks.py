@@ -76,18 +76,24 @@ def is_held_out(maps: torch.Tensor) -> torch.Tensor:
     return (maps * weights).sum(1) * 2654435761 % 2**32 // 2**16 % 10 == 0
 
 
-def walks(num: int, generator: torch.Generator, most_hops: int = MOST_HOPS, least_hops: int = 1) -> Problems:
-    """Walks whose step has between `least_hops` and `most_hops` hops, evenly."""
+def walks(num: int, generator: torch.Generator, least_hops: int | None = None, most_hops: int = MOST_HOPS) -> Problems:
+    """Walks whose step has between `least_hops` and `most_hops` hops, evenly; by default from 1, more ones more often.
+
+    Each problem's f is a cycle of 7 or 8 symbols; the symbol beside a cycle of 7 is mapped to itself.
+    """
     order = torch.rand(num, NUM_SYMBOLS, generator=generator).argsort(1)
     length = torch.randint(NUM_SYMBOLS - 1, NUM_SYMBOLS + 1, (num, 1), generator=generator)
     place = torch.arange(NUM_SYMBOLS).expand(num, -1)
     following = torch.where(place < length - 1, place + 1, torch.where(place < length, 0, place))
     maps = torch.empty_like(order).scatter_(1, order, order.gather(1, following))
-    hops = torch.randint(least_hops, most_hops + 1, (num, 1), generator=generator)
+    if least_hops is None:
+        hops = torch.randint(0, MOST_HOPS**2, (num, 1), generator=generator).float().sqrt().long() + 1
+    else:
+        hops = torch.randint(least_hops, MOST_HOPS + 1, (num, 1), generator=generator)
     starts = [order[:, :1]]
     for _ in range(NUM_ANSWERS - 1):
         here = starts[-1]
-        for hop in range(most_hops):
+        for hop in range(MOST_HOPS):
             here = torch.where(hop < hops, maps.gather(1, here), here)
         starts.append(here)
     prompt_ids = torch.cat([shown(maps, generator), STEPS + hops - 1, starts[0]], dim=1)
@@ -97,7 +103,7 @@ def walks(num: int, generator: torch.Generator, most_hops: int = MOST_HOPS, leas
 def roots(num: int, generator: torch.Generator, height: int | None = None) -> Problems:
     """Forests of two trees. The higher one has `height`: by default 1 to `TRAINED_HEIGHT`, higher ones more often.
 
-    Each of a forest's queries is drawn evenly from its symbols, the first of them from the highest.
+    A forest's queries are drawn evenly from its symbols, but for one, which is the highest.
     """
     if height is None:
         heights = torch.randint(0, TRAINED_HEIGHT**2, (num,), generator=generator).float().sqrt().long() + 1

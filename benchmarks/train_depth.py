@@ -216,24 +216,30 @@ class Training:
             "init_scale": self.arguments.init_scale,
         }
 
+    def shares(self) -> dict[str, float]:
+        """Each task's share of a step's problems: more of the one with more wrong answers."""
+        wrong = {task: 1.02 - right for task, right in self.right.items()}
+        return {task: min(0.85, max(0.15, count / sum(wrong.values()))) for task, count in wrong.items()}
+
     def step(self, rate: float) -> float:
         """One step of both tasks. Returns the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         plan, total = self.plan(), 0.0
-        for task in TASKS:
-            problems = drawn(task, self.arguments.batch_size, self.generator, held_out=False)
+        for task, share in self.shares().items():
+            num = round(len(TASKS) * self.arguments.batch_size * share)
+            problems = drawn(task, num, self.generator, held_out=False)
             logits, moved, depths = recurred(self.model, inputs_of(problems), problems.prompt_ids.shape[1], plan)
             targets = problems.after(depths)
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()) / len(TASKS)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()) * share
             total += loss.item()
             is_done = torch.ones_like(moved, dtype=torch.bool)
             is_done[:, -NUM_ANSWERS:] = problems.hops < depths
-            loss = loss + self.arguments.rest / len(TASKS) * (moved**2)[is_done].mean() if plan["depth"] > 1 else loss
+            loss = loss + self.arguments.rest * share * (moved**2)[is_done].mean() if plan["depth"] > 1 else loss
             loss.backward()
             if plan["depth"] == self.counts["depth"] and not plan["stagger"]:
-                share = (logits.argmax(-1) == targets).float().mean().item()
-                self.right[task] = 0.9 * self.right[task] + 0.1 * share
+                right = (logits.argmax(-1) == targets).float().mean().item()
+                self.right[task] = 0.9 * self.right[task] + 0.1 * right
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -293,6 +299,27 @@ def report(model: RecurrentDepthForCausalLM, depths: range, num: int = 300) -> d
     return table
 
 
+def draw_curve(curve: list[dict[str, Any]], output: Path) -> None:
+    """Right answers and the greatest depth over the steps of a run. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3.5), dpi=110)
+    steps = [point["step"] for point in curve]
+    for task in TASKS:
+        axes.plot(steps, [point["right"][task] for point in curve], label=f"{task}, right at the greatest depth")
+    depths = axes.twinx()
+    depths.step(steps, [point["depth"] for point in curve], color="gray", where="post", label="greatest depth")
+    axes.set_xlabel("step")
+    axes.set_ylabel("share of answers")
+    depths.set_ylabel("recurrences")
+    figure.legend(loc="lower center", ncols=3, fontsize=8)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(output)
+
+
 def main() -> None:
     """Train, save, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -302,7 +329,7 @@ def main() -> None:
     parser.add_argument("--n-heads", type=int, default=4)
     parser.add_argument("--layers", type=int, nargs=3, default=(1, 1, 1), help="of prelude, core and coda")
     parser.add_argument("--full-depth", type=int, default=12)
-    parser.add_argument("--batch-size", type=int, default=32, help="problems of each task a step")
+    parser.add_argument("--batch-size", type=int, default=32, help="problems a step and task, on average")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.3, help="share of the time in which the rate falls")
     parser.add_argument("--right", type=float, default=0.9, help="share of answers at which the depth rises")
@@ -333,6 +360,9 @@ def main() -> None:
         "curve": training.curve,
     }
     (arguments.output / "training.json").write_text(json.dumps(results, indent=1) + "\n")
+    draw_curve(training.curve, arguments.output / "curve.png")
+    prompts = [task_tokenizer().decode(ids) for level in LEVELS for ids in test_problems(level, 8).prompt_ids]
+    (arguments.output / "prompts.txt").write_text("\n".join(prompts) + "\n")
 
 
 if __name__ == "__main__":
