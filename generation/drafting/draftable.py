@@ -8,7 +8,7 @@ from ..stock_model import CACHE, STATEFUL, decoder_of, is_composite
 from .structured_mask import WINDOWED
 
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
-KINDS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
+DRAFTABLE_LAYERS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
 # Models of text and images, tested one by one.
 COMPOSITES = {"gemma3", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"}
 SUPPORTED = (
@@ -54,7 +54,7 @@ def _reason_in_config(config: Any) -> str | None:
         return "its attention (ALiBi, GPT-Neo) goes by cache slots, not by positions"
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all"):
         return "its attention reads backwards too"
-    if refused := sorted(set(getattr(config, "layer_types", None) or ()) - KINDS):
+    if refused := sorted(set(getattr(config, "layer_types", None) or ()) - DRAFTABLE_LAYERS):
         return f"its layers of the kind {', '.join(refused)} keep a state, or their mask is not a window"
     return None
 
