@@ -66,9 +66,10 @@ def read_checkpoint(
         if target.resolve() in [real, *real.parents] or (path == folder and real in target.resolve().parents):
             raise ValueError(f"{target} and the source {real} must not contain each other. Choose another target.")
     tensors = read_tensors(folder, shards)
-    if config.num_hidden_layers > len(tensors):
+    num_layers = config.get_text_config().num_hidden_layers
+    if num_layers > len(tensors):
         raise ValueError(
-            f"{folder / 'config.json'} says {config.num_hidden_layers} layers, but the shards have only {len(tensors)} "
+            f"{folder / 'config.json'} says {num_layers} layers, but the shards have only {len(tensors)} "
             "tensors. Config and weights belong to different checkpoints."
         )
     _check_generation_config(folder)

@@ -276,7 +276,7 @@ def to_ar(
 def _conversion(
     checkpoint: Checkpoint, target: Path, tidar: TiDARConfig | None, mask_reason: str, proof: Proof | None
 ) -> Conversion:
-    num_layers, architecture = checkpoint.config.num_hidden_layers, checkpoint.stock_class.__name__
+    num_layers, architecture = checkpoint.config.get_text_config().num_hidden_layers, checkpoint.stock_class.__name__
     return Conversion(target, architecture, checkpoint.num_parameters, num_layers, tidar, mask_reason, proof)
 
 
@@ -316,8 +316,9 @@ def _tidar_config(
             )
         tidar = TiDARConfig(draft_length, taught.mask_token_id, mask_embedding_id=taught.mask_token_id)
         return tidar, "the mask token it was trained with"
-    folder, vocab_size = checkpoint.folder, checkpoint.config.vocab_size
-    end_ids = [checkpoint.config.eos_token_id]
+    folder, text = checkpoint.folder, checkpoint.config.get_text_config()
+    vocab_size, end_ids = text.vocab_size, [text.eos_token_id]
+    end_ids += [value for name, value in vars(checkpoint.config).items() if name.endswith(("token_id", "token_index"))]
     if (folder / "generation_config.json").is_file():
         end_ids.append(read_json(folder / "generation_config.json").get("eos_token_id"))
     row, reason = mask_embedding_id(

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..generation.drafting.draft_network import new_network
 from ..generation.drafting.draft_step import with_masks
-from ..generation.stock_model import decoder_of, lm_head_logits, longest_in_rotary_table
+from ..generation.stock_model import decoder_of, is_composite, lm_head_logits, longest_in_rotary_table
 from ..modeling_tidar.modeling_tidar import tidar_class
 from .quiet_transformers import quiet_transformers
 
@@ -71,8 +71,8 @@ def prove(
     """
     converted_config = type(stock_config).from_pretrained(converted)
     if not is_whole:
-        num_layers = _fewest_layers(stock_config)
-        stock_config, converted_config = (first_layers(c, num_layers) for c in (stock_config, converted_config))
+        num_layers = _fewest_layers(stock_config.get_text_config())
+        stock_config, converted_config = (of_first_layers(c, num_layers) for c in (stock_config, converted_config))
     dtype = torch.float32 if is_whole else "auto"
     text_config = stock_config.get_text_config()
     draft_length = min(converted_config.tidar_config["draft_length"], 4)
@@ -150,6 +150,14 @@ def _fewest_layers(config: PreTrainedConfig) -> int:
     kinds = [value for value in vars(config).values() if _is_per_layer(value, config)]
     firsts = [values.index(kind) + 1 for values in kinds for kind in values if isinstance(kind, str)]
     return min(max([FEWEST_LAYERS, *firsts]), config.num_hidden_layers)
+
+
+def of_first_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
+    """`first_layers` of the text, where a model has several parts."""
+    if not is_composite(config):
+        return first_layers(config, num_layers)
+    text = first_layers(config.get_text_config(), num_layers)
+    return type(config).from_dict(config.to_dict() | {"text_config": text.to_dict()})
 
 
 def first_layers(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:

@@ -41,6 +41,11 @@ def num_cache_layers(model: Any) -> int:
     return config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
 
 
+def is_composite(config: Any) -> bool:
+    """Whether a model reads images or other parts besides text."""
+    return config.get_text_config() is not config
+
+
 def has_states(config: Any) -> bool:
     """Whether layers keep a state besides or instead of keys and values."""
     return not STATEFUL.isdisjoint(getattr(config.get_text_config(), "layer_types", None) or ())
@@ -84,13 +89,13 @@ def longest_in_rotary_table(config: Any) -> int | None:
 
 
 def attention_of(config: Any) -> str | None:
-    """The attention implementation of a model with this config."""
-    return getattr(config, "_attn_implementation", None)
+    """The attention implementation of a model with this config; of its text, where it has several parts."""
+    return getattr(config.get_text_config(), "_attn_implementation", None)
 
 
 def attend_by(config: Any, implementation: str | None) -> None:
     """Sets only the name of the implementation: `set_attn_implementation` also loads kernels and visits every part."""
-    config._attn_implementation = implementation
+    config.get_text_config()._attn_implementation = implementation
 
 
 def has_loaded_adapter(model: Any) -> bool:

@@ -265,7 +265,8 @@ def point_config_at(
     config = json.loads(config_path.read_text(encoding="utf-8"))
     if architecture is not None:
         config["architectures"] = [architecture]
-    config["auto_map"] = {"AutoModelForCausalLM": f"{source_file(model_class).stem}.{model_class.__name__}"}
+    auto = "AutoModelForImageTextToText" if "vision_config" in config else "AutoModelForCausalLM"
+    config["auto_map"] = {auto: f"{source_file(model_class).stem}.{model_class.__name__}"}
     if config_class is not None:
         config["auto_map"]["AutoConfig"] = f"{source_file(config_class).stem}.{config_class.__name__}"
     partial_path = config_path.with_suffix(".json.partial")

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from ..generation.drafting.draftable import refuse_undraftable
 from ..generation.drafting.options_tidar import TiDAROptions
@@ -51,8 +51,11 @@ class TiDARForCausalLM:
 
 
 def causal_class_of(config_class: type) -> Any:
-    """The `...ForCausalLM` class of a config class, or None if transformers has none."""
-    return AutoModelForCausalLM._model_mapping.get(config_class, None)
+    """The `...ForCausalLM` class of a config class, or that of text and images, or None if transformers has none."""
+    of_images = AutoModelForImageTextToText._model_mapping
+    is_several = "text_config" in getattr(config_class, "sub_configs", {})
+    found = of_images.get(config_class, None) if is_several else None
+    return found or AutoModelForCausalLM._model_mapping.get(config_class, None)
 
 
 def base_of_adapter(name_or_path: str | os.PathLike, **hub: Any) -> str | None:

@@ -16,7 +16,13 @@ from transformers.utils import logging
 from ..generation.drafting.decode_tidar import decode_tidar
 from ..generation.drafting.draft_head import chosen_head
 from ..generation.drafting.draftable import refuse_undraftable
-from ..generation.drafting.options_tidar import TiDAROptions, reason_for_plain_decoding, refuse_seed, say_what_is_idle
+from ..generation.drafting.options_tidar import (
+    TiDAROptions,
+    given_beside,
+    reason_for_plain_decoding,
+    refuse_seed,
+    say_what_is_idle,
+)
 from ..generation.execution.model_form import in_plain_form
 from ..generation.execution.packed_linear import check_packable
 from ..generation.kept_with_model import one_thread_at_a_time
@@ -100,6 +106,7 @@ class TiDARGenerationMixin(Stock):
                 attention_mask=model_kwargs.get("attention_mask"),
                 position_ids=model_kwargs.get("position_ids"),
                 past_key_values=model_kwargs.get(CACHE),
+                given=given_beside(model_kwargs),
             )
         call = input_ids, logits_processor, stopping_criteria, generation_config
         return self._plainly(super()._sample, reason, *call, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs)

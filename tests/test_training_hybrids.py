@@ -67,10 +67,9 @@ def test_what_cannot_be_taught_says_so():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2"])
-def test_a_taught_hybrid_drafts_more_than_one_and_a_half_tokens_a_forward(family):
+def test_a_taught_hybrid_drafts_more_than_one_and_a_half_tokens_a_forward():
     """A hybrid first learns a small language, then an adapter learns to draft it."""
-    _, model = tiny_hybrid(family, draft_length=4, hidden_size=48)
+    _, model = tiny_hybrid("lfm2", draft_length=4)
     generator = torch.Generator().manual_seed(5)
     step = torch.randint(2, 8, (61,), generator=generator)
 
@@ -94,6 +93,5 @@ def test_a_taught_hybrid_drafts_more_than_one_and_a_half_tokens_a_forward(family
         peft_model(texts(16), objective=DraftObjective(mode="gated", first_token=number % 4)).loss.backward()
         optimizer.step()
     report = measure_drafting(model.eval(), [row[:6] for row in texts(6)], 24, compare_with_plain=True)
-    print(report)
     assert report.tokens_per_forward > 1.5
     assert report.identical == 1.0

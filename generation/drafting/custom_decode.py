@@ -10,7 +10,7 @@ from ..stock_model import CACHE, is_shared_by_ranks
 from .decode_tidar import TiDARGenerateOutput, decode_tidar
 from .draft_head import chosen_head
 from .draftable import refuse_undraftable
-from .options_tidar import TiDAROptions, reason_for_plain_decoding
+from .options_tidar import TiDAROptions, given_beside, reason_for_plain_decoding
 
 
 def tidar(
@@ -71,6 +71,7 @@ def tidar(
         options=options,
         streamer=streamer,
         past_key_values=model_kwargs.get(CACHE),
+        given=given_beside(model_kwargs),
         **used,
     )
 

@@ -117,6 +117,7 @@ def decode_tidar(
     position_ids: Tensor | None = None,
     past_key_values: Any = None,
     streamer: Any = None,
+    given: dict[str, Any] | None = None,
 ) -> TiDARGenerateOutput | Tensor:
     """Writes the text plain decoding would write, in fewer forwards.
 
@@ -127,6 +128,7 @@ def decode_tidar(
         attention_mask: [B, P], 0 for padding.
         position_ids: [B or 1, uncached part of P].
         past_key_values: the cache of a prefix of `input_ids`; a user's own is brought up to date.
+        given: images and the like, for a model of several parts.
         streamer: gets decided tokens, 1-D; of several rows by `put_row(row, ids)`; drafts by `put_draft`
             (transformers' `TextDiffusionStreamer`).
 
@@ -140,6 +142,8 @@ def decode_tidar(
     network, graphs = network_of(
         model, options, generation_config, transcript, attention_mask, past_key_values, returns_cache
     )
+    if network.given is not None:
+        network.given = given or {}
     scores = ProcessedScores(logits_processor, transcript, options.excluded_id)
     choice = choice_of(network, scores, options, generation_config)
     record = Record(len(input_ids), options.draft_length, generation_config)

@@ -21,7 +21,7 @@ from transformers.cache_utils import (
 from ..execution.stateful_layers import KeptState, joined, of_type
 from .draft_step import StepState
 
-KINDS = LinearAttentionLayer, LinearAttentionAndFullAttentionLayer  # without and with keys and values
+LAYERS_WITH_STATE = LinearAttentionLayer, LinearAttentionAndFullAttentionLayer  # without and with keys and values
 FEWEST_SLOTS = 256  # of a cache that never grows
 
 States = list[tuple[Any, ...]]  # of each layer: the state that it keeps or None, and its keys and values, if any
@@ -174,7 +174,7 @@ def stack_rows(rows: list[States], lengths: list[int]) -> DynamicCache:
         layer = DynamicLayer() if halves else DummyLayer()
         if kept[0] is not None:
             states = [one.after(length) for one, length in zip(kept, lengths, strict=True)]
-            layer = of_type(joined(states, [*range(len(states))]), KINDS[bool(halves)])
+            layer = of_type(joined(states, [*range(len(states))]), LAYERS_WITH_STATE[bool(halves)])
         if halves:
             layer.update(
                 *(

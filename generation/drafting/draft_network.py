@@ -13,7 +13,16 @@ from transformers.cache_utils import DynamicCache
 from ..execution.attention_forms import Spans, mask_over_prompt
 from ..execution.model_form import ModelForm
 from ..execution.stateful_layers import Reading
-from ..stock_model import CACHE, device_of, has_causal_blocks, has_states, last_position_of, num_cache_layers, taught_of
+from ..stock_model import (
+    CACHE,
+    device_of,
+    has_causal_blocks,
+    has_states,
+    is_composite,
+    last_position_of,
+    num_cache_layers,
+    taught_of,
+)
 from .draft_cache import DraftCache, DraftRows, stack_rows
 from .draft_head import DraftHead
 from .draft_step import DraftInputs, Masks, StepState, with_masks
@@ -36,6 +45,7 @@ class DraftNetwork:
         masks: the row of the embedding table that they read, and whether each sees only those before it in its block.
         head: the draft head, if one is used.
         is_captured: whether steps become CUDA graphs, whose masks are made once for all layers.
+        given: what the caller gave to a model of several parts besides text; None of a text model.
         chunk_size: how many tokens of a prompt are read at a time; None: all.
 
     Attributes:
@@ -62,6 +72,7 @@ class DraftNetwork:
         self.num_prefill_forwards = self.num_tie_forwards = 0
         self.device_of_ids = rows.cache.device
         self.chunk_size = chunk_size
+        self.given: dict[str, Any] | None = {} if is_composite(model.config) else None
 
     def prefill(
         self, prompt_ids: Tensor, position_ids: Tensor | None, draft_length: int, has_draft: bool = True
@@ -80,6 +91,8 @@ class DraftNetwork:
         num_unread = unread_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(prompt_ids.shape[1], device=cache.device)[None]
+        if self.given is not None:
+            return self._read_as_given(prompt_ids, unread_ids, position_ids, draft_length)
         positions = position_ids[:, -num_unread:].to(cache.device).expand(num_rows, -1)
         self.check_positions(positions[:, -1:])
         for start in range(0, num_unread, size := self.chunk_size or num_unread):
@@ -95,6 +108,35 @@ class DraftNetwork:
         # The token decided here is the first of a draft.
         predictions = replace(predictions, branch_lengths=torch.ones_like(branch_lengths))
         return logits, predictions, positions[:, -1:] + 1
+
+    def _read_as_given(
+        self, prompt_ids: Tensor, unread_ids: Tensor, position_ids: Tensor, draft_length: int
+    ) -> tuple[Tensor, MaskPredictions, Tensor]:
+        """`prefill` of a model of several parts, by the stock forward with all that the caller gave."""
+        cache, num_rows = self.rows.cache, len(prompt_ids)
+        nothing = torch.full((num_rows, 0), 0, device=cache.device)
+        lengths = torch.full((num_rows,), cache.max_length, device=cache.device)
+        inputs = with_masks(unread_ids, unread_ids, nothing, lengths, draft_length, 1, self.masks)
+        cache.begin_forward(lengths, unread_ids.shape[1])
+        padding = self.rows.padding()
+        given = self.model.prepare_inputs_for_generation(
+            prompt_ids,
+            next_sequence_length=unread_ids.shape[1],
+            is_first_iteration=True,
+            attention_mask=None if padding is None else padding.long(),
+            position_ids=position_ids,
+            use_cache=True,
+            logits_to_keep=1,
+            **{CACHE: cache},
+            **self.given,
+        )
+        reading = self._reading(inputs, self.rows, True) if has_states(self.model.config) else None
+        with self.form.forward(0, None, None, None, reading):
+            logits = self.model(**given, return_dict=True).logits
+        self.num_prefill_forwards += 1
+        self.rows.advance([unread_ids.shape[1]] * num_rows)
+        next_positions = position_ids.reshape(-1, *position_ids.shape[-2:])[-1][:, -1:].expand(num_rows, -1) + 1
+        return *self.split(inputs, logits, logits[:, :0]), next_positions.to(cache.device)
 
     def __call__(self, inputs: DraftInputs) -> tuple[Tensor, MaskPredictions]:
         """A decode step's forward: logits of each clean token [A, N, V], and what the masks predict."""

@@ -4,11 +4,13 @@ import inspect
 from typing import Any
 
 from ..execution.stateful_layers import stateful_layers
-from ..stock_model import CACHE, STATEFUL, decoder_of
+from ..stock_model import CACHE, STATEFUL, decoder_of, is_composite
 from .structured_mask import WINDOWED
 
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
-READ_KINDS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
+DRAFTABLE_LAYERS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
+# Models of text and images, tested one by one.
+COMPOSITES = {"gemma3", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"}
 SUPPORTED = (
     "Supported: decoder-only language models of transformers, such as Llama, Mistral, Qwen3, Gemma, Phi or GPT-2, "
     "and hybrids such as Qwen3-Next, LFM2, Falcon-H1, Granite 4 or Nemotron-H."
@@ -28,7 +30,8 @@ def reason_in_class(model_class: Any, config: Any) -> str | None:
     """Why no model of a class can verify drafts, or None. `config` may be a config class."""
     if hasattr(config, "mean_recurrence"):
         return "it has a recurrent depth. Load it with `RecurrentDepthForCausalLM`, for `generate(policy='exact')`"
-    kinds = getattr(config, "layer_types", None)
+    text = getattr(config, "text_config", None) or config
+    kinds = getattr(text, "layer_types", None)
     has_kinds = isinstance(kinds, list | tuple) and not STATEFUL.isdisjoint(kinds)
     if getattr(model_class, "_is_stateful", False) and not has_kinds:
         return (
@@ -43,13 +46,15 @@ def reason_in_class(model_class: Any, config: Any) -> str | None:
 
 def _reason_in_config(config: Any) -> str | None:
     parts = [getattr(config, name, None) for name in config.sub_configs]
-    if config.get_text_config() is not config or any(hasattr(part, "num_hidden_layers") for part in parts):
+    has_parts = is_composite(config) or any(hasattr(part, "num_hidden_layers") for part in parts)
+    if has_parts and config.model_type not in COMPOSITES:
         return "it consists of several models; convert only its text model"
+    config = config.get_text_config()
     if getattr(config, "alibi", False) or hasattr(config, "attention_types"):
         return "its attention (ALiBi, GPT-Neo) goes by cache slots, not by positions"
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all"):
         return "its attention reads backwards too"
-    if refused := sorted(set(getattr(config, "layer_types", None) or ()) - READ_KINDS):
+    if refused := sorted(set(getattr(config, "layer_types", None) or ()) - DRAFTABLE_LAYERS):
         return f"its layers of the kind {', '.join(refused)} keep a state, or their mask is not a window"
     return None
 
@@ -57,7 +62,8 @@ def _reason_in_config(config: Any) -> str | None:
 def _reason_in_parts(model: Any) -> str | None:
     if not _is_decoder_with_head(model):
         return "its forward is more than a decoder and an lm_head"
-    num_states = sum(kind in STATEFUL for kind in getattr(model.config, "layer_types", None) or ())
+    kinds = getattr(model.config.get_text_config(), "layer_types", None)
+    num_states = sum(kind in STATEFUL for kind in kinds or ())
     found = stateful_layers(model)
     if len(found) != num_states or not all(hasattr(one, "conv1d") or hasattr(one, "conv") for one in found):
         return "its layers keep states of another form than linear attention, Mamba or a short convolution"
@@ -69,4 +75,5 @@ def _reason_in_parts(model: Any) -> str | None:
 def _is_decoder_with_head(model: Any) -> bool:
     """Whether the decoder's states go straight to the lm_head."""
     parts = decoder_of(model), model.get_output_embeddings()
-    return model.get_decoder() is parts[0] and all(any(child is part for part in parts) for child in model.children())
+    decoder = getattr(parts[0], "language_model", parts[0]) if is_composite(model.config) else parts[0]
+    return model.get_decoder() is decoder and all(any(child is part for part in parts) for child in model.children())

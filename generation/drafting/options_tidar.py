@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..execution.gated_linear import told_by_row
 from ..processed_scores import PURE
-from ..stock_model import CACHE, CACHE_NAMES, has_states, longest_in_rotary_table, num_columns_of
+from ..stock_model import CACHE, CACHE_NAMES, has_states, is_composite, longest_in_rotary_table, num_columns_of
 from .quantized_layers import reason_of_layers
 
 logger = logging.get_logger(__name__)
@@ -268,8 +268,8 @@ def reason_for_plain_decoding(
         return "there is no cache"
     if generation_config.cache_implementation not in (None, "dynamic", "static"):
         return f"the cache is of the kind {generation_config.cache_implementation!r}"
-    if unread := [name for name, value in model_kwargs.items() if name not in READ_KEYWORDS and value is not None]:
-        return f"`{unread[0]}` is for forwards of one token"
+    if (unread := given_beside(model_kwargs)) and not is_composite(model.config):
+        return f"`{next(iter(unread))}` is for forwards of one token"
     cache, mask, positions = (model_kwargs.get(name) for name in (CACHE, "attention_mask", "position_ids"))
     num_cached = 0 if cache is None else cache.get_seq_length()
     num_unread = input_ids.shape[1] - num_cached
@@ -281,12 +281,19 @@ def reason_for_plain_decoding(
             return f"the cache handed in is of another kind ({', '.join(kinds) or 'offloaded'})"
         if {len(layer.keys) for layer in cache.layers if getattr(layer, "keys", None) is not None} != {len(input_ids)}:
             return "the cache handed in has other rows"
-    shape = (1, num_unread) if positions is None else positions.shape
+    shape = (1, num_unread) if positions is None else positions.shape[-2:]  # in front: text, time, height, width
+    if positions is not None and positions.ndim > 2 and not is_composite(model.config):
+        shape = positions.shape
     if len(shape) != 2 or shape[0] not in (1, len(input_ids)) or shape[1] < num_unread:
         return f"`position_ids` are {[*shape]} for {[len(input_ids), num_unread]} tokens"
     if mask is not None and not mask[:, -1].all():
         return "a prompt ends on padding, which belongs on the left (`tokenizer.padding_side = 'left'`)"
     return _reason_of_model(model) or _reason_of_states(model, generation_config, cache)
+
+
+def given_beside(model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What was given to the model besides text: images, and what says where they are."""
+    return {name: value for name, value in model_kwargs.items() if name not in READ_KEYWORDS and value is not None}
 
 
 def _reason_of_model(model: Any) -> str | None:
