@@ -139,15 +139,16 @@ def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
         above = node.lineno - 2
         while node in unused and above >= 0 and lines[above].lstrip().startswith("#"):
             lines[above], above = "", above - 1
-    drop_docstrings_in_classes(lines, tree)
+    drop_inner_docstrings(lines, tree)
     shorten_docstrings(lines, tree)
     return without_gaps("\n".join(lines)).strip()
 
 
-def drop_docstrings_in_classes(lines: list[str], tree: ast.Module) -> None:
-    """Takes out the docstrings of methods, and those of classes that begin with their sections."""
+def drop_inner_docstrings(lines: list[str], tree: ast.Module) -> None:
+    """Takes out docstrings of methods and private functions, and those of classes that begin with their sections."""
     kinds = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     methods = [node for kind in kinds for node in kind.body if isinstance(node, ast.FunctionDef)]
+    methods += [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("_")]
     listed = [kind for kind in kinds if ast.get_docstring(kind) and not lines[kind.body[0].lineno - 1].strip(' "')]
     for node in [*methods, *listed]:
         if ast.get_docstring(node) is not None and len(node.body) > 1:
