@@ -53,7 +53,6 @@ class Counted:
         def schedule(*args: Any) -> Any:
             output = self.schedule(*args)
             self.num_steps += bool(output.total_num_scheduled_tokens)
-            self.num_preempted += len(output.preempted_req_ids or ())
             return output
 
         def stats(*args: Any, **kwargs: Any) -> Any:
@@ -61,11 +60,18 @@ class Counted:
             self.num_accepted += kwargs["num_accepted_tokens"]
             return self.stats(*args, **kwargs)
 
+        preempt = self.scheduler._preempt_request
+
+        def preempted(*args: Any, **kwargs: Any) -> Any:
+            self.num_preempted += 1
+            return preempt(*args, **kwargs)
+
         self.scheduler.schedule, self.scheduler.make_spec_decoding_stats = schedule, stats
+        self.scheduler._preempt_request = preempted
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        del self.scheduler.schedule, self.scheduler.make_spec_decoding_stats
+        del self.scheduler.schedule, self.scheduler.make_spec_decoding_stats, self.scheduler._preempt_request
 
 
 def prompts(num: int, least: int = 3, most: int = 40, seed: int = 0) -> list[dict[str, list[int]]]:

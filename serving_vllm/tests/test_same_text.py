@@ -58,15 +58,15 @@ def test_without_a_head_and_with_fewer_drafts(folders, plain, tmp_path):
 
 def test_prompts_in_chunks_a_tiny_cache_and_preemption(folders, plain):
     """More requests than the cache holds: some are put back and begin anew."""
-    asked = prompts(8, 40, 90, seed=1)
+    asked = prompts(5, 40, 70, seed=1)
     want = texts(plain, asked, greedy(20))
     small = engine(
         *folders,
-        kv_cache_memory_bytes=MIB // 2,
+        kv_cache_memory_bytes=MIB // 4,
+        block_size=32,
         max_num_batched_tokens=48,
         max_model_len=128,
-        max_num_seqs=8,
-        async_scheduling=False,
+        max_num_seqs=5,
     )
     with Counted(small) as counted:
         assert texts(small, asked, greedy(20)) == want
@@ -77,7 +77,7 @@ def test_prefix_caching(folders, plain):
     shared = prompts(1, 64, 64, seed=2)[0]["prompt_token_ids"]
     asked = [{"prompt_token_ids": shared + one["prompt_token_ids"]} for one in prompts(4, seed=3)]
     want = texts(plain, asked, greedy(10))
-    cached = engine(*folders, enable_prefix_caching=True)
+    cached = engine(*folders, enable_prefix_caching=True, block_size=32)
     assert texts(cached, asked, greedy(10)) == want
     assert texts(cached, asked, greedy(10)) == want
     hits = sum(metric.value for metric in cached.get_metrics() if metric.name == "vllm:prefix_cache_hits")
