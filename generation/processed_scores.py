@@ -81,7 +81,7 @@ class ProcessedScores:
             scores[places, positions] = self.processors(shown, batch)[rows]
             if self.is_in_order and not torch.equal(shown, ids[:, :length]):
                 raise ValueError(
-                    f"`logits_processor` must leave `input_ids` as they are, but one of {names_of(self.processors)} "
+                    f"`logits_processor` must leave `input_ids` as they are, but {names_of(self.processors)} "
                     "writes into them."
                 )
         return scores
