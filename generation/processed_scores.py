@@ -80,19 +80,21 @@ class ProcessedScores:
             shown = ids[:, :length].clone()
             scores[places, positions] = self.processors(shown, batch)[rows]
             if self.is_in_order and not torch.equal(shown, ids[:, :length]):
-                names = ", ".join(type(processor).__name__ for processor in self.processors)
                 raise ValueError(
-                    f"`logits_processor` must leave `input_ids` as they are, but one of {names} writes into them. "
-                    "Return scores alone."
+                    f"`logits_processor` must leave `input_ids` as they are, but {names_of(self.processors)} "
+                    "writes into them."
                 )
         return scores
+
+
+def names_of(processors: LogitsProcessorList) -> str:
+    return ", ".join(type(processor).__name__ for processor in processors)
 
 
 def refuse_none_allowed(scores: Tensor, processed: ProcessedScores) -> None:
     """Raises ValueError where processors leave a row no token to sample, by scores [..., V], as plain decoding does."""
     if (~scores.isfinite()).all(dim=-1).any():
-        names = ", ".join(type(processor).__name__ for processor in processed.processors)
         raise ValueError(
-            f"`logits_processor` must leave each row a token to sample, but after {min(processed.transcript.starts())} "
-            f"tokens {names} leave a row none. Name the token that ends a text (`eos_token_id`), or allow more."
+            "`logits_processor` must leave each row a token to sample, but after "
+            f"{min(processed.transcript.starts())} tokens {names_of(processed.processors)} leave a row none."
         )
