@@ -180,9 +180,9 @@ def prove_depth_one(source_folder: Path, folder: Path, layout: tuple[int, int, i
             f"The new model's logits at depth 1 differ from those of {source_folder} by up to {difference}, although "
             f"it has all its layers. A key in its config.json changes the model. Report the key."
         )
-    perplexities = [
+    perplexity_before, perplexity_after = (
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).exp().item()
         for logits in (before, after)
-    ]
+    )
     share_same = (before.argmax(-1) == after.argmax(-1)).float().mean().item()
-    return DepthOne(difference, share_same, *perplexities, num_dropped)
+    return DepthOne(difference, share_same, perplexity_before, perplexity_after, num_dropped)

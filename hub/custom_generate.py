@@ -147,10 +147,11 @@ def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
 def drop_inner_docstrings(lines: list[str], tree: ast.Module) -> None:
     """Takes out docstrings of methods and private functions, and those of classes that begin with their sections."""
     kinds = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    methods = [node for kind in kinds for node in kind.body if isinstance(node, ast.FunctionDef)]
-    methods += [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("_")]
+    functions = [node for kind in kinds for node in kind.body if isinstance(node, ast.FunctionDef)]
+    functions += [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("_")]
     listed = [kind for kind in kinds if ast.get_docstring(kind) and not lines[kind.body[0].lineno - 1].strip(' "')]
-    for node in [*methods, *listed]:
+    found: list[ast.FunctionDef | ast.ClassDef] = [*functions, *listed]
+    for node in found:
         if ast.get_docstring(node) is not None and len(node.body) > 1:
             first, last = node.body[0].lineno - 1, int(node.body[0].end_lineno or 0)
             lines[first:last] = [""] * (last - first)

@@ -88,7 +88,8 @@ class BlockStates:
             layers = [joined([self.states[call.number][start]], rows.tolist()) for start, rows, _ in found]
             rows, numbers = (torch.cat(parts) for parts in list(zip(*found, strict=True))[1:])
             state = ReadState()
-            vars(state).update(vars(joined(layers, [*range(len(rows))])))
+            for name, value in vars(joined(layers, [*range(len(rows))])).items():
+                setattr(state, name, value)
             pieces.append(call(state, blocks[rows, numbers], num_masks=self.draft_length))
             places.append(rows * blocks.shape[1] + numbers)
         return torch.cat(pieces)[torch.cat(places).argsort()].view(blocks.shape).flatten(1, 2)

@@ -78,8 +78,8 @@ def layers_beside_experts(model: Any, target_modules: str | list[str]) -> str | 
     it cannot gate."""
     if target_modules == "all-linear":
         layers = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
-        states = {module: name for name, module in model.base_model.named_modules()}
-        states = [f"{states[module]}." for module in stateful_layers(model)]
+        names_of = {module: name for name, module in model.base_model.named_modules()}
+        states = [f"{names_of[module]}." for module in stateful_layers(model)]
         # Other layers may read all tokens of a batch as one row, where no gate tells masks from text.
         kinds = ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", *states)
         names = {name.rsplit(".", 1)[-1] for name in layers if any(kind in name for kind in kinds)}

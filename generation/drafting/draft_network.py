@@ -289,8 +289,8 @@ class DraftNetwork:
             num_heads = config.num_attention_heads
             num_groups = num_heads // (getattr(config, "num_key_value_heads", None) or num_heads)
         windows = tuple(self.windows.values())
-        about = inputs.num_clean, inputs.draft_length, rows.cache.num_slots, windows, self.masks.is_causal
-        about = *about, num_groups, self.model.dtype
+        slots, is_causal = rows.cache.num_slots, self.masks.is_causal
+        about = inputs.num_clean, inputs.draft_length, slots, windows, is_causal, num_groups, self.model.dtype
         make = self.form.compiled.compiled(masks_of_step, (*inputs.branch_lengths.shape, *about))
         masks = make(inputs.branch_lengths, inputs.cached_lengths, padding, *about)
         return dict(zip(self.windows, masks, strict=True)) if len(masks) > 1 else masks[0]
