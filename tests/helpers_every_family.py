@@ -39,6 +39,8 @@ ALL_HEADS = {"num_key_value_heads": 4}
 BOTH_KINDS = ["sliding_attention", "full_attention"]
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 SHARED_CACHE = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": BOTH_KINDS * 2}
+LINEAR = ["linear_attention", "full_attention", "linear_attention"]
+HYBRID = {"num_hidden_layers": 3, "layer_types": LINEAR}
 PICTURES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 CHANGES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note_text"), ALL_HEADS),
@@ -71,6 +73,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "roc_bert": dict.fromkeys(("pronunciation_vocab_size", "shape_vocab_size"), 20)
     | dict.fromkeys(("pronunciation_embed_dim", "shape_embed_dim"), 8),
     "zaya": {"num_experts_per_tok": 1},
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "granitemoehybrid"), HYBRID),
+    **dict.fromkeys(("kimi_linear", "bailing_hybrid", "qwen4_exp_text"), HYBRID | ALL_HEADS),
+    "bamba": {"num_hidden_layers": 3, "attn_layer_indices": [1]},
+    "jamba": {"num_hidden_layers": 3, "attn_layer_offset": 1, "attn_layer_period": 2},
+    "nemotron_h": {"layers_block_type": [*LINEAR[:1], "moe", "full_attention", "mlp", *LINEAR[:1]]},
 }  # fmt: skip
 
 # Models of several parts, or with layers that share weights, whose tiny form would take a table of its own.
