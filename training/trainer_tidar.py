@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tqdm.auto import tqdm
 from transformers import Trainer
 
 from ..generation.drafting.draft_head import HEAD_FILE, draft_head_of
@@ -45,7 +46,7 @@ def measure_drafting(
     model.eval()
     histogram = torch.zeros(0)
     num_tokens = num_identical = 0
-    for ids in prompt_ids:
+    for ids in tqdm(prompt_ids, "Decoding held-out prompts", unit="prompt", leave=False, disable=None):  # on a terminal
         arguments = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_branches": "all", **generate_kwargs}
         ids = ids[None].to(model.device)
         output = model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **arguments)

@@ -14,15 +14,19 @@ from .commands.convert import convert
 from .commands.generate import generate
 from .commands.push import push
 from .commands.regenerate import regenerate
+from .commands.teach import teach
 from .commands.train import train
+from .commands.tune import tune
 
 EXAMPLES: dict[Callable[..., None], str] = {
     convert: "wavedraft convert HuggingFaceTB/SmolLM2-135M-Instruct models/tidar",
     generate: 'wavedraft generate models/tidar --adapter runs/mine --compare "Why is the sky blue?"',
     chat: "wavedraft chat models/tidar --adapter runs/mine --temperature 0.7",
+    teach: "wavedraft teach HuggingFaceTB/SmolLM2-135M-Instruct runs/smollm2 --hours 2",
     train: "wavedraft train models/tidar answers.jsonl runs/mine --eval-prompts heldout.jsonl",
     audit: "wavedraft audit models/tidar --adapter runs/mine --prompts heldout.jsonl --dtype bfloat16",
     bench: "wavedraft bench models/tidar --adapter runs/mine --batch-sizes 1,8 --compile --output runs/bench",
+    tune: "wavedraft tune models/tidar --adapter runs/mine --dtype bfloat16",
     push: "wavedraft push runs/mine ORG/NAME --model models/tidar",
     regenerate: "wavedraft data regenerate models/tidar prompts.jsonl answers.jsonl",
 }

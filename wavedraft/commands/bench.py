@@ -171,22 +171,19 @@ def measured(
         filler: ids that fill prompts up.
         options: what the report says of the call: `model`, `adapter` and `assistant` are loaded.
     """
-    from ..bench.contenders import contenders_of, without_adapter
+    from ..bench.contenders import contenders_of
     from ..bench.measure import bench as run_bench
     from ..bench.measure import num_runs
     from ..bench.report import report
     from ..generation.execution.packed_linear import check_packable
     from .cli_checks import device_for
-    from .loading import load, load_assistant
+    from .loading import load_assistant, load_with_stock
 
     assistant = None if options["assistant"] is None else load_assistant(options["assistant"], dtype, tokenizer)
     device = device_for(device)
-    loaded = load(options["model"], dtype, device, adapter=None)
+    loaded, stock = load_with_stock(options["model"], options["adapter"], dtype, device)
     if settings.has_packed_weights:
         check_packable(loaded)
-    stock = without_adapter(loaded)
-    if options["adapter"] is not None:
-        loaded.load_adapter(options["adapter"])
     contenders = contenders_of(loaded, stock, settings, None if assistant is None else assistant.to(device))
     with decoding_bar(num_runs(contenders, encoded, settings)) as advance:
         results = run_bench(contenders, encoded, filler, settings, advance)

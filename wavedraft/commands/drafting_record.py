@@ -26,28 +26,41 @@ def check_recordable(model: str, adapter: str | None) -> Path:
     """The generation_config.json that a record goes into.
 
     Raises:
-        ValueError: its folder is not here, may not be written, or the file is not a dictionary; or the model is a
-            recurrent-depth one.
+        ValueError: as `check_writable`; or the model is a recurrent-depth one.
     """
     from .cli_checks import check_drafts
 
-    folder = Path(adapter or model)
+    check_drafts(model, "--record")
+    return check_writable(Path(adapter or model), "--record")
+
+
+def check_writable(folder: Path, who: str, instead: str = "") -> Path:
+    """The generation_config.json of a folder.
+
+    Args:
+        who: the option or verb that writes it.
+        instead: what else the user may do than copying the folder.
+
+    Raises:
+        ValueError: the folder is not here or may not be written, or the file is not a dictionary.
+    """
     if not folder.is_dir():
         raise ValueError(
-            f"--record writes into a folder, but {folder} is none here. Download it (`hf download {folder} --local-dir "
-            "FOLDER`), and pass FOLDER."
+            f"{who} writes into a folder, but {folder} is none here. Download it (`hf download {folder} --local-dir "
+            f"FOLDER`), and pass FOLDER. {instead}"
         )
     path = folder / OPTIONS
-    check_drafts(model, "--record")
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"--record writes {path}, but this folder may not be written. Copy it, and pass the copy.")
+        raise ValueError(
+            f"{who} writes {path}, but this folder may not be written. Copy it, and pass the copy. {instead}"
+        )
     if path.is_file():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise ValueError(f"--record adds to {path}, but this is not a JSON dictionary. Repair or remove it.")
+            raise ValueError(f"{who} adds to {path}, but this is not a JSON dictionary. Repair or remove it. {instead}")
     return path
 
 

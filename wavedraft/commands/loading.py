@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..bench.contenders import without_adapter
 from ..modeling_recurrent import RecurrentDepthForCausalLM
 from ..modeling_tidar import TiDARForCausalLM
 from .cli_checks import check_folder, is_recurrent
@@ -17,6 +18,15 @@ def load(model: str, dtype: str, device: str, adapter: str | None) -> Any:
     if adapter is not None:
         tidar.load_adapter(adapter)
     return tidar
+
+
+def load_with_stock(model: str, adapter: str | None, dtype: str, device: str) -> tuple[Any, Any]:
+    """A TiDAR model with its adapter, and the stock model in the same memory."""
+    loaded = load(model, dtype, device, adapter=None)
+    stock = without_adapter(loaded)
+    if adapter is not None:
+        loaded.load_adapter(adapter)
+    return loaded, stock
 
 
 def load_assistant(assistant: str, dtype: str, tokenizer: Any) -> Any:
