@@ -34,6 +34,7 @@ SHAPES = {
     "one key head, tied": Shape(8, 1, 4, 97, 2, 7, True),
     "all heads, wide": Shape(2, 2, 16, 77, 4, 16),
 }
+LINEAR = ["linear_attention", "full_attention", "linear_attention"]
 BOTH_KINDS = ["sliding_attention", "full_attention"]
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 PICTURES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -77,6 +78,7 @@ def sizes_of(shape: Shape) -> dict[str, Any]:
 def changes_of(model_type: str, shape: Shape) -> dict[str, Any]:
     """What one family alone needs."""
     all_heads = {"num_key_value_heads": shape.heads}
+    hybrid = {"num_hidden_layers": 3, "layer_types": LINEAR}
     shared_cache = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": BOTH_KINDS * 2}
     changes: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note_text"), all_heads),
@@ -114,11 +116,15 @@ def changes_of(model_type: str, shape: Shape) -> dict[str, Any]:
             "vision_config": PICTURES,
             "audio_config": PICTURES | {"num_blocks": 1, "ext_pw_out_channel": 32, "nemo_conv_channels": 32},
         },
-        "qwen4_exp_text": {"num_hidden_layers": 2},
         "reformer": {"axial_pos_embds": False, "attn_layers": (["local", "lsh"] * 2)[: shape.layers]},
         "roc_bert": dict.fromkeys(("pronunciation_vocab_size", "shape_vocab_size"), 20)
         | dict.fromkeys(("pronunciation_embed_dim", "shape_embed_dim"), 8),
         "zaya": {"num_experts_per_tok": 1},
+        **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "granitemoehybrid"), hybrid),
+        **dict.fromkeys(("kimi_linear", "bailing_hybrid", "qwen4_exp_text"), hybrid | all_heads),
+        "bamba": {"num_hidden_layers": 3, "attn_layer_indices": [1]},
+        "jamba": {"num_hidden_layers": 3, "attn_layer_offset": 1, "attn_layer_period": 2},
+        "nemotron_h": {"layers_block_type": [LINEAR[0], "moe", "full_attention", "mlp", LINEAR[0]]},
     }  # fmt: skip
     return changes.get(model_type, {})
 

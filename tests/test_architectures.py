@@ -61,15 +61,15 @@ REFUSED = {
     "t5": ("encoder-decoder", {}),
     "mamba": ("cannot", {}),
     "jamba": ("cannot", {}),
-    "qwen3_next": ("linear-attention", {}),
+    "mamba2": ("cannot", {}),
+    "minimax": ("cannot", {}),
     "recurrent_gemma": ("cannot", {}),
-    "falcon_h1": ("cannot undo", {}),  # transformers cannot read back the config that it writes
     "bloom": ("position_ids", {}),
     "gpt_neo": ("cache slots", {}),
     "gemma3_text": ("backwards", {"use_bidirectional_attention": True}),
     "falcon": ("ALiBi", {"alibi": True}),
     "llama4_text": ("chunked_attention", {}),
-    "gemma3": ("text model", {}),
+    "llama4": ("text model", {}),
 }
 
 

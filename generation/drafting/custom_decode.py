@@ -34,10 +34,10 @@ def tidar(
     """The same decode for a stock model: `model.generate(..., custom_generate=tidar)`.
 
     A stock model drafts usefully with a gated adapter (`model.load_adapter`). Its config may hold a `tidar_config`, as
-    that of a converted folder does; otherwise both `draft_length` and `mask_embedding_id` must be given, as they were
-    when the adapter was taught. Causal blocks need the `tidar_config`. transformers hands no streamer, no tokenizer, no
-    `assistant_model` and no `synced_gpus` to a custom decode: pass `custom_generate=functools.partial(tidar,
-    streamer=streamer)`, and for stop strings `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
+    that of a converted folder does, and must for causal blocks; else `draft_length` and `mask_embedding_id` must be
+    given as the adapter was taught. transformers hands no streamer, tokenizer, `assistant_model` or `synced_gpus` to a
+    custom decode: pass `custom_generate=functools.partial(tidar, streamer=streamer)`, and for stop strings
+    `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
 
     Args:
         draft_length, num_branches, seed, exact, tie_margin, packed_weights, draft_head: as in `generate` of our own
@@ -60,6 +60,7 @@ def tidar(
     refuse_plain_decoding(model, options, *about)
     chosen_head(model, options.draft_head)
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
+    used |= {"given": given_beside(model_kwargs), "past_key_values": model_kwargs.get(CACHE)}
     if streamer is not None:
         streamer.put(input_ids.cpu())
     return decode_tidar(
@@ -70,8 +71,6 @@ def tidar(
         generation_config,
         options=options,
         streamer=streamer,
-        past_key_values=model_kwargs.get(CACHE),
-        given=given_beside(model_kwargs),
         **used,
     )
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import cache_utils
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
-    DummyLayer,
     DynamicCache,
     DynamicLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -21,6 +21,8 @@ from transformers.cache_utils import (
 from ..execution.stateful_layers import KeptState, joined, of_type
 from .draft_step import StepState
 
+# Of layers without either, since 5.23.
+DummyLayer = getattr(cache_utils, "DummyLayer", LinearAttentionLayer)
 LAYERS_WITH_STATE = LinearAttentionLayer, LinearAttentionAndFullAttentionLayer  # without and with keys and values
 FEWEST_SLOTS = 256  # of a cache that never grows
 
