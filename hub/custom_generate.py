@@ -1,6 +1,7 @@
 """custom_generate/generate.py: the one file with which an unmodified stock model drafts, written from our own files."""
 
 import ast
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from .travelling_code import imported_first, shorten_docstrings, without_gaps
 
 OLDEST_TRANSFORMERS = "5.22"
+TYPE_REMARK = re.compile(r"  # type: ignore(\[[\w-]+\])?")  # to our own type checker
 
 
 def one_file(source: Path) -> str:
@@ -141,7 +143,7 @@ def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
             lines[above], above = "", above - 1
     drop_inner_docstrings(lines, tree)
     shorten_docstrings(lines, tree)
-    return without_gaps("\n".join(lines)).strip()
+    return without_gaps(TYPE_REMARK.sub("", "\n".join(lines))).strip()
 
 
 def drop_inner_docstrings(lines: list[str], tree: ast.Module) -> None:
