@@ -92,7 +92,7 @@ def names_of(processors: LogitsProcessorList) -> str:
 
 
 def refuse_none_allowed(scores: Tensor, processed: ProcessedScores) -> None:
-    """Raises ValueError where processors leave a row no token to sample, by scores [..., V], as plain decoding does."""
+    """Raises ValueError where processors leave a row no token to sample, by scores [..., V]."""
     if (~scores.isfinite()).all(dim=-1).any():
         raise ValueError(
             "`logits_processor` must leave each row a token to sample, but after "
