@@ -20,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path.parent} has no {path.name}: it is not a checkpoint folder of transformers.") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise ValueError(f"{path} is not a JSON file ({error}). Download it again.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a JSON object, but is a {type(content).__name__}. Download it again.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from .travelling_code import imported_first, shorten_docstrings, without_gaps
 
 OLDEST_TRANSFORMERS = "5.22"
-TYPE_REMARK = re.compile(r"  # type: ignore(\[[\w-]+\])?")  # to our own type checker
+REMARK = re.compile(r"  # (type: ignore(\[[\w-]+\])?|fmt: skip)")  # to our own type checker and formatter
 
 
 def one_file(source: Path) -> str:
@@ -143,7 +143,7 @@ def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
             lines[above], above = "", above - 1
     drop_inner_docstrings(lines, tree)
     shorten_docstrings(lines, tree)
-    return without_gaps(TYPE_REMARK.sub("", "\n".join(lines))).strip()
+    return without_gaps(REMARK.sub("", "\n".join(lines))).strip()
 
 
 def drop_inner_docstrings(lines: list[str], tree: ast.Module) -> None:

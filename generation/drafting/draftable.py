@@ -5,15 +5,14 @@ from typing import Any
 
 from ..execution.stateful_layers import stateful_layers
 from ..stock_model import CACHE, STATEFUL, decoder_of, is_composite
-from .structured_mask import WINDOWED
+from .structured_mask import WINDOWED, attention_windows
 
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
 DRAFTABLE_LAYERS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
-# Models of text and images, tested one by one.
-COMPOSITES = {"gemma3", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"}
+COMPOSITES = {"gemma3", "mistral3", "qwen2_5_vl"}
 SUPPORTED = (
     "Supported: decoder-only language models of transformers, such as Llama, Mistral, Qwen3, Gemma, Phi or GPT-2, "
-    "and hybrids such as Qwen3-Next, LFM2, Falcon-H1, Granite 4 or Nemotron-H."
+    "and hybrids such as Qwen3-Next, LFM2 or Falcon-H1."
 )
 
 
@@ -54,6 +53,8 @@ def _reason_in_config(config: Any) -> str | None:
         return "its attention (ALiBi, GPT-Neo) goes by cache slots, not by positions"
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all"):
         return "its attention reads backwards too"
+    if any(window is not None and window < 1 for window in attention_windows(config).values()):
+        return f"its `sliding_window` of {config.sliding_window} hides every token from itself"
     if refused := sorted(set(getattr(config, "layer_types", None) or ()) - DRAFTABLE_LAYERS):
         return f"its layers of the kind {', '.join(refused)} keep a state, or their mask is not a window"
     return None
