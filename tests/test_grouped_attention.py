@@ -108,7 +108,7 @@ def test_masks_of_groups_are_the_structured_mask_written_out(windows, is_padded)
     is_real_slot = torch.ones(2, 16, dtype=torch.bool)
     is_real_slot[1, :2] = False
     masks = masks_of_step(
-        branches, lengths, is_real_slot if is_padded else None, 3, 2, 16, windows, num_groups, torch.float32
+        branches, lengths, is_real_slot if is_padded else None, 3, 2, 16, windows, False, num_groups, torch.float32
     )
     for mask, window in zip(masks, windows, strict=True):
         may_see = draft_mask_function(3, 2, branches, lengths, window)
@@ -133,7 +133,9 @@ def test_a_step_attends_as_sdpa_does_under_a_mask_made_for_all_groups(num_heads,
     lengths, branches = torch.tensor([5, 7]), torch.tensor([[1, 3], [2, 2]])
     attention = Attention(num_heads // num_key_heads)
     about = branches, lengths, None, 3, 2, 16, (None,)
-    (plain,), (wide,) = (masks_of_step(*about, groups, torch.float64) for groups in (1, num_heads // num_key_heads))
+    (plain,), (wide,) = (
+        masks_of_step(*about, False, groups, torch.float64) for groups in (1, num_heads // num_key_heads)
+    )
     for scaling in ({}, {"scaling": 0.3}):
         expected, _ = sdpa_attention_forward(attention, query, key, value, plain, **scaling)
         torch.testing.assert_close(attend_in_step(attention, query, key, value, wide, **scaling)[0], expected)

@@ -34,11 +34,11 @@ def reason_of_layers(model: Any) -> str | None:
 
 
 def is_packed(tensor: Tensor | None) -> bool:
-    """Whether a tensor holds quantized weights: numbers of a byte, packed integers, or a class of its own."""
+    """Whether a tensor holds quantized weights."""
     if tensor is None or tensor.ndim < 2:
         return False
     is_small = tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool
-    return is_small or tensor.dtype == torch.int32 or type(tensor.data) is not Tensor
+    return is_small or tensor.dtype == torch.int32 or type(tensor.data).__name__ not in ("Tensor", "DTensor")
 
 
 @torch.no_grad()
