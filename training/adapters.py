@@ -63,6 +63,9 @@ def gated_adapter_config(
     convolutions = {module.weight for module in model.modules() if isinstance(module, nn.Conv1d)}
     if any(parameter.ndim == 3 and parameter not in convolutions for parameter in model.parameters()):  # fused experts
         target_modules = layers_beside_experts(model, target_modules)
+    elif target_modules == "all-linear" and is_mamba(model):
+        layers = [name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear)]
+        target_modules = sorted({name.rsplit(".", 1)[-1] for name in layers} - {"out_proj"})
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=rank,
@@ -71,6 +74,11 @@ def gated_adapter_config(
         alora_invocation_tokens=[model.config.tidar_config["mask_token_id"]],
         **kwargs,
     )
+
+
+def is_mamba(model: Any) -> bool:
+    """Whether PEFT refuses `out_proj`, whose weight Mamba's kernels read."""
+    return any(hasattr(module, "A_log") and hasattr(module, "D") for module in model.modules())
 
 
 def layers_beside_experts(model: Any, target_modules: str | list[str]) -> str | list[str]:
@@ -83,8 +91,7 @@ def layers_beside_experts(model: Any, target_modules: str | list[str]) -> str | 
         # Other layers may read all tokens of a batch as one row, where no gate tells masks from text.
         kinds = ("attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", *states)
         names = {name.rsplit(".", 1)[-1] for name in layers if any(kind in name for kind in kinds)}
-        is_mamba = any(hasattr(module, "A_log") and hasattr(module, "D") for module in model.modules())
-        return sorted(names - {"out_proj"} if is_mamba else names)  # PEFT refuses it, since kernels read its weight
+        return sorted(names - {"out_proj"} if is_mamba(model) else names)
     targets = [target_modules] if isinstance(target_modules, str) else [*target_modules]
     if refused := sorted(name for name in targets if name.rsplit(".", 1)[-1] in OF_EXPERTS):
         raise ValueError(

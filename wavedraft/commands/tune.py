@@ -46,8 +46,8 @@ def tune(
     if prompts is None:
         refuse({"columns": columns}, "has no effect without --prompts.")
     texts = read_kinds(prompts, read_columns(columns)) if prompts else PROMPTS
-    load_library(model, adapter)
     path = None if print_only else check_writable(Path(model), "tune", "Or give --print.")
+    load_library(model, adapter)
     from ..bench.tuning import num_tuning_runs, settings_of
     from ..bench.tuning import tune as run_tuning
     from ..conversion.quiet_transformers import quiet_transformers
