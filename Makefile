@@ -12,7 +12,7 @@ DTYPE ?= $(shell $(BIN)/python -c \
     "from wavedraft.commands.cli_checks import multiplies_bfloat16 as f; print('bfloat16' if f() else 'float32')")
 
 .PHONY: demo bench bench-more bench-recurrent bench-depth beside-llama-cpp bfloat16-share costs growth pictures docs \
-    package publish test test-others test-quantized test-serving test-serving-dear lint setup clean
+    package publish test test-slow test-others test-quantized test-serving test-serving-dear lint setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype $(DTYPE) --max-new-tokens 64 --compare \
@@ -102,7 +102,11 @@ bfloat16-share: $(TIDAR)/config.json
 	    --output build/bfloat16_share.json --page docs/bench.md
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# What takes minutes: every model type of transformers, every hybrid, the web page in a browser, the real checkpoint.
+test-slow: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # Other versions of transformers that are supported, beside that of .venv; where they differ, these files see it.
 OTHERS := 5.22.0 5.24.0

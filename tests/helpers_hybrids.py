@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 
 from helpers_every_family import tiny_config_of, tiny_model_of
@@ -21,6 +22,8 @@ HYBRIDS = {
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention"]},
     "olmo_hybrid": {**THREE, "layer_types": MIXED},
 }
+QUICK = {"qwen3_next", "lfm2"}  # the others are of the slow tests
+EVERY_HYBRID = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in HYBRIDS]
 OTHERS = {
     "bamba": {**THREE, "attn_layer_indices": [1]},
     "jamba": {**THREE, "attn_layer_offset": 1, "attn_layer_period": 2},

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from helpers_hybrids import HYBRIDS, tiny_hybrid
+from helpers_hybrids import EVERY_HYBRID, tiny_hybrid
 from helpers_sampling import SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 from helpers_tidar import CountedForwards, gated
 from wavedraft.generation.drafting.choice import Greedy
@@ -52,7 +52,7 @@ def assert_same(found, expected):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3, check_dtype=False)
 
 
-@pytest.mark.parametrize("family", HYBRIDS)
+@pytest.mark.parametrize("family", EVERY_HYBRID)
 def test_every_family_writes_the_stock_models_text_alone_and_in_a_ragged_batch(family, monkeypatch):
     stock, model = tiny_hybrid(family, dtype=torch.float64)
     for given in ({"input_ids": prompts(1)}, left_padded()):
@@ -64,6 +64,7 @@ def test_every_family_writes_the_stock_models_text_alone_and_in_a_ragged_batch(f
             assert found.accepted_lengths[:, 1:].any()  # drafts did stand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft_length", [2, 4, 8])
 @pytest.mark.parametrize("num_branches", [1, 2, "all", "auto"])
 @pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2", "falcon_h1"])
@@ -113,7 +114,7 @@ def test_a_row_ends_inside_a_run_of_accepted_tokens(monkeypatch):
     assert found.sequences.tolist() == expected.sequences.tolist()
 
 
-@pytest.mark.parametrize("family", HYBRIDS)
+@pytest.mark.parametrize("family", EVERY_HYBRID)
 def test_a_second_turn_goes_on_from_the_first_turns_cache(family, monkeypatch):
     stock, model = tiny_hybrid(family, dtype=torch.float64)
     first = stock.generate(prompts(1), **PLAIN)
@@ -154,7 +155,7 @@ def test_a_prompt_read_in_chunks_is_the_prompt():
     assert_same(model.generate(**left_padded(), prefill_chunk_size=4, **PLAIN), expected)
 
 
-@pytest.mark.parametrize("family", ["lfm2"])
+@pytest.mark.parametrize("family", [pytest.param("qwen3_5_text", marks=pytest.mark.slow), "lfm2"])
 def test_sampled_texts_have_the_stock_models_distribution(family):
     _, model = tiny_hybrid(family, 3, vocab_size=SMALL_VOCABULARY, pad_token_id=None)
     model.config.tidar_config["mask_token_id"] = SMALL_VOCABULARY

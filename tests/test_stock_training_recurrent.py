@@ -82,7 +82,8 @@ def test_a_default_lora_trains_in_the_stock_trainer_and_comes_back(kind, tmp_pat
     assert merged.generate(ids, max_new_tokens=4, init_scale=0.0).tolist() == text.tolist()
 
 
-@pytest.mark.parametrize("kind", ["olmo", "ouro"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_the_command_trains_every_form_by_default(kind, tmp_path, tokenizer):
     tiny_model(kind).save_pretrained(tmp_path / "model")
     tokenizer.chat_template = None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from helpers_hybrids import HYBRIDS, tiny_hybrid
+from helpers_hybrids import EVERY_HYBRID, tiny_hybrid
 from helpers_tidar import gated
 from wavedraft import DraftObjective
 from wavedraft.generation.drafting.draft_network import new_network
@@ -28,7 +28,7 @@ def looped_losses(model, rows, first, draft_length):
 
 
 @pytest.mark.parametrize("block_attention", ["bidirectional", "causal"])
-@pytest.mark.parametrize("family", HYBRIDS)
+@pytest.mark.parametrize("family", EVERY_HYBRID)
 def test_the_gated_loss_is_the_slow_loops(family, block_attention):
     _, model = tiny_hybrid(family, draft_length=3)
     model.config.tidar_config = model.config.tidar_config | {"block_attention": block_attention}

@@ -15,6 +15,7 @@ from helpers_tidar import tiny_tidar
 from helpers_tokenizers import save_tokenizer
 
 pytest.importorskip("gradio", reason="no gradio: pip install 'wavedraft[web]'")
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "checkpoints" / "austen-recurrent-6m"
 COMMAND = "import sys; sys.path.insert(0, sys.argv.pop(1)); from wavedraft_command import main; sys.exit(main())"
