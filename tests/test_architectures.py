@@ -7,6 +7,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from helpers_every_family import tiny_config_of, tiny_model_of
 from helpers_stock import FAMILIES, save_tiny_stock
 from helpers_tidar import plain_greedy_loop
 from wavedraft import TiDARForCausalLM, convert
@@ -60,10 +61,7 @@ def a_prompt_with_a_varied_answer(stock, vocab_size):
 REFUSED = {
     "t5": ("encoder-decoder", {}),
     "mamba": ("cannot", {}),
-    "jamba": ("cannot", {}),
     "mamba2": ("cannot", {}),
-    "minimax": ("cannot", {}),
-    "recurrent_gemma": ("cannot", {}),
     "bloom": ("position_ids", {}),
     "gpt_neo": ("cache slots", {}),
     "gemma3_text": ("backwards", {"use_bidirectional_attention": True}),
@@ -82,6 +80,15 @@ def test_what_cannot_draft_is_refused_by_name_with_the_reason(model_type, tmp_pa
     with pytest.raises(ValueError, match=model_type) as caught:
         convert(tmp_path / "stock", tmp_path / "tidar")
     assert reason in str(caught.value) and "Supported: " in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["stock"]
+
+
+@pytest.mark.parametrize("model_type", ["jamba", "minimax", "recurrent_gemma"])
+def test_layers_with_states_that_cannot_be_read_twice_are_refused(model_type, tmp_path):
+    tiny_model_of(tiny_config_of(model_type)).save_pretrained(tmp_path / "stock")
+    with pytest.raises(ValueError, match=f"'{model_type}' model cannot draft: its .*layers") as caught:
+        convert(tmp_path / "stock", tmp_path / "tidar")
+    assert "Supported: " in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["stock"]
 
 
