@@ -263,12 +263,15 @@ def make_prompts(
     return rows
 
 
+HOME = {"train": Path(__file__).parents[1] / "training", "heldout": Path(__file__).parent}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--sources", type=Path, required=True, help="folder into which the Debian packages were unpacked"
     )
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--output", type=Path, help="folder of both files; by default each goes where it is kept")
     parser.add_argument("--num-train", type=int, default=4000)
     parser.add_argument("--num-heldout", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -279,7 +282,8 @@ def main() -> None:
         words = read_words(arguments.sources, is_heldout)
         rows = make_prompts(words, count // len(KINDS), seed=2 * arguments.seed + is_heldout, taken=taken)
         taken |= {row["prompt"] for row in rows}
-        path = arguments.output / f"prompts_{split}.jsonl"
+        folder = arguments.output or HOME[split]
+        path = folder / f"prompts_{split}.jsonl"
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         print(f"{path}: {len(rows)} prompts")
 

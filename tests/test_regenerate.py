@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from wavedraft.training.regeneration import answer_batch, batches_of, cut_at_loop, regenerate, usable_answer
 from wavedraft.training.row_forms import prompt_row
 from wavedraft.training.row_sources import read_json
+from wavedraft.training.teaching import SHIPPED_PROMPTS
 
 PROMPTS = [
     prompt_row("b" * number + " what?", f"prompt {number}", kind="chat" if number % 2 else "maths")
@@ -173,8 +174,8 @@ def test_answers_worth_learning_from():
 
 
 def test_the_committed_prompts_are_mixed_and_the_held_out_ones_are_not_among_the_train_ones():
-    folder = Path(__file__).parents[1] / "benchmarks"
-    train, heldout = (read_rows(folder / f"prompts_{split}.jsonl") for split in ("train", "heldout"))
+    root = Path(__file__).parents[1]
+    train, heldout = map(read_rows, (SHIPPED_PROMPTS, root / "benchmarks" / "prompts_heldout.jsonl"))
     assert Counter(row["kind"] for row in heldout) == dict.fromkeys(["chat", "code", "maths", "summary", "json"], 20)
     assert {row["prompt"] for row in train}.isdisjoint(row["prompt"] for row in heldout)
     for rows in (train, heldout):
