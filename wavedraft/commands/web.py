@@ -33,9 +33,9 @@ def web(
     """
     fixed: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("host", "port")}
     check_decoding(fixed)
+    port = free_port(host, port)
     if find_spec("gradio") is None:
         raise ValueError("`wavedraft web` needs Gradio, which is not installed. Run: pip install 'gradio>=6'")
-    port = free_port(host, port)
     load_library()
     from ..web.page import LOOK, web_page
     from ..web.racer import Racer
