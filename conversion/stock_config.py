@@ -27,6 +27,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def untagged(value: Any) -> Any:
+    """A config's value with the floats that JSON lacks. Transformers writes infinity as {"__float__": "Infinity"}."""
+    if isinstance(value, list):
+        return [untagged(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"} and value["__float__"] in ("NaN", "Infinity", "-Infinity"):
+        return float(value["__float__"])
+    return {name: untagged(one) for name, one in value.items()}
+
+
 def load_config(values: dict[str, Any], origin: Path) -> PreTrainedConfig:
     """The stock config of a config.json's values. Code in the checkpoint is never run.
 
@@ -42,7 +53,7 @@ def load_config(values: dict[str, Any], origin: Path) -> PreTrainedConfig:
     config_class = CONFIG_MAPPING[model_type]
     try:
         config = config_class.from_dict(
-            {key: value for key, value in values.items() if key not in NEVER_KEPT and "attn_impl" not in key}
+            {key: untagged(value) for key, value in values.items() if key not in NEVER_KEPT and "attn_impl" not in key}
         )
         if not isinstance(config.dtype, torch.dtype | None):
             raise ValueError(f"`dtype` must name a dtype of torch, such as 'bfloat16', but is {config.dtype!r}")

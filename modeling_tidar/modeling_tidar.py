@@ -325,6 +325,8 @@ def _new_drafting_class(stock_class: type[PreTrainedModel]) -> type[PreTrainedMo
     members["_can_set_attn_implementation_cached_value"] = stock_class._can_set_attn_implementation()
     members["_can_set_experts_implementation_cached_value"] = can_choose_experts(stock_class)
     members["forward"] = forward_with_signature_of(stock_class)
+    # The stock class's weights are named and initialized by transformers' rules, which pass over custom code.
+    members["is_custom_code"] = classmethod(lambda cls: False)
     name = PREFIX + stock_class.__name__
     # Some checkpoints name a tensor differently from the model (GPT-NeoX's head). transformers looks that up by class.
     if (renamings := get_checkpoint_conversion_mapping(stock_class.__name__)) is not None:

@@ -121,7 +121,11 @@ def changes_of(model_type: str, shape: Shape) -> dict[str, Any]:
         | dict.fromkeys(("pronunciation_embed_dim", "shape_embed_dim"), 8),
         "zaya": {"num_experts_per_tok": 1},
         **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "granitemoehybrid"), hybrid),
-        **dict.fromkeys(("kimi_linear", "bailing_hybrid", "qwen4_exp_text"), hybrid | all_heads),
+        **dict.fromkeys(("kimi_linear", "bailing_hybrid"), hybrid | all_heads),
+        "qwen4_exp_text": {
+            "num_hidden_layers": 3, "layer_types": [LINEAR[0], "indexed_attention", LINEAR[0]], "indexer_budget": 32,
+            "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_compress_ratio": 4,
+        },
         "bamba": {"num_hidden_layers": 3, "attn_layer_indices": [1]},
         "jamba": {"num_hidden_layers": 3, "attn_layer_offset": 1, "attn_layer_period": 2},
         "nemotron_h": {"layers_block_type": [LINEAR[0], "moe", "full_attention", "mlp", LINEAR[0]]},

@@ -29,9 +29,7 @@ OTHERS = {
     "jamba": {**THREE, "attn_layer_offset": 1, "attn_layer_period": 2},
     "kimi_linear": {**THREE, "layer_types": MIXED, "num_key_value_heads": 4},
     "bailing_hybrid": {**THREE, "layer_types": MIXED, "num_key_value_heads": 4},
-    "qwen4_exp_text": {**THREE, "layer_types": MIXED},
     "zaya": {**THREE},
-    "zamba2": {**THREE, "layers_block_type": [*MIXED[:1], "hybrid", *MIXED[:1]]},
 }
 TAUGHT = {"draft_length": 4, "mask_token_id": 61, "mask_embedding_id": 3}
 

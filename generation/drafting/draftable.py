@@ -33,9 +33,7 @@ def reason_in_class(model_class: Any, config: Any) -> str | None:
     kinds = getattr(text, "layer_types", None)
     has_kinds = isinstance(kinds, list | tuple) and not STATEFUL.isdisjoint(kinds)
     if getattr(model_class, "_is_stateful", False) and not has_kinds:
-        return (
-            "its recurrent layers cannot undo a rejected token, and keep their state where transformers' cache has none"
-        )
+        return "its recurrent layers do not keep their state in transformers' cache"
     if model_class and (lacking := sorted(ARGUMENTS - set(inspect.signature(model_class.forward).parameters))):
         return f"its forward does not take {', '.join(f'`{name}`' for name in lacking)}"
     if getattr(config, "is_encoder_decoder", False):
@@ -49,6 +47,8 @@ def _reason_in_config(config: Any) -> str | None:
     if has_parts and config.model_type not in COMPOSITES:
         return "it consists of several models; convert only its text model"
     config = config.get_text_config()
+    if "zamba" in config.model_type:
+        return "its layers share an attention block"
     if getattr(config, "alibi", False) or hasattr(config, "attention_types"):
         return "its attention (ALiBi, GPT-Neo) goes by cache slots, not by positions"
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all"):
