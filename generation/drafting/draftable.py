@@ -45,7 +45,7 @@ def _reason_in_config(config: Any) -> str | None:
     parts = [getattr(config, name, None) for name in config.sub_configs]
     has_parts = is_composite(config) or any(hasattr(part, "num_hidden_layers") for part in parts)
     if has_parts and config.model_type not in COMPOSITES:
-        return "it consists of several models; convert only its text model"
+        return "it consists of several models"
     config = config.get_text_config()
     if "zamba" in config.model_type:
         return "its layers share an attention block"
