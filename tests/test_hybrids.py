@@ -3,18 +3,15 @@
 In float64, whose states are float32 in transformers: sums of several tokens round at 1e-6, and no choice is so near.
 """
 
-import random
-
 import pytest
 import torch
 
+from helpers_drafts import draft_now_and_then
 from helpers_hybrids import EVERY_HYBRID, tiny_hybrid
 from helpers_sampling import SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 from helpers_tidar import CountedForwards, gated
-from wavedraft.generation.drafting.choice import Greedy
 from wavedraft.generation.stock_model import CACHE
 
-DRAFT = Greedy.draft
 PLAIN = {"max_new_tokens": 14, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 
 
@@ -27,23 +24,6 @@ def left_padded(batch_size=3):
     for row in range(1, batch_size):
         ids[row, : 2 * row] = 0
     return {"input_ids": ids, "attention_mask": ids.ne(0).long()}
-
-
-def draft_now_and_then(monkeypatch, texts, seed=0):
-    """Makes drafts right in a random number of slots: rows then accept different numbers of tokens at random places."""
-    chance = random.Random(seed)
-
-    def drafted(choice, decided, slots):
-        logits, transcript = torch.zeros_like(slots.logits), choice.scores.transcript
-        for place, row in enumerate(transcript.active):
-            first = transcript.lengths[row] + int(decided.num_accepted[place])
-            num_right = chance.randrange(logits.shape[1] + 1)
-            for slot in range(logits.shape[1]):
-                token = int(texts[row, min(first + slot, texts.shape[1] - 1)])
-                logits[place, slot, token if slot < num_right else (token + 1) % 61] = 3.0
-        return DRAFT(choice, decided, slots._replace(logits=logits, chain=None))
-
-    monkeypatch.setattr(Greedy, "draft", drafted)
 
 
 def assert_same(found, expected):

@@ -1,4 +1,4 @@
-"""Which models can draft: one question with one answer, wherever a model comes in."""
+"""Which models can draft: one answer, wherever a model comes in."""
 
 import inspect
 from typing import Any
@@ -9,10 +9,13 @@ from .structured_mask import WINDOWED, attention_windows
 
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
 DRAFTABLE_LAYERS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
-COMPOSITES = {"gemma3", "mistral3", "qwen2_5_vl"}
+COMPOSITES = {
+    "aya_vision", "cohere2_vision", "gemma3", "internvl", "llava", "mistral3",
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5",
+}  # fmt: skip
 SUPPORTED = (
-    "Supported: decoder-only language models of transformers, such as Llama, Mistral, Qwen3, Gemma, Phi or GPT-2, "
-    "and hybrids such as Qwen3-Next, LFM2 or Falcon-H1."
+    "Supported: decoder-only language models such as Llama, Qwen3, Gemma or GPT-2, and hybrids such as Qwen3-Next or "
+    "LFM2. Decode others with transformers."
 )
 
 
@@ -67,7 +70,7 @@ def _reason_in_parts(model: Any) -> str | None:
     num_states = sum(kind in STATEFUL for kind in kinds or ())
     found = stateful_layers(model)
     if len(found) != num_states or not all(hasattr(one, "conv1d") or hasattr(one, "conv") for one in found):
-        return "its layers keep states of another form than linear attention, Mamba or a short convolution"
+        return "its layers keep states of another form"
     if any(hasattr(one, "x_proj") for one in found):
         return "its Mamba-1 layers read several tokens without the state before them"
     return None
