@@ -338,7 +338,7 @@ def _tidar_config(
         tidar = TiDARConfig(draft_length, taught.mask_token_id, mask_embedding_id=taught.mask_token_id)
         return tidar, "the mask token it was trained with"
     folder, text = checkpoint.folder, checkpoint.config.get_text_config()
-    vocab_size, end_ids = text.vocab_size, [text.eos_token_id]
+    vocab_size, end_ids = text.vocab_size, [getattr(text, "eos_token_id", None)]
     end_ids += [value for name, value in vars(checkpoint.config).items() if name.endswith(("token_id", "token_index"))]
     if (folder / "generation_config.json").is_file():
         end_ids.append(read_json(folder / "generation_config.json").get("eos_token_id"))

@@ -26,6 +26,7 @@ from .stock_config import load_config, read_json, without_weights
 
 OF_BOTH = ("tie_word_embeddings", "dtype", "bos_token_id", "eos_token_id", "pad_token_id")
 HEAD = "lm_head.weight"
+UNSCALED = {"aya_vision", "cohere2_vision"}  # which leave out the `logit_scale` of their text class
 LARGEST_WHOLE = 2**30  # parameters of the tower; of larger ones the first layers are compared
 
 
@@ -133,6 +134,8 @@ def tower_config(config: PreTrainedConfig, text_class: type[PreTrainedModel]) ->
         values |= {"model_type": PLAIN_FORMS[text.model_type], "rope_parameters": rope}
         fields = set(text_class.config_class().to_dict()) | {"model_type"}
         values = {key: value for key, value in values.items() if key in fields}
+    if config.model_type in UNSCALED:
+        values["logit_scale"] = 1.0
     values.pop("_name_or_path", None)
     return text_class.config_class.from_dict(values)
 

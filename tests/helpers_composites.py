@@ -72,6 +72,8 @@ COMPOSITES = {
         "vision_config": EYE | {"image_size": [16, 16], "patch_size": [4, 4], "model_type": "internvl_vision"},
         "image_token_id": IMAGE, "image_seq_length": 4,
     },
+}  # fmt: skip
+TEXT_ONLY = {
     "aya_vision": {
         "text_config": TEXT | {"model_type": "cohere2", "layer_types": BOTH, "sliding_window": 9},
         "vision_config": EYE | {"image_size": 16, "model_type": "siglip_vision_model"},
@@ -82,17 +84,25 @@ COMPOSITES = {
         "vision_config": EYE | {"image_size": 16, "model_type": "siglip_vision_model"},
         "image_token_id": IMAGE, "alignment_intermediate_size": 64,
     },
+    "idefics3": {
+        "text_config": TEXT | {"model_type": "llama"}, "vision_config": EYE | {"image_size": 16},
+        "image_token_id": IMAGE,
+    },
 }  # fmt: skip
 QUICK = {"gemma3", "qwen2_5_vl"}  # the others are of the slow tests
 EVERY_COMPOSITE = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in COMPOSITES]
 QWEN = {name for name, values in COMPOSITES.items() if "video_token_id" in values}
 
 
-def tiny_composite(family, draft_length=4):
+def tiny_stock_composite(family):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **copy.deepcopy(COMPOSITES[family]))
-    stock = AutoModelForImageTextToText.from_config(config).eval()
-    config = copy.deepcopy(config)
+    config = AutoConfig.for_model(family, **copy.deepcopy((COMPOSITES | TEXT_ONLY)[family]))
+    return AutoModelForImageTextToText.from_config(config).eval()
+
+
+def tiny_composite(family, draft_length=4):
+    stock = tiny_stock_composite(family)
+    config = copy.deepcopy(stock.config)
     config.tidar_config = {"draft_length": draft_length, "mask_token_id": 61, "mask_embedding_id": 3}
     model = TiDARForCausalLM.from_config(config).eval()
     model.load_state_dict(stock.state_dict())

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from helpers_composites import COMPOSITES, tiny_composite
+from helpers_composites import EVERY_COMPOSITE, TEXT_ONLY, tiny_composite, tiny_stock_composite
 from helpers_tidar import SHAPE
 from wavedraft import TiDARForCausalLM, convert, to_ar
 from wavedraft.conversion import text_tower
@@ -18,6 +18,7 @@ CLASSES = {
     "qwen2_5_vl": "Qwen2ForCausalLM",
     "qwen2_vl": "Qwen2ForCausalLM",
     "qwen3_vl": "Qwen3ForCausalLM",
+    "qwen3_5": "Qwen3_5ForCausalLM",
     "llava": "LlamaForCausalLM",
     "internvl": "Qwen2ForCausalLM",
 }
@@ -25,7 +26,7 @@ IDS = torch.randint(1, 57, (2, 9), generator=torch.Generator().manual_seed(1))
 PLAIN = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
 
-@pytest.mark.parametrize("family", COMPOSITES)
+@pytest.mark.parametrize("family", EVERY_COMPOSITE)
 def test_the_tower_writes_the_whole_models_text(family, tmp_path):
     stock, _ = tiny_composite(family)
     stock.save_pretrained(tmp_path / "stock", max_shard_size="20KB")
@@ -136,15 +137,10 @@ def test_a_composite_that_cannot_draft_is_told_the_way_out():
         assert "--text-only" not in str(raised.value)
 
 
-def test_the_way_out_works(tmp_path):
-    """Idefics 3 as a whole cannot draft; its Llama can."""
-    torch.manual_seed(0)
-    eye = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    text = SHAPE | {"model_type": "llama", "pad_token_id": 0}
-    config = AutoConfig.for_model(
-        "idefics3", text_config=text, vision_config=eye | {"image_size": 16, "patch_size": 4}, image_token_id=57
-    )
-    stock = AutoModelForImageTextToText.from_config(config).eval()
+@pytest.mark.parametrize("family", TEXT_ONLY)
+def test_the_way_out_works(family, tmp_path):
+    """The whole model cannot draft; its text can."""
+    stock = tiny_stock_composite(family)
     stock.save_pretrained(tmp_path / "stock")
     with pytest.raises(ValueError, match="--text-only"):
         convert(tmp_path / "stock", tmp_path / "whole")

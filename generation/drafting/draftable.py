@@ -9,10 +9,7 @@ from .structured_mask import WINDOWED, attention_windows
 
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
 DRAFTABLE_LAYERS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
-COMPOSITES = {
-    "aya_vision", "cohere2_vision", "gemma3", "internvl", "llava", "mistral3",
-    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5",
-}  # fmt: skip
+COMPOSITES = {"gemma3", "internvl", "llava", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"}
 SUPPORTED = (
     "Supported: decoder-only language models such as Llama, Qwen3, Gemma or GPT-2, and hybrids such as Qwen3-Next or "
     "LFM2. Decode others with transformers."
@@ -20,7 +17,7 @@ SUPPORTED = (
 
 
 def refuse_undraftable(model_class: Any, config: Any, model: Any = None) -> None:
-    """Raises ValueError for a model that cannot verify drafts. Without `model`, its parts are not checked."""
+    """Raises ValueError for a model that cannot verify drafts. `model` may be missing."""
     reason = reason_in_class(model_class, config) or _reason_in_config(config)
     if not reason and model is not None:
         reason = _reason_in_parts(model)
