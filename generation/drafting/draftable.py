@@ -17,7 +17,7 @@ SUPPORTED = (
 
 
 def refuse_undraftable(model_class: Any, config: Any, model: Any = None) -> None:
-    """Raises ValueError for a model that cannot verify drafts. `model` may be missing."""
+    """Raises ValueError for a model that cannot verify drafts."""
     reason = reason_in_class(model_class, config) or _reason_in_config(config)
     if not reason and model is not None:
         reason = _reason_in_parts(model)
