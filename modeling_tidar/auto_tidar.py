@@ -89,6 +89,8 @@ def stock_class_of(config: Any) -> type[PreTrainedModel]:
     try:
         refuse_undraftable(stock_class, config)
     except ValueError as error:
+        if config.model_type in PREFIX_MODELS:
+            raise ValueError(f"{error} It is a prefix model: it reads a prompt from both sides.") from None
         if not can_draft_text(config):
             raise
         raise ValueError(f"{error} `wavedraft convert --text-only` writes its text tower, which can draft.") from None

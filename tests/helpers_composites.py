@@ -88,6 +88,10 @@ TEXT_ONLY = {
         "text_config": TEXT | {"model_type": "llama"}, "vision_config": EYE | {"image_size": 16},
         "image_token_id": IMAGE,
     },
+    "smolvlm": {
+        "text_config": TEXT | {"model_type": "llama"}, "vision_config": EYE | {"image_size": 16},
+        "image_token_id": IMAGE,
+    },
 }  # fmt: skip
 QUICK = {"gemma3", "qwen2_5_vl"}  # the others are of the slow tests
 EVERY_COMPOSITE = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in COMPOSITES]
