@@ -150,7 +150,7 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         """As stock; also loads the draft head beside the adapter, and the record of how often its drafts stand.
 
         Raises:
-            ValueError: the adapter is of another base or kind of blocks, or its layers cannot be gated.
+            ValueError: the adapter is of another base or kind, or its layers cannot be gated.
         """
         options = {} if peft_model_id is None else adapter_options(peft_model_id, **hub_keywords(kwargs))
         own = self.tidar_config.block_attention or BIDIRECTIONAL

@@ -1,4 +1,4 @@
-"""Which models can draft: one answer, wherever a model comes in."""
+"""Which models can draft, wherever they come in."""
 
 import inspect
 from typing import Any
