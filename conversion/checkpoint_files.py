@@ -61,10 +61,7 @@ def read_checkpoint(
     config = load_config(values, folder / "config.json")
     stock_class = class_of(config)
     shards = find_shards(folder)
-    for path in [folder, *shards]:
-        real = path.resolve()
-        if target.resolve() in [real, *real.parents] or (path == folder and real in target.resolve().parents):
-            raise ValueError(f"{target} and the source {real} must not contain each other. Choose another target.")
+    check_apart(folder, shards, target)
     tensors = read_tensors(folder, shards)
     num_layers = config.get_text_config().num_hidden_layers
     if num_layers > len(tensors):
@@ -77,6 +74,14 @@ def read_checkpoint(
         refuse_undraftable(stock_class, config, without_weights(stock_class, config))
     check_keys(folder, stock_class, config)
     return Checkpoint(folder, values, stock_class, config, shards, tensors)
+
+
+def check_apart(folder: Path, shards: list[Path], target: Path) -> None:
+    """Raises ValueError if writing the target would touch the source, or the other way round."""
+    for path in [folder, *shards]:
+        real = path.resolve()
+        if target.resolve() in [real, *real.parents] or (path == folder and real in target.resolve().parents):
+            raise ValueError(f"{target} and the source {real} must not contain each other. Choose another target.")
 
 
 def _check_generation_config(folder: Path) -> None:

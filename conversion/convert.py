@@ -45,6 +45,7 @@ from .retrofit import DepthOne, check_layout, prove_depth_one, write_retrofitted
 from .source_folder import hub_id_of, stock_folder
 from .stock_config import kept_values, load_config, read_json
 from .taught_elsewhere import Taught, read_as_stock
+from .text_tower import prove_tower, write_text_tower
 from .whole_folder import NEW, whole_folder
 
 LONGEST_DRAFT = 64
@@ -83,6 +84,7 @@ def convert(
     mask_token_id: int | None = None,
     recurrent: tuple[int, int, int] | None = None,
     block_attention: str | None = None,
+    text_only: bool = False,
     overwrite: bool = False,
     link: bool = False,
     verify: bool = True,
@@ -104,6 +106,8 @@ def convert(
             retrofit.py). Of a Llama-form or OLMo-2 source.
         block_attention: how the masks of a block will be taught to see one another: "bidirectional" (the default), the
             whole block, as in the paper; "causal", only the masks before, as serving engines attend.
+        text_only: write the text tower alone of a model of text and images, where transformers has a class for it. Its
+            tensors are copied under that class's names, and its logits compared with the whole model's too.
         overwrite: replace an existing checkpoint folder, once the new one is complete.
         link: link symbolically to the source's shards. The target then takes megabytes, and needs the source.
         verify: compare both models on the same ids: up to 2^30 parameters all layers, in float32; of larger models
@@ -122,6 +126,8 @@ def convert(
         steps.begin("Finding the source")
         folder = stock_folder(source, workplace, revision)
         place = _Workplace(source, target, workplace, link, verify, steps)
+        if text_only:
+            folder = _text_tower(folder, place, recurrent)
         if recurrent is not None:
             _refuse_tidar_options(source, draft_length, mask_token_id, block_attention)
             return _retrofit(folder, place, recurrent)
@@ -178,6 +184,21 @@ def _refuse_tidar_options(
             f"`draft_length` must be left out for a recurrent-depth checkpoint, but is {draft_length}: {source} "
             "decodes several tokens at once with its own `generate(policy='exact')`, without masks."
         )
+
+
+def _text_tower(folder: Path, place: _Workplace, recurrent: tuple[int, int, int] | None) -> Path:
+    """The folder of the source's text tower, written as a stock checkpoint and proved."""
+    if place.link:
+        raise ValueError("`link` must be left out with `text_only`, which writes the weights under other names.")
+    if recurrent is not None:
+        raise ValueError("`recurrent` must be left out with `text_only`. Convert in two steps.")
+    if is_recurrent(folder):
+        raise ValueError("`text_only` must be left out for a recurrent-depth checkpoint: it is of text alone already.")
+    tower = write_text_tower(folder, place.folder / "text", place.target, place.steps)
+    if place.verify:
+        place.steps.begin("Comparing the text tower with the whole model")
+        prove_tower(tower)
+    return tower.folder
 
 
 def _convert_recurrent(folder: Path, place: _Workplace) -> Conversion:
@@ -317,7 +338,7 @@ def _tidar_config(
         tidar = TiDARConfig(draft_length, taught.mask_token_id, mask_embedding_id=taught.mask_token_id)
         return tidar, "the mask token it was trained with"
     folder, text = checkpoint.folder, checkpoint.config.get_text_config()
-    vocab_size, end_ids = text.vocab_size, [text.eos_token_id]
+    vocab_size, end_ids = text.vocab_size, [getattr(text, "eos_token_id", None)]
     end_ids += [value for name, value in vars(checkpoint.config).items() if name.endswith(("token_id", "token_index"))]
     if (folder / "generation_config.json").is_file():
         end_ids.append(read_json(folder / "generation_config.json").get("eos_token_id"))

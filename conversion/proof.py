@@ -72,7 +72,7 @@ def prove(
     """
     converted_config = type(stock_config).from_pretrained(converted)
     if not is_whole:
-        num_layers = _fewest_layers(stock_config.get_text_config())
+        num_layers = fewest_layers(stock_config.get_text_config())
         stock_config, converted_config = (of_first_layers(c, num_layers) for c in (stock_config, converted_config))
     dtype = torch.float32 if is_whole else "auto"
     text_config = stock_config.get_text_config()
@@ -146,7 +146,7 @@ def _logits_and_states(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, tor
     return logits, states[0]
 
 
-def _fewest_layers(config: PreTrainedConfig) -> int:
+def fewest_layers(config: PreTrainedConfig) -> int:
     """The number of first layers that include every kind of layer in the config."""
     kinds = [value for value in vars(config).values() if _is_per_layer(value, config)]
     firsts = [values.index(kind) + 1 for values in kinds for kind in values if isinstance(kind, str)]

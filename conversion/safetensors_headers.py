@@ -27,6 +27,10 @@ class TensorHeader:
     def num_elements(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * NUM_BITS[self.dtype] // 8
+
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
     """The tensors of one file, by name.

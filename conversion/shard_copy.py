@@ -5,6 +5,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 FICLONE = 0x40049409  # Linux: share all blocks of another file, copy-on-write
 CHUNK = 64 * 2**20
@@ -43,6 +44,39 @@ def copy_renamed(source: Path, target: Path, rename: Callable[[str], str], advan
         while chunk := reading.read(CHUNK):
             writing.write(chunk)
             advance(len(chunk))
+
+
+def copy_some(source: Path, target: Path, renamed: dict[str, str], advance: Callable[[int], None]) -> list[str]:
+    """Writes the tensors of a safetensors file that `renamed` names, under their new names. No file without any.
+
+    Returns:
+        the new names.
+    """
+    with source.open("rb") as reading:
+        (length,) = struct.unpack("<Q", reading.read(8))
+        header, begin = json.loads(reading.read(length)), 8 + length
+        kept = sorted((entry["data_offsets"], name) for name, entry in header.items() if name in renamed)
+        if not kept:
+            return []
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for (start, stop), name in kept:
+            entries[renamed[name]] = header[name] | {"data_offsets": [end, end + stop - start]}
+            end += stop - start
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with target.open("wb") as writing:
+            writing.write(struct.pack("<Q", len(text)) + text)
+            for (start, stop), _ in kept:
+                reading.seek(begin + start)
+                while start < stop:
+                    chunk = reading.read(min(CHUNK, stop - start))
+                    if not chunk:
+                        raise OSError(f"{source} ended at byte {begin + start} during the copy, not at {begin + stop}.")
+                    writing.write(chunk)
+                    start += len(chunk)
+                    advance(len(chunk))
+    return [renamed[name] for _, name in kept]
 
 
 def num_bytes_on_disk(path: Path) -> int:

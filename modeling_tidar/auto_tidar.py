@@ -5,13 +5,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from ..generation.drafting.draftable import refuse_undraftable
 from ..generation.drafting.options_tidar import TiDAROptions
 from ..generation.stock_model import file_if_there
 from .configuration_tidar import TiDARConfig
 from .modeling_tidar import hub_keywords, tidar_class
+
+# Text parts without a class of their own, and the text model that they are where all positions are of text.
+PLAIN_FORMS = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+PREFIX_MODELS = {"paligemma"}  # their prompts are read from both sides; their text classes read one way
 
 
 class TiDARForCausalLM:
@@ -58,6 +62,15 @@ def causal_class_of(config_class: type) -> Any:
     return found or AutoModelForCausalLM._model_mapping.get(config_class, None)
 
 
+def text_class_of(config: Any) -> Any:
+    """The `...ForCausalLM` class of the text of a model of several parts, or None if transformers has none."""
+    text = config.get_text_config()
+    if text is config:
+        return None
+    config_class = CONFIG_MAPPING[PLAIN_FORMS[text.model_type]] if text.model_type in PLAIN_FORMS else type(text)
+    return AutoModelForCausalLM._model_mapping.get(config_class, None)
+
+
 def base_of_adapter(name_or_path: str | os.PathLike, **hub: Any) -> str | None:
     """The base that an adapter's folder or repository names; None for one with a model of its own."""
     if file_if_there(name_or_path, "config.json", may_be_offline=True, **hub) is not None:
@@ -73,5 +86,23 @@ def stock_class_of(config: Any) -> type[PreTrainedModel]:
         ValueError: transformers has none, or it cannot draft.
     """
     stock_class = causal_class_of(type(config))
-    refuse_undraftable(stock_class, config)
+    try:
+        refuse_undraftable(stock_class, config)
+    except ValueError as error:
+        if config.model_type in PREFIX_MODELS:
+            raise ValueError(f"{error} It is a prefix model: it reads a prompt from both sides.") from None
+        if not can_draft_text(config):
+            raise
+        raise ValueError(f"{error} `wavedraft convert --text-only` writes its text tower, which can draft.") from None
     return stock_class
+
+
+def can_draft_text(config: Any) -> bool:
+    """Whether the text of a model of several parts can draft as a model of its own."""
+    if (text_class := text_class_of(config)) is None or config.model_type in PREFIX_MODELS:
+        return False
+    try:
+        refuse_undraftable(text_class, config.get_text_config())
+    except ValueError:
+        return False
+    return True

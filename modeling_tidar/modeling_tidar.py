@@ -29,7 +29,13 @@ from ..generation.drafting.draft_head import (
 from ..generation.drafting.draftable import refuse_undraftable
 from ..generation.drafting.options_tidar import ACCEPTANCE
 from ..generation.execution.gated_linear import active_adapters, is_gated, mask_gate_of, some_numbers_of
-from ..generation.stock_model import can_choose_experts, file_if_there, has_loaded_adapter, lm_head_logits
+from ..generation.stock_model import (
+    BIDIRECTIONAL,
+    can_choose_experts,
+    file_if_there,
+    has_loaded_adapter,
+    lm_head_logits,
+)
 from ..hub.hub_repository import HubRepository, keep_own_options, point_config_at
 from .configuration_tidar import TiDARConfig
 from .generation_tidar import HUB_KEYWORDS, TiDARGenerationMixin, generate
@@ -144,13 +150,19 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
         """As stock; also loads the draft head beside the adapter, and the record of how often its drafts stand.
 
         Raises:
-            ValueError: the adapter is of another base, or its layers cannot be gated.
+            ValueError: the adapter is of another base or kind, or its layers cannot be gated.
         """
+        options = {} if peft_model_id is None else adapter_options(peft_model_id, **hub_keywords(kwargs))
+        own = self.tidar_config.block_attention or BIDIRECTIONAL
+        if "mask_embedding_id" in options and (taught := options.get("block_attention") or BIDIRECTIONAL) != own:
+            raise ValueError(
+                f"{peft_model_id} was taught with {taught} blocks, not {own} ones. Convert with `--block-attention`."
+            )
         name = adapter_name or "default"
         loaded_before = name in getattr(self, "peft_config", {})
         try:
             loaded = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
-        except RuntimeError as error:  # transformers': sizes do not match
+        except RuntimeError as error:
             if not loaded_before:
                 self.delete_adapter(name)
             raise ValueError(
@@ -168,7 +180,6 @@ class TiDARMixin(TiDARGenerationMixin, HubRepository):
             ) from error
         adapter = self.peft_config[name]
         drop_head(self, adapter)  # of the adapter that a hot swap replaces
-        options = {} if peft_model_id is None else adapter_options(peft_model_id, **hub_keywords(kwargs))
         if "mask_embedding_id" in options and adapter.alora_invocation_tokens:
             adapter.alora_invocation_tokens = [self.tidar_config.mask_token_id]  # the vocabulary may have grown since
         record_acceptance(self, options.get(ACCEPTANCE), adapter)

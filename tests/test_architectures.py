@@ -67,7 +67,10 @@ REFUSED = {
     "gemma3_text": ("backwards", {"use_bidirectional_attention": True}),
     "falcon": ("ALiBi", {"alibi": True}),
     "llama4_text": ("chunked_attention", {}),
-    "llama4": ("text model", {}),
+    "llama4": ("several models", {}),
+    "paligemma": ("prefix model", {}),
+    "rwkv": ("do not keep their state in transformers' cache", {}),
+    "xlstm": ("do not keep their state in transformers' cache", {}),
 }
 
 
@@ -80,6 +83,7 @@ def test_what_cannot_draft_is_refused_by_name_with_the_reason(model_type, tmp_pa
     with pytest.raises(ValueError, match=model_type) as caught:
         convert(tmp_path / "stock", tmp_path / "tidar")
     assert reason in str(caught.value) and "Supported: " in str(caught.value)
+    assert "Decode others with transformers." in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["stock"]
 
 

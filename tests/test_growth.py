@@ -1,6 +1,7 @@
 """The simulation of the growth page: its formulas equal simulated results, its roofline published figures."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import growth
+
+from helpers_drafts import draft_now_and_then
+from helpers_hybrids import tiny_hybrid
+from wavedraft.generation.execution.stateful_layers import KeptState, LayerCall
 
 
 def played(chances, draft_length, num_branches, seconds, num_steps=20_000):
@@ -81,3 +86,40 @@ def test_what_one_plan_costs_beyond_its_forward_predicts_the_others():
     assert growth.step_overhead(measured) == pytest.approx(overhead)
     for _, tokens, real_tokens, gain, real_gain in growth.compared(measured):
         assert (tokens, gain) == pytest.approx((real_tokens, real_gain))
+
+
+@pytest.mark.parametrize("num_branches", [1, 2, "all"])
+def test_layers_with_a_state_read_what_the_formula_says(num_branches, monkeypatch):
+    stock, model = tiny_hybrid("lfm2")
+    prompt = torch.randint(1, 61, (1, 9), generator=torch.Generator().manual_seed(1))
+    asked = {"max_new_tokens": 24, "do_sample": False}
+    draft_now_and_then(monkeypatch, stock.generate(prompt, **asked))
+    read, call, steps = KeptState.read, LayerCall.__call__, []
+
+    def counted_read(self, run, states, reading):
+        if run.number == 0:
+            steps.append([reading, 0, 0])
+        return read(self, run, states, reading)
+
+    def counted_call(self, layer, states, *args, **kwargs):
+        if self.number == 0:
+            steps[-1][1] += states.shape[1]
+            steps[-1][2] += 1
+        return call(self, layer, states, *args, **kwargs)
+
+    monkeypatch.setattr(KeptState, "read", counted_read)
+    monkeypatch.setattr(LayerCall, "__call__", counted_call)
+    model.generate(prompt, num_branches=num_branches, **asked)
+    assert len(steps) > 5
+    accepted = []
+    for (before, _, _), (now, num_tokens, num_calls) in pairwise(steps):
+        accepted.append(1 if before.is_prompt else now.lengths[0] - before.lengths[0])
+        about = now.num_clean, now.draft_length, now.branches[0]
+        assert growth.stateful_reads(accepted[-1], *about) == (num_tokens, num_calls)
+    assert max(accepted) > 1
+
+
+def test_the_page_has_the_tables_numbers(capsys):
+    growth.print_hybrids()
+    page = (Path(__file__).parents[1] / "docs" / "growth.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() in page

@@ -8,13 +8,12 @@ import random
 import pytest
 import torch
 
-from helpers_hybrids import EVERY_HYBRID, tiny_hybrid
+from helpers_drafts import draft_now_and_then
+from helpers_hybrids import EVERY_HYBRID, HYBRIDS, tiny_hybrid
 from helpers_sampling import SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 from helpers_tidar import CountedForwards, gated
-from wavedraft.generation.drafting.choice import Greedy
 from wavedraft.generation.stock_model import CACHE
 
-DRAFT = Greedy.draft
 PLAIN = {"max_new_tokens": 14, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 
 
@@ -27,23 +26,6 @@ def left_padded(batch_size=3):
     for row in range(1, batch_size):
         ids[row, : 2 * row] = 0
     return {"input_ids": ids, "attention_mask": ids.ne(0).long()}
-
-
-def draft_now_and_then(monkeypatch, texts, seed=0):
-    """Makes drafts right in a random number of slots: rows then accept different numbers of tokens at random places."""
-    chance = random.Random(seed)
-
-    def drafted(choice, decided, slots):
-        logits, transcript = torch.zeros_like(slots.logits), choice.scores.transcript
-        for place, row in enumerate(transcript.active):
-            first = transcript.lengths[row] + int(decided.num_accepted[place])
-            num_right = chance.randrange(logits.shape[1] + 1)
-            for slot in range(logits.shape[1]):
-                token = int(texts[row, min(first + slot, texts.shape[1] - 1)])
-                logits[place, slot, token if slot < num_right else (token + 1) % 61] = 3.0
-        return DRAFT(choice, decided, slots._replace(logits=logits, chain=None))
-
-    monkeypatch.setattr(Greedy, "draft", drafted)
 
 
 def assert_same(found, expected):
@@ -67,7 +49,7 @@ def test_every_family_writes_the_stock_models_text_alone_and_in_a_ragged_batch(f
 @pytest.mark.slow
 @pytest.mark.parametrize("draft_length", [2, 4, 8])
 @pytest.mark.parametrize("num_branches", [1, 2, "all", "auto"])
-@pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2", "falcon_h1"])
+@pytest.mark.parametrize("family", HYBRIDS)
 def test_every_shape_of_step_writes_the_same(family, draft_length, num_branches, monkeypatch):
     stock, model = tiny_hybrid(family, draft_length, torch.float64)
     given = left_padded()
@@ -92,8 +74,9 @@ def test_float32_writes_the_same_up_to_a_tie(family, monkeypatch):
             torch.testing.assert_close(found.logits[step][row], logits[row], atol=5e-3, rtol=1e-3)
 
 
-def test_each_forward_of_a_step_is_one_call_of_the_model(monkeypatch):
-    stock, model = tiny_hybrid("qwen3_5_text", dtype=torch.float64)
+@pytest.mark.parametrize("family", EVERY_HYBRID)
+def test_each_forward_of_a_step_is_one_call_of_the_model(family, monkeypatch):
+    stock, model = tiny_hybrid(family, dtype=torch.float64)
     expected = stock.generate(prompts(1), **PLAIN)
     draft_now_and_then(monkeypatch, expected.sequences)
     counted = CountedForwards(model)
@@ -102,13 +85,14 @@ def test_each_forward_of_a_step_is_one_call_of_the_model(monkeypatch):
     assert max(counted.num_queries[1:]) == 8  # as many query tokens as without states: K + K
 
 
-def test_a_row_ends_inside_a_run_of_accepted_tokens(monkeypatch):
-    stock, model = tiny_hybrid("qwen3_5_text", dtype=torch.float64)
+@pytest.mark.parametrize("family", EVERY_HYBRID)
+def test_a_row_ends_inside_a_run_of_accepted_tokens(family, monkeypatch):
+    stock, model = tiny_hybrid(family, dtype=torch.float64)
     given = left_padded()
     texts = stock.generate(**given, **PLAIN).sequences
     ends = {"eos_token_id": [int(texts[0, 13]), int(texts[1, 16])], "pad_token_id": 0}
     expected = stock.generate(**given, **PLAIN, **ends)
-    assert (expected.sequences[0] == 0).any()
+    assert (expected.sequences[:, 9:] == 0).any() or expected.sequences.shape[1] < texts.shape[1]
     draft_now_and_then(monkeypatch, texts)
     found = model.generate(**given, num_branches="all", **PLAIN, **ends)
     assert found.sequences.tolist() == expected.sequences.tolist()
@@ -149,13 +133,47 @@ def test_a_second_turn_of_rows_that_ended_apart_is_each_rows_own(monkeypatch):
         assert found.sequences[row, longer.shape[1] :].tolist() == alone[0, -14:].tolist()
 
 
+@pytest.fixture(scope="module")
+def pairs():
+    return {}
+
+
+@pytest.mark.parametrize("case", range(30))
+def test_random_prompts_cut_at_random_places(case, pairs, monkeypatch):
+    """Random rows, padding, drafts and branches; then a second turn from the cache of a text that was cut anywhere."""
+    chance = random.Random(case)
+    family, length = chance.choice(["lfm2", "qwen3_next"]), chance.choice([2, 3, 5])
+    if (family, length) not in pairs:
+        pairs[family, length] = tiny_hybrid(family, length, torch.float64)
+    stock, model = pairs[family, length]
+    num_rows, width = chance.choice([1, 1, 2, 3]), chance.randint(2, 12)
+    ids = prompts(num_rows, width, seed=case)
+    for row in range(1, num_rows):
+        ids[row, : chance.randrange(width)] = 0
+    asked = PLAIN | {"max_new_tokens": chance.randint(2, 11)}
+    given = {"input_ids": ids, "attention_mask": ids.ne(0).long()}
+    first = stock.generate(**given, **asked)
+    draft_now_and_then(monkeypatch, first.sequences, seed=case)
+    mine = model.generate(**given, num_branches=chance.choice([1, 2, "all"]), **asked)
+    assert_same(mine, first)
+    longer = torch.cat([first.sequences, prompts(num_rows, chance.randint(1, 7), seed=100 + case)], dim=1)
+    more = torch.ones(num_rows, longer.shape[1] - width, dtype=torch.long)
+    given = {"input_ids": longer, "attention_mask": torch.cat([given["attention_mask"], more], dim=1)}
+    second = stock.generate(**given, **asked)  # all of it read again, without the cache
+    draft_now_and_then(monkeypatch, second.sequences, seed=case)
+    branches = chance.choice([1, 2, "all"])
+    assert_same(model.generate(**given, num_branches=branches, **asked, **{CACHE: getattr(mine, CACHE)}), second)
+
+
 def test_a_prompt_read_in_chunks_is_the_prompt():
     stock, model = tiny_hybrid("qwen3_5_text", dtype=torch.float64)
     expected = stock.generate(**left_padded(), **PLAIN)
     assert_same(model.generate(**left_padded(), prefill_chunk_size=4, **PLAIN), expected)
 
 
-@pytest.mark.parametrize("family", [pytest.param("qwen3_5_text", marks=pytest.mark.slow), "lfm2"])
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name != "lfm2")) for name in HYBRIDS]
+)
 def test_sampled_texts_have_the_stock_models_distribution(family):
     _, model = tiny_hybrid(family, 3, vocab_size=SMALL_VOCABULARY, pad_token_id=None)
     model.config.tidar_config["mask_token_id"] = SMALL_VOCABULARY

@@ -1,5 +1,7 @@
 """Gated training of models whose layers keep states: losses of a slow loop, and drafts that stand."""
 
+import copy
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -9,7 +11,7 @@ from helpers_tidar import gated
 from wavedraft import DraftObjective
 from wavedraft.generation.drafting.draft_network import new_network
 from wavedraft.generation.stock_model import lm_head_logits
-from wavedraft.training import gated_adapter_config, measure_drafting
+from wavedraft.training import FinetuneArguments, PaddingCollator, gated_adapter_config, measure_drafting
 
 
 @torch.no_grad()
@@ -66,11 +68,49 @@ def test_what_cannot_be_taught_says_so():
         model(rows, document_ids=documents, objective=DraftObjective(mode="gated"))
 
 
+def test_the_options_of_a_run_refuse_what_states_cannot_do(tmp_path):
+    _, model = tiny_hybrid("lfm2", draft_length=3)
+    model.save_pretrained(tmp_path / "model")
+    options = {"model_path": str(tmp_path / "model"), "data": "rows.jsonl", "output_dir": str(tmp_path / "out")}
+    for given in ({"pack": True}, {"mode": "joint"}, {"mode": "full"}, {"gradient_checkpointing": True}):
+        with pytest.raises(ValueError, match="keep a state") as raised:
+            FinetuneArguments(**options, use_cpu=True, **given)
+        assert f"`{next(iter(given))}` must be" in str(raised.value)
+    assert FinetuneArguments(**options, use_cpu=True).has_states
+
+
+def test_rows_are_taught_apart_and_not_through_each_others_states(tmp_path):
+    """A row beside another has the loss that it has alone, and the collator packs nothing by itself."""
+    _, model = tiny_hybrid("lfm2", draft_length=3)
+    model = gated(model).get_base_model()
+    rows = [torch.randint(1, 61, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (11, 7)]
+    batch = PaddingCollator(0)([{"input_ids": row, "labels": row} for row in rows])
+    assert batch.get("document_ids") is None and batch["input_ids"].shape == (2, 11)
+    objective = DraftObjective(mode="gated")
+    together = model(**batch, objective=objective).loss.item()
+    alone = [model(torch.tensor([row]), objective=objective).loss.item() for row in rows]
+    assert together == pytest.approx((11 * alone[0] + 7 * alone[1]) / 18, rel=1e-3)
+
+
+def test_an_adapter_taught_for_blocks_of_another_kind_is_refused(tmp_path):
+    _, model = tiny_hybrid("lfm2", draft_length=3)
+    other = copy.deepcopy(model)
+    model.add_adapter(gated_adapter_config(model, 4))
+    model.save_pretrained(tmp_path / "adapter")
+    other.config.tidar_config = other.config.tidar_config | {"block_attention": "causal"}
+    with pytest.raises(ValueError, match="taught with bidirectional blocks, not causal ones"):
+        other.load_adapter(tmp_path / "adapter")
+    assert not getattr(other, "_hf_peft_config_loaded", False)
+    other.config.tidar_config = other.config.tidar_config | {"block_attention": None}
+    other.load_adapter(tmp_path / "adapter")
+
+
 @pytest.mark.slow
-def test_a_taught_hybrid_drafts_more_than_one_and_a_half_tokens_a_forward():
+@pytest.mark.parametrize("seed", [5, 11])
+def test_a_taught_hybrid_drafts_more_than_one_and_a_half_tokens_a_forward(seed):
     """A hybrid first learns a small language, then an adapter learns to draft it."""
     _, model = tiny_hybrid("lfm2", draft_length=4)
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
     step = torch.randint(2, 8, (61,), generator=generator)
 
     def texts(num):  # each token says how far away the next one is

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, TrainingArguments
 from transformers.utils import is_bitsandbytes_available
 
+from ..generation.stock_model import has_states
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
 from ..modeling_tidar import DraftObjective, TiDARConfig
 from .position_table import position_table_of
@@ -66,6 +67,7 @@ class FinetuneArguments(TrainingArguments):
 
     Attributes:
         is_recurrent: whether the model is a recurrent-depth one, which does not draft.
+        has_states: whether layers of the model keep a state, as those with linear attention.
         lora_rank, head_rank: ranks of the trained parts; 0 if a part is not trained.
         objective: the training objective of a TiDAR checkpoint; None for a recurrent-depth one.
         draft_length: K; 1 for a model that does not draft.
@@ -128,6 +130,7 @@ class FinetuneArguments(TrainingArguments):
     remove_unused_columns: bool = field(init=False, default=False)
 
     is_recurrent: bool = field(init=False)
+    has_states: bool = field(init=False)
     lora_rank: int = field(init=False)
     head_rank: int = field(init=False)
     objective: DraftObjective | None = field(init=False)
@@ -144,6 +147,7 @@ class FinetuneArguments(TrainingArguments):
         self._read_config()
         self._choose_what_is_trained()
         self._check_what_is_trained()
+        self._check_states()
         self._check_steps()
         self._check_folders()
         self._check_quantization()
@@ -169,7 +173,7 @@ class FinetuneArguments(TrainingArguments):
                 f"There is no folder {self.model_path}. Make one: `wavedraft convert SOURCE {self.model_path}`."
             )
         config = AutoConfig.from_pretrained(self.model_path)
-        self.is_recurrent = is_recurrent_config(config)
+        self.is_recurrent, self.has_states = is_recurrent_config(config), has_states(config)
         self.draft_length = 1 if self.is_recurrent else TiDARConfig.from_model_config(config).draft_length
         limit = position_table_of(config)
         if limit is not None and self.max_length > limit:
@@ -219,6 +223,27 @@ class FinetuneArguments(TrainingArguments):
             )
         if mode == "full" and adapter is not None:
             raise ValueError(f"`from_adapter` is {adapter}, but full mode trains no adapter. Leave one of them out.")
+
+    def _check_states(self) -> None:
+        """Raises for what layers that keep a state cannot be taught by."""
+        if not self.has_states:
+            return
+        why = "layers of this model keep a state, which"
+        if self.mode not in ("gated", "head"):
+            raise ValueError(
+                f"`mode` must be 'gated' or 'head', but is {self.mode!r}: {why} one forward of text and masks cannot "
+                "fork."
+            )
+        if self.pack:
+            raise ValueError(
+                f"`pack` must be left out: {why} would pass from one row to the next in a sequence. Rows of like "
+                "length need little padding."
+            )
+        if self.gradient_checkpointing:
+            raise ValueError(
+                f"`gradient_checkpointing` must be left out: {why} would be written a second time. Lower "
+                f"`batch_size` ({self.batch_size}) or `max_length` ({self.max_length}) to save memory."
+            )
 
     def _check_steps(self) -> None:
         if self.columns is not None:

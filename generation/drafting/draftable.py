@@ -1,4 +1,4 @@
-"""Which models can draft: one question with one answer, wherever a model comes in."""
+"""Which models can draft, wherever they come in."""
 
 import inspect
 from typing import Any
@@ -9,15 +9,15 @@ from .structured_mask import WINDOWED, attention_windows
 
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
 DRAFTABLE_LAYERS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
-COMPOSITES = {"gemma3", "mistral3", "qwen2_5_vl"}
+COMPOSITES = {"gemma3", "internvl", "llava", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"}
 SUPPORTED = (
-    "Supported: decoder-only language models of transformers, such as Llama, Mistral, Qwen3, Gemma, Phi or GPT-2, "
-    "and hybrids such as Qwen3-Next, LFM2 or Falcon-H1."
+    "Supported: decoder-only language models such as Llama, Qwen3, Gemma or GPT-2, and hybrids such as Qwen3-Next or "
+    "LFM2. Decode others with transformers."
 )
 
 
 def refuse_undraftable(model_class: Any, config: Any, model: Any = None) -> None:
-    """Raises ValueError for a model that cannot verify drafts. Without `model`, its parts are not checked."""
+    """Raises ValueError for a model that cannot verify drafts."""
     reason = reason_in_class(model_class, config) or _reason_in_config(config)
     if not reason and model is not None:
         reason = _reason_in_parts(model)
@@ -45,7 +45,7 @@ def _reason_in_config(config: Any) -> str | None:
     parts = [getattr(config, name, None) for name in config.sub_configs]
     has_parts = is_composite(config) or any(hasattr(part, "num_hidden_layers") for part in parts)
     if has_parts and config.model_type not in COMPOSITES:
-        return "it consists of several models; convert only its text model"
+        return "it consists of several models"
     config = config.get_text_config()
     if "zamba" in config.model_type:
         return "its layers share an attention block"
@@ -67,7 +67,7 @@ def _reason_in_parts(model: Any) -> str | None:
     num_states = sum(kind in STATEFUL for kind in kinds or ())
     found = stateful_layers(model)
     if len(found) != num_states or not all(hasattr(one, "conv1d") or hasattr(one, "conv") for one in found):
-        return "its layers keep states of another form than linear attention, Mamba or a short convolution"
+        return "its layers keep states of another form"
     if any(hasattr(one, "x_proj") for one in found):
         return "its Mamba-1 layers read several tokens without the state before them"
     return None

@@ -37,6 +37,9 @@ BlockAttention = Annotated[
         "serving engines attend."
     ),
 ]
+TextOnly = Annotated[
+    bool, typer.Option("--text-only", help="Write the text tower alone of a model of text and images.")
+]
 ToAr = Annotated[bool, typer.Option("--to-ar", help="Go the other way: write the stock checkpoint of a TiDAR one.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that the folder holds.")]
 Link = Annotated[bool, typer.Option("--link", help="Link to the source's weight files instead of copying them.")]
@@ -51,6 +54,7 @@ def convert(
     mask_token_id: MaskTokenId = None,
     recurrent: Recurrent = None,
     block_attention: BlockAttention = None,
+    text_only: TextOnly = False,
     to_ar: ToAr = False,
     overwrite: Overwrite = False,
     link: Link = False,
@@ -63,7 +67,8 @@ def convert(
     layout = None if recurrent is None else layout_of(recurrent)
     if to_ar:
         refuse(drafting, "has no effect with --to-ar, which takes drafting out of the checkpoint. Leave it out.")
-        refuse({"recurrent": recurrent}, "has no effect with --to-ar. Leave one of the two out.")
+        others = {"recurrent": recurrent, "text_only": text_only}
+        refuse(others, "has no effect with --to-ar. Leave one of the two out.")
     if draft_length is not None and not 1 <= draft_length <= LONGEST_DRAFT:
         raise ValueError(
             f"--draft-length must be between 1 and {LONGEST_DRAFT} (a decode step reads K + K*K tokens), but is "
@@ -76,7 +81,8 @@ def convert(
     if to_ar:
         result = convert_back(source, target, show_progress=True, **options)
     else:
-        result = convert_checkpoint(source, target, show_progress=True, recurrent=layout, **options | drafting)
+        drafting |= {"recurrent": layout, "text_only": text_only}
+        result = convert_checkpoint(source, target, show_progress=True, **options | drafting)
     print_conversion(result, verify)
     if layout is not None:
         say(f"Next: wavedraft train {target} DATA OUTPUT teaches its core to recur.")
