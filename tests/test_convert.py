@@ -149,6 +149,7 @@ HOSTILE = [
     ("generation_config.json", {"dtype": 1}, "generation_config.json is not valid"),
     ("model.safetensors.index.json", {"metadata": 3}, "`metadata` is 3"),
     ("adapter_config.json", {"r": 4}, "takes it for an adapter"),
+    ("tokenizer_config.json", {"unk_token": ""}, "tokenizer_config.json has the `unk_token` ''"),
 ]
 
 
@@ -159,6 +160,16 @@ def test_a_hostile_value_is_one_clear_error(stock, tmp_path, name, values, reaso
     with pytest.raises(ValueError, match=reason):
         convert(stock, tmp_path / "tidar")
     assert [path.name for path in tmp_path.iterdir()] == ["stock"]
+
+
+@pytest.mark.parametrize("name", ["bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token"])
+def test_an_empty_special_token_that_is_not_the_unknown_one_is_the_same_as_none(stock, tmp_path, name):
+    path = stock / "tokenizer_config.json"
+    for target, value in (("empty", ""), ("none", None)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+        convert(stock, tmp_path / target, verify=False)
+    empty, none = (json.loads((tmp_path / target / "config.json").read_text()) for target in ("empty", "none"))
+    assert empty == none
 
 
 def test_a_folder_without_a_tokenizer_is_said(stock, tmp_path, monkeypatch):
