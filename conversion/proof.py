@@ -68,7 +68,8 @@ def prove(
             once), in the checkpoint's own dtype.
 
     Raises:
-        ValueError: logits differ, `lm_head_logits` is not the stock head, or masks change the text's logits.
+        ValueError: logits differ, `lm_head_logits` is not the stock head, masks change the text's logits, or the config
+            allows no text of 2 tokens.
     """
     converted_config = type(stock_config).from_pretrained(converted)
     if not is_whole:
@@ -76,8 +77,13 @@ def prove(
         stock_config, converted_config = (of_first_layers(c, num_layers) for c in (stock_config, converted_config))
     dtype = torch.float32 if is_whole else "auto"
     text_config = stock_config.get_text_config()
-    draft_length = min(converted_config.tidar_config["draft_length"], 4)
     longest = longest_in_rotary_table(text_config) or getattr(text_config, "max_position_embeddings", None) or 64
+    if longest < 2:
+        raise ValueError(
+            f"{source / 'config.json'} must allow texts of 2 tokens, one to read and one to draft, but its "
+            f"`max_position_embeddings` allows {longest}. Correct it, or download config.json again."
+        )
+    draft_length = min(converted_config.tidar_config["draft_length"], 4, longest - 1)
     num_ids = min(PROMPT_LENGTH + draft_length, longest)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(text_config.vocab_size, (1, num_ids), generator=generator)
