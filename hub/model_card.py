@@ -61,6 +61,7 @@ def write_card(
 
 def block_attention_of(folder: Path) -> str | None:
     """How the masks of a checkpoint or an adapter see one another, where that is not the paper's way."""
+
     def values_of(name: str) -> dict[str, Any]:
         path = folder / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
