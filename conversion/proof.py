@@ -68,8 +68,8 @@ def prove(
             once), in the checkpoint's own dtype.
 
     Raises:
-        ValueError: logits differ, `lm_head_logits` is not the stock head, masks change the text's logits, or the config
-            allows no text of 2 tokens.
+        ValueError: logits differ, `lm_head_logits` is not the stock head, masks change the text's logits, or
+            transformers cannot run the source, or not with 2 tokens.
     """
     converted_config = type(stock_config).from_pretrained(converted)
     if not is_whole:
@@ -90,7 +90,7 @@ def prove(
 
     with quiet_transformers(), torch.inference_mode():
         stock = stock_class.from_pretrained(source, config=copy.deepcopy(stock_config), dtype=dtype)
-        stock_logits, _ = _logits_and_states(stock, ids)
+        stock_logits = _stock_logits(stock, ids, source)
         del stock
         model_class: Any = tidar_class(stock_class)
         model = model_class.from_pretrained(converted, config=converted_config, dtype=dtype)
@@ -139,6 +139,18 @@ def _prove_drafting_forward(model: Any, ids: torch.Tensor, stock_logits: torch.T
             f"text's logits (by up to {difference.max().item():.3g}). Its attention does not follow the attention mask "
             "and the position ids."
         )
+
+
+def _stock_logits(stock: Any, ids: torch.Tensor, source: Path) -> torch.Tensor:
+    """The source's own logits. Raises ValueError where transformers cannot run it."""
+    try:
+        return _logits_and_states(stock, ids)[0]
+    except Exception as error:  # model classes raise errors of any type
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{type(stock).__name__} cannot run as {source / 'config.json'} says ({type(error).__name__}: {reason}). "
+            "Download config.json again."
+        ) from error
 
 
 def _logits_and_states(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -145,6 +145,7 @@ HOSTILE = [
     ("config.json", {"model_type": [1, 2]}, r"`model_type` \[1, 2\]"),
     ("config.json", {"vocab_size": 0}, "cannot be built as config.json says"),
     ("config.json", {"hidden_act": "x"}, "cannot be built as config.json says"),
+    ("config.json", {"is_causal": 0.5}, "LlamaForCausalLM cannot run as"),
     ("generation_config.json", {"pad_token_id": []}, "generation_config.json is not valid"),
     ("generation_config.json", {"dtype": 1}, "generation_config.json is not valid"),
     ("model.safetensors.index.json", {"metadata": 3}, "`metadata` is 3"),
