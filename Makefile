@@ -133,13 +133,18 @@ test-serving-dear: $(SERVING)/venv/.ready $(TIDAR)/config.json
 
 $(SERVING)/venv/.ready: serving_vllm/install_cpu.sh serving_vllm/pyproject.toml
 	serving_vllm/install_cpu.sh $(SERVING)
-# Packages that quantize, 50 MB, beside those of .venv: where they are installed, PEFT imports them everywhere.
+# Packages that quantize, beside those of .venv: where they are installed, PEFT imports them everywhere. GPTQModel is
+# built for a CPU. Its other dependencies are in .venv, or only for making quantized checkpoints.
 QUANTIZED := build/quantized
 
-test-quantized: setup
-	test -d $(QUANTIZED) || $(BIN)/python -m pip install --quiet --no-deps --target $(QUANTIZED) \
-	    'torchao==0.18.0' 'bitsandbytes==0.50.2'
+test-quantized: $(QUANTIZED)/.ready
 	PYTHONPATH=$(QUANTIZED) $(BIN)/pytest -n 2 --dist worksteal tests/test_quantized_bases.py
+
+$(QUANTIZED)/.ready: | setup
+	BUILD_CUDA_EXT=0 $(BIN)/python -m pip install --quiet --no-deps --target $(QUANTIZED) \
+	    'torchao==0.18.0' 'bitsandbytes==0.50.2' 'hqq==0.2.8.post1' termcolor \
+	    'gptqmodel==7.7.0' 'optimum==2.3.0' logbar tokenicer device-smi pypcre defuser kernels threadpoolctl
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -357,13 +357,20 @@ def _tokenizer(folder: Path) -> Any:
         return None
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizer classes raise errors of any type
         reason = " ".join(str(error).split())
         raise ValueError(
             f"The tokenizer of {folder} needs its own code, or a package that is not installed: {reason}. Install the "
             "package, or add a tokenizer.json to the folder."
         ) from error
+    unknown = tokenizer.unk_token
+    if unknown is not None and unknown not in tokenizer.get_vocab():  # transformers then looks for its id without end
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'} has the `unk_token` {unknown!r}, which the tokenizer's vocabulary "
+            "lacks. Name a token of the vocabulary there, or null for none."
+        )
+    return tokenizer
 
 
 def _zero_row_test(checkpoint: Checkpoint) -> Callable[[int], bool]:

@@ -68,7 +68,8 @@ def prove(
             once), in the checkpoint's own dtype.
 
     Raises:
-        ValueError: logits differ, `lm_head_logits` is not the stock head, or masks change the text's logits.
+        ValueError: logits differ, `lm_head_logits` is not the stock head, masks change the text's logits, or
+            transformers cannot run the source, or not with 2 tokens.
     """
     converted_config = type(stock_config).from_pretrained(converted)
     if not is_whole:
@@ -76,15 +77,20 @@ def prove(
         stock_config, converted_config = (of_first_layers(c, num_layers) for c in (stock_config, converted_config))
     dtype = torch.float32 if is_whole else "auto"
     text_config = stock_config.get_text_config()
-    draft_length = min(converted_config.tidar_config["draft_length"], 4)
     longest = longest_in_rotary_table(text_config) or getattr(text_config, "max_position_embeddings", None) or 64
+    if longest < 2:
+        raise ValueError(
+            f"{source / 'config.json'} must allow texts of 2 tokens, one to read and one to draft, but its "
+            f"`max_position_embeddings` allows {longest}. Correct it, or download config.json again."
+        )
+    draft_length = min(converted_config.tidar_config["draft_length"], 4, longest - 1)
     num_ids = min(PROMPT_LENGTH + draft_length, longest)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(text_config.vocab_size, (1, num_ids), generator=generator)
 
     with quiet_transformers(), torch.inference_mode():
         stock = stock_class.from_pretrained(source, config=copy.deepcopy(stock_config), dtype=dtype)
-        stock_logits, _ = _logits_and_states(stock, ids)
+        stock_logits = _stock_logits(stock, ids, source)
         del stock
         model_class: Any = tidar_class(stock_class)
         model = model_class.from_pretrained(converted, config=converted_config, dtype=dtype)
@@ -133,6 +139,18 @@ def _prove_drafting_forward(model: Any, ids: torch.Tensor, stock_logits: torch.T
             f"text's logits (by up to {difference.max().item():.3g}). Its attention does not follow the attention mask "
             "and the position ids."
         )
+
+
+def _stock_logits(stock: Any, ids: torch.Tensor, source: Path) -> torch.Tensor:
+    """The source's own logits. Raises ValueError where transformers cannot run it."""
+    try:
+        return _logits_and_states(stock, ids)[0]
+    except Exception as error:  # model classes raise errors of any type
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{type(stock).__name__} cannot run as {source / 'config.json'} says ({type(error).__name__}: {reason}). "
+            "Download config.json again."
+        ) from error
 
 
 def _logits_and_states(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -61,12 +61,13 @@ def write_card(
 
 def block_attention_of(folder: Path) -> str | None:
     """How the masks of a checkpoint or an adapter see one another, where that is not the paper's way."""
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            values = json.loads((folder / name).read_text(encoding="utf-8"))
-            if kind := (values.get("tidar_config") or values).get("block_attention"):
-                return kind
-    return None
+
+    def values_of(name: str) -> dict[str, Any]:
+        path = folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    taught = values_of("config.json").get("tidar_config") or {}
+    return taught.get("block_attention") or values_of("generation_config.json").get("block_attention")
 
 
 def is_ours_to_write(path: Path) -> bool:

@@ -82,7 +82,7 @@ def changes_of(model_type: str, shape: Shape) -> dict[str, Any]:
     shared_cache = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": BOTH_KINDS * 2}
     changes: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note_text"), all_heads),
-        **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3", "youtu"), all_heads),
+        **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu"), all_heads),
         "codegen": {"rotary_dim": 4, "n_head": 4},
         "cohere_compass_text": {"rope_parameters": dict.fromkeys(BOTH_KINDS, ROPE)},
         "cwm": {"bos_token_id": 1},
@@ -110,7 +110,9 @@ def changes_of(model_type: str, shape: Shape) -> dict[str, Any]:
         "lfm2_moe": {
             "layer_types": ["conv", "full_attention", "conv", "full_attention"][: shape.layers], "num_dense_layers": 1,
         },
+        "longcat_flash": all_heads | {"head_dim": 8},  # that of its rotary part
         "mamba2": {"num_heads": 4, "head_dim": shape.hidden // 2},
+        "mimo_v2_flash": {"num_key_value_heads": min(shape.kv_heads, shape.heads // 2)},  # doubled in window layers
         "modernbert-decoder": {"bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1},
         "phi4_multimodal": {
             "vision_config": PICTURES,

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast, tokenization_utils_base
+from transformers import LogitsProcessor, PreTrainedTokenizerFast, tokenization_utils_base
 
 CHARACTERS = '{}[]":,Ġ.-' + "abcdefghijklmnopqrstuvwxyz0123456789"
 END = 60
@@ -47,6 +48,37 @@ def xgrammar_json() -> dict[str, Any]:
     return {"logits_processor": [hf.LogitsProcessor(grammar)]}
 
 
+def llguidance_json() -> dict[str, Any]:
+    """llguidance has no processor of its own: one matcher a row, which is told each token once, as its guide does."""
+    llguidance = pytest.importorskip("llguidance", reason=REASON.format("llguidance"))
+    from llguidance import hf
+    from llguidance import numpy as bits
+
+    tokenizer = hf.from_tokenizer(json_tokenizer(), n_vocab=END + 1, eos_token=END)
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(SCHEMA, overrides={"whitespace_flexible": False})
+
+    class Guided(LogitsProcessor):
+        def __init__(self) -> None:
+            self.matchers: list[Any] = []
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            if self.matchers:
+                for matcher, ids in zip(self.matchers, input_ids, strict=True):
+                    if not matcher.is_stopped():
+                        matcher.consume_token(int(ids[-1]))
+            else:
+                self.matchers = [llguidance.LLMatcher(tokenizer, grammar) for _ in input_ids]
+            masks = bits.allocate_token_bitmask(len(input_ids), END + 1)
+            for row, matcher in enumerate(self.matchers):
+                if not matcher.is_stopped():
+                    bits.fill_next_token_bitmask(matcher, masks, row)
+            allowed = scores.detach().clone().numpy()
+            bits.apply_token_bitmask_inplace(allowed, masks)
+            return torch.from_numpy(allowed)
+
+    return {"logits_processor": [Guided()]}
+
+
 def outlines_json(backend: str, needs: str) -> dict[str, Any]:
     """One of outlines' backends, as its `Transformers` model hands it to `generate`."""
     pytest.importorskip("outlines", reason=REASON.format("outlines"))
@@ -75,8 +107,24 @@ def format_enforcer_json() -> dict[str, Any]:
 
 GRAMMARS: dict[str, Callable[[], dict[str, Any]]] = {
     "xgrammar": xgrammar_json,
+    "llguidance": llguidance_json,
     "outlines, outlines_core": functools.partial(outlines_json, "outlines_core", "outlines_core"),
     "outlines, llguidance": functools.partial(outlines_json, "llguidance", "llguidance"),
     "outlines, xgrammar": functools.partial(outlines_json, "xgrammar", "xgrammar"),
     "lm-format-enforcer": format_enforcer_json,
 }
+
+
+def assert_allowed(make: Callable[[], dict[str, Any]], prompt_ids: torch.Tensor, text_ids: list[int]) -> None:
+    """Shows a fresh matcher a text, token by token: it forbids none of them up to the end token."""
+    (asked,) = make().values()
+    ids = prompt_ids[None]
+    for token in text_ids:
+        if isinstance(asked, list):
+            allowed = asked[0](ids, torch.zeros(1, END + 1))[0, token] == 0
+        else:
+            allowed = token in asked(0, ids[0])
+        assert allowed, (json_tokenizer().decode(text_ids), token)
+        if token == END:
+            return
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)

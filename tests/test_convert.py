@@ -145,10 +145,12 @@ HOSTILE = [
     ("config.json", {"model_type": [1, 2]}, r"`model_type` \[1, 2\]"),
     ("config.json", {"vocab_size": 0}, "cannot be built as config.json says"),
     ("config.json", {"hidden_act": "x"}, "cannot be built as config.json says"),
+    ("config.json", {"is_causal": 0.5}, "LlamaForCausalLM cannot run as"),
     ("generation_config.json", {"pad_token_id": []}, "generation_config.json is not valid"),
     ("generation_config.json", {"dtype": 1}, "generation_config.json is not valid"),
     ("model.safetensors.index.json", {"metadata": 3}, "`metadata` is 3"),
     ("adapter_config.json", {"r": 4}, "takes it for an adapter"),
+    ("tokenizer_config.json", {"unk_token": ""}, "tokenizer_config.json has the `unk_token` ''"),
 ]
 
 
@@ -159,6 +161,40 @@ def test_a_hostile_value_is_one_clear_error(stock, tmp_path, name, values, reaso
     with pytest.raises(ValueError, match=reason):
         convert(stock, tmp_path / "tidar")
     assert [path.name for path in tmp_path.iterdir()] == ["stock"]
+
+
+@pytest.mark.parametrize("name", ["bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token"])
+def test_an_empty_special_token_that_is_not_the_unknown_one_is_the_same_as_none(stock, tmp_path, name):
+    path = stock / "tokenizer_config.json"
+    for target, value in (("empty", ""), ("none", None)):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+        convert(stock, tmp_path / target, verify=False)
+    empty, none = (json.loads((tmp_path / target / "config.json").read_text()) for target in ("empty", "none"))
+    assert empty == none
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_model_of_the_shortest_texts_is_proved_with_them(tmp_path, family):
+    name = "n_positions" if family == "gpt2" else "max_position_embeddings"
+    for longest in (2, 3, 5):
+        save_tiny_stock(tmp_path / f"stock-{longest}", family, **{name: longest})
+        convert(tmp_path / f"stock-{longest}", tmp_path / f"tidar-{longest}", draft_length=4)
+        model = TiDARForCausalLM.from_pretrained(tmp_path / f"tidar-{longest}").eval()
+        expected = AutoModelForCausalLM.from_pretrained(tmp_path / f"stock-{longest}").eval()
+        given = {"inputs": torch.tensor([[5]]), "max_new_tokens": longest - 1, "do_sample": False}
+        assert model.generate(**given, num_branches="all").tolist() == expected.generate(**given).tolist()
+    save_tiny_stock(tmp_path / "stock-1", family, **{name: 1})
+    with pytest.raises(ValueError, match="must allow texts of 2 tokens"):
+        convert(tmp_path / "stock-1", tmp_path / "tidar-1", draft_length=4)
+    assert not (tmp_path / "tidar-1").exists()
+
+
+@pytest.mark.parametrize("value", [1, "x", [1], {"block_attention": "causal"}, None])
+def test_a_stock_generation_config_says_nothing_about_drafts(stock, tmp_path, value):
+    path = stock / "generation_config.json"
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | {"tidar_config": value}))
+    convert(stock, tmp_path / "tidar", verify=False)
+    assert "block_attention" not in (tmp_path / "tidar" / "README.md").read_text()
 
 
 def test_a_folder_without_a_tokenizer_is_said(stock, tmp_path, monkeypatch):

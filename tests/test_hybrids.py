@@ -7,12 +7,14 @@ import random
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from helpers_drafts import draft_now_and_then
 from helpers_hybrids import EVERY_HYBRID, HYBRIDS, tiny_hybrid
 from helpers_sampling import SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 from helpers_tidar import CountedForwards, gated
-from wavedraft.generation.stock_model import CACHE
+from wavedraft import TiDARForCausalLM, convert
+from wavedraft.generation.stock_model import CACHE, can_choose_experts
 
 PLAIN = {"max_new_tokens": 14, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 
@@ -44,6 +46,37 @@ def test_every_family_writes_the_stock_models_text_alone_and_in_a_ragged_batch(f
             found = model.generate(**given, num_branches=num_branches, **PLAIN)
             assert_same(found, expected)
             assert found.accepted_lengths[:, 1:].any()  # drafts did stand
+
+
+# Falcon-H1's config.json has an infinite float and its model a buffer of its own; Bailing's weights change their names.
+@pytest.mark.parametrize("family", ["falcon_h1", "bailing_hybrid"])
+def test_a_converted_folder_writes_the_stock_models_text(family, tmp_path, monkeypatch):
+    stock, _ = tiny_hybrid(family)
+    stock.save_pretrained(tmp_path / "stock")
+    if family == "falcon_h1":
+        assert '"__float__": "Infinity"' in (tmp_path / "stock" / "config.json").read_text()
+    else:
+        assert read_tensors(tmp_path / "stock") != {*stock.state_dict()}
+    convert(tmp_path / "stock", tmp_path / "tidar", draft_length=4)
+    assert read_tensors(tmp_path / "tidar") == read_tensors(tmp_path / "stock")
+    model = TiDARForCausalLM.from_pretrained(tmp_path / "tidar", dtype=torch.float64).eval()
+    for name, tensor in stock.named_buffers():
+        torch.testing.assert_close(model.get_buffer(name), tensor, check_dtype=False)
+    for one in (stock := stock.double(), model):
+        one.generation_config.pad_token_id, one.generation_config.eos_token_id = 0, None
+        if can_choose_experts(one):
+            one.set_experts_implementation("eager")
+    expected = stock.generate(**left_padded(), **PLAIN)
+    draft_now_and_then(monkeypatch, expected.sequences)
+    found = model.generate(**left_padded(), num_branches="all", **PLAIN)
+    assert_same(found, expected)
+    assert found.accepted_lengths[:, 1:].any()
+
+
+def read_tensors(folder):
+    """The names in a folder's weights."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return {*file.keys()}
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from helpers_generate import ForbidsTheLastTokenAgain, StopsAfterTheSum
-from helpers_grammars import END, GRAMMARS
+from helpers_grammars import END, GRAMMARS, assert_allowed
 from helpers_marks import slow_but
 from helpers_policies import POLICIES, padded_prompts, tiny_model
 from helpers_recurrent import random_model, settling_model
@@ -364,7 +364,9 @@ def test_a_grammar_writes_the_text_of_plain_decoding(models, grammar, batch_size
     keywords = padded(batch_size) | {"max_new_tokens": 32, "eos_token_id": END}
     expected = stock.generate(**keywords, **make()).tolist()
     for num_branches in ("all", 1):
-        assert model.generate(**keywords, **make(), num_branches=num_branches).tolist() == expected
+        found = model.generate(**keywords, **make(), num_branches=num_branches, return_dict_in_generate=True)
+        assert found.sequences.tolist() == expected
+        assert found.accepted_lengths.sum() > (found.accepted_lengths > 0).sum(), "no draft stood under a grammar"
     recurrent = tiny_model()
     expected = recurrent.generate(**keywords, **make()).tolist()
     for options in POLICIES.values():
@@ -378,6 +380,7 @@ def test_samples_keep_to_a_grammar(models, grammar):
     for model, options in ((models[0], {}), *((tiny_model(), one) for one in RECURRENT.values())):
         together = model.generate(**keywords, **make(), **options, seed=[4, 5, 6])
         for row in range(3):
+            assert_allowed(make, keywords["input_ids"][row], together[row, 7:].tolist())
             own = {name: keywords[name][row : row + 1] for name in ("input_ids", "attention_mask")}
             alone = model.generate(**keywords | own, **make(), **options, seed=[4 + row])[0].tolist()
             assert alone == together[row, : len(alone)].tolist()

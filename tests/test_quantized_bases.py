@@ -11,10 +11,11 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import model as lora_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPTQConfig, HqqConfig, TorchAoConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, HqqConfig, TorchAoConfig
 
+from helpers_quantized import write_quantized
 from helpers_tidar import random_prompts, tiny_tidar
-from wavedraft import TiDARForCausalLM
+from wavedraft import TiDARForCausalLM, convert
 from wavedraft.generation import tidar
 from wavedraft.modeling_tidar import DraftObjective, generation_tidar
 from wavedraft.training import gated_adapter_config
@@ -48,7 +49,13 @@ BASES = {
     "torchao int4, int8": ("torchao", partial(torchao, "Int8DynamicActivationIntxWeightConfig")),
     "HQQ 4 bit": ("hqq", partial(HqqConfig, nbits=4, group_size=64)),
     "HQQ 8 bit": ("hqq", partial(HqqConfig, nbits=8, group_size=64)),
+    # Folders of quantized weights. On a CPU transformers makes plain weights of FP8.
+    "GPTQ 4 bit": ("gptqmodel", "gptq"),
+    "AWQ 4 bit": ("gptqmodel", "awq"),
+    "FP8 on a CPU": ("transformers", "fp8"),
 }
+FOLDERS = {kind: config for kind, (_, config) in BASES.items() if isinstance(config, str)}
+NO_GATE = ["HQQ 4 bit", "HQQ 8 bit", "GPTQ 4 bit", "AWQ 4 bit"]
 
 
 @pytest.fixture
@@ -73,6 +80,10 @@ def quantized(cls, folder, kind):
     package, config = BASES[kind]
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
+    if kind in FOLDERS:
+        if not (folder / config).exists():
+            write_quantized(folder / "model", folder / config, config)
+        return cls.from_pretrained(folder / config, dtype=torch.float32).eval()
     if package == "hqq":  # transformers 5.23 loads no model with it, so layers are replaced as HQQ's own loader does
         return with_hqq_layers(cls.from_pretrained(folder / "model").eval(), config())
     return cls.from_pretrained(folder / "model", quantization_config=config(), dtype=torch.float32).eval()
@@ -89,7 +100,7 @@ def with_hqq_layers(model, config):
     return model
 
 
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("kind", [kind for kind in BASES if "AWQ" not in kind])
 def test_a_quantized_base_drafts_its_own_text_with_and_without_a_gated_adapter(folder, kind):
     stock, prompts = quantized(AutoModelForCausalLM, folder, kind), random_prompts(2, 7)
     expected, logits = stock.generate(prompts, **GREEDY).tolist(), stock(prompts).logits
@@ -105,7 +116,7 @@ def test_a_quantized_base_drafts_its_own_text_with_and_without_a_gated_adapter(f
         if "draft_length" not in way:
             assert stock.generate(prompts, **GREEDY, **way, custom_generate=tidar).tolist() == expected
     peft_model = PeftModel.from_pretrained(quantized(TiDARForCausalLM, folder, kind), adapter)
-    if "HQQ" in kind:  # PEFT hands its HQQ layers what they do not take; `load_adapter` above does not
+    if kind in NO_GATE:  # PEFT hands these layers what they do not take; `load_adapter` above does not
         with pytest.raises(TypeError, match="alora_offsets"):
             peft_model(input_ids=prompts)
     else:
@@ -116,7 +127,37 @@ def test_a_quantized_base_drafts_its_own_text_with_and_without_a_gated_adapter(f
     assert drafted.sum() > 0 and bare.sum() > 0
 
 
-@pytest.mark.parametrize("kind", [kind for kind in BASES if "HQQ" not in kind])
+def test_an_awq_base_drafts_its_own_text_and_refuses_a_gated_adapter(folder):
+    stock, prompts = quantized(AutoModelForCausalLM, folder, "AWQ 4 bit"), random_prompts(2, 7)
+    expected = stock.generate(prompts, **GREEDY).tolist()
+    model = quantized(TiDARForCausalLM, folder, "AWQ 4 bit")
+    with pytest.raises(ValueError, match="cannot be gated in this TiDARLlamaForCausalLM: PEFT has no gate"):
+        model.load_adapter(with_adapter(folder))
+    for way in WAYS:
+        assert model.generate(prompts, **GREEDY, **way).tolist() == expected
+        if "draft_length" not in way:
+            by_keywords = {"custom_generate": tidar, "draft_length": 4, "mask_embedding_id": 3}
+            assert stock.generate(prompts, **GREEDY, **way, **by_keywords).tolist() == expected
+    drafted = model.generate(prompts, **GREEDY, num_branches="all", return_dict_in_generate=True)
+    assert drafted.accepted_lengths.sum() > 0
+
+
+@pytest.mark.parametrize("kind", NO_GATE)
+def test_a_gated_adapter_is_not_taught_where_peft_has_no_gate(folder, kind):
+    model = quantized(TiDARForCausalLM, folder, kind)
+    with pytest.raises(ValueError, match=r"cannot be taught on this TiDARLlamaForCausalLM.*Linear layers"):
+        gated_adapter_config(model, 4)
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_quantized_folder_is_not_converted(folder, kind):
+    write_quantized(folder / "model", folder / FOLDERS[kind], FOLDERS[kind])
+    with pytest.raises(ValueError, match="This checkpoint is quantized"):
+        convert(folder / FOLDERS[kind], folder / "tidar")
+    assert not (folder / "tidar").exists()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BASES if kind not in NO_GATE])
 def test_a_gated_adapter_learns_on_a_quantized_base(folder, kind):
     model, ids = quantized(TiDARForCausalLM, folder, kind), random_prompts(2, 12)
     peft_model = get_peft_model(model, gated_adapter_config(model, 4)).train()
@@ -222,7 +263,7 @@ def test_layers_of_peft_that_take_no_gate_are_refused_by_name(folder, kind, monk
             refused()
 
 
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("kind", [kind for kind in BASES if "FP8" not in kind])
 def test_packed_weights_of_a_quantized_base_are_refused_by_name(folder, kind):
     model, prompts = quantized(TiDARForCausalLM, folder, kind), random_prompts(1, 5)
     for way in ({}, {"draft_length": 0}):
@@ -230,8 +271,10 @@ def test_packed_weights_of_a_quantized_base_are_refused_by_name(folder, kind):
             model.generate(prompts, **GREEDY, **way, packed_weights=True)
 
 
-def test_gptq_needs_its_package(folder):
+@pytest.mark.parametrize("kind", ["GPTQ 4 bit", "AWQ 4 bit"])
+def test_a_folder_whose_package_is_absent_is_refused_by_transformers(folder, kind):
     if find_spec("gptqmodel") is not None:
-        pytest.skip("gptqmodel is installed: its layers need a calibrated checkpoint")
-    with pytest.raises(ImportError):
-        TiDARForCausalLM.from_pretrained(folder / "model", quantization_config=GPTQConfig(bits=4, dataset=["a"]))
+        pytest.skip("gptqmodel is installed")
+    write_quantized(folder / "model", folder / FOLDERS[kind], FOLDERS[kind])
+    with pytest.raises(ImportError, match=r"optimum|gptqmodel"):
+        TiDARForCausalLM.from_pretrained(folder / FOLDERS[kind])

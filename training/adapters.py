@@ -54,6 +54,7 @@ def gated_adapter_config(
     """
     if rank < 1:
         raise ValueError(f"`rank` must be at least 1, but is {rank}.")
+    refuse_layers_without_gate(model)
     acting = [name for name in ON_TEXT if kwargs.get(name) not in (None, "none")]
     if acting:
         raise ValueError(
@@ -74,6 +75,17 @@ def gated_adapter_config(
         alora_invocation_tokens=[model.config.tidar_config["mask_token_id"]],
         **kwargs,
     )
+
+
+def refuse_layers_without_gate(model: Any) -> None:
+    """Raises ValueError where a package (GPTQ, AWQ, HQQ) has replaced the linear layers: PEFT teaches no gate there."""
+    layers = [module for module in model.base_model.modules() if hasattr(module, "in_features")]
+    if layers and not any(isinstance(module, nn.Linear) or "lora_A" in dir(module) for module in layers):
+        raise ValueError(
+            f"A gated adapter cannot be taught on this {type(model).__name__}: PEFT has no gate for its "
+            f"{type(layers[0]).__name__} layers. Teach it on the base without quantization, or quantized by "
+            "bitsandbytes or torchao."
+        )
 
 
 def is_mamba(model: Any) -> bool:

@@ -5,6 +5,7 @@
 A case is its number. Every failure is printed with its number and its damage.
 """
 
+import copy
 import json
 import random
 import shutil
@@ -61,7 +62,7 @@ def damage_tree(tree: Any, draw: random.Random) -> str:
         return f"without {key!r}"
     if kind == 1 and isinstance(tree, dict):
         container, key = tree, draw.choice(sorted({*tree, *OTHER_KEYS}))
-    container[key] = draw.choice(VALUES)
+    container[key] = copy.deepcopy(draw.choice(VALUES))  # which another change may change
     return f"{key!r} = {container[key]!r}"
 
 
