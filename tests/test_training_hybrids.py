@@ -72,7 +72,7 @@ def test_the_options_of_a_run_refuse_what_states_cannot_do(tmp_path):
     _, model = tiny_hybrid("lfm2", draft_length=3)
     model.save_pretrained(tmp_path / "model")
     options = {"model_path": str(tmp_path / "model"), "data": "rows.jsonl", "output_dir": str(tmp_path / "out")}
-    for given in ({"pack": True}, {"mode": "joint"}, {"mode": "full"}, {"gradient_checkpointing": True}):
+    for given in ({"pack": True}, {"mode": "joint"}, {"mode": "full"}):
         with pytest.raises(ValueError, match="keep a state") as raised:
             FinetuneArguments(**options, use_cpu=True, **given)
         assert f"`{next(iter(given))}` must be" in str(raised.value)

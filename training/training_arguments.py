@@ -239,11 +239,6 @@ class FinetuneArguments(TrainingArguments):
                 f"`pack` must be left out: {why} would pass from one row to the next in a sequence. Rows of like "
                 "length need little padding."
             )
-        if self.gradient_checkpointing:
-            raise ValueError(
-                f"`gradient_checkpointing` must be left out: {why} would be written a second time. Lower "
-                f"`batch_size` ({self.batch_size}) or `max_length` ({self.max_length}) to save memory."
-            )
 
     def _check_steps(self) -> None:
         if self.columns is not None:
