@@ -45,7 +45,7 @@ def readme_table(results: dict[str, Any]) -> str:
         ("---",) * 5,
         (f"{about['device']}, {size}, {about['dtype']}, batch 1", per_forward, speed, equal, "`make bench`"),
         ("a GPU", "", "not measured", "", "`wavedraft bench MODEL --adapter ADAPTER --dtype bfloat16 --compile`"),
-        ("your model, after N hours", "", "", "", "`wavedraft teach SOURCE runs/mine --hours N`"),
+        ("your model, after N hours", "", "`teach` says it", "", "`wavedraft teach SOURCE runs/mine --hours N`"),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

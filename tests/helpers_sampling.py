@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 ERROR_RATE = 1e-3  # the probability that a correct sampler fails a test of `chance_of_worse`
-SMALL_VOCABULARY, NUM_DRAWS = 5, 24_000
+SMALL_VOCABULARY, NUM_DRAWS = 5, 8_000
 NORMAL_QUANTILE = 4.7534  # of 1 - 1e-6; a correct sampler fails `chi_square_bound` with probability 1e-6
 
 

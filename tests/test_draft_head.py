@@ -152,6 +152,7 @@ def test_a_packed_document_hears_nothing_of_another_through_the_head():
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_head_is_taught_resumed_and_found_by_every_way_in(checkpoint, tokenizer, tmp_path, caplog, monkeypatch):
     folder, data = checkpoint
     written = TiDARForCausalLM.from_pretrained(folder).generate(

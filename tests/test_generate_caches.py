@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
+from helpers_marks import slow_but
 from helpers_stock import tiny_config
 from helpers_tidar import VOCAB_SIZE, random_prompts
 from wavedraft import TiDARForCausalLM
@@ -68,7 +69,7 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("is_ragged", [False, True], ids=["even", "ragged"])
+@pytest.mark.parametrize("is_ragged", slow_but({True}, (False, True)), ids=["even", "ragged"])
 @pytest.mark.parametrize(("family", "window"), FAMILIES)
 def test_a_turn_goes_on_from_any_cache(pairs, family, window, is_ragged):
     """The text is that of a stock turn that reads everything afresh. Layers with a window keep few tokens of a text."""

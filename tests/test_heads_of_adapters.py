@@ -1,6 +1,7 @@
 """A draft head and the record of how often drafts stand belong to the adapter that they were taught with."""
 
 import copy
+import functools
 import json
 import pickle
 
@@ -28,9 +29,13 @@ def record(name):
     return {"chances": CHANCES[name], "num_prompts": 4} if name in CHANCES else None
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A model, and gated adapters: a and b with a head and a record, c with neither, a user's own LoRA."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Read by every test, written by none.
+
+    A model, and gated adapters: a and b with a head and a record, c with neither, and a user's own LoRA.
+    """
+    tmp_path = tmp_path_factory.mktemp("adapters")
     tiny_tidar("qwen3").save_pretrained(tmp_path / "model")
     for seed, name in enumerate(("a", "b", "c", "user")):
         model = TiDARForCausalLM.from_pretrained(tmp_path / "model")
@@ -55,22 +60,27 @@ def folder(tmp_path):
     return tmp_path
 
 
-def is_of(model, folder, name, tmp_path):
-    """Whether a model drafts, and saves, with one adapter's head and record."""
+@functools.cache
+def drafted_alone(folder, name):
+    """What a model drafts with one adapter that nothing was done to: the texts, and how many drafts stood."""
+    alone = TiDARForCausalLM.from_pretrained(folder / "model")
+    alone.load_adapter(str(folder / name))
+    found = alone.generate(random_prompts(1, 6), num_branches="all", **KEYWORDS)
+    return found.sequences, found.accepted_lengths
+
+
+def is_of(model, folder, name, tmp_path=None):
+    """Whether a model drafts, and saves into `tmp_path`, with one adapter's head and record."""
     head, beside = draft_head_of(model), folder / name / HEAD_FILE
     assert (head is None) != beside.is_file()
     assert acceptance_of(model) == record(name)
     if head is not None:
         stored = load_file(beside)
         assert all(torch.equal(stored[key], value) for key, value in head.state_dict().items())
-    alone = TiDARForCausalLM.from_pretrained(folder / "model")
-    alone.load_adapter(str(folder / name))
-    ids = random_prompts(1, 6)
-    way = KEYWORDS | {"num_branches": "all"}
-    mine, expected = model.generate(ids, **way), alone.generate(ids, **way)
-    assert mine.sequences.tolist() == expected.sequences.tolist()
-    assert torch.equal(mine.accepted_lengths, expected.accepted_lengths)
-    if len(model.active_adapters()) == 1:
+    mine = model.generate(random_prompts(1, 6), num_branches="all", **KEYWORDS)
+    texts, accepted_lengths = drafted_alone(folder, name)
+    assert torch.equal(mine.sequences, texts) and torch.equal(mine.accepted_lengths, accepted_lengths)
+    if tmp_path and len(model.active_adapters()) == 1:
         model.save_pretrained(tmp_path)
         assert (tmp_path / HEAD_FILE).is_file() == beside.is_file()
         if head is not None:
@@ -82,13 +92,13 @@ def is_of(model, folder, name, tmp_path):
 @pytest.mark.parametrize("first", ["a", "c"])
 @pytest.mark.parametrize("second", ["b", "c", "user"])
 @pytest.mark.parametrize("way", ["hot swap", "switch", "switch and back", "delete", "delete and load", "through PEFT"])
-def test_a_head_and_a_record_are_used_and_saved_with_their_adapter(folder, first, second, way):
+def test_a_head_and_a_record_are_used_and_saved_with_their_adapter(folder, first, second, way, tmp_path):
     if first == second or (second == "user" and way == "hot swap"):
         pytest.skip("the same adapter, or other arithmetic")
     paths = {name: str(folder / name) for name in (first, second)}
     model = TiDARForCausalLM.from_pretrained(folder / "model")
     model.load_adapter(paths[first], adapter_name="one")
-    is_of(model, folder, first, folder / "saved first")
+    is_of(model, folder, first, tmp_path / "saved first")
     in_use = second
     if way == "hot swap":
         model.load_adapter(paths[second], adapter_name="one", hotswap=True)
@@ -110,8 +120,9 @@ def test_a_head_and_a_record_are_used_and_saved_with_their_adapter(folder, first
         for module in model.modules():
             if hasattr(module, "lora_A"):
                 module.set_adapter("two")
-    for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        is_of(one, folder, in_use, folder / f"saved {id(one)}")
+    is_of(model, folder, in_use, tmp_path / "saved last")
+    for one in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        is_of(one, folder, in_use)
 
 
 @pytest.mark.parametrize("state", ["as loaded", "in another dtype", "swapped by PEFT"])
@@ -164,26 +175,26 @@ def test_with_a_users_own_adapter_beside_it_the_gated_adapters_head_is_used(fold
     assert draft_head_of(model) is None and acceptance_of(model) is None
 
 
-def test_a_models_own_head_is_used_where_no_active_adapter_has_one_and_saved_with_the_model_alone(folder):
+def test_a_models_own_head_is_used_where_no_active_adapter_has_one_and_saved_with_the_model_alone(folder, tmp_path):
     model = with_random_head(TiDARForCausalLM.from_pretrained(folder / "model"))
-    model.save_pretrained(folder / "with head")
-    model = TiDARForCausalLM.from_pretrained(folder / "with head")
+    model.save_pretrained(tmp_path / "with head")
+    model = TiDARForCausalLM.from_pretrained(tmp_path / "with head")
     own = draft_head_of(model)
     for name in ("user", "a"):
         model.load_adapter(str(folder / name), adapter_name=name)
     model.set_adapter("user")
     assert draft_head_of(model) is own
-    model.save_pretrained(folder / "saved")
-    assert not (folder / "saved" / HEAD_FILE).exists()
+    model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / HEAD_FILE).exists()
     model.set_adapter("a")
     assert draft_head_of(model) is not own
     model.delete_adapter(["a", "user"])
     assert draft_head_of(model) is own
-    model.save_pretrained(folder / "again")
+    model.save_pretrained(tmp_path / "again")
     assert not any(
-        "head." in name.replace("lm_head.", "") for name in load_file(folder / "again" / "model.safetensors")
+        "head." in name.replace("lm_head.", "") for name in load_file(tmp_path / "again" / "model.safetensors")
     )
-    assert (folder / "again" / HEAD_FILE).is_file()
+    assert (tmp_path / "again" / HEAD_FILE).is_file()
 
 
 def test_training_makes_the_active_adapters_record_unknown_and_no_other(folder):
@@ -231,14 +242,14 @@ def test_an_adapter_that_peft_loaded_is_said_to_lack_its_head_once(folder, monke
     assert not said
 
 
-def test_a_head_of_another_size_is_refused(folder):
+def test_a_head_of_another_size_is_refused(folder, tmp_path):
     model = TiDARForCausalLM.from_pretrained(folder / "model")
     model.load_adapter(str(folder / "c"))
     other = tiny_tidar(hidden_size=48)
     attach_draft_head(other, new_draft_head(other, 4))
-    other.save_pretrained(folder / "other")
+    other.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="48 channels"):
-        model.generate(random_prompts(1, 4), max_new_tokens=2, draft_head=str(folder / "other"))
+        model.generate(random_prompts(1, 4), max_new_tokens=2, draft_head=str(tmp_path / "other"))
 
 
 def test_the_folder_of_an_adapter_loads_with_its_base(folder):

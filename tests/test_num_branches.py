@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from helpers_sampling import SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
+from helpers_sampling import NUM_DRAWS, SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 from helpers_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.acceptance import draft_confidence, likely_lengths
 from wavedraft.generation.drafting.draft_network import DraftNetwork, new_network
@@ -173,8 +173,8 @@ def test_processors_scores_ends_and_the_cache_are_plain_decodings(processors, nu
 def test_joint_distribution_of_three_tokens_is_plain_samplings(num_branches):
     model = tiny_tidar(draft_length=3, vocab_size=SMALL_VOCABULARY, initializer_range=0.12)
     prompt_ids = random_prompts(1, 4) % (SMALL_VOCABULARY - 1) + 1
-    expected = exact_joint(model, prompt_ids, 3, top_k=0) * 24_000
-    counts = draw(model, prompt_ids, 3, 24_000, seed=num_branches, top_k=0, num_branches=num_branches)
+    expected = exact_joint(model, prompt_ids, 3, top_k=0) * NUM_DRAWS
+    counts = draw(model, prompt_ids, 3, NUM_DRAWS, seed=num_branches, top_k=0, num_branches=num_branches)
     is_common = expected >= 5
     observed = torch.cat([counts[is_common], counts[~is_common].sum()[None]])
     expected = torch.cat([expected[is_common], expected[~is_common].sum()[None]])

@@ -19,6 +19,7 @@ from transformers import (
 
 from helpers_generate import ForbidsTheLastTokenAgain, StopsAfterTheSum
 from helpers_grammars import END, GRAMMARS
+from helpers_marks import slow_but
 from helpers_policies import POLICIES, padded_prompts, tiny_model
 from helpers_recurrent import random_model, settling_model
 from helpers_sampling import NUM_DRAWS, SMALL_VOCABULARY, chi_square_bound, draw
@@ -355,12 +356,12 @@ def test_the_published_decode_refuses_processors_of_a_callers_own():
 
 
 @pytest.mark.filterwarnings("ignore:Error in LLMatcher")  # also in plain decoding, of rows that have ended
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", slow_but({3}, (1, 3)))
 @pytest.mark.parametrize("grammar", GRAMMARS)
 def test_a_grammar_writes_the_text_of_plain_decoding(models, grammar, batch_size):
     model, stock = models
     make = GRAMMARS[grammar]
-    keywords = padded(batch_size) | {"max_new_tokens": 60, "eos_token_id": END}
+    keywords = padded(batch_size) | {"max_new_tokens": 32, "eos_token_id": END}
     expected = stock.generate(**keywords, **make()).tolist()
     for num_branches in ("all", 1):
         assert model.generate(**keywords, **make(), num_branches=num_branches).tolist() == expected
@@ -371,9 +372,9 @@ def test_a_grammar_writes_the_text_of_plain_decoding(models, grammar, batch_size
 
 
 @pytest.mark.filterwarnings("ignore:Error in LLMatcher")
-@pytest.mark.parametrize("grammar", GRAMMARS)
+@pytest.mark.parametrize("grammar", slow_but({"xgrammar"}, GRAMMARS))
 def test_samples_keep_to_a_grammar(models, grammar):
-    make, keywords = GRAMMARS[grammar], padded(3) | {"max_new_tokens": 60, "eos_token_id": END, "do_sample": True}
+    make, keywords = GRAMMARS[grammar], padded(3) | {"max_new_tokens": 20, "eos_token_id": END, "do_sample": True}
     for model, options in ((models[0], {}), *((tiny_model(), one) for one in RECURRENT.values())):
         together = model.generate(**keywords, **make(), **options, seed=[4, 5, 6])
         for row in range(3):

@@ -1,11 +1,12 @@
 """Sampling with drafts has the distribution of plain sampling.
 
-The joint distribution of the first three tokens is enumerated exactly and compared with 24,000 draws.
+The joint distribution of the first three tokens is enumerated exactly and compared with 8,000 draws.
 """
 
 import pytest
 import torch
 
+from helpers_marks import slow_but
 from helpers_sampling import NUM_DRAWS, SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 from helpers_tidar import random_prompts, tiny_tidar
 
@@ -20,7 +21,7 @@ SAMPLING = {
 }
 
 
-@pytest.mark.parametrize("draft_length", [2, 3])
+@pytest.mark.parametrize("draft_length", slow_but({3}, (2, 3)))
 @pytest.mark.parametrize("sampling", SAMPLING)
 def test_joint_distribution_of_three_tokens_is_plain_samplings(sampling, draft_length):
     model = tiny_tidar(draft_length=draft_length, vocab_size=SMALL_VOCABULARY, initializer_range=0.12)

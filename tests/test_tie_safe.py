@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from helpers_marks import slow_but
 from helpers_tidar import CountedForwards, random_prompts, tiny_tidar
 from wavedraft.generation.drafting.draft_network import new_network
 from wavedraft.generation.drafting.draft_step import with_masks
@@ -28,7 +29,7 @@ def texts(model, prompts, **keywords):
     return model.generate(prompts, **{**common, **keywords}).tolist()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
+@pytest.mark.parametrize("family", slow_but({"llama"}, ("llama", "qwen3", "mistral")))
 def test_the_text_is_plain_decodings_where_wide_forwards_write_another(family):
     model = half(family)
     num_same_wide = 0

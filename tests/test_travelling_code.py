@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from helpers_family import tiny_model
+from helpers_marks import slow_but
 from helpers_stock import save_tiny_stock
 from helpers_tidar import random_prompts, tiny_tidar
 from helpers_without_wavedraft import run_alone
@@ -47,7 +48,7 @@ WITHOUT_WAVEDRAFT = """
 """
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gpt-neox", "qwen3-moe"])
+@pytest.mark.parametrize("family", slow_but({"qwen3"}, ("qwen3", "gpt-neox", "qwen3-moe")))
 def test_a_converted_folder_drafts_the_same_text_without_wavedraft(family, tmp_path):
     config = save_tiny_stock(tmp_path / "stock", family)
     convert(tmp_path / "stock", tmp_path / "tidar", draft_length=3)

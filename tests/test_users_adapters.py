@@ -19,6 +19,7 @@ from peft import (
 )
 from transformers import AutoModelForCausalLM, CompileConfig
 
+from helpers_marks import slow_but
 from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation import tidar
@@ -125,11 +126,12 @@ def test_a_users_adapter_and_ours_in_any_order_write_the_users_text(folder, user
     assert torch.equal(model(prompts).logits, logits)
 
 
-@pytest.mark.parametrize("invocation", [(7, 8), (9,)])
-@pytest.mark.parametrize("order", [["user"], ["user", "ours"], ["ours", "user"]])
+@pytest.mark.parametrize("invocation", slow_but({(7, 8)}, ((7, 8), (9,))))
+@pytest.mark.parametrize("order", slow_but(["user ours"], ("user", "user ours", "ours user")))
 def test_a_users_alora_acts_from_its_invocation_on_through_peft(folder, invocation, order):
     """PEFT tells its layers where the invocation stands, row by row."""
     config, prompts = lora(alora_invocation_tokens=list(invocation)), prompts_with(invocation)
+    first, *others = order.split()
     path = saved(folder, config)
     stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "model"), path, "user").eval()
     bare = AutoModelForCausalLM.from_pretrained(folder / "model")
@@ -139,8 +141,8 @@ def test_a_users_alora_acts_from_its_invocation_on_through_peft(folder, invocati
 
     model = TiDARForCausalLM.from_pretrained(folder / "model")
     paths = {"user": path, "ours": str(folder / "ours")}
-    peft_model = PeftModel.from_pretrained(model, paths[order[0]], order[0])
-    for name in order[1:]:
+    peft_model = PeftModel.from_pretrained(model, paths[first], first)
+    for name in others:
         peft_model.load_adapter(paths[name], name)
     peft_model.set_adapter("user")  # PEFT looks for the invocation of one active adapter
     drafted_as(expected.tolist(), peft_model.eval().generate, WAYS, input_ids=prompts)
@@ -150,7 +152,13 @@ def test_a_users_alora_acts_from_its_invocation_on_through_peft(folder, invocati
         drafted_as(text, peft_model.generate, input_ids=prompts, **ended)
 
 
-@pytest.mark.parametrize("names", list(itertools.product(["a", "ours"], ["xa", "__base__"], ["b", "a"])))
+@pytest.mark.parametrize(
+    "names",
+    slow_but(
+        [("a", "xa", "b"), ("ours", "__base__", "a")],
+        itertools.product(["a", "ours"], ["xa", "__base__"], ["b", "a"]),
+    ),
+)
 def test_rows_with_adapters_of_their_own_write_plain_texts(folder, names):
     """A batch of `adapter_names`: rows end one after another, and PEFT's hooks name all of the batch."""
     configs = {"a": lora(), "b": lora(init_lora_weights=False), "xa": lora(**ALORA)}
