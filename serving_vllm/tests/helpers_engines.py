@@ -41,11 +41,11 @@ def core_of(llm: LLM) -> Any:
 
 
 class Counted:
-    """Counts the steps of an engine, and the extra tokens that were scheduled, while it is entered."""
+    """Counts the steps of an engine, their query tokens, and what stood of drafts, while it is entered."""
 
     def __init__(self, llm: LLM):
         self.scheduler = core_of(llm).scheduler
-        self.num_steps = self.num_preempted = self.num_verified = self.num_accepted = 0
+        self.num_steps = self.num_scheduled = self.num_preempted = self.num_verified = self.num_accepted = 0
 
     def __enter__(self) -> "Counted":
         self.schedule, self.stats = self.scheduler.schedule, self.scheduler.make_spec_decoding_stats
@@ -53,6 +53,7 @@ class Counted:
         def schedule(*args: Any) -> Any:
             output = self.schedule(*args)
             self.num_steps += bool(output.total_num_scheduled_tokens)
+            self.num_scheduled += output.total_num_scheduled_tokens
             return output
 
         def stats(*args: Any, **kwargs: Any) -> Any:

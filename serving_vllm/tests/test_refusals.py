@@ -10,6 +10,7 @@ REFUSED = {
     "scheduler-cls": {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
     "enable-lora": {"enable_lora": True},
     "enable-prompt-embeds": {"enable_prompt_embeds": True},
+    "enable-trace-replay": {"enable_trace_replay": True},
 }
 
 

@@ -12,7 +12,9 @@ NUM_TOKENS = 4
 
 def draws(llm, num_draws):
     """Texts of one prompt."""
-    params = SamplingParams(n=num_draws // 16, temperature=0.7, top_k=8, max_tokens=NUM_TOKENS, ignore_eos=True)
+    params = SamplingParams(
+        n=num_draws // 16, temperature=0.7, top_k=8, min_p=0.1, max_tokens=NUM_TOKENS, ignore_eos=True
+    )
     (one,) = prompts(1, seed=13)
     outputs = llm.generate([one] * 16, params.clone(), use_tqdm=False)
     return [tuple(answer.token_ids) for output in outputs for answer in output.outputs]

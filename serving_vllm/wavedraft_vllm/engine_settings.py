@@ -59,6 +59,7 @@ def refuse_what_cannot_draft(vllm_config: "VllmConfig") -> None:
             getattr(parallel, "enable_batch_sharded_sampling", False)
         ),
         "--enable-prompt-embeds: masks are tokens": vllm_config.model_config.enable_prompt_embeds,
+        "--enable-trace-replay: a text that is given needs no drafts": vllm_config.model_config.enable_trace_replay,
         "--enable-lora: adapters of your own beside the drafting one are untried on GPUs": (
             vllm_config.lora_config is not None
         ),
