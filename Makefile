@@ -25,16 +25,17 @@ demo: $(TIDAR)/config.json
 BENCH := $(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl \
     --dtype $(DTYPE) --draft-lengths 4 --num-branches 1,auto
 
-# The first tables of docs/bench.md and the figures of README, measured here and now; some twenty minutes on two idle cores.
+# The first tables of docs/bench.md and the figures of README, measured here and now; some ten minutes on two idle cores.
 bench: $(TIDAR)/config.json
-	$(BENCH) --batch-sizes 1 --compile --max-new-tokens 32 --num-batches 4 --output build/bench/1
+	$(BENCH) --batch-sizes 1 --max-new-tokens 32 --num-batches 2 --repeats 1 --output build/bench/1
 	$(BENCH) --batch-sizes 8 --max-new-tokens 16 --num-batches 1 --repeats 1 --output build/bench/8
 	$(BIN)/python benchmarks/bench_page.py docs/bench.md bench build/bench/1/bench.json build/bench/8/bench.json
 	$(BIN)/python benchmarks/bench_page.py README.md figures build/bench/1/bench.json
 
-# The other tables of docs/bench.md: some half an hour.
-MORE := sweep warm exact
+# The other tables of docs/bench.md: up to an hour, and more on a CPU without products of bfloat16.
+MORE := compiled sweep warm exact
 bench-more: $(TIDAR)/config.json
+	$(BENCH) --batch-sizes 1 --compile --max-new-tokens 32 --repeats 1 --output build/bench/compiled
 	$(BENCH) --prompt-lengths 128,512,2048 --batch-sizes 1,4 --max-new-tokens 16 --num-batches 1 --repeats 1 \
 	    --output build/bench/sweep
 	$(BENCH) --batch-sizes 1 --temperatures 1 --max-new-tokens 32 --repeats 1 --output build/bench/warm
