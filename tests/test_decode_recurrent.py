@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from helpers_marks import slow_but
 from helpers_recurrent import PROMPTS, left_padded, random_model
 from wavedraft.generation.recurrent.decode_diffusion_forcing import freeze
 from wavedraft.generation.recurrent.options_recurrent import (
@@ -46,7 +47,7 @@ def test_plain_decoding_with_the_cache_is_decoding_without(seed):
 
 
 @pytest.mark.parametrize("draft_recurrences", [(1,), (5,), (2, 4), (1, 2, 3, 4, 5)])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", slow_but(range(2), range(4)))
 def test_the_exact_wavefront_writes_the_text_of_plain_decoding(seed, draft_recurrences):
     model = random_model(seed, n_layers_in_recurrent_block=1 + seed)
     expected = plain_loop(model, PROMPTS[seed % 3], 24)
@@ -198,7 +199,7 @@ def test_tokens_stream_as_they_freeze(policy):
 
 
 @pytest.mark.parametrize("policy", WAVEFRONT_POLICIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", slow_but({torch.bfloat16}, (torch.float32, torch.bfloat16, torch.float64)))
 def test_any_dtype_samples_with_its_own_generator_and_touches_nothing_global(policy, dtype):
     model = random_model(10).to(dtype)
     ids = torch.tensor([PROMPTS[0]] * 2)

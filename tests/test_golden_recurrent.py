@@ -4,6 +4,7 @@ import functools
 
 import pytest
 
+from helpers_marks import slow_but
 from helpers_recurrent import common_prefix, golden_model, keywords, kv_cache_of, new_tokens, prompt_ids, records
 
 DF = list(enumerate(records()["df"]))
@@ -100,7 +101,7 @@ def test_reference_compat_repeats_the_reference_step_by_step(record):
         assert width - step.num_frozen == expected["cleared"]
 
 
-@pytest.mark.parametrize("record", DF, ids=name)
+@pytest.mark.parametrize("record", slow_but(DF[::3], DF), ids=name)
 def test_the_corrected_sampler_finishes_and_agrees_with_plain_decoding_at_least_as_long(record):
     _, record = record
     model, num_new = golden_model(record["variant"]), record["N"]

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from helpers_drafts import draft_now_and_then
 from helpers_hybrids import EVERY_HYBRID, HYBRIDS, tiny_hybrid
+from helpers_marks import slow_but
 from helpers_sampling import SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 from helpers_tidar import CountedForwards, gated
 from wavedraft import TiDARForCausalLM, convert
@@ -171,7 +172,7 @@ def pairs():
     return {}
 
 
-@pytest.mark.parametrize("case", range(30))
+@pytest.mark.parametrize("case", slow_but(range(10), range(30)))
 def test_random_prompts_cut_at_random_places(case, pairs, monkeypatch):
     """Random rows, padding, drafts and branches; then a second turn from the cache of a text that was cut anywhere."""
     chance = random.Random(case)

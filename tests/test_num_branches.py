@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from helpers_marks import slow_but
 from helpers_sampling import NUM_DRAWS, SMALL_VOCABULARY, chi_square_bound, draw, exact_joint
 from helpers_tidar import CountedForwards, plain_greedy_loop, random_prompts, script_drafts, tiny_tidar
 from wavedraft.generation.acceptance import draft_confidence, likely_lengths
@@ -40,7 +41,7 @@ def test_confidence_is_the_probability_of_the_drafted_token():
 
 
 @pytest.mark.parametrize("draft_length, num_branches", [(2, 1), (4, 1), (4, 2), (8, 1), (8, 3), (8, 7)])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2"])
+@pytest.mark.parametrize("family", slow_but({"llama", "gemma2"}, ("llama", "qwen3", "mistral", "gemma2")))
 def test_greedy_text_is_the_plain_loops(family, draft_length, num_branches):
     model = tiny_tidar(family, draft_length)
     hook = CountedForwards(model)

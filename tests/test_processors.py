@@ -314,7 +314,7 @@ def unlikely(_, input_ids, scores):
 # -- recurrent depth
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", slow_but({3}, (1, 3)))
 @pytest.mark.parametrize("processor", PROCESSORS)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_recurrent_policy_shows_what_plain_decoding_shows(policy, processor, batch_size):

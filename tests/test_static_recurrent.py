@@ -10,6 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
+from helpers_marks import slow_but
 from helpers_recurrent import PROMPTS, left_padded, random_model
 from wavedraft.generation.kept_with_model import kept_with
 from wavedraft.generation.stock_model import CACHE
@@ -32,6 +33,7 @@ DECODES = {
     "diffusion forcing": {"preset": "diffusion-forcing-r4"},
     "diffusion forcing, noise and headway": {"preset": "diffusion-forcing-r2", "headway": 3, "embedding_ema": 0.5},
 }
+QUICK = {"plain", "self-speculative", "diffusion forcing"}
 
 
 def exact_model(seed: int, **changes):
@@ -41,7 +43,7 @@ def exact_model(seed: int, **changes):
     return model
 
 
-@pytest.mark.parametrize("decode", DECODES)
+@pytest.mark.parametrize("decode", slow_but(QUICK, DECODES))
 def test_a_static_cache_writes_the_same_text(decode):
     model = exact_model(2)
     for inputs in ({"input_ids": torch.tensor([PROMPTS[0]])}, left_padded(PROMPTS)):
@@ -57,7 +59,7 @@ def test_a_static_cache_writes_the_same_text(decode):
         assert output[CACHE].lengths == expected[CACHE].lengths
 
 
-@pytest.mark.parametrize("decode", DECODES)
+@pytest.mark.parametrize("decode", slow_but(QUICK, DECODES))
 def test_shapes_do_not_change_with_the_text_so_nothing_is_compiled_twice(decode):
     model = exact_model(1, n_layers_in_prelude=1, n_layers_in_recurrent_block=1, n_layers_in_coda=1)
     compiling = {"cache_implementation": "static", "compile_config": CompileConfig()}
