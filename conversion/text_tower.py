@@ -136,8 +136,7 @@ def tower_config(config: PreTrainedConfig, text_class: type[PreTrainedModel]) ->
         values = {key: value for key, value in values.items() if key in fields}
     if config.model_type in UNSCALED:
         values["logit_scale"] = 1.0
-    values.pop("_name_or_path", None)
-    return text_class.config_class.from_dict(values)
+    return text_class.config_class.from_dict({key: value for key, value in values.items() if not key.startswith("_")})
 
 
 def tower_names(

@@ -99,10 +99,10 @@ def stock_class_of(config: Any) -> type[PreTrainedModel]:
 
 def can_draft_text(config: Any) -> bool:
     """Whether the text of a model of several parts can draft as a model of its own."""
-    if (text_class := text_class_of(config)) is None or config.model_type in PREFIX_MODELS:
-        return False
     try:
+        if (text_class := text_class_of(config)) is None or config.model_type in PREFIX_MODELS:
+            return False
         refuse_undraftable(text_class, config.get_text_config())
-    except ValueError:
+    except ValueError:  # also transformers', of a model with several texts
         return False
     return True

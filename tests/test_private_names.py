@@ -4,6 +4,7 @@ The last tests check facts that no other test covers: a name still exists and st
 """
 
 import ast
+import functools
 import inspect
 import re
 from collections import defaultdict
@@ -97,6 +98,7 @@ def private_names_in(tree: ast.Module, ours: set[str]) -> set[str]:
     return is_foreign | (found & PRIVATE_THOUGH_SPELT_PUBLICLY)
 
 
+@functools.cache
 def used() -> dict[str, set[str]]:
     """The files that use each private name."""
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sources()}
@@ -108,6 +110,7 @@ def used() -> dict[str, set[str]]:
     return files
 
 
+@functools.cache
 def listed() -> dict[str, Row]:
     """The rows of the page's tables: the name first, then the files, and the tests in the last column."""
     rows = {}

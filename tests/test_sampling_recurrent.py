@@ -92,6 +92,7 @@ OPTIONS = [
         [("temperature and top-k", OPTIONS[3]), ("repetition penalty", OPTIONS[1])],
         [("temperature and top-k", options) for options in OPTIONS]
         + [(warper, OPTIONS[1]) for warper in ("top-p", "min-p", "repetition penalty")],
+        is_of_several=True,
     ),
     ids=str,
 )
