@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from growth_hybrids import print_hybrids
+
 MEASURED = Path(__file__).with_name("growth_measured.json")
 ON_GPU = Path(__file__).with_name("step_cost_h200.json")
 FIGURE = Path(__file__).parents[1] / "build" / "growth.png"
@@ -66,24 +68,6 @@ def best_plan(
     plans = [(length, branches) for length in lengths for branches in {1, 2, 3, length} if branches <= length]
     found = [(speed_up(chances, *plan, seconds, plain), *plan) for plan in plans]
     return max([*found, (1.0, 0, 0)])
-
-
-def stateful_reads(num_accepted: int, num_read: int, draft_length: int, branches: list[int]) -> tuple[int, int]:
-    """What a layer with a state reads in a step of a row, and in how many calls. Attention reads N + B x K in one.
-
-    The first call brings the state to the end of the decided text. The next, from a copy, reads the rest of the draft;
-    and each block of masks is read after the tokens that it follows.
-
-    Args:
-        num_accepted: tokens that the step before accepted.
-        num_read: N, clean tokens of this step.
-        branches: how many of these each of the B blocks follows.
-    """
-    clean = num_accepted + num_read - 1
-    if branches == [num_read]:  # drafts and masks in their order
-        return clean + draft_length, 2
-    blocks = sum(branch - 1 + draft_length for branch in branches)
-    return clean + blocks, 1 + (num_read > 1) + len(branches)
 
 
 # -- seconds by machine
@@ -255,8 +239,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def step_overhead(measured: dict[str, Any]) -> float:
-    """Seconds a drafting step takes beyond a plain forward of as many query tokens: masks, ranking, bookkeeping. From
-    the clock of one plan; the others are then predicted with it."""
+    """Seconds a drafting step takes beyond a plain forward of as many query tokens, by the clock of one plan."""
     costs = {int(width): taken for width, taken in measured["costs"]["drafting"].items()}
     length, branches = CALIBRATING
     name = f"{length}, {branches}"
@@ -280,9 +263,8 @@ def compared(measured: dict[str, Any]) -> list[tuple[str, float, float, float, f
 
 
 def print_check(measured: dict[str, Any]) -> None:
-    print(
-        "| K, B | tokens per forward, predicted | measured | speed-up, predicted | measured | error |\n|" + "---|" * 6
-    )
+    print("| K, B | tokens per forward, predicted | measured | speed-up, predicted | measured | error |")
+    print("|" + "---|" * 6)
     errors = []
     for name, tokens, real_tokens, gain, real_gain in compared(measured):
         is_calibrating = name == "{}, {}".format(*CALIBRATING)
@@ -299,17 +281,6 @@ def print_roofline() -> None:
     for width, published in PUBLISHED.items():
         ms = 1e3 * forward_seconds(MODELS[2], H100, width, 1, 1024)
         print(f"| {width} | {published} | {ms:.1f} | {ms / published - 1:+.0%} |")
-
-
-def print_hybrids(num_accepted: int = 3) -> None:
-    """What a step reads of a row in layers with attention, and in layers with a state."""
-    print("\n| K, B | attention reads | a layer with a state reads | in calls |\n|---|---|---|---|")
-    for length in (4, 8, 16):
-        for branches in ([length], [*range(1, length + 1)]):
-            num_tokens, calls = stateful_reads(num_accepted, length, length, branches)
-            num_queries = length * (1 + len(branches))
-            print(f"| {length}, {len(branches)} | {num_queries} | {num_tokens} | {calls} |")
-    print()
 
 
 def print_gpu_check() -> None:

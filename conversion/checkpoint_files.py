@@ -121,8 +121,8 @@ def write_files(
         shutil.copyfile(checkpoint.folder / INDEX_FILE, new / INDEX_FILE)
     if not matching_files(checkpoint.folder, TOKENIZER_FILES):
         logger.warning(
-            f"{checkpoint.folder} has no tokenizer, so the target gets none, and its prompts are ids. Copy the "
-            "tokenizer's files there (`tokenizer.save_pretrained`) to write texts."
+            "The source has no tokenizer, so the target gets none, and its prompts are ids. To write texts, save a "
+            "tokenizer into the target (`tokenizer.save_pretrained`)."
         )
     steps.begin("Writing the weights", num_bytes)
     for shard in checkpoint.shards:

@@ -5,7 +5,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 FICLONE = 0x40049409  # Linux: share all blocks of another file, copy-on-write
 CHUNK = 64 * 2**20
@@ -20,33 +20,12 @@ def copy_shard(source: Path, target: Path, advance: Callable[[int], None]) -> No
     with source.open("rb") as reading, target.open("wb") as writing:
         if not _shared_blocks(reading.fileno(), writing.fileno()):
             for start, stop in _written_ranges(reading.fileno(), size):
-                reading.seek(start)
                 writing.seek(start)
-                while start < stop:
-                    chunk = reading.read(min(CHUNK, stop - start))
-                    if not chunk:
-                        raise OSError(f"{source} ended at byte {start} during the copy, not at {stop}.")
-                    writing.write(chunk)
-                    start += len(chunk)
-                    advance(len(chunk))
+                _copy_range(reading, writing, start, stop, advance)
             writing.truncate(size)
 
 
-def copy_renamed(source: Path, target: Path, rename: Callable[[str], str], advance: Callable[[int], None]) -> None:
-    """Copies a safetensors file with other tensor names. Only the header is parsed."""
-    with source.open("rb") as reading, target.open("wb") as writing:
-        (length,) = struct.unpack("<Q", reading.read(8))
-        header = json.loads(reading.read(length))
-        renamed = {name if name == "__metadata__" else rename(name): entry for name, entry in header.items()}
-        text = json.dumps(renamed, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        writing.write(struct.pack("<Q", len(text)) + text)
-        while chunk := reading.read(CHUNK):
-            writing.write(chunk)
-            advance(len(chunk))
-
-
-def copy_some(source: Path, target: Path, renamed: dict[str, str], advance: Callable[[int], None]) -> list[str]:
+def copy_renamed(source: Path, target: Path, renamed: dict[str, str], advance: Callable[[int], None]) -> list[str]:
     """Writes the tensors of a safetensors file that `renamed` names, under their new names. No file without any.
 
     Returns:
@@ -68,15 +47,20 @@ def copy_some(source: Path, target: Path, renamed: dict[str, str], advance: Call
         with target.open("wb") as writing:
             writing.write(struct.pack("<Q", len(text)) + text)
             for (start, stop), _ in kept:
-                reading.seek(begin + start)
-                while start < stop:
-                    chunk = reading.read(min(CHUNK, stop - start))
-                    if not chunk:
-                        raise OSError(f"{source} ended at byte {begin + start} during the copy, not at {begin + stop}.")
-                    writing.write(chunk)
-                    start += len(chunk)
-                    advance(len(chunk))
+                _copy_range(reading, writing, begin + start, begin + stop, advance)
     return [renamed[name] for _, name in kept]
+
+
+def _copy_range(reading: BinaryIO, writing: BinaryIO, start: int, stop: int, advance: Callable[[int], None]) -> None:
+    """Copies the bytes from `start` to `stop` to where the writing file stands."""
+    reading.seek(start)
+    while start < stop:
+        chunk = reading.read(min(CHUNK, stop - start))
+        if not chunk:
+            raise OSError(f"{reading.name} ended at byte {start} during the copy, not at {stop}.")
+        writing.write(chunk)
+        start += len(chunk)
+        advance(len(chunk))
 
 
 def num_bytes_on_disk(path: Path) -> int:

@@ -94,12 +94,17 @@ def draftable_class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
         ValueError: it cannot; the message says why, and what is supported.
     """
     stock_class = stock_class_of(config)
+    refuse_quantized(config)
+    return stock_class
+
+
+def refuse_quantized(config: PreTrainedConfig) -> None:
+    """Raises ValueError for a quantized checkpoint, whose tensors are no weights to copy."""
     if getattr(config, "quantization_config", None):
         raise ValueError(
             "This checkpoint is quantized (`quantization_config` in its config.json). Convert the checkpoint it was "
             "made from, and quantize the result when loading it."
         )
-    return stock_class
 
 
 def without_weights(stock_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:

@@ -152,7 +152,8 @@ def _write_shards(folder: Path, view: Path, form: Form, link: bool, steps: Progr
             shutil.copyfile(folder / INDEX_FILE, view / INDEX_FILE)
         return
     rename = _renaming(form.prefixes)
-    if len({rename(name) for name in names}) < len(names):
+    renamed = {name: rename(name) for name in names}
+    if len({*renamed.values()}) < len(renamed):
         raise ValueError(f"{folder} has a tensor under both its own and its stock name. Download it again.")
     if link:
         raise ValueError(
@@ -167,7 +168,7 @@ def _write_shards(folder: Path, view: Path, form: Form, link: bool, steps: Progr
         )
     steps.begin("Renaming the tensors", num_bytes)
     for shard in shards:
-        copy_renamed(shard, view / shard.name, rename, steps.advance)
+        copy_renamed(shard, view / shard.name, renamed, steps.advance)
     if has_index:
         index = read_json(folder / INDEX_FILE)
         index["weight_map"] = {rename(name): file for name, file in index["weight_map"].items()}

@@ -20,9 +20,9 @@ from .progress_steps import ProgressSteps
 from .proof import PROMPT_LENGTH, check_keys, fewest_layers, of_first_layers
 from .quiet_transformers import quiet_transformers
 from .safetensors_headers import INDEX_FILE, SINGLE_FILE, find_shards, read_tensors
-from .shard_copy import copy_some
+from .shard_copy import copy_renamed
 from .source_folder import side_files
-from .stock_config import load_config, read_json, without_weights
+from .stock_config import load_config, read_json, refuse_quantized, without_weights
 
 OF_BOTH = ("tie_word_embeddings", "dtype", "bos_token_id", "eos_token_id", "pad_token_id")
 HEAD = "lm_head.weight"
@@ -81,7 +81,7 @@ def write_text_tower(source: Path, folder: Path, target: Path, steps: ProgressSt
     steps.begin("Writing the text tower", num_bytes)
     weight_map = {}
     for shard in shards:
-        for name in copy_some(shard, folder / shard.name, renamed, steps.advance):
+        for name in copy_renamed(shard, folder / shard.name, renamed, steps.advance):
             weight_map[name] = shard.name
     if [shard.name for shard in shards] != [SINGLE_FILE]:
         index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
@@ -93,20 +93,16 @@ def write_text_tower(source: Path, folder: Path, target: Path, steps: ProgressSt
 
 def _checked_text_class(values: dict[str, Any], config: PreTrainedConfig, source: Path) -> type[PreTrainedModel]:
     """The text class of a source that has a text tower to write. Raises ValueError for any other."""
+    if not is_composite(config):
+        raise ValueError(
+            f"`text_only` must be left out for a {config.model_type!r} model: it is of text alone already."
+        )
     if "tidar_config" in values:
         raise ValueError(
             f"`text_only` must be left out: {source} is a TiDAR checkpoint already. Pass --to-ar first, and then "
             "--text-only."
         )
-    if not is_composite(config):
-        raise ValueError(
-            f"`text_only` must be left out for a {config.model_type!r} model: it is of text alone already."
-        )
-    if getattr(config, "quantization_config", None):
-        raise ValueError(
-            "This checkpoint is quantized (`quantization_config` in its config.json). Convert the checkpoint it was "
-            "made from, and quantize the result when loading it."
-        )
+    refuse_quantized(config)
     if config.model_type in PREFIX_MODELS:
         raise ValueError(
             f"The text of a {config.model_type!r} model cannot be written alone: it reads its prompt from both sides, "
