@@ -191,9 +191,7 @@ def _text_tower(folder: Path, place: _Workplace, recurrent: tuple[int, int, int]
     if place.link:
         raise ValueError("`link` must be left out with `text_only`, which writes the weights under other names.")
     if recurrent is not None:
-        raise ValueError(
-            "`recurrent` must be left out with `text_only`. Take the masks out of its result by --to-ar first."
-        )
+        raise ValueError("`recurrent` must be left out with `text_only`: take the masks out of its result first.")
     if is_recurrent(folder):
         raise ValueError("`text_only` must be left out for a recurrent-depth checkpoint: it is of text alone already.")
     tower = write_text_tower(folder, place.folder / "text", place.target, place.steps)
