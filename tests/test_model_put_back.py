@@ -17,6 +17,7 @@ FORMS = {
     "grows": {},
     "one branch": {"num_branches": 1},
     "auto": {"num_branches": "auto"},
+    "trust": {"trust": 0.5},
     "tie-safe": {"exact": "tie-safe"},
     "packed": {"packed_weights": True},
     "static": STATIC,

@@ -86,15 +86,19 @@ def contenders_of(
 
 
 def _drafting(model: PreTrainedModel, settings: Settings) -> list[Contender]:
-    """What a user gets without keywords, by the name of `default`, and fixed plans. Where it is asked for packed
-    weights, or for none, it is named `auto`: then it has a keyword."""
+    """What a user gets without keywords, by the name of `default`, and fixed plans, last those of `settings.trust`.
+    Where it is asked for packed weights, or for none, it is named `auto`: then it has a keyword."""
     packed = {} if settings.has_packed_weights is None else {"packed_weights": settings.has_packed_weights}
+    exact = {} if getattr(model.generation_config, "trust", None) is None else {"trust": 1}  # not the checkpoint's own
     found = [Contender("auto" if packed else DEFAULT, model, packed)] if "auto" in settings.num_branches else []
     for length, branches in product(settings.draft_lengths, settings.num_branches):
         number = length if branches == "all" else branches
         if number != "auto" and int(number) <= length:
-            plan = {"draft_length": length, "num_branches": number}
+            plan = {"draft_length": length, "num_branches": number, **exact}
             found.append(Contender(f"K={length} B={number}", model, plan | packed))
+    if (trust := settings.trust) is not None:
+        plans = ({"draft_length": length, "num_branches": length, "trust": trust} for length in settings.draft_lengths)
+        found += [Contender(f"K={plan['draft_length']} trust={trust:g}", model, plan | packed) for plan in plans]
     return found
 
 

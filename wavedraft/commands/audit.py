@@ -26,6 +26,7 @@ from .options import (
     PackedWeights,
     Policy,
     Raw,
+    Trust,
 )
 
 Prompts = Annotated[Path, typer.Option(help=f"The file of prompts: {PROMPT_ROWS}.")]
@@ -41,6 +42,7 @@ def audit(
     draft_length: DraftLength = None,
     num_branches: NumBranches = None,
     exact: Exact = None,
+    trust: Trust = None,
     packed_weights: PackedWeights = None,
     compile: Compile = False,
     policy: Policy = None,
@@ -71,7 +73,7 @@ def audit(
     from .loading import load
 
     recorded_in = check_recordable(model, adapter) if record else None
-    drafting = drafting_keywords(num_branches, exact, packed_weights)
+    drafting = drafting_keywords(num_branches, exact, packed_weights, trust)
     with quiet_transformers():
         device = device_for(device)
         check_adapter(adapter, model)
@@ -114,6 +116,8 @@ def print_audit(result: Any, tokenizer: Any, exact: str | None, about: dict[str,
     for name, comparison in names.items():
         share = comparison.num_identical / comparison.num_texts
         print(f"\n{name}: {comparison.num_identical} of {comparison.num_texts} texts identical ({share:.1%})")
+        if comparison is result.parallel and result.trust < 1:
+            print(f"  A text that differs is no fault: trust={result.trust:g} counts what the masks predict.")
         for mismatch in comparison.mismatches:
             margin = "ended" if mismatch.margin is None else f"{mismatch.margin:.4g} between the two best scores"
             ids = (mismatch.plain_id, mismatch.other_id)

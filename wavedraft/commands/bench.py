@@ -21,7 +21,7 @@ from .early_checks import (
     refuse,
     say,
 )
-from .options import DTYPES, PROMPT_ROWS, Adapter, Columns, Compile, Device, Dtype, PackedWeights
+from .options import DTYPES, PROMPT_ROWS, Adapter, Columns, Compile, Device, Dtype, PackedWeights, Trust
 
 Assistant = Annotated[str | None, typer.Option(help="Time assisted decoding too, with this smaller model.")]
 Prompts = Annotated[
@@ -80,6 +80,7 @@ def bench(
     num_lookup_tokens: NumLookupTokens = 10,
     compile: Compile = False,
     only: Only = None,
+    trust: Trust = None,
     packed_weights: PackedWeights = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -106,6 +107,7 @@ def bench(
         num_lookup_tokens=num_lookup_tokens,
         has_compiled=compile,
         has_packed_weights=packed_weights,
+        trust=None if trust == 1 else trust,
         only=tuple(map(str.strip, only.split(","))) if only else (),
     )
     load_library(model, adapter)
