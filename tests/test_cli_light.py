@@ -72,7 +72,7 @@ REFUSED = [
     (["chat", HUB, "--trust", "0.5", "--draft-length", "0"], "--draft-length 0 drafts nothing"),
     (["audit", TIDAR, "--prompts", "{prompts}", "--trust", "0", "--num-branches", "auto"], "needs every branch"),
     (["generate", DEPTH, "w1", "--trust", "0.5"], "--trust is TiDAR's"),
-    (["bench", TIDAR, "--trust", "0.5", "--temperatures", "0,1"], "`trust` must be a number from 0 to below 1"),
+    (["bench", TIDAR, "--trust", "0.5", "--temperatures", "0,1"], "--trust is for greedy decoding"),
     (["generate", HUB, "w1", "--num-branches", "many"], "--num-branches must be auto, all or a number"),
     (["generate", HUB, "w1", "--num-branches", "0"], "--num-branches must be auto, all or a number"),
     (["generate", HUB, "w1", "--num-branches", "auto", "--seed", "1", "--temperature", "1"], "--seed promises"),

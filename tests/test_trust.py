@@ -350,9 +350,18 @@ def test_the_command_line_says_that_a_text_need_not_be_plain_decodings(tmp_path,
         print_audit(Audit(16, other, other, 2, trust=trust), Tokenizer, None, about)
         assert ("A text that differs is no fault: trust=0.5" in capsys.readouterr().out) == is_said
 
-    settings = Settings(draft_lengths=(4,), num_branches=(1, "all", "auto"), trust=0.25)
-    keywords = {one.name: one.keywords for one in contenders_of(model, model, settings)}
+    settings = Settings(draft_lengths=(4,), num_branches=(1, "all", "auto"))
+    keywords = {one.name: one.keywords for one in contenders_of(model, model, settings, trust=0.25)}
     assert keywords["K=4 trust=0.25"] == {"draft_length": 4, "num_branches": 4, "trust": 0.25}
     assert keywords["K=4 B=1"]["trust"] == 1, "what the checkpoint's own generation config says is for its default"
     model.generation_config.trust = None
     assert "trust" not in {one.name: one.keywords for one in contenders_of(model, model, settings)}["K=4 B=1"]
+
+
+def test_tuning_refuses_a_checkpoint_with_a_text_of_its_own():
+    from wavedraft.bench.tuning import settings_of, tune
+
+    model = tiny_tidar()
+    model.generation_config.trust = 0.5
+    with pytest.raises(ValueError, match="`trust` must be 1 to tune, but"):
+        tune(model, model, {}, None, settings_of(4, False, 8))

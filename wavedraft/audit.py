@@ -155,17 +155,16 @@ def audit(
     for batch in _batches(prompts, batch_size):
         output = _generate(model, batch, {**options, **plain})
         rebatched_texts += _new_ids(model, output, max(map(len, batch)))
+    keys = measure_shared_keys(model, prompts, plain_texts, plain) if isinstance(model, RecurrentDepthLM) else None
     return Audit(
         num_tokens=sum(map(len, plain_texts)),
         parallel=_compare(plain_texts, parallel_texts, margins),
         rebatched=_compare(plain_texts, rebatched_texts, margins),
         batch_size=batch_size,
-        exact_cost=(
-            ExactCost(effort, effort_without, _compare(plain_texts, inexact_texts, margins)) if is_exact else None
-        ),
-        shared_keys=(
-            measure_shared_keys(model, prompts, plain_texts, plain) if isinstance(model, RecurrentDepthLM) else None
-        ),
+        exact_cost=ExactCost(effort, effort_without, _compare(plain_texts, inexact_texts, margins))
+        if is_exact
+        else None,
+        shared_keys=keys,
         trust=trust_of(model, parallel),
     )
 

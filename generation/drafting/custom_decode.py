@@ -57,8 +57,7 @@ def tidar(
             setattr(generation_config, name, value)
     options = TiDAROptions.of(generation_config, model.config)
     is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
-    about = generation_config, is_shared, model_kwargs, input_ids, logits_processor
-    refuse_plain_decoding(model, options, *about)
+    refuse_plain_decoding(model, options, generation_config, is_shared, model_kwargs, input_ids, logits_processor)
     chosen_head(model, options.draft_head)
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
     used |= {"given": given_beside(model_kwargs), "past_key_values": model_kwargs.get(CACHE)}

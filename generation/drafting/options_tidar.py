@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class TiDAROptions:
     draft_acceptance: tuple[float, ...] | None = None
     trust: float = 1.0
 
-    KEYWORDS: ClassVar = (
+    KEYWORDS = (
         "draft_length",
         "num_branches",
         "seed",

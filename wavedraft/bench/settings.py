@@ -27,7 +27,6 @@ class Settings:
         num_lookup_tokens: `prompt_lookup_num_tokens` of transformers' prompt lookup.
         has_compiled: measure plain decoding and drafts with a static cache and torch.compile too.
         has_packed_weights: our own contenders read packed weights; by default where `generate` would.
-        trust: measure drafts of every branch with this `trust` below 1 as well, whose texts are not plain decoding's.
         only: names of the contenders that are measured beside plain decoding; all where empty.
     """
 
@@ -42,7 +41,6 @@ class Settings:
     num_lookup_tokens: int = 10
     has_compiled: bool = False
     has_packed_weights: bool | None = None
-    trust: float | None = None
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -61,11 +59,6 @@ class Settings:
         for temperature in self.temperatures:
             if not 0 <= temperature < float("inf"):
                 raise ValueError(f"`temperatures` must be numbers of 0 or more, but one is {temperature}.")
-        if self.trust is not None and (not 0 <= self.trust < 1 or any(self.temperatures)):
-            raise ValueError(
-                "`trust` must be a number from 0 to below 1, beside greedy `temperatures` (0), but is "
-                f"{self.trust} beside {', '.join(map(str, self.temperatures))}."
-            )
         for branches in self.num_branches:
             if branches not in ("all", "auto") and not 1 <= int(branches) <= max(self.draft_lengths):
                 raise ValueError(

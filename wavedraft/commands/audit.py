@@ -75,14 +75,13 @@ def audit(
     recorded_in = check_recordable(model, adapter) if record else None
     drafting = drafting_keywords(num_branches, exact, packed_weights, trust)
     with quiet_transformers():
-        device = device_for(device)
         check_adapter(adapter, model)
         parallel, plain = audited_keywords(model, policy, {"draft_length": draft_length, **drafting}, compile)
         check_keywords(model, {"do_sample": False, **parallel})
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
         check_fit(AutoConfig.from_pretrained(model), zip(texts, map(len, prompt_ids), strict=True), max_new_tokens)
-        loaded = load(model, dtype, device, adapter)
+        loaded = load(model, dtype, device := device_for(device), adapter)
         if packed_weights:
             check_packable(loaded, exact)
         with decoding_bar(len(texts)) as advance:
