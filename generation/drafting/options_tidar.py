@@ -212,7 +212,7 @@ def _trust(given: dict[str, Any], draft_length: int, generation_config: Any) -> 
     if branches not in (None, "all", draft_length):
         problem = f"a mask after each number of tokens: `num_branches` must be 'all', but is {branches!r}"
     elif generation_config.do_sample:
-        problem = "greedy decoding: no rule is known by which sampled texts would have a distribution of their own"
+        problem = "greedy decoding: no rule is written yet that samples from the blend"
     elif exact:
         problem = f"another text than plain decoding's, which `exact={exact!r}` promises"
     if problem:
