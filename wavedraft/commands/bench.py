@@ -113,8 +113,8 @@ def bench(
     )
     load_library(model, adapter)
     recorded_in = check_recordable(model, adapter) if record else None
-    options = {"model": model, "adapter": adapter, "assistant": assistant, "prompts": prompts and str(prompts)}
-    options |= {"trust": trust}
+    options: dict[str, Any] = {"model": model, "adapter": adapter, "assistant": assistant, "trust": trust}
+    options["prompts"] = prompts and str(prompts)
     figures_of(settings, texts, options, draft_lengths is not None, dtype, device, output, recorded_in)
     say(f"Next: wavedraft audit {model} --prompts FILE says whether the faster texts are plain decoding's.")
 
