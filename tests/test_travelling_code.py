@@ -441,17 +441,17 @@ def test_of_the_flat_files_what_is_unused_and_the_docstrings_of_short_functions_
         f'def long(given):\n    """Its first sentence. And another."""\n{long}    return given\n\n\n'
         '# Training uses it.\ndef unused():\n    """Nobody here."""\n    return 0\n\n\n'
         'class Kept:\n    """A class."""\n\n'
-        '    def num(self):\n        """A method."""\n        return self.num()\n\n\n'
+        '    def num(self):\n        """A method."""\n        return 0\n\n\n'
         'class Public(Kept):\n    """Of a user\'s."""\n\n'
         '    def num(self):\n        """Its help."""\n        return 1\n\n\n'
-        "made = Public\n"
+        "made = Kept().num, Public\n"
     )
     sources = flat_sources(tmp_path / "a.py")
     assert '"""What a user reads."""' in sources["a.py"], "the model's own file keeps its docstrings"
     text = sources["b.py"]
     assert "unused" not in text and "Training uses it" not in text
     assert "It says the same" not in text and "A method" not in text
-    assert "def short(given):\n    return long(given)" in text and "def num(self):\n        return self.num()" in text
+    assert "def short(given):\n    return long(given)" in text and "def num(self):\n        return 0" in text
     assert '"""Its first sentence."""' in text and "And another" not in text
     assert all(kept in text for kept in ('"""A class."""', '"""Of a user\'s."""', '"""Its help."""'))
     compile(text, "b.py", "exec")
