@@ -101,6 +101,7 @@ def main() -> None:
     drafting.tidar_config["mask_embedding_id"] = 0
     model = TiDARForCausalLM.from_config(drafting)
     model.load_state_dict(source.state_dict())
+    model.has_objective = True  # of every step below
     loss = learn(model.train(), taught_ids, arguments.steps, arguments.seed + 1, arguments.draft_length)
     print(f"joint loss after {arguments.steps} steps more: {loss:.3f}", flush=True)
 
