@@ -111,8 +111,9 @@ def main() -> None:
     table = [["`trust`", "tokens per forward", "perplexity under the source", "texts of plain decoding"], ["---"] * 4]
     table += [figures_of(model, source, prompts, trust) for trust in arguments.trust]
     told = (
-        f"`python benchmarks/trust.py --steps {arguments.steps} --num-prompts {len(prompts)}`, K = {arguments.draft_length}, "
-        f"{date.today()}, {platform.machine()}, torch {torch.__version__}. {len(prompts)} texts of {NUM_NEW} letters:"
+        f"`python benchmarks/trust.py --steps {arguments.steps} --num-prompts {len(prompts)}`, "
+        f"K = {arguments.draft_length}, {date.today()}, {platform.machine()},\ntorch {torch.__version__}. "
+        f"{len(prompts)} texts of {NUM_NEW} letters:"
     )
     lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
     print(f"{told}\n\n{lines}")
