@@ -203,7 +203,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument(
         "--contexts", type=int, nargs="*", default=[], help="long contexts instead, of these tokens, as 256 2048 4096"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--draft-length", type=int, help="by default the checkpoint's")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--output", type=Path, help="write the figures here as JSON")
