@@ -101,16 +101,16 @@ bench() {
 FAILED=
 for name in "$@"; do
     case $name in
-        bench-1) bench $name 100 --batch-sizes 1 --num-branches 1,3,all,auto $COMPILE ;;
+        bench-1) bench $name 90 --batch-sizes 1 --num-branches 1,3,all,auto $COMPILE ;;
         bench-8) bench $name 60 --batch-sizes 8 --num-branches 1,3,auto $COMPILE ;;
-        bench-16) bench $name 60 --batch-sizes 16 --num-branches 1,3,auto $COMPILE ;;
-        warm) bench $name 50 --batch-sizes 1 --temperatures 0.7,1 --num-branches 3,auto ;;
+        bench-16) bench $name 50 --batch-sizes 16 --num-branches 1,3,auto $COMPILE ;;
+        warm) bench $name 40 --batch-sizes 1 --temperatures 0.7,1 --num-branches 3,auto ;;
         recurrent)
             part $name 60 'diffusion' "$PYTHON" benchmarks/bench_recurrent.py --model "$RECURRENT" \
                 --prompts "$RECURRENT/prompts.txt" --device $DEVICE --dtype $DTYPE "${RECUR[@]}" $COMPILE \
                 --json "$WORK/recurrent.json"
             ;;
-        captured) part $name 110 'passed|failed' "$PYTHON" -m pytest -p no:cacheprovider -n 0 $CAPTURED ;;
+        captured) part $name 100 'passed|failed' "$PYTHON" -m pytest -p no:cacheprovider -n 0 $CAPTURED ;;
         answers)
             part $name 60 'tokens of answers' "$PYTHON" -m wavedraft data regenerate "$MODEL" "$PROMPTS" \
                 "$WORK/answers.jsonl" --device $DEVICE --dtype $DTYPE "${ANSWERS[@]}"
@@ -121,7 +121,7 @@ for name in "$@"; do
                 $(training "$WORK/taught")
             ;;
         head)
-            part $name 60 'okens per forward' "$PYTHON" -m wavedraft train "$MODEL" "$WORK/answers.jsonl" \
+            part $name 50 'okens per forward' "$PYTHON" -m wavedraft train "$MODEL" "$WORK/answers.jsonl" \
                 "$WORK/head" --mode head --from-adapter "$WORK/taught" --slot-decay 0.85 \
                 --eval-prompts "$HELD_OUT" "${HEAD[@]}" $(training "$WORK/head")
             for made in head taught; do

@@ -32,7 +32,7 @@ from wavedraft.bench.paired import bootstrap
 from wavedraft.generation.stock_model import CACHE
 from wavedraft.training import Row, prompt_ids
 
-PROMPTS, CONTEXTS = "standard prompts", "long contexts"  # the sections of a page
+PROMPTS, CONTEXTS = "standard", "contexts"  # the sections of a page
 PAYS = 1.5  # tokens per forward under which a CPU loses by drafts (docs/speed.md)
 WIDTH = 118
 

