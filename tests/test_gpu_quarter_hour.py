@@ -37,7 +37,7 @@ def test_a_part_that_is_not_there_is_refused_with_those_that_are(tmp_path):
 
 @pytest.fixture
 def stub(tmp_path):
-    """A stand-in for Python: it writes down how it is called, fails at `drafting.py`, and hangs at the recurrent bench."""
+    """A stand-in for Python: it notes how it is called, fails at `drafting.py`, and hangs at the recurrent bench."""
     path = tmp_path / "python"
     path.write_text(
         f"""#!/bin/sh
