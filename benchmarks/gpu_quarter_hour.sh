@@ -131,7 +131,7 @@ for name in "$@"; do
             done
             ;;
         taught)
-            part $name 60 '^all' "$PYTHON" benchmarks/drafting.py "$MODEL" --adapter "$WORK/head" \
+            part $name 60 '^ *all' "$PYTHON" benchmarks/drafting.py "$MODEL" --adapter "$WORK/head" \
                 --prompts "$HELD_OUT" --dtype $DTYPE "${TAUGHT[@]}" --output "$WORK/taught.json"
             ;;
         step-1.5b | step-8b)

@@ -41,6 +41,8 @@ doc_to_choice: "{{{{choices}}}}"
 doc_to_target: "{{{{target}}}}"
 metric_list:
   - metric: acc
+    aggregation: mean
+    higher_is_better: true
 """
 
 

@@ -30,7 +30,9 @@ def folder(tmp_path_factory):
     convert(folder / "stock", folder / "tidar", draft_length=4)
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_pretrained(folder / "tidar")
-    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapted = get_peft_model(
+        model, LoraConfig(target_modules=["v_proj", "down_proj"], lora_alpha=64, init_lora_weights=False)
+    )
     adapted.save_pretrained(folder / "adapter")
     adapted.merge_and_unload().save_pretrained(folder / "taught")
     save_tokenizer(folder / "taught", num_words=61)
