@@ -161,7 +161,11 @@ def worst_in_words(figures: dict[str, dict[str, Any]]) -> str:
     if figures[worst]["interval"] is not None:
         high = figures[worst]["interval"][1]
         near = [kind for kind in others if figures[kind]["interval"][0] <= high]
-        text += f" The intervals of these overlap with its own: {'; '.join(near)}." if near else ""
+        text += (
+            f" More prompts could name another, as these intervals overlap with its own: {'; '.join(near)}."
+            if near
+            else ""
+        )
     if figures[worst]["tokens_per_forward"] < PAYS:
         text += f" Under {PAYS}, drafting does not pay on a CPU: the default decodes plainly there."
     return text + (

@@ -162,7 +162,10 @@ def figures(**kinds):
 
 def test_the_worst_kind_is_named_with_those_it_cannot_be_told_from():
     words = standard_prompts.worst_in_words(figures(code=(2.4, 2.8, 3.2), chat=(1.2, 1.4, 1.7), maths=(1.6, 2.0, 2.5)))
-    assert "The worst kind is chat, with 1.40 (1.20-1.70)" in words and "with its own: maths." in words
+    assert (
+        "The worst kind is chat, with 1.40 (1.20-1.70)" in words
+        and "as these intervals overlap with its own: maths." in words
+    )
     assert "does not pay on a CPU" in words
     words = standard_prompts.worst_in_words(figures(code=(2.4, 2.8, 3.2), chat=(1.6, 1.8, 1.9)))
     assert "overlap" not in words and "does not pay" not in words
