@@ -33,20 +33,24 @@ if [ -z "$DRY_RUN" ]; then
     "$PYTHON" -c 'import wavedraft' || refuse "$PYTHON cannot import wavedraft. CONTRIBUTING.md says what to bring."
     MODEL=${MODEL:-models/SmolLM2-135M-Instruct-TiDAR} ADAPTER=${ADAPTER:-adapters/smollm2-135m-instruct-gated}
     GGUF=models/SmolLM2-135M-Instruct.Q4_1.gguf
-    RECURRENT=checkpoints/austen-recurrent-6m PROMPTS=training/prompts_train.jsonl HELD_OUT=benchmarks/prompts_heldout.jsonl
+    RECURRENT=checkpoints/austen-recurrent-6m
+    PROMPTS=training/prompts_train.jsonl HELD_OUT=benchmarks/prompts_heldout.jsonl
     DEVICE=cuda DTYPE=bfloat16 COMPILE=--compile COMPILED=--compiled SHAPES=(1.5b 8b) K=8 CAPTURED=tests/test_on_gpu.py
-    BENCH=(--max-new-tokens 64 --num-batches 2 --repeats 2) RECUR=(--num-new 48 --batch 1 8 --repeats 2)
-    ANSWERS=(--batch-size 2048 --max-new-tokens 128) TEACH=(--batch-size 192 --max-steps 200 --max-length 256 --bf16)
-    HEAD=(--batch-size 192 --max-steps 120 --max-length 256 --bf16) TAUGHT=(--prompts-per-kind 10 --max-new-tokens 64)
-    STEP=(--repeats 3)
+    BENCH=(--max-new-tokens 64 --num-batches 1 --repeats 1) RECUR=(--num-new 48 --batch 1 8 --repeats 2)
+    ANSWERS=(--batch-size 2048 --max-new-tokens 128) TEACH=(--batch-size 192 --max-steps 100 --max-length 256 --bf16)
+    HEAD=("${TEACH[@]}") TAUGHT=(--prompts-per-kind 4 --max-new-tokens 64)
+    STEP=(--repeats 2 --max-new-tokens 16 --draft-lengths 8)
+    WARM_ONLY="default,K=8 B=3" ONLY="default,K=8 B=3,AR compiled,default compiled,K=8 B=3 compiled"
 else
     LIMIT=7200 PATIENCE=20 # a busy CPU may take long, and nothing is timed
     DRY=$WORK/dry MODEL=$WORK/dry/tidar ADAPTER=$WORK/dry/adapter RECURRENT=checkpoints/hops-recurrent GGUF=
     PROMPTS=$DRY/prompts.jsonl HELD_OUT=$DRY/prompts.jsonl DEVICE=cpu DTYPE=float32 COMPILE= COMPILED= K=4
-    SHAPES=(tiny tiny) CAPTURED="tests/test_on_gpu.py -k later_texts" BENCH=(--max-new-tokens 6 --num-batches 1 --repeats 1)
+    SHAPES=(tiny tiny) CAPTURED="tests/test_on_gpu.py -k later_texts"
+    BENCH=(--max-new-tokens 6 --num-batches 1 --repeats 1)
     RECUR=(--num-new 4 --batch 1 --repeats 1) ANSWERS=(--batch-size 4 --max-new-tokens 8)
     TEACH=(--batch-size 2 --max-steps 1 --max-length 32 --no-bf16) HEAD=("${TEACH[@]}") TAUGHT=(--max-new-tokens 6)
     STEP=(--repeats 1 --max-new-tokens 6 --context 16 --draft-lengths 4) WAVEDRAFT_TEST_DEVICE=cpu
+    WARM_ONLY="default,K=4 B=3" ONLY="default,K=4 B=3"
     export WAVEDRAFT_TEST_DEVICE
     [ -e "$DRY/adapter" ] || "$PYTHON" benchmarks/tiny_model.py "$DRY" || refuse "the tiny model could not be made."
 fi
@@ -95,35 +99,35 @@ bench() {
     local name=$1 bound=$2
     shift 2
     part "$name" "$bound" '^ *default' "$PYTHON" -m wavedraft bench "$MODEL" --adapter "$ADAPTER" --prompts "$HELD_OUT" \
-        --dtype $DTYPE --device $DEVICE --draft-lengths $K "${BENCH[@]}" --output "$WORK/$name" "$@"
+        --dtype $DTYPE --device $DEVICE --draft-lengths $K --num-branches 3,auto "${BENCH[@]}" --output "$WORK/$name" "$@"
 }
 
 FAILED=
 for name in "$@"; do
     case $name in
-        bench-1) bench $name 90 --batch-sizes 1 --num-branches 1,3,all,auto $COMPILE ;;
-        bench-8) bench $name 60 --batch-sizes 8 --num-branches 1,3,auto $COMPILE ;;
-        bench-16) bench $name 50 --batch-sizes 16 --num-branches 1,3,auto $COMPILE ;;
-        warm) bench $name 40 --batch-sizes 1 --temperatures 0.7,1 --num-branches 3,auto ;;
+        bench-1) bench $name 90 --batch-sizes 1 --only "$ONLY" $COMPILE ;;
+        bench-8) bench $name 80 --batch-sizes 8 --only "$ONLY" $COMPILE ;;
+        bench-16) bench $name 80 --batch-sizes 16 --only "$ONLY" $COMPILE ;;
+        warm) bench $name 40 --batch-sizes 1 --temperatures 0.7,1 --only "$WARM_ONLY" ;;
         recurrent)
-            part $name 60 'diffusion' "$PYTHON" benchmarks/bench_recurrent.py --model "$RECURRENT" \
+            part $name 50 'diffusion' "$PYTHON" benchmarks/bench_recurrent.py --model "$RECURRENT" \
                 --prompts "$RECURRENT/prompts.txt" --device $DEVICE --dtype $DTYPE "${RECUR[@]}" $COMPILE \
                 --json "$WORK/recurrent.json"
             ;;
         captured) part $name 100 'passed|failed' "$PYTHON" -m pytest -p no:cacheprovider -n 0 $CAPTURED ;;
         answers)
-            part $name 60 'tokens of answers' "$PYTHON" -m wavedraft data regenerate "$MODEL" "$PROMPTS" \
+            part $name 40 'tokens of answers' "$PYTHON" -m wavedraft data regenerate "$MODEL" "$PROMPTS" \
                 "$WORK/answers.jsonl" --device $DEVICE --dtype $DTYPE "${ANSWERS[@]}"
             ;;
         teach)
             part $name 90 'okens per forward' "$PYTHON" -m wavedraft train "$MODEL" "$WORK/answers.jsonl" \
-                "$WORK/taught" --from-adapter "$ADAPTER" --slot-decay 0.85 --eval-prompts "$HELD_OUT" "${TEACH[@]}" \
+                "$WORK/taught" --from-adapter "$ADAPTER" --slot-decay 0.85 --eval-prompts "$HELD_OUT" --num-eval-prompts 3 "${TEACH[@]}" \
                 $(training "$WORK/taught")
             ;;
         head)
             part $name 50 'okens per forward' "$PYTHON" -m wavedraft train "$MODEL" "$WORK/answers.jsonl" \
                 "$WORK/head" --mode head --from-adapter "$WORK/taught" --slot-decay 0.85 \
-                --eval-prompts "$HELD_OUT" "${HEAD[@]}" $(training "$WORK/head")
+                --eval-prompts "$HELD_OUT" --num-eval-prompts 3 "${HEAD[@]}" $(training "$WORK/head")
             for made in head taught; do
                 [ -e "$WORK/$made/adapter_config.json" ] || continue
                 tar -cf - -C "$WORK/$made" --exclude='checkpoint-*' . | split -b 15M -d - "$OUT/adapter.tar."
@@ -131,12 +135,12 @@ for name in "$@"; do
             done
             ;;
         taught)
-            part $name 60 '^ *all' "$PYTHON" benchmarks/drafting.py "$MODEL" --adapter "$WORK/head" \
+            part $name 50 '^ *all' "$PYTHON" benchmarks/drafting.py "$MODEL" --adapter "$WORK/head" \
                 --prompts "$HELD_OUT" --dtype $DTYPE "${TAUGHT[@]}" --output "$WORK/taught.json"
             ;;
         step-1.5b | step-8b)
             shape=${SHAPES[0]} && [ $name = step-8b ] && shape=${SHAPES[1]}
-            part $name 90 '^\|' "$PYTHON" benchmarks/step_cost.py --shapes "$shape" --device $DEVICE --dtype $DTYPE \
+            part $name 85 '^\|' "$PYTHON" benchmarks/step_cost.py --shapes "$shape" --device $DEVICE --dtype $DTYPE \
                 $COMPILED "${STEP[@]}" --output "$WORK/$name.json"
             ;;
     esac

@@ -1,6 +1,7 @@
 """The script for a lent GPU: every part runs, with a tiny model on a CPU. Without a GPU it refuses in one line."""
 
 import os
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 from helpers_commands import check_command
+from helpers_tidar import tiny_tidar
+from wavedraft.bench.contenders import contenders_of, without_adapter
+from wavedraft.bench.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_quarter_hour.sh"
@@ -42,7 +46,7 @@ def stub(tmp_path):
     path.write_text(
         f"""#!/bin/sh
 case "$1" in -c) exit 0;; esac
-echo "$*" >> {tmp_path}/calls
+printf "%s\\t" "$@" >> {tmp_path}/calls; echo >> {tmp_path}/calls
 case "$*" in
     *drafting.py*) echo no such adapter; exit 3;;
     *bench_recurrent.py*) echo begun; exec sleep 60;;
@@ -60,7 +64,7 @@ def test_what_a_gpu_is_given_to_do_are_commands_that_there_are(tmp_path, stub):
     (tmp_path / "model" / "config.json").touch()
     parts = [part for part in PARTS if part != "recurrent"]
     run(tmp_path, *parts, **stub | {"LIMIT": "840"})
-    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    calls = [line.rstrip("\t").split("\t") for line in (tmp_path / "calls").read_text().splitlines()]
     assert len(calls) == len(parts)
     for words in calls:
         if words[:2] == ["-m", "pytest"]:
@@ -68,6 +72,14 @@ def test_what_a_gpu_is_given_to_do_are_commands_that_there_are(tmp_path, stub):
         else:
             check_command(["wavedraft", *words[2:]] if words[0] == "-m" else ["python", *words], None)
     assert sum("--compile" in words for words in calls) == 3 and sum("cuda" in words for words in calls) == 7
+
+
+def test_the_lines_of_a_bench_that_a_gpu_measures_are_ones():
+    model = tiny_tidar("llama", draft_length=8)
+    settings = Settings(draft_lengths=(8,), num_branches=(3, "auto"), has_compiled=True)
+    names = {one.name for one in contenders_of(model, without_adapter(model), settings)}
+    wanted = [part for line in re.findall(r'ONLY="([^"]*K=8[^"]*)"', SCRIPT.read_text()) for part in line.split(",")]
+    assert len(wanted) == 7 and set(wanted) <= names
 
 
 def test_parts_that_fail_or_hang_are_named_and_the_next_are_run_and_what_is_done_is_not_run_again(tmp_path, stub):
