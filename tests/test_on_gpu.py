@@ -11,8 +11,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from helpers_tidar import gated, ragged, random_prompts, tiny_tidar, with_random_head
-from wavedraft.generation.execution import step_graph
-from wavedraft.generation.stock_model import decoder_of
+from wavedraft.generation.kept_with_model import kept_with
 
 DEVICE = os.environ.get("WAVEDRAFT_TEST_DEVICE", "cuda")
 pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU")
@@ -39,7 +38,7 @@ def num_graphs(model):
 
 
 def graphs_of(model):
-    return dict(kept.graphs) if (kept := step_graph._kept.get(decoder_of(model))) else {}
+    return {} if (kept := kept_with(model).graphs) is None else dict(kept.graphs)
 
 
 @pytest.mark.parametrize("num_branches", ["all", 1, 2, "auto"])

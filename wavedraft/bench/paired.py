@@ -4,14 +4,27 @@ Every way decodes one prompt before any decodes the next, so what slows one of a
 """
 
 import random
+from collections.abc import Callable, Sequence
 from math import exp, log
 from statistics import fmean, median
-from typing import Any
+from typing import Any, TypeVar
 
 NUM_DRAWS = 2000  # of the bootstrap: the ends of the interval then move by about a hundredth of its width
 FEWEST_PAIRS = 5  # of fewer, the bootstrap has too few different draws for an interval of 95 %
 WIDEST = 1.5  # greatest over least end of an interval: a wider one cannot tell "no gain" from "half as fast again"
 BUSY = 0.05  # share of the time in which threads that could run waited for a core
+
+Item = TypeVar("Item")
+
+
+def bootstrap(items: Sequence[Item], figure_of: Callable[[list[Item]], float]) -> tuple[float, float] | None:
+    """The ends of a figure's 95 % interval, items being drawn with replacement; None of fewer than `FEWEST_PAIRS`."""
+    if len(items) < FEWEST_PAIRS:
+        return None
+    draw = random.Random(0)
+    figures = sorted(figure_of(draw.choices(items, k=len(items))) for _ in range(NUM_DRAWS))
+    edge = NUM_DRAWS // 40
+    return figures[edge], figures[-1 - edge]
 
 
 def paired_ratio(pairs: dict[Any, list[tuple[float, float]]]) -> dict[str, Any]:
@@ -26,11 +39,8 @@ def paired_ratio(pairs: dict[Any, list[tuple[float, float]]]) -> dict[str, Any]:
     """
     logs = [median(log(plain / own) for plain, own in rounds) for rounds in pairs.values()]
     found: dict[str, Any] = {"mean": exp(fmean(logs)), "low": None, "high": None, "num_pairs": len(logs)}
-    if len(logs) >= FEWEST_PAIRS:
-        draw = random.Random(0)
-        means = sorted(fmean(draw.choices(logs, k=len(logs))) for _ in range(NUM_DRAWS))
-        edge = NUM_DRAWS // 40
-        found |= {"low": exp(means[edge]), "high": exp(means[-1 - edge])}
+    if (interval := bootstrap(logs, fmean)) is not None:
+        found |= {"low": exp(interval[0]), "high": exp(interval[1])}
     return found
 
 
