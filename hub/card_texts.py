@@ -46,7 +46,18 @@ print(output.num_forwards, "forwards after the prompt's")
 `draft_length` (0 decodes plainly) and `seed` may be given to `generate` or stand in `generation_config.json`. Without
 `trust_remote_code` the repository is the plain stock model. That one drafts too, if told to:
 `stock_model.generate(**inputs, custom_generate="{name}", trust_remote_code=True)`.
-{masks_of(known)}"""
+{trust_of(known)}{masks_of(known)}"""
+
+
+def trust_of(known: dict[str, Any]) -> str:
+    """What is said where generation_config.json lets masks decide with the model itself."""
+    if (trust := known.get("trust")) in (None, 1):
+        return ""
+    return (
+        f"\n`generation_config.json` has a `trust` of {trust}: the model's own logits count for that much of each\n"
+        "token, and those of the masks for the rest. The text is not the one plain decoding writes.\n"
+        "`generate(trust=1)` writes that one.\n"
+    )
 
 
 def masks_of(known: dict[str, Any]) -> str:
@@ -80,7 +91,7 @@ output = model.generate(**inputs, max_new_tokens=64, return_dict_in_generate=Tru
 print(tokenizer.decode(output.sequences[0], skip_special_tokens=True))
 print(output.num_forwards, "forwards after the prompt's")
 ```
-{masks_of(known)}"""
+{trust_of(known)}{masks_of(known)}"""
 
 
 def recurrent_text(name: str, known: dict[str, Any]) -> str:

@@ -3,16 +3,24 @@
 import ast
 import re
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable
 from itertools import compress
 from operator import not_
 from pathlib import Path
 
-from .travelling_code import imported_first, shorten_docstrings, without_gaps
+from .travelling_code import (
+    drop,
+    imported_first,
+    names_in,
+    shorten_docstrings,
+    unused_definitions,
+    without_gaps,
+)
 
 OLDEST_TRANSFORMERS = "5.22"
-REMARK = re.compile(r"  # (type: ignore(\[[\w-]+\])?|fmt: skip)")  # to our own type checker and formatter
+# Remarks to our own type checker and formatter, and types that say nothing.
+NOTHING_SAID = re.compile(r"  # (type: ignore(\[[\w-]+\])?|fmt: skip)|: Any(?=[,)])| -> (Any|None)(?=:)")
 
 
 def one_file(source: Path) -> str:
@@ -29,7 +37,10 @@ def one_file(source: Path) -> str:
     check_definitions(trees)
     unused = unused_definitions(trees, source.resolve()) | repeated_assignments(trees)
     used = {name for tree in trees.values() for name in names_in(tree, unused)}
-    parts = [f"{heading(path, trees[path])}\n\n{own_text(text, trees[path], unused)}\n" for path, text in texts.items()]
+    parts = []
+    for path, text in texts.items():
+        own = own_text(text, trees[path], unused, path == source.resolve())
+        parts.append(f"{heading(path, trees[path])}\n\n{own}\n")
     head = f'"""Written by wavedraft from its own files: {source.name} and what it imports, as one module."""\n'
     return "\n\n".join([f"{head}\n{import_lines(trees.values(), used)}", *parts])
 
@@ -52,53 +63,11 @@ def check_definitions(trees: dict[Path, ast.Module]) -> None:
                 )
 
 
-def unused_definitions(trees: dict[Path, ast.Module], source: Path) -> set[ast.AST]:
-    """The functions, classes and methods that nothing names, outside `source`: training uses them, or the command line.
-
-    A method counts where its class has no bases, through which others' code may call it.
-    """
-    candidates = [
-        node
-        for path, tree in trees.items()
-        for node in (*tree.body, *methods_in(tree))
-        if path != source and isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list
-    ]
-    unused: set[ast.AST] = set()
-    while True:
-        named = Counter(name for tree in trees.values() for name in names_in(tree, unused))
-        found = {
-            node
-            for node in candidates
-            if node not in unused and named[node.name] == [*names_in(node, unused)].count(node.name)
-        }
-        if not found:
-            return unused
-        unused |= found
-
-
 def repeated_assignments(trees: dict[Path, ast.Module]) -> set[ast.AST]:
     """What an earlier part has made already, such as `logger`."""
     assigned: list[ast.AST] = [node for tree in trees.values() for node in tree.body if isinstance(node, ast.Assign)]
     first = {ast.dump(node): node for node in reversed(assigned)}
     return {*assigned} - {*first.values()}
-
-
-def methods_in(tree: ast.Module) -> Iterator[ast.FunctionDef]:
-    """The methods, but those that Python calls itself, of a module's classes without bases."""
-    for kind in tree.body:
-        if isinstance(kind, ast.ClassDef) and not kind.bases:
-            yield from (m for m in kind.body if isinstance(m, ast.FunctionDef) and not m.name.startswith("__"))
-
-
-def names_in(node: ast.AST, left_out: Collection[ast.AST] = ()) -> Iterator[str]:
-    """Every name that a statement may look up, also by a string, outside the parts `left_out`."""
-    if node in left_out:
-        return
-    for kind, field in ((ast.Name, "id"), (ast.Attribute, "attr"), (ast.Constant, "value")):
-        if isinstance(node, kind):
-            yield str(getattr(node, field))
-    for part in ast.iter_child_nodes(node):
-        yield from names_in(part, left_out)
 
 
 def import_lines(trees: Iterable[ast.Module], used: set[str]) -> str:
@@ -125,32 +94,29 @@ def bound_name(alias: ast.alias) -> str:
     return alias.asname or alias.name.split(".")[0]
 
 
-def own_text(text: str, tree: ast.Module, unused: set[ast.AST]) -> str:
+def own_text(text: str, tree: ast.Module, unused: set[ast.AST], is_source: bool) -> str:
     """A module's text without its docstring, its imports, and what is unused. Inside a function, others' imports
     stay. Of functions and classes the first sentence of the docstring stays: the package has them whole."""
-    lines, top = text.splitlines(), set(tree.body)
-    has_docstring = ast.get_docstring(tree) is not None
-    left_out = {*unused, *tree.body[:has_docstring], *(n for n in top if isinstance(n, ast.Import | ast.ImportFrom))}
-    for node in (node for node in ast.walk(tree) if isinstance(node, ast.stmt)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            assert not any(alias.asname for alias in node.names), "one module has one name for a thing"
-        elif node not in left_out:
-            continue
-        left = "" if node in left_out else " " * node.col_offset + "pass"
-        lines[node.lineno - 1 : node.end_lineno] = [left] + [""] * (node.end_lineno - node.lineno)
-        above = node.lineno - 2
-        while node in unused and above >= 0 and lines[above].lstrip().startswith("#"):
-            lines[above], above = "", above - 1
+    lines = text.splitlines()
+    docstring = tree.body[: ast.get_docstring(tree) is not None]
+    for node in ast.walk(tree):
+        if node in unused or node in docstring or isinstance(node, ast.Assert):  # asserts are for our type checker
+            drop(node, lines)
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)):
+        is_ours = isinstance(node, ast.ImportFrom) and node.level
+        assert not (is_ours and any(alias.asname for alias in node.names)), "one module has one name for a thing"
+        if is_ours or node in tree.body:
+            drop(node, lines)
+            lines[node.lineno - 1] = "" if node in tree.body else " " * node.col_offset + "pass"
     drop_inner_docstrings(lines, tree)
-    shorten_docstrings(lines, tree)
-    return without_gaps(REMARK.sub("", "\n".join(lines))).strip()
+    shorten_docstrings(lines, tree, is_source)
+    return without_gaps(NOTHING_SAID.sub("", "\n".join(lines))).strip()
 
 
 def drop_inner_docstrings(lines: list[str], tree: ast.Module) -> None:
-    """Takes out docstrings of methods and private functions, and those of classes that begin with their sections."""
+    """Takes out docstrings of methods, and those of classes that begin with their sections."""
     kinds = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     functions = [node for kind in kinds for node in kind.body if isinstance(node, ast.FunctionDef)]
-    functions += [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("_")]
     listed = [kind for kind in kinds if ast.get_docstring(kind) and not lines[kind.body[0].lineno - 1].strip(' "')]
     found: list[ast.FunctionDef | ast.ClassDef] = [*functions, *listed]
     for node in found:

@@ -51,7 +51,8 @@ def write_card(
     tags = [*tags, *(tag for tag in known.pop("tags", None) or [] if tag not in tags)]
     head = {"library_name": library, "pipeline_tag": "text-generation", **known, "tags": tags}
     has_draft_head = (folder / HEAD_FILE).is_file()
-    about = {"has_draft_head": has_draft_head, "block_attention": block_attention_of(folder)}
+    about: dict[str, Any] = {"has_draft_head": has_draft_head, "block_attention": block_attention_of(folder)}
+    about["trust"] = values_of(folder / "generation_config.json").get("trust")
     body = text(name, {**known, **about}) + measured(figures, differs) + licence_of(known)
     data = ModelCardData(**head)
     signature = f"\n<!-- wavedraft wrote this card ({digest(body)}) and replaces it until you change its text. -->\n"
@@ -61,13 +62,13 @@ def write_card(
 
 def block_attention_of(folder: Path) -> str | None:
     """How the masks of a checkpoint or an adapter see one another, where that is not the paper's way."""
+    taught = values_of(folder / "config.json").get("tidar_config") or {}
+    return taught.get("block_attention") or values_of(folder / "generation_config.json").get("block_attention")
 
-    def values_of(name: str) -> dict[str, Any]:
-        path = folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    taught = values_of("config.json").get("tidar_config") or {}
-    return taught.get("block_attention") or values_of("generation_config.json").get("block_attention")
+def values_of(path: Path) -> dict[str, Any]:
+    """A file of JSON; empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def is_ours_to_write(path: Path) -> bool:

@@ -21,6 +21,7 @@ from ..generation.drafting.options_tidar import (
     given_beside,
     reason_for_plain_decoding,
     refuse_seed,
+    refuse_trust,
     say_what_is_idle,
 )
 from ..generation.execution.model_form import in_plain_form
@@ -120,9 +121,11 @@ class TiDARGenerationMixin(Stock):
         kwargs["inputs_tensor"] = inputs_tensor  # given to those that name it
         return self._plainly(super()._assisted_decoding, "transformers drafts in another way", *call, **kwargs)
 
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+    def init_continuous_batching(self, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        trust = getattr(generation_config or self.generation_config, "trust", None)
+        refuse_trust(trust, "continuous batching has a loop of its own")
         logger.warning_once("Decoding without drafts: continuous batching has a loop of its own. The text is the same.")
-        return super().init_continuous_batching(*args, **kwargs)
+        return super().init_continuous_batching(generation_config, *args, **kwargs)
 
     def _plainly(
         self,
@@ -136,6 +139,7 @@ class TiDARGenerationMixin(Stock):
     ) -> Any:
         """A loop of transformers, which never writes the mask token. Says why drafts are not."""
         options = generation_config.tidar_options
+        refuse_trust(options.trust, str(reason))
         if generation_config.do_sample:
             refuse_seed(options, reason or "`draft_length` is 0")
         if options.draft_length:

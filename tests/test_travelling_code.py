@@ -25,7 +25,7 @@ from helpers_without_wavedraft import run_alone
 from wavedraft import DraftObjective, TiDARForCausalLM, convert
 from wavedraft.generation import tidar as tidar_decode
 from wavedraft.hub.custom_generate import one_file
-from wavedraft.hub.travelling_code import flat_sources
+from wavedraft.hub.travelling_code import FEW_LINES, flat_sources
 from wavedraft.training import gated_adapter_config
 
 WITHOUT_WAVEDRAFT = """
@@ -428,3 +428,42 @@ def test_one_file_imports_others_once_at_its_top_and_leaves_out_what_nothing_use
     (tmp_path / "b.py").write_text("import torch.fx as F\n\n\ndef kept(*given):\n    return F\n")
     with pytest.raises(ValueError, match="define `F` differently"):
         one_file(tmp_path / "a.py")
+
+
+def test_of_the_flat_files_what_is_unused_and_the_docstrings_of_short_functions_stay_behind(tmp_path):
+    (tmp_path / "a.py").write_text(
+        '"""A part."""\n\nfrom .b import Kept, short\n\n\n'
+        'def generate():\n    """What a user reads. More of it."""\n    return short, Kept\n'
+    )
+    long = "".join(f"    given = given + {number}\n" for number in range(FEW_LINES + 1))
+    (tmp_path / "b.py").write_text(
+        'def short(given):\n    """It says the same."""\n    return long(given)\n\n\n'
+        f'def long(given):\n    """Its first sentence. And another."""\n{long}    return given\n\n\n'
+        '# Training uses it.\ndef unused():\n    """Nobody here."""\n    return 0\n\n\n'
+        'class Kept:\n    """A class."""\n\n'
+        '    def num(self):\n        """A method."""\n        return 0\n\n\n'
+        'class Public(Kept):\n    """Of a user\'s."""\n\n'
+        '    def num(self):\n        """Its help."""\n        return 1\n\n\n'
+        "made = Kept().num, Public\n"
+    )
+    sources = flat_sources(tmp_path / "a.py")
+    assert '"""What a user reads."""' in sources["a.py"], "the model's own file keeps its docstrings"
+    text = sources["b.py"]
+    assert "unused" not in text and "Training uses it" not in text
+    assert "It says the same" not in text and "A method" not in text
+    assert "def short(given):\n    return long(given)" in text and "def num(self):\n        return 0" in text
+    assert '"""Its first sentence."""' in text and "And another" not in text
+    assert all(kept in text for kept in ('"""A class."""', '"""Of a user\'s."""', '"""Its help."""'))
+    compile(text, "b.py", "exec")
+
+
+def test_one_file_leaves_out_types_that_say_nothing_and_keeps_the_fields_of_classes(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "from dataclasses import dataclass\nfrom typing import Any\n\n\n@dataclass\nclass Made:\n    part: Any\n\n\n"
+        "def generate(given: Any, *rest: Any, num: int = 1) -> Any:\n    assert num\n    return Made(given)\n"
+    )
+    text = one_file(tmp_path / "a.py")
+    assert "def generate(given, *rest, num: int = 1):\n" in text and "    part: Any\n" in text and "assert" not in text
+    namespace = {}
+    exec(text, namespace)
+    assert namespace["generate"](3).part == 3

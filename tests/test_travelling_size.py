@@ -68,3 +68,14 @@ def test_travelling_code_starts_no_program_and_loads_no_library_of_its_own(model
 
 def test_a_draft_head_is_published_though_hub_repository_does_not_import_its_code():
     assert any(fnmatch(HEAD_FILE, pattern) for pattern in WEIGHT_FILES)
+
+
+@pytest.mark.parametrize("model", [*MODELS, TIDAR])
+def test_what_a_flat_file_imports_of_another_travels(model):
+    trees = {name.removesuffix(".py"): ast.parse(text) for name, text in flat_sources(ROOT / model).items()}
+    for tree in trees.values():
+        for node in (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level):
+            parts = [*ast.walk(trees[node.module])]
+            bound = {n.name for n in parts if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.alias)}
+            bound |= {n.id for n in parts if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            assert {alias.name for alias in node.names} <= bound, node.module

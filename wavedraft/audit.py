@@ -85,6 +85,7 @@ class Audit:
         batch_size: prompts in such a batch.
         exact_cost: what an `exact` mode of parallel decoding costs; None without one.
         shared_keys: of a recurrent-depth model, whether it shares keys across its recurrences; None of others.
+        trust: of parallel decoding. Below 1 its texts are not meant to be plain decoding's: a difference is no fault.
     """
 
     num_tokens: int
@@ -93,6 +94,7 @@ class Audit:
     batch_size: int
     exact_cost: ExactCost | None = None
     shared_keys: SharedKeys | None = None
+    trust: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -153,18 +155,24 @@ def audit(
     for batch in _batches(prompts, batch_size):
         output = _generate(model, batch, {**options, **plain})
         rebatched_texts += _new_ids(model, output, max(map(len, batch)))
+    keys = measure_shared_keys(model, prompts, plain_texts, plain) if isinstance(model, RecurrentDepthLM) else None
     return Audit(
         num_tokens=sum(map(len, plain_texts)),
         parallel=_compare(plain_texts, parallel_texts, margins),
         rebatched=_compare(plain_texts, rebatched_texts, margins),
         batch_size=batch_size,
-        exact_cost=(
-            ExactCost(effort, effort_without, _compare(plain_texts, inexact_texts, margins)) if is_exact else None
-        ),
-        shared_keys=(
-            measure_shared_keys(model, prompts, plain_texts, plain) if isinstance(model, RecurrentDepthLM) else None
-        ),
+        exact_cost=ExactCost(effort, effort_without, _compare(plain_texts, inexact_texts, margins))
+        if is_exact
+        else None,
+        shared_keys=keys,
+        trust=trust_of(model, parallel),
     )
+
+
+def trust_of(model: PreTrainedModel, keywords: dict[str, Any]) -> float:
+    """`trust` of a decode with these keywords of `generate`: theirs, or else that of generation_config.json."""
+    given = (keywords.get("trust"), getattr(model.generation_config, "trust", None))
+    return next((float(trust) for trust in given if trust is not None), 1.0)
 
 
 def _check_batches(prompts: list[torch.Tensor], batch_size: int) -> None:

@@ -37,10 +37,12 @@ class Choice:
 
     Attributes:
         is_pure: whether verifying and drafting are functions of tensors alone, so that a step can be captured.
+        trust: what the model's own logits count for; the masks' count for the rest.
     """
 
-    def __init__(self, scores: ProcessedScores):
+    def __init__(self, scores: ProcessedScores, trust: float = 1.0):
         self.scores = scores
+        self.trust = trust
         self.is_pure = False
 
     def keep_rows(self, places: list[int]) -> None:
@@ -83,8 +85,8 @@ class Choice:
 class Greedy(Choice):
     """The most likely token; ids are compared, never probabilities."""
 
-    def __init__(self, scores: ProcessedScores):
-        super().__init__(scores)
+    def __init__(self, scores: ProcessedScores, trust: float = 1.0):
+        super().__init__(scores, trust)
         self.is_pure = not scores.processors and scores.transcript.token_scores is None
 
     def pick(self, scores: Tensor) -> Tensor:
@@ -127,8 +129,8 @@ class InOrder(Greedy):
             noise, for drafts too: a row's text depends on neither its batch nor its drafts. None is greedy.
     """
 
-    def __init__(self, scores: ProcessedScores, seeds: list[int] | None):
-        super().__init__(scores.of_drafts())
+    def __init__(self, scores: ProcessedScores, seeds: list[int] | None, trust: float = 1.0):
+        super().__init__(scores.of_drafts(), trust)
         self.in_order, self.seeds, self.is_pure = scores, seeds, False
 
     def keep_rows(self, places: list[int]) -> None:

@@ -27,6 +27,7 @@ def tidar(
     mask_embedding_id: int | None = None,
     packed_weights: bool | None = None,
     draft_head: str | bool | None = None,
+    trust: float | None = None,
     streamer: Any = None,
     synced_gpus: bool | None = None,
     **model_kwargs: Any,
@@ -40,8 +41,8 @@ def tidar(
     `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
 
     Args:
-        draft_length, num_branches, seed, exact, tie_margin, packed_weights, draft_head: as in `generate` of our own
-            classes.
+        draft_length, num_branches, seed, exact, tie_margin, packed_weights, draft_head, trust: as in `generate` of our
+            own classes.
         mask_embedding_id: the row of the embedding table that masks read.
         streamer: as of `decode_tidar`; it gets the prompt first.
         synced_gpus: whether ranks share the model, which is refused; where absent, told by the model. False where each
@@ -50,14 +51,13 @@ def tidar(
     refuse_undraftable(type(model), model.config, model)
     given: dict[str, Any] = {"draft_length": draft_length, "num_branches": num_branches, "seed": seed}
     given |= {"exact": exact, "tie_margin": tie_margin, "mask_embedding_id": mask_embedding_id}
-    given |= {"packed_weights": packed_weights, "draft_head": draft_head}
+    given |= {"packed_weights": packed_weights, "draft_head": draft_head, "trust": trust}
     for name, value in given.items():
         if value is not None:
             setattr(generation_config, name, value)
     options = TiDAROptions.of(generation_config, model.config)
     is_shared = is_shared_by_ranks(model) if synced_gpus is None else synced_gpus
-    about = generation_config, is_shared, model_kwargs, input_ids, logits_processor
-    refuse_plain_decoding(model, options, *about)
+    refuse_plain_decoding(model, options, generation_config, is_shared, model_kwargs, input_ids, logits_processor)
     chosen_head(model, options.draft_head)
     used = {name: model_kwargs.get(name) for name in ("attention_mask", "position_ids")}
     used |= {"given": given_beside(model_kwargs), "past_key_values": model_kwargs.get(CACHE)}

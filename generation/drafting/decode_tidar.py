@@ -49,6 +49,7 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
         plans: decode forwards by their plan: K drafted tokens after each of B numbers of accepted tokens, as (K, B).
             (0, 0) decoded plainly.
         packed_weights: whether packed weights were read.
+        trust: what the model's own logits counted for. Below 1 the text is not plain decoding's.
     """
 
     num_forwards: int | None = None
@@ -58,6 +59,7 @@ class TiDARGenerateOutput(GenerateDecoderOnlyOutput):
     accepted_lengths: Tensor | None = None
     plans: dict[Plan, int] | None = None
     packed_weights: bool | None = None
+    trust: float | None = None
 
 
 class Record:
@@ -75,9 +77,10 @@ class Record:
         for row, count in zip(rows, num_accepted, strict=True):
             self.accepted_lengths[row, count - 1] += 1
 
-    def output(self, transcript: Transcript, network: Any, cache: DynamicCache | None) -> Any:
+    def output(self, transcript: Transcript, run: StepRunner, cache: DynamicCache | None) -> Any:
         """The ids [B, P + N], or all that a caller may ask for."""
-        self.log(network.form.is_packed)
+        network, trust = run.network, run.choice.trust
+        self.log(network.form.is_packed, trust)
         if not self.generation_config.return_dict_in_generate:
             return transcript.sequences()
         num_new_tokens = transcript.num_new_tokens
@@ -94,13 +97,16 @@ class Record:
             accepted_lengths=self.accepted_lengths,
             plans=self.plans,
             packed_weights=network.form.is_packed,
+            trust=trust,
             **{CACHE: cache},
         )
 
-    def log(self, is_packed: bool) -> None:
+    def log(self, is_packed: bool, trust: float) -> None:
         """Says what was chosen, where transformers' verbosity is info."""
         plans = ", ".join(f"K={k} B={b}: {count}" if k else f"plain: {count}" for (k, b), count in self.plans.items())
-        logger.info(f"{self.num_forwards} decode forwards ({plans}){', packed weights' * is_packed}")
+        packed = ", packed weights" * is_packed
+        mixed = f", trust={trust}: the text is not plain decoding's" if trust < 1 else ""
+        logger.info(f"{self.num_forwards} decode forwards ({plans}){packed}{mixed}")
 
 
 @one_thread_at_a_time
@@ -121,7 +127,8 @@ def decode_tidar(
 ) -> TiDARGenerateOutput | Tensor:
     """Writes the text plain decoding would write, in fewer forwards.
 
-    Greedy decoding gives the same tokens; sampling draws from the same distribution (arXiv 2211.17192).
+    Greedy decoding gives the same tokens, unless `options.trust` is below 1; sampling draws from the same distribution
+    (arXiv 2211.17192).
 
     Args:
         input_ids: [B, P] prompts, left-padded.
@@ -146,15 +153,15 @@ def decode_tidar(
         network.given = given or {}
     scores = ProcessedScores(logits_processor, transcript, options.excluded_id)
     choice = choice_of(network, scores, options, generation_config)
-    record = Record(len(input_ids), options.draft_length, generation_config)
+    record, run = Record(len(input_ids), options.draft_length, generation_config), StepRunner(network, choice, graphs)
     with network.form.applied():
-        state = write_texts(StepRunner(network, choice, graphs), transcript, record, options, position_ids)
+        state = write_texts(run, transcript, record, options, position_ids)
         if streamer is not None:
             streamer.end()
         cache = network.final_cache(state, transcript.lengths, transcript.last_ids()) if returns_cache else None
     if cache is not None and (is_users_cache(past_key_values) or isinstance(past_key_values, StaticCache)):
         cache = handed_back(past_key_values, cache)
-    return record.output(transcript, network, cache)
+    return record.output(transcript, run, cache)
 
 
 def write_texts(
@@ -227,10 +234,10 @@ def choice_of(
             return Sampled(scores, seeds, options.draft_length)
         return InOrder(scores, seeds or torch.randint(2**63 - 1, (num_rows,)).tolist())
     if scores.is_in_order:
-        return InOrder(scores, None)
+        return InOrder(scores, None, options.trust)
     if options.exact == "tie-safe":
         return TieSafeGreedy(scores, network, options.tie_margin_of(network.model.dtype))
-    return Greedy(scores)
+    return Greedy(scores, options.trust)
 
 
 def network_of(

@@ -178,17 +178,9 @@ def stack_rows(rows: list[States], lengths: list[int]) -> DynamicCache:
             states = [one.after(length) for one, length in zip(kept, lengths, strict=True)]
             layer = of_type(joined(states, [*range(len(states))]), LAYERS_WITH_STATE[bool(halves)])
         if halves:
-            layer.update(
-                *(
-                    torch.stack(
-                        [
-                            nn.functional.pad(x[:, :n], (0, 0, 0, max(lengths) - n))
-                            for x, n in zip(half, lengths, strict=True)
-                        ]
-                    )
-                    for half in halves
-                )
-            )
+            missing = [(0, 0, 0, max(lengths) - length) for length in lengths]
+            cut = ([x[:, :n] for x, n in zip(half, lengths, strict=True)] for half in halves)
+            layer.update(*(torch.stack(list(map(nn.functional.pad, half, missing))) for half in cut))
         cache.layers.append(layer)
     return cache
 
@@ -223,17 +215,16 @@ class StaticDraftCache(DraftCache):
             kept: the slots [B, H, C, D] of an earlier decode, used again. If empty, the new ones are put here.
         """
         for number, layer in enumerate(self.layers):
+            halves = layer.keys, layer.values
             if kept and number < len(kept):
                 slots = kept[number]
             else:
-                slots = tuple(
-                    old.new_zeros(*old.shape[:2], self.capacity, old.shape[3]) for old in (layer.keys, layer.values)
-                )
+                slots = tuple(old.new_zeros(*old.shape[:2], self.capacity, old.shape[3]) for old in halves)
                 for new in slots:
                     torch._dynamo.mark_static_address(new)
                 if kept is not None:
                     kept.append(slots)
-            for new, old in zip(slots, (layer.keys, layer.values), strict=True):
+            for new, old in zip(slots, halves, strict=True):
                 new[:, :, : self.max_length] = old[:, :, : self.max_length]
             layer.keys, layer.values = slots
         self.is_step = True

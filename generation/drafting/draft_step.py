@@ -189,6 +189,10 @@ def step(network: Any, choice: Any, plan: Plan, state: StepState) -> tuple[StepS
     state = state._replace(num_drafted=state.num_with_position(network.masks.last_position))
     branch_lengths = branches(state, plan.num_blocks(num_tokens))
     target_logits, predictions = network(draft_inputs(state, branch_lengths, plan.draft_length, network.masks))
+    if choice.trust < 1:
+        last_position = network.masks.last_position
+        num_placed = None if last_position is None else last_position - state.next_positions[:, 0]
+        target_logits = predictions.blended(target_logits, choice.trust, num_placed)
     decided = choice.verify(state, target_logits)
     return state.after(decided, choice.draft(decided, predictions.after(decided.num_accepted))), decided
 

@@ -48,8 +48,8 @@ class MaskPredictions:
     def after(self, num_accepted: Tensor) -> SlotPredictions:
         """The predictions of what follows `num_accepted` [A] tokens of a draft and the model's own next one.
 
-        A block's first mask is never read: the model's own next token takes its place. What is read after the end of a
-        block does not count.
+        A block's first mask is not read here: the model's own next token takes its place. What is read after the end
+        of a block does not count.
         """
         if not self.branch_lengths.shape[1] or self.draft_length == 1:
             vocab_size = self.model.config.get_text_config().vocab_size
@@ -68,6 +68,23 @@ class MaskPredictions:
         logits = logits.to(self.device)
         chain = None if self.head is None else DraftChain(self.model, self.head, logits, states)
         return SlotPredictions(num_masks.to(num_accepted.device), logits, chain)
+
+    def blended(self, target_logits: Tensor, trust: float, num_placed: Tensor | None) -> Tensor:
+        """What decides the token after each token of a draft, [A, N, V]: `trust` parts of the model's own logits, the
+        rest those of the first mask of the block that saw just as many tokens (arXiv 2511.08923). There are N blocks.
+
+        Args:
+            num_placed: [A] how many first masks have a position of their own, of a table that ends; None: all. After
+                them the model's own logits decide alone.
+        """
+        dtype = torch.promote_types(target_logits.dtype, torch.float32)
+        own = lm_head_logits(self.model, self.states[:, :: self.draft_length].contiguous())
+        own, target_logits = own.to(target_logits.device, dtype), target_logits.to(dtype)
+        blend = trust * target_logits + (1 - trust) * own
+        if num_placed is None:
+            return blend
+        place = torch.arange(own.shape[1], device=own.device)
+        return torch.where((place < num_placed.to(own.device)[:, None])[..., None], blend, target_logits)
 
     def first_mask(self, num_accepted: Tensor) -> tuple[Tensor, Tensor]:
         """The first of a row's M * K masks that predicts what follows `num_accepted` [A] tokens, and how many do, 0 to

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +58,10 @@ class TiDAROptions:
             expects at first. In generation_config.json: {"chances": [...], "num_prompts": ...}.
         draft_head: a folder or Hub repository with a stock model's draft head, read once; False drafts without. By
             default the model's own, if any.
+        trust: from 0 to 1, how much the model's own logits A count beside those of the masks, D: a token is decided by
+            trust * A + (1 - trust) * D (the beta of arXiv 2511.08923). D are the logits of the first mask of the block
+            that saw the same tokens, so every branch is drafted: `num_branches` is "all". Greedy decoding only. The
+            first token after a prompt is decided by A alone. Below 1 the text is not plain decoding's. By default 1.
     """
 
     draft_length: int
@@ -71,8 +75,9 @@ class TiDAROptions:
     packed_weights: bool | None = None
     draft_head: str | bool | None = None
     draft_acceptance: tuple[float, ...] | None = None
+    trust: float = 1.0
 
-    KEYWORDS: ClassVar = (
+    KEYWORDS = (
         "draft_length",
         "num_branches",
         "seed",
@@ -81,6 +86,7 @@ class TiDAROptions:
         "tie_margin",
         "packed_weights",
         "draft_head",
+        "trust",
     )
 
     @classmethod
@@ -97,6 +103,7 @@ class TiDAROptions:
         draft_length = _draft_length(given["draft_length"], taught["draft_length"])
         given["mask_embedding_id"] = _mask_row(given["mask_embedding_id"], taught, vocab_size)
         given["seed"] = _seed(given["seed"])
+        given["trust"] = _trust(given, draft_length, generation_config)
         given["num_branches"] = _num_branches(given["num_branches"], draft_length, generation_config)
         _check_exact(given["exact"], given["tie_margin"], generation_config)
         is_static = generation_config.cache_implementation == "static"
@@ -192,6 +199,26 @@ def _num_branches(given: Any, draft_length: int, generation_config: Any) -> int 
             f"call: one for each number of tokens that may be accepted. It is {given!r}."
         )
     return draft_length if given == "all" else given
+
+
+def _trust(given: dict[str, Any], draft_length: int, generation_config: Any) -> float:
+    """Below 1 every branch is needed: without `num_branches` among the `given`, it becomes "all"."""
+    trust, branches, exact = 1.0 if given["trust"] is None else given["trust"], given["num_branches"], given["exact"]
+    if isinstance(trust, bool) or not isinstance(trust, int | float) or not 0 <= trust <= 1:
+        raise ValueError(f"`trust` must be a number from 0 to 1, but is {trust!r}.")
+    if trust == 1 or not draft_length:  # without drafts, the text is plain decoding's
+        return 1.0
+    problem = None
+    if branches not in (None, "all", draft_length):
+        problem = f"a mask after each number of tokens: `num_branches` must be 'all', but is {branches!r}"
+    elif generation_config.do_sample:
+        problem = "greedy decoding: no rule is written yet that samples from the blend"
+    elif exact:
+        problem = f"another text than plain decoding's, which `exact={exact!r}` promises"
+    if problem:
+        raise ValueError(f"`trust={trust}` needs {problem}. Leave one of them out.")
+    given["num_branches"] = "all"
+    return float(trust)
 
 
 def _check_static(is_static: bool, exact: Any, generation_config: Any) -> None:
@@ -324,13 +351,21 @@ def _reason_of_states(model: Any, generation_config: Any, cache: Any) -> str | N
 
 
 def say_what_is_idle(given: dict[str, Any], options: TiDAROptions, do_sample: bool) -> None:
-    """Warns of keywords that change nothing in this call."""
+    """Warns of keywords that change nothing in this call. `trust` is refused instead."""
+    if not options.draft_length:
+        refuse_trust(given.get("trust"), "`draft_length` is 0")
     said = {name for name, value in given.items() if value is not None}
     if not options.draft_length and (idle := sorted(said - {"draft_length", "seed", "packed_weights"})):
         names = ", ".join(f"`{name}`" for name in idle) + (" is" if len(idle) == 1 else " are")
         logger.warning_once(f"{names} left aside: `draft_length=0` decodes without drafts.")
     if "seed" in said and not do_sample:
         logger.warning_once("`seed` is left aside: greedy decoding draws nothing.")
+
+
+def refuse_trust(trust: float | None, reason: str) -> None:
+    """Refuses `trust` below 1 where nothing is drafted: the text would be another one than was asked for."""
+    if trust not in (None, 1):
+        raise ValueError(f"`trust` must be 1 where nothing is drafted ({reason}), but is {trust!r}. Leave it out.")
 
 
 def refuse_seed(options: TiDAROptions, reason: str) -> None:

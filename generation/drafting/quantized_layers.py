@@ -48,10 +48,7 @@ def _reason_of_layer(layer: Any, model: Any) -> str | None:
     device = device_of(model) if place.type == "meta" else place
     draws = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0))
     token, other = draws.to(device, model.dtype)
-    beside_itself, beside_other = (
-        torch.stack([token, token])[None],
-        torch.stack([token, 100 * other])[None],
-    )  # [1, 2, D]
+    beside_itself, beside_other = (torch.stack([token, one])[None] for one in (token, 100 * other))  # [1, 2, D]
     try:
         alike, different = layer(beside_itself)[0, 0], layer(beside_other)[0, 0]
         if torch.equal(alike, different):

@@ -42,7 +42,7 @@ class StepRunner:
             after, decided = step(self.network, choice, plan, StepState(*tensors))
             return *after, decided.ids, decided.num_accepted
 
-        about = plan, choice.scores.excluded_id, id(self.network.head)
+        about = plan, choice.scores.excluded_id, id(self.network.head), choice.trust
         *after, ids, num_accepted = captured(self.network, graphs, about, run, state)
         return StepState(*after), Decided(ids, num_accepted)
 

@@ -14,11 +14,8 @@ from torch import Tensor, nn
 from ..torch_internals import has_compiler_option, hooks_of, parts_of, times_written
 
 PACKABLE = (torch.bfloat16, torch.float32)
-PRIVATE_OPERATORS = (
-    "_is_mkldnn_bf16_supported",
-    "_reorder_linear_weight",
-    "_linear_pointwise",
-)  # of `torch.ops.mkldnn`
+# Of `torch.ops.mkldnn`.
+PRIVATE_OPERATORS = "_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise"
 NO_EPILOGUE: tuple[str, list[Any], str] = ("none", [], "")  # no activation after the product
 
 # torch's compiler accepts `mkldnn::_linear_pointwise` only with a constant weight. It accepts the same product under
@@ -65,20 +62,25 @@ def has_packed_products(dtype: torch.dtype) -> bool:
 
 def check_packable(model: nn.Module, exact: str | None = None) -> None:
     """Raises ValueError if packed weights cannot be used, or `exact` needs other products."""
+    problem = None
     if model.device.type != "cpu" or model.dtype not in PACKABLE:
-        raise ValueError(
-            f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
-            "and torch.float32 on a CPU. Leave it out, or load the model with one of these `dtype`s."
+        problem = (
+            f"for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 and torch.float32 on a CPU. "
+            "Leave it out, or load the model with one of these `dtype`s"
         )
-    if not has_plain_linears(model):
-        raise ValueError(
-            f"`packed_weights` must be False for this {type(model).__name__}: oneDNN reads plain weights, but its "
-            "linear layers are quantized or replaced. Leave it out."
+    elif not has_plain_linears(model):
+        problem = (
+            f"for this {type(model).__name__}: oneDNN reads plain weights, but its linear layers are quantized or "
+            "replaced. Leave it out"
         )
-    if not has_packed_products(model.dtype):
-        why = f"this CPU, or this build of PyTorch, has no oneDNN products of {model.dtype}"
+    elif not has_packed_products(model.dtype):
         instead = ", or load the model with `dtype=torch.float32`" if has_packed_products(torch.float32) else ""
-        raise ValueError(f"`packed_weights` must be False on this machine: {why}. Leave it out{instead}.")
+        problem = (
+            f"on this machine: this CPU, or this build of PyTorch, has no oneDNN products of {model.dtype}. Leave it "
+            f"out{instead}"
+        )
+    if problem:
+        raise ValueError(f"`packed_weights` must be False {problem}.")
     if exact:
         raise ValueError(
             f"`exact={exact!r}` must round like the stock model's own products, but `packed_weights` uses oneDNN "

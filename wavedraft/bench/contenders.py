@@ -57,10 +57,17 @@ def without_adapter(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def contenders_of(
-    model: PreTrainedModel, stock: PreTrainedModel, settings: Settings, assistant: PreTrainedModel | None = None
+    model: PreTrainedModel,
+    stock: PreTrainedModel,
+    settings: Settings,
+    assistant: PreTrainedModel | None = None,
+    trust: float | None = None,
 ) -> list[Contender]:
     """Plain decoding of the stock model first, then transformers' own ways to be faster, then ours: without drafts, as
     `generate` decodes without any keyword, and by fixed plans.
+
+    Args:
+        trust: measure drafts of every branch with this `trust` too, whose texts are not plain decoding's.
 
     Raises:
         ValueError: `settings.only` names a contender that is not among them.
@@ -74,7 +81,7 @@ def contenders_of(
     contenders.append(Contender("lookup", stock, {"prompt_lookup_num_tokens": settings.num_lookup_tokens}))
     if assistant is not None:
         contenders.append(Contender("assisted", stock, {"assistant_model": assistant}))
-    ours = _drafting(model, settings)
+    ours = _drafting(model, settings, trust)
     is_packed = pays_to_pack(model) if settings.has_packed_weights is None else settings.has_packed_weights
     contenders += [Contender(NO_DRAFTS, model, {"draft_length": 0, "packed_weights": is_packed}), *ours]
     if settings.has_compiled:
@@ -85,16 +92,20 @@ def contenders_of(
     return [one for name, one in by_name.items() if name == AR or name in settings.only or not settings.only]
 
 
-def _drafting(model: PreTrainedModel, settings: Settings) -> list[Contender]:
-    """What a user gets without keywords, by the name of `default`, and fixed plans. Where it is asked for packed
-    weights, or for none, it is named `auto`: then it has a keyword."""
+def _drafting(model: PreTrainedModel, settings: Settings, trust: float | None) -> list[Contender]:
+    """What a user gets without keywords, by the name of `default`, and fixed plans, last those with `trust`.
+    Where it is asked for packed weights, or for none, it is named `auto`: then it has a keyword."""
     packed = {} if settings.has_packed_weights is None else {"packed_weights": settings.has_packed_weights}
+    exact = {} if getattr(model.generation_config, "trust", None) is None else {"trust": 1}  # not the checkpoint's own
     found = [Contender("auto" if packed else DEFAULT, model, packed)] if "auto" in settings.num_branches else []
     for length, branches in product(settings.draft_lengths, settings.num_branches):
         number = length if branches == "all" else branches
         if number != "auto" and int(number) <= length:
-            plan = {"draft_length": length, "num_branches": number}
+            plan = {"draft_length": length, "num_branches": number, **exact}
             found.append(Contender(f"K={length} B={number}", model, plan | packed))
+    if trust is not None:
+        plans = ({"draft_length": length, "num_branches": length, "trust": trust} for length in settings.draft_lengths)
+        found += [Contender(f"K={plan['draft_length']} trust={trust:g}", model, plan | packed) for plan in plans]
     return found
 
 

@@ -131,6 +131,8 @@ def notes(results: dict[str, Any]) -> list[str]:
                 lines.append(
                     f"{cell_title(cell)}: {figures['name']} took {seconds:.0f} s to compile, not counted above."
                 )
+    if (trust := results["about"].get("trust")) is not None:
+        lines.append(f"With trust={trust:g} texts are not meant to be plain decoding's: one that differs is no fault.")
     for place, free in free_query_tokens(results["forwards"]).items():
         rows = [row for row in results["forwards"] if place_of(row) == place]
         lines.append(cost_note(rows, free, results["about"]["has_packed_weights"]))

@@ -60,7 +60,15 @@ def tune(
         stock: `model` without drafts and adapter, as `without_adapter` makes it.
         prompts, filler: as in `bench`.
         settings: as `settings_of` makes them.
+
+    Raises:
+        ValueError: the checkpoint's generation config has a `trust` below 1, and so a text of its own.
     """
+    if (trust := getattr(model.generation_config, "trust", None)) not in (None, 1):
+        raise ValueError(
+            f"`trust` must be 1 to tune, but generation_config.json has {trust}: the plans that are compared write "
+            "plain decoding's text. Take it out there."
+        )
     every = contenders_of(model, stock, settings)
     plans = [one for one in every if not one.is_compiled and one.name != "lookup"]
     about: dict[str, Any] = {"model": model.name_or_path}

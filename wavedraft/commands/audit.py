@@ -26,6 +26,7 @@ from .options import (
     PackedWeights,
     Policy,
     Raw,
+    Trust,
 )
 
 Prompts = Annotated[Path, typer.Option(help=f"The file of prompts: {PROMPT_ROWS}.")]
@@ -41,6 +42,7 @@ def audit(
     draft_length: DraftLength = None,
     num_branches: NumBranches = None,
     exact: Exact = None,
+    trust: Trust = None,
     packed_weights: PackedWeights = None,
     compile: Compile = False,
     policy: Policy = None,
@@ -71,16 +73,15 @@ def audit(
     from .loading import load
 
     recorded_in = check_recordable(model, adapter) if record else None
-    drafting = drafting_keywords(num_branches, exact, packed_weights)
+    drafting = drafting_keywords(num_branches, exact, packed_weights, trust)
     with quiet_transformers():
-        device = device_for(device)
         check_adapter(adapter, model)
         parallel, plain = audited_keywords(model, policy, {"draft_length": draft_length, **drafting}, compile)
         check_keywords(model, {"do_sample": False, **parallel})
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompt_ids = [encode_prompt(tokenizer, text, raw)["input_ids"][0] for text in texts]
         check_fit(AutoConfig.from_pretrained(model), zip(texts, map(len, prompt_ids), strict=True), max_new_tokens)
-        loaded = load(model, dtype, device, adapter)
+        loaded = load(model, dtype, device := device_for(device), adapter)
         if packed_weights:
             check_packable(loaded, exact)
         with decoding_bar(len(texts)) as advance:
@@ -114,6 +115,8 @@ def print_audit(result: Any, tokenizer: Any, exact: str | None, about: dict[str,
     for name, comparison in names.items():
         share = comparison.num_identical / comparison.num_texts
         print(f"\n{name}: {comparison.num_identical} of {comparison.num_texts} texts identical ({share:.1%})")
+        if comparison is result.parallel and result.trust < 1:
+            print(f"  A text that differs is no fault: trust={result.trust:g} counts what the masks predict.")
         for mismatch in comparison.mismatches:
             margin = "ended" if mismatch.margin is None else f"{mismatch.margin:.4g} between the two best scores"
             ids = (mismatch.plain_id, mismatch.other_id)

@@ -21,7 +21,7 @@ from .early_checks import (
     refuse,
     say,
 )
-from .options import DTYPES, PROMPT_ROWS, Adapter, Columns, Compile, Device, Dtype, PackedWeights
+from .options import DTYPES, PROMPT_ROWS, Adapter, Columns, Compile, Device, Dtype, PackedWeights, Trust
 
 Assistant = Annotated[str | None, typer.Option(help="Time assisted decoding too, with this smaller model.")]
 Prompts = Annotated[
@@ -80,6 +80,7 @@ def bench(
     num_lookup_tokens: NumLookupTokens = 10,
     compile: Compile = False,
     only: Only = None,
+    trust: Trust = None,
     packed_weights: PackedWeights = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -91,6 +92,8 @@ def bench(
     check_device(device)
     check_folder(model)
     check_adapter_folder(adapter)
+    if any(read_list(temperatures, "--temperatures", float)):
+        refuse({"trust": trust}, "is for greedy decoding, but --temperatures has others than 0. Leave one out.")
     if prompts is None:
         refuse({"columns": columns}, "has no effect without --prompts.")
     texts = read_kinds(prompts, read_columns(columns)) if prompts else PROMPTS
@@ -110,7 +113,8 @@ def bench(
     )
     load_library(model, adapter)
     recorded_in = check_recordable(model, adapter) if record else None
-    options = {"model": model, "adapter": adapter, "assistant": assistant, "prompts": prompts and str(prompts)}
+    options: dict[str, Any] = {"model": model, "adapter": adapter, "assistant": assistant, "trust": trust}
+    options["prompts"] = prompts and str(prompts)
     figures_of(settings, texts, options, draft_lengths is not None, dtype, device, output, recorded_in)
     say(f"Next: wavedraft audit {model} --prompts FILE says whether the faster texts are plain decoding's.")
 
@@ -129,7 +133,7 @@ def figures_of(
 
     Args:
         texts: prompts by their kind.
-        options: of the command: `model`, `adapter`, `assistant` and `prompts`. The report names them.
+        options: of the command: `model`, `adapter`, `assistant`, `prompts` and `trust`. The report names them.
         has_lengths: whether `settings.draft_lengths` was given; by default it is the checkpoint's.
         recorded_in: the generation_config.json of `--record`.
     """
@@ -169,7 +173,7 @@ def measured(
     Args:
         encoded: ids [P] of the prompts by their kind.
         filler: ids that fill prompts up.
-        options: what the report says of the call: `model`, `adapter` and `assistant` are loaded.
+        options: what the report says of the call: `model`, `adapter` and `assistant` are loaded, `trust` is timed.
     """
     from ..bench.contenders import contenders_of
     from ..bench.measure import bench as run_bench
@@ -184,7 +188,8 @@ def measured(
     loaded, stock = load_with_stock(options["model"], options["adapter"], dtype, device)
     if settings.has_packed_weights:
         check_packable(loaded)
-    contenders = contenders_of(loaded, stock, settings, None if assistant is None else assistant.to(device))
+    assistant = None if assistant is None else assistant.to(device)
+    contenders = contenders_of(loaded, stock, settings, assistant, options["trust"])
     with decoding_bar(num_runs(contenders, encoded, settings)) as advance:
         results = run_bench(contenders, encoded, filler, settings, advance)
     return loaded, report(results, loaded, contenders, settings, options)

@@ -24,6 +24,7 @@ from .options import (
     Temperature,
     TopK,
     TopP,
+    Trust,
 )
 
 System = Annotated[str | None, typer.Option(help="Tell the model this before the first turn.")]
@@ -37,6 +38,7 @@ def chat(
     draft_length: DraftLength = None,
     num_branches: NumBranches = None,
     exact: Exact = None,
+    trust: Trust = None,
     packed_weights: PackedWeights = None,
     compile: Compile = False,
     policy: Policy = None,

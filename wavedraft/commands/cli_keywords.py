@@ -15,10 +15,12 @@ def without_none(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def drafting_keywords(num_branches: str | None, exact: str | None, packed_weights: bool | None) -> dict[str, Any]:
+def drafting_keywords(
+    num_branches: str | None, exact: str | None, packed_weights: bool | None, trust: float | None = None
+) -> dict[str, Any]:
     """The keywords that only TiDAR's `generate` has, without those not given; `generate` checks their values."""
     branches = int(num_branches) if num_branches is not None and num_branches.isdecimal() else num_branches
-    return without_none(num_branches=branches, exact=exact, packed_weights=packed_weights)
+    return without_none(num_branches=branches, exact=exact, packed_weights=packed_weights, trust=trust)
 
 
 def sampling_keywords(given: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def both_keywords(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
         ValueError: the options contradict each other, or the checkpoint.
     """
     depth = {name: given[name] for name in OF_DEPTH}
-    drafting = drafting_keywords(given["num_branches"], given["exact"], given["packed_weights"])
+    drafting = drafting_keywords(given["num_branches"], given["exact"], given["packed_weights"], given.get("trust"))
     parallel, plain = decoding_keywords(
         given["model"], sampling_keywords(given), given["draft_length"], depth, drafting, given["compile"]
     )

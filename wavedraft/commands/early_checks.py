@@ -15,7 +15,7 @@ FOR_TIDAR = "is TiDAR's. A recurrent-depth model takes --policy."
 RECURRENT_TYPES = ("huginn_raven", "ouro")  # `model_type` of a recurrent-depth model
 WORDS = {"dtype": DTYPES, "exact": EXACT_MODES, "policy": POLICIES, "preset": PRESETS}
 OF_SAMPLING = ("top_k", "top_p", "min_p")
-OF_DRAFTS = ("num_branches", "exact", "packed_weights")
+OF_DRAFTS = ("num_branches", "exact", "trust", "packed_weights")
 OF_DEPTH = ("policy", "preset", "num_recurrences")
 
 
@@ -165,6 +165,7 @@ def _check_drafting(given: dict[str, Any]) -> None:
     length, branches, exact = given.get("draft_length"), given.get("num_branches"), given.get("exact")
     if branches not in (None, "auto", "all") and not (branches.isdecimal() and int(branches)):
         raise ValueError(f"--num-branches must be auto, all or a number from 1 up, but is {branches!r}.")
+    _check_trust(given)
     if length == 0:
         refuse({"num_branches": branches, "exact": exact}, "has no effect with --draft-length 0, which drafts nothing.")
         refuse({"compile": given.get("compile")}, "compiles steps that draft, and --draft-length 0 drafts nothing.")
@@ -177,6 +178,22 @@ def _check_drafting(given: dict[str, Any]) -> None:
             "--seed promises the same text again, but with --num-branches auto the clock decides what is drafted. "
             "Leave one out."
         )
+
+
+def _check_trust(given: dict[str, Any]) -> None:
+    if (trust := given.get("trust")) in (None, 1):
+        return
+    if given.get("exact"):
+        problem = "is another text than the one that --exact promises"
+    elif given.get("temperature"):
+        problem = f"is for greedy decoding, but --temperature is {given['temperature']}"
+    elif given.get("draft_length") == 0:
+        problem = "mixes in what masks predict, and --draft-length 0 drafts nothing"
+    elif given.get("num_branches") == "auto":
+        problem = "needs every branch, but --num-branches is auto"
+    else:
+        return
+    raise ValueError(f"--trust {trust} {problem}. Leave one out.")
 
 
 def _check_against_folder(given: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ from .options import (
     Temperature,
     TopK,
     TopP,
+    Trust,
 )
 
 Texts = Annotated[list[str] | None, typer.Argument(metavar="prompts", help="The prompts to continue, each in quotes.")]
@@ -60,6 +61,7 @@ def generate(
     draft_length: DraftLength = None,
     num_branches: NumBranches = None,
     exact: Exact = None,
+    trust: Trust = None,
     packed_weights: PackedWeights = None,
     compile: Compile = False,
     policy: Policy = None,

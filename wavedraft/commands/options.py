@@ -31,7 +31,7 @@ Columns = Annotated[
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue prompts as they are, without the chat template.")]
 
-# Speed. None of them changes a greedy text, save by rounding.
+# Speed. None of them but --trust changes a greedy text, save by rounding.
 DraftLength = Annotated[
     int | None,
     typer.Option(
@@ -49,6 +49,15 @@ NumBranches = Annotated[
 ]
 Exact = Annotated[
     str | None, typer.Option(help="tie-safe writes plain decoding's text in half precision too. (TiDAR, greedy.)")
+]
+Trust = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Count the model's own logits this much, and those of the masks for the rest. Below 1 the text is not "
+        "plain decoding's. (TiDAR, greedy, every branch.)",
+    ),
 ]
 PackedWeights = Annotated[
     bool | None,

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from transformers import AutoConfig, AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
+from ..audit import trust_of
 from ..bench.prompts import encode_prompt
 from ..conversion.quiet_transformers import quiet_transformers
 from ..generation.execution.packed_linear import check_packable
@@ -108,7 +109,7 @@ def decode_to_text(
     print_runs(list(map(last_words, prompts)), drafted_runs, plain_runs, Console())
     if plain is not None:
         answer = "yes" if is_identical(drafted_runs, plain_runs) else "no"
-        print(SAMPLED if plain["do_sample"] else f"identical: {answer}")
+        print(SAMPLED if plain["do_sample"] else f"identical: {answer}{remark_on(trust_of(model, parallel))}")
 
 
 def decode_to_json(
@@ -137,6 +138,11 @@ def decode_to_json(
             print(json.dumps(row, ensure_ascii=False))
             sys.stdout.flush()
             advance()
+
+
+def remark_on(trust: float) -> str:
+    """What is said of texts that are not meant to be plain decoding's."""
+    return f"; with trust={trust:g} a text need not be plain decoding's" if trust < 1 else ""
 
 
 def traced(decode: Callable[..., Run], traces: list[Trace] | None, prompt: Row) -> Callable[..., Run]:
