@@ -98,7 +98,7 @@ def generated(model, adapter, questions, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    return [row["text"] for row in rows], sum(row["tokens"] for row in rows) / sum(row["forwards"] for row in rows)
+    return [row["text"] for row in rows], sum(row["tokens"] - 1 for row in rows) / sum(row["forwards"] for row in rows)
 
 
 def test_eight_chats_at_once(server, questions, tmp_path):
