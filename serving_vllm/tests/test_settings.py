@@ -106,7 +106,8 @@ def test_the_check_before_vllm_starts(folders, adapter):
         words = [sys.executable, "-m", "wavedraft_vllm", str(folders[0]), json.dumps({"adapter": str(adapter)} | given)]
         return subprocess.run(words, capture_output=True, text=True)
 
-    assert check().returncode == 0 and not check().stdout
+    allowed = check()
+    assert (allowed.returncode, allowed.stdout) == (0, "")
     refused = check(draft_length=5)
     assert refused.returncode == 1 and "must be an integer from 2 to 4" in refused.stderr.splitlines()[-1]
     assert "Traceback" not in refused.stderr
