@@ -17,7 +17,6 @@ def check(model: str, settings: str) -> None:
     Raises:
         ValueError: the settings, the adapter or the installed vLLM cannot draft for this model.
     """
-    check_vllm_version()
     file = Path(model) / "config.json"
     if not Path(model).is_dir():
         from huggingface_hub import hf_hub_download
@@ -25,6 +24,7 @@ def check(model: str, settings: str) -> None:
         file = Path(hf_hub_download(model, "config.json"))
     config = read_json(file)
     DraftSettings.of(json.loads(settings), SimpleNamespace(**config | config.get("text_config", {})), model)
+    check_vllm_version()  # last, since it imports vLLM
 
 
 if __name__ == "__main__":
