@@ -23,7 +23,9 @@ def check(model: str, settings: str) -> None:
 
         file = Path(hf_hub_download(model, "config.json"))
     config = read_json(file)
-    DraftSettings.of(json.loads(settings), SimpleNamespace(**config | config.get("text_config", {})), model)
+    config |= config.get("text_config") or {}
+    if {"hidden_size", "num_hidden_layers", "vocab_size"} <= config.keys():  # else only vLLM knows, and it checks again
+        DraftSettings.of(json.loads(settings), SimpleNamespace(**config), model)
     check_vllm_version()  # last, since it imports vLLM
 
 
