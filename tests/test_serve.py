@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,45 @@ def test_where_the_plugin_is_missing_it_says_so_and_else_vllm_is_run(checkpoint,
     monkeypatch.setattr(serving.os, "execv", lambda path, words: ran.append((path, words)))
     assert run(checkpoint, "--vllm", program).exit_code == 0
     assert ran[0][0] == str(program) and ran[0][1][1:3] == ["serve", str(checkpoint)]
+
+
+def test_what_the_plugin_refuses_is_said_before_vllm_starts(checkpoint, monkeypatch):
+    """The real plugin, as another interpreter runs it, with a vLLM of which only the version is there."""
+    program, python, stub = checkpoint / "vllm", checkpoint / "python", checkpoint / "stub"
+    for folder in (stub / "vllm", stub / "wavedraft_vllm-0.1.0.dist-info"):
+        folder.mkdir(parents=True)
+    (stub / "vllm" / "__init__.py").write_text('__version__ = "0.32.1"')
+    (stub / "wavedraft_vllm-0.1.0.dist-info" / "METADATA").write_text("Name: wavedraft-vllm\nVersion: 0.1.0\n")
+    program.write_text("#!/bin/sh\nexit 0\n")
+    paths = f"{stub}:{ROOT / 'serving_vllm'}"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={paths} exec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    python.chmod(0o755)
+    monkeypatch.setattr(serving.os, "execv", lambda path, words: pytest.fail("vLLM was started"))
+    sizes = {"hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49152}
+    config = json.loads((checkpoint / "config.json").read_text())
+    words = [checkpoint, "--adapter", ADAPTER, "--vllm", program]
+
+    def refusal(*more, version="0.32.1", **other):
+        (checkpoint / "config.json").write_text(json.dumps(config | sizes | other))
+        (stub / "vllm" / "__init__.py").write_text(f'__version__ = "{version}"')
+        return str(run(*words, *more).exception)
+
+    assert "taught on another model" in refusal(hidden_size=960)
+    assert "must be an integer from 2 to 8" in refusal("--draft-length", 9)
+    assert "is tested with vLLM from 0.32" in refusal(version="0.33.0")
+    other = checkpoint / "lora"
+    other.mkdir()
+    for file in ADAPTER.glob("*.safetensors"):
+        (other / file.name).symlink_to(file)
+    stored = json.loads((ADAPTER / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(stored | {"alora_invocation_tokens": None}))
+    words[2] = other
+    assert "names no mask token" in refusal()
+    words[2] = ADAPTER
+    ran = []
+    monkeypatch.setattr(serving.os, "execv", lambda path, words: ran.append(path))
+    assert refusal() == "None" and ran == [str(program)]
 
 
 def test_the_verb_and_the_plugin_know_the_same_families():

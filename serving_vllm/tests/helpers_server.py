@@ -42,6 +42,8 @@ def served(model: Path, adapter: Path, log: Path, options: dict[str, Any], *word
                 break
             except (urllib.error.URLError, OSError):
                 time.sleep(1)
+        else:
+            raise TimeoutError(f"No server after ten minutes: {log.read_text()[-4000:]}")
         yield address
     finally:
         process.terminate()

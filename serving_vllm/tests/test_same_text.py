@@ -49,6 +49,17 @@ def test_sixteen_at_once(plain, drafting):
     assert texts(drafting, asked, greedy(12)) == texts(plain, asked, greedy(12))
 
 
+def test_texts_that_fill_the_context(plain, drafting):
+    """Where the context ends, fewer masks ride along, and then none."""
+    asked = prompts(3, 230, 248, seed=17)
+    want = texts(plain, asked, greedy(60, ignore_eos=True))
+    for one, (text,) in zip(asked, want, strict=True):
+        assert len(one["prompt_token_ids"]) + len(text) == plain.model_config.max_model_len
+    with Counted(drafting) as counted:
+        assert texts(drafting, asked, greedy(60, ignore_eos=True)) == want
+    assert counted.num_accepted > 0
+
+
 def test_without_a_head_and_with_fewer_drafts(folders, plain, tmp_path):
     asked = prompts(4, seed=5)
     want = texts(plain, asked, greedy(12))
@@ -134,6 +145,24 @@ def test_logprobs(plain, drafting):
             assert want.keys() == got.keys()
             assert all(abs(want[token].logprob - got[token].logprob) < 1e-3 for token in want)
         assert [*map(bool, one.prompt_logprobs)] == [*map(bool, other.prompt_logprobs)]
+
+
+def test_logprobs_of_chosen_tokens(plain, drafting):
+    """`logprob_token_ids`, beside requests for the likeliest tokens' or for none. vLLM's own verifier forgets it."""
+    asked = prompts(4, seed=16)
+    params = [greedy(12, logprob_token_ids=[3, 70, 200]), greedy(12, logprobs=2), greedy(12)]
+    params.append(greedy(12, logprob_token_ids=[5], logprobs=1))
+    want = plain.generate(asked, params, use_tqdm=False)
+    with Counted(drafting) as counted:
+        got = drafting.generate(asked, params, use_tqdm=False)
+    assert counted.num_accepted > 0
+    assert [bool(one.outputs[0].logprobs) for one in want] == [True, True, False, True]
+    for one, other in zip(want, got, strict=True):
+        assert list(one.outputs[0].token_ids) == list(other.outputs[0].token_ids)
+        for some, found in zip(one.outputs[0].logprobs or [], other.outputs[0].logprobs or [], strict=True):
+            assert some.keys() == found.keys()
+            assert all(abs(some[token].logprob - found[token].logprob) < 1e-3 for token in some)
+    assert {3, 70, 200} <= want[0].outputs[0].logprobs[-1].keys()
 
 
 def test_a_json_schema(plain, drafting):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -87,6 +89,28 @@ def test_a_folder_that_cannot_draft_is_refused(adapter, file, values, message):
     change(adapter / file, **values)
     with pytest.raises(ValueError, match=message):
         settings(adapter)
+
+
+def test_an_adapter_says_itself_how_its_blocks_were_taught(adapter):
+    """Also beside a checkpoint of the other kind: what it loses here is said by this."""
+    causal = config_of(tidar_config={"block_attention": "causal"})
+    assert settings(adapter, causal).block_attention == "bidirectional"
+    change(adapter / "generation_config.json", block_attention="causal")
+    assert settings(adapter, causal).block_attention == settings(adapter).block_attention == "causal"
+
+
+def test_the_check_before_vllm_starts(folders, adapter):
+    """What `wavedraft serve` runs: silent, or one line."""
+
+    def check(**given):
+        words = [sys.executable, "-m", "wavedraft_vllm", str(folders[0]), json.dumps({"adapter": str(adapter)} | given)]
+        return subprocess.run(words, capture_output=True, text=True)
+
+    allowed = check()
+    assert (allowed.returncode, allowed.stdout) == (0, "")
+    refused = check(draft_length=5)
+    assert refused.returncode == 1 and "must be an integer from 2 to 4" in refused.stderr.splitlines()[-1]
+    assert "Traceback" not in refused.stderr
 
 
 def test_damaged_files_are_refused(adapter):

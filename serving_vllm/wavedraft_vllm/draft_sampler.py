@@ -8,9 +8,40 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from .draft_head import draft_chain
+
+
+class Verification(RejectionSampler):
+    """vLLM's own, which forgets `logprob_token_ids`: here their log-probabilities come back as without drafts."""
+
+    def __call__(self, logits: Tensor, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        self.wanted = self.sampler.get_logprobs_dims(input_batch.idx_mapping_np)  # likeliest tokens, chosen ones
+        self.slots, self.num_rows_done = input_batch.expanded_idx_mapping, 0
+        return super().__call__(logits, input_batch, *args, **kwargs)
+
+    def _get_logprobs_tensors(
+        self, sampled: Tensor, num_sampled: Tensor, logits: Tensor, first: Tensor, first_np: Any, num_likeliest: int
+    ) -> Any:
+        """Called for some rows after the others. The first column is what was sampled."""
+        slots = self.slots[self.num_rows_done : self.num_rows_done + len(logits)]
+        self.num_rows_done += len(logits)
+        about = sampled, num_sampled, logits, first, first_np
+        if self.wanted is None or not self.wanted[1]:
+            return super()._get_logprobs_tensors(*about, num_likeliest)
+        found = super()._get_logprobs_tensors(*about, 0)
+        return compute_topk_scores(
+            logits,
+            self.wanted[0],
+            found.logprob_token_ids[:, 0],
+            found.cu_num_generated_tokens,
+            self.sampler.logprob_token_ids_state,
+            slots,
+            self.wanted[1],
+            self.sampler.logprobs_mode in ("raw_logits", "processed_logits"),
+        )
 
 
 class DraftSampler:
@@ -30,7 +61,7 @@ class DraftSampler:
             enable_adaptive_verification=False,
             synthetic_acceptance_rates=None,
         )
-        self.verify = RejectionSampler(sampler, options, state.device)
+        self.verify = Verification(sampler, options, state.device)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["sampler"], name)

@@ -165,12 +165,13 @@ def taught_by(adapter: Path, config: Any) -> dict[str, Any]:
         )
     own = getattr(config, "tidar_config", None) or {}
     row = options.get("mask_embedding_id", own.get("mask_embedding_id"))
+    of_blocks = options if "mask_embedding_id" in options else own  # what was written with the adapter speaks for it
     taught = {
         "draft_length": options.get("draft_length", own.get("draft_length")),
         "mask_token_id": tokens[0],
         "mask_embedding_id": row,
         "keep": options.get("draft_keep"),
-        "block_attention": options.get("block_attention", own.get("block_attention")),
+        "block_attention": of_blocks.get("block_attention"),
     }
     return _checked(taught, f"{adapter / 'generation_config.json'}", config)
 

@@ -66,6 +66,7 @@ def serve(
         print(shlex.join(["vllm", *words]))
         return
     program = vllm_program(vllm)
+    ask_the_plugin(program, model, given)
     say(f"Running {shlex.join([program, *words])}")
     os.execv(program, [program, *words])
 
@@ -123,7 +124,7 @@ def vllm_program(named: str | None) -> str:
     if found is None:
         raise ValueError(f"There is no command {named or 'vllm'}. {INSTALL}, or see the command with --print.")
     found = str(Path(found).absolute())
-    python = Path(found).parent / "python"
+    python = python_of(found)
     if python.is_file():
         look = "from importlib.metadata import version; version('wavedraft-vllm')"
         if subprocess.run([str(python), "-c", look], capture_output=True).returncode:
@@ -132,3 +133,24 @@ def vllm_program(named: str | None) -> str:
                 "wavedraft."
             )
     return found
+
+
+def python_of(program: str) -> Path:
+    """The interpreter beside the vllm command; there may be none."""
+    return Path(program).parent / "python"
+
+
+def ask_the_plugin(program: str, model: str, given: dict[str, Any]) -> None:
+    """Lets the plugin look at everything by itself: vLLM's own start is long, and so are its errors.
+
+    Raises:
+        ValueError: with the plugin's reason.
+    """
+    python = python_of(program)
+    if not python.is_file():
+        return
+    asked = subprocess.run(
+        [str(python), "-m", "wavedraft_vllm", model, json.dumps(given)], capture_output=True, text=True
+    )
+    if asked.returncode:
+        raise ValueError((asked.stderr.strip().splitlines() or [f"{python} -m wavedraft_vllm failed."])[-1])
