@@ -58,6 +58,8 @@ class TiDAROptions:
             expects at first. In generation_config.json: {"chances": [...], "num_prompts": ...}.
         draft_head: a folder or Hub repository with a stock model's draft head, read once; False drafts without. By
             default the model's own, if any.
+        draft_copies: True (the default): where a text repeats itself, what followed there is the draft if more of it is
+            expected to stand than of the masks'. False drafts by masks alone.
     """
 
     draft_length: int
@@ -71,6 +73,7 @@ class TiDAROptions:
     packed_weights: bool | None = None
     draft_head: str | bool | None = None
     draft_acceptance: tuple[float, ...] | None = None
+    draft_copies: bool = True
 
     KEYWORDS: ClassVar = (
         "draft_length",
@@ -81,6 +84,7 @@ class TiDAROptions:
         "tie_margin",
         "packed_weights",
         "draft_head",
+        "draft_copies",
     )
 
     @classmethod
@@ -104,7 +108,8 @@ class TiDAROptions:
             _check_static(is_static, given["exact"], generation_config)
             if not _is_integer(size := generation_config.prefill_chunk_size or 1, 1, 2**31):
                 raise ValueError(f"`prefill_chunk_size` must be an integer of 1 or more, but is {size!r}.")
-        _check_weights_and_head(given["packed_weights"], given["draft_head"])
+        given["draft_copies"] = True if given["draft_copies"] is None else given["draft_copies"]
+        _check_weights_and_drafts(given["packed_weights"], given["draft_head"], given["draft_copies"])
         return cls(
             **given | {"draft_length": draft_length},
             excluded_id=token if is_inside and token < vocab_size else None,
@@ -207,9 +212,10 @@ def _check_static(is_static: bool, exact: Any, generation_config: Any) -> None:
         )
 
 
-def _check_weights_and_head(packed_weights: Any, head: Any) -> None:
-    if not isinstance(packed_weights or False, bool):
-        raise ValueError(f"`packed_weights` must be True or False, but is {packed_weights!r}.")
+def _check_weights_and_drafts(packed_weights: Any, head: Any, copies: Any) -> None:
+    for name, given in (("packed_weights", packed_weights or False), ("draft_copies", copies)):
+        if not isinstance(given, bool):
+            raise ValueError(f"`{name}` must be True or False, but is {given!r}.")
     if head is not None and head is not False and not (isinstance(head, str) and head):
         raise ValueError(f"`draft_head` must be a folder or Hub repository that has one, or False, but is {head!r}.")
 
