@@ -54,7 +54,7 @@ class Transcript:
     Attributes:
         ids: [B, L] the prompt and the decided tokens; columns after a row's length are undecided.
         lengths: columns in use in each row, a host list.
-        new_ids: the decided tokens after the prompt, on the host.
+        new_ids: decided tokens on the host, for a reader that takes them out.
         active: the A rows still being written, in order.
     """
 

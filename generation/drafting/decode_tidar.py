@@ -174,7 +174,7 @@ def write_texts(
         choice.keep_rows(places)
         # 3. The plan: how much is read of the draft at hand or of a copy, and how much is drafted next.
         plan = planner.choose()
-        state, drafted, of_masks = copies.offer(state, drafted, plan, planner)
+        state, drafted, of_masks = copies.offer(state, transcript.active, drafted, plan, planner)
         state = state.with_length(num_read(plan, state, drafted, of_masks, options))
         num_tokens = state.draft_ids.shape[1]
         if num_tokens > 1 and max(drafted) > 1:
@@ -184,7 +184,6 @@ def write_texts(
         # 5. Accepted tokens join the text and stay in the cache; the rest is overwritten.
         counts, drafted = choice.join(decided, state.num_drafted)
         network.rows.advance(counts)
-        copies.saw(of_masks, num_tokens, counts)
         planner.saw(plan, of_masks, num_tokens, counts)
         record.add_forward(plan, transcript.active, counts)
     return state

@@ -203,20 +203,16 @@ class DraftPlanner:
         return tokens / num_steps, seconds / num_steps
 
     def num_copied(self, plan: Plan, chances: list[float]) -> int:
-        """How many tokens of a copy a step of this plan reads: as many as bring the most tokens a second."""
-        if self.is_static:
+        """How many tokens of a copy are read: as many as bring the most tokens a second."""
+        if self.is_static or self.shared_on is not None or self.unseen():
             return max(plan.draft_length - 1, 0)
-        if self.shared_on is not None:
-            return len(chances)
-        if self.unseen() is not None:
-            return 0
         tokens = accumulate(accumulate(chances, mul, initial=1.0))
-        rates = [tokens / self.times.of(plan, length) for length, tokens in enumerate(tokens, start=1)]
+        rates = [num / self.times.of(plan, length) for length, num in enumerate(tokens, start=1)]
         return rates.index(max(rates))
 
     def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int]) -> None:
-        """Takes in a step that read N tokens: how many of each row's draft counted (0 where it was copied, which says
-        nothing of masks), and how many of those stood."""
+        """Takes in a step that read N tokens: how many of each row's draft counted, 0 of a copy, and how many of
+        those stood."""
         now = time.perf_counter()
         if len(counts) == self.num_rows:
             self.times.see(plan, num_tokens, now - self.began)
@@ -239,7 +235,7 @@ class OnePlan:
         return self.plan
 
     def num_copied(self, plan: Plan, chances: list[float]) -> int:
-        return len(chances) if plan.draft_length else 0
+        return max(plan.draft_length - 1, 0)
 
     def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int]) -> None:
         """Nothing is learnt."""
@@ -260,7 +256,7 @@ def plans_up_to(draft_length: int, is_wide: bool, is_static: bool) -> list[Plan]
 
 
 def slot_chances(options: TiDAROptions) -> list[float]:
-    """For each slot after the first, the first guess of the chance that it stands after those before it."""
+    """For each slot after the first, its chance to stand after those before it, by the checkpoint's record."""
     num_slots = options.draft_length - 1
     record = [*(options.draft_acceptance or ())][:num_slots]
     return record + [PRIOR_CHANCE] * (num_slots - len(record))
