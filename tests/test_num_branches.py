@@ -213,15 +213,15 @@ def test_what_cannot_be_is_refused_by_name(num_branches):
 @pytest.mark.parametrize("num_branches", ["all", 2, 3])
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_logits_of_all_masks_read_at_once_draft_what_those_read_later_do(num_branches, cache, monkeypatch):
-    """As an accelerator reads them."""
+    """A CPU reads two blocks' masks at once, an accelerator those of more blocks too."""
     model, prompts = tiny_tidar(draft_length=4), random_prompts(3, 6)
     keywords = {"max_new_tokens": 24, "num_branches": num_branches, "cache_implementation": cache}
     keywords |= {"return_dict_in_generate": True}
-    at_once = []
+    reads_all_here, at_once = DraftNetwork.reads_all_masks, []
 
     def reads_all(self, num_rows, inputs):
         at_once.append(inputs.num_blocks)
-        return inputs.num_blocks > 0
+        return inputs.num_blocks > 0 and not reads_all_here(self, num_rows, inputs)
 
     for how in ({"do_sample": False}, {"do_sample": True, "seed": 3}):
         expected = model.generate(prompts, **keywords, **how)

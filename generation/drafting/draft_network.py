@@ -246,11 +246,11 @@ class DraftNetwork:
         return torch.cat([places, inputs.num_clean + masks.flatten()])
 
     def reads_all_masks(self, num_rows: int, inputs: DraftInputs) -> bool:
-        """Whether every block's logits are read with the clean tokens'. One block's are. Of several, a CPU reads only
-        that which verification needs. An accelerator saves a second pass of the lm_head."""
+        """Whether every block's logits are read with the clean tokens'. A second pass of the lm_head reads all of its
+        weights again. Where rows are dear, on a CPU, a few rows more cost less than that."""
         num_masks = num_rows * inputs.num_blocks * (inputs.draft_length - 1)
         is_cpu = self.rows.cache.device.type == "cpu"
-        return inputs.num_blocks == 1 or (not is_cpu and 0 < num_masks <= MOST_READ_AT_ONCE)
+        return 0 < num_masks <= MOST_READ_AT_ONCE and (inputs.num_blocks <= 2 or not is_cpu)
 
     def _attention_mask(self, inputs: DraftInputs, rows: DraftRows, is_prefill: bool) -> Any:
         """None or a row of padding, as in plain decoding, or the structured mask."""
