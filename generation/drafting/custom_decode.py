@@ -41,12 +41,11 @@ def tidar(
     `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
 
     Args:
-        draft_length, num_branches, seed, exact, tie_margin, packed_weights, draft_head, draft_copies: as in `generate`
-            of our own classes.
         mask_embedding_id: the row of the embedding table that masks read.
         streamer: as of `decode_tidar`; it gets the prompt first.
         synced_gpus: whether ranks share the model, which is refused; where absent, told by the model. False where each
             rank has gathered all of it.
+        others: as in `generate` of our own classes.
     """
     refuse_undraftable(type(model), model.config, model)
     given: dict[str, Any] = {"draft_length": draft_length, "num_branches": num_branches, "seed": seed}
