@@ -517,6 +517,7 @@ def write_sparse_llama(folder: Path, num_shards: int = 4) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_eight_billion_parameters_take_seconds_and_less_memory_than_a_shard(tmp_path):
     num_bytes = write_sparse_llama(tmp_path / "stock")
     assert num_bytes > 16e9

@@ -7,11 +7,17 @@ import pytest
 from helpers_marks import slow_but
 from helpers_recurrent import common_prefix, golden_model, keywords, kv_cache_of, new_tokens, prompt_ids, records
 
-DF = list(enumerate(records()["df"]))
+AR, DF = records()["ar"], list(enumerate(records()["df"]))
+# Of the stalled runs, 400 steps each, those of narrow wavefronts.
+REPEATED = [r for r in DF if not r[1]["stalled"] or r[1]["params"]["max_wavefront"] < 128]
 
 
 def name(value):
     return f"{value[0]}-{value[1]['variant']}" if isinstance(value, tuple) else None
+
+
+def name_of_plain(record):
+    return f"{record['variant']}-{record['prompt']}-{record['num_steps']}-{record['cache']}"
 
 
 @functools.cache
@@ -21,9 +27,7 @@ def plain_text(variant: str, prompt: str, num_recurrences: int, num_new: int) ->
     return new_tokens(model, prompt, num_new, num_recurrences=num_recurrences, init_scale=0.0, kv_cache="latest-only")
 
 
-@pytest.mark.parametrize(
-    "record", records()["ar"], ids=lambda r: f"{r['variant']}-{r['prompt']}-{r['num_steps']}-{r['cache']}"
-)
+@pytest.mark.parametrize("record", slow_but(AR[::2], AR), ids=name_of_plain)
 def test_plain_decoding_writes_the_references_text(record):
     tokens = new_tokens(
         golden_model(record["variant"]),
@@ -74,10 +78,7 @@ def reference_run(record: dict, **options):
     return golden_model(record["variant"]).generate(ids, **common, **keywords(record["params"]), **options)
 
 
-# Of the stalled runs, 400 steps each, those of narrow wavefronts.
-@pytest.mark.parametrize(
-    "record", [r for r in DF if not r[1]["stalled"] or r[1]["params"]["max_wavefront"] < 128], ids=name
-)
+@pytest.mark.parametrize("record", slow_but(REPEATED[::3], REPEATED), ids=name)
 def test_reference_compat_repeats_the_reference_exactly(record):
     _, record = record
     output = reference_run(record, max_steps=400)

@@ -93,7 +93,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", slow_but({3}, (1, 3)))
 @pytest.mark.parametrize("processor", PROCESSORS)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_processor_with_state_is_shown_what_plain_decoding_shows(models, call, processor, batch_size):
@@ -327,7 +327,7 @@ def test_a_recurrent_policy_shows_what_plain_decoding_shows(policy, processor, b
         assert mine.shown == theirs.shown
 
 
-@pytest.mark.parametrize("processor", PROCESSORS)
+@pytest.mark.parametrize("processor", slow_but({"CountsCalls"}, PROCESSORS))
 @pytest.mark.parametrize("do_sample", [False, True])
 @pytest.mark.parametrize("policy", RECURRENT)
 def test_a_recurrent_row_is_the_row_alone_and_each_prefix_is_shown_once(policy, do_sample, processor):

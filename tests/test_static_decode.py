@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, CompileConfig, StaticCache
 
+from helpers_marks import slow_but
 from helpers_restless_plans import restless_plans
 from helpers_tidar import (
     CountedForwards,
@@ -142,7 +143,7 @@ def test_an_adapter_whose_first_masks_come_in_a_compiled_step():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("num_branches", ["all", 1])
+@pytest.mark.parametrize("num_branches", slow_but({1}, ("all", 1)))
 def test_code_made_by_the_compiler_writes_the_same_text(num_branches):
     """While all rows are written, and when some have ended."""
     peft_model = gated(tiny_tidar(draft_length=4))

@@ -149,7 +149,7 @@ def test_a_model_changed_between_decodes_is_noticed_and_two_models_take_turns():
         agree(other)
 
 
-@pytest.mark.parametrize("num_recurrences", [1, 2 * STEPS_A_CALL + 1])
+@pytest.mark.parametrize("num_recurrences", slow_but({1}, (1, 2 * STEPS_A_CALL + 1)))
 def test_several_core_steps_of_a_call_are_those_steps_one_by_one(num_recurrences):
     model = exact_model(0, n_layers_in_prelude=1, n_layers_in_recurrent_block=1, n_layers_in_coda=1)
     options = {"max_new_tokens": 6, "num_recurrences": num_recurrences, "do_sample": False}
@@ -159,6 +159,7 @@ def test_several_core_steps_of_a_call_are_those_steps_one_by_one(num_recurrences
             assert model.generate(**inputs, **options, **policy, **compiling_eagerly()).tolist() == expected
 
 
+@pytest.mark.slow
 def test_a_wavefront_compiles_each_part_for_its_first_width_and_for_any():
     model = exact_model(2)
     options = {"preset": "diffusion-forcing-r2", "num_recurrences": 24, "exit_threshold": 1e-9, "headway": 3}

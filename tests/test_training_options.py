@@ -34,7 +34,7 @@ COMMON = {"rank": 4, "batch_size": 4, "max_steps": 4, "save_steps": 4, "learning
         ({"activation_checkpointing": True}, 1e-5),
         ({"attn_implementation": "sdpa"}, 1e-5),
         ({"bf16": True}, 0.05),
-        ({"torch_compile": True}, 1e-4),
+        pytest.param({"torch_compile": True}, 1e-4, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_loses_the_same_however_it_is_computed(checkpoint, tmp_path, mode, options, tolerance, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from helpers_marks import slow_but
 from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARForCausalLM
 from wavedraft.modeling_tidar.objective_tidar import cross_entropy, kl_divergence, total_variation
@@ -130,7 +131,8 @@ def fluent_checkpoint(checkpoint, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("draft_loss", "max_steps", "least"), [("cross_entropy", 100, 3), ("kl", 100, 3), ("tv", 250, 1.7)]
+    ("draft_loss", "max_steps", "least"),
+    [("cross_entropy", 100, 3), ("kl", 100, 3), pytest.param("tv", 250, 1.7, marks=pytest.mark.slow)],
 )
 def test_gated_training_makes_drafts_stand_and_leaves_the_text_alone(
     fluent_checkpoint, tmp_path, draft_loss, max_steps, least
@@ -212,7 +214,7 @@ def test_accumulated_batches_lose_what_one_batch_does(checkpoint, tmp_path, mode
     assert losses_of(tmp_path / "parts") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["gated", "head"])
+@pytest.mark.parametrize("mode", slow_but({"gated"}, ("gated", "head")))
 def test_two_processes_lose_what_one_does(checkpoint, tmp_path, mode):
     """The same global batch of 4 on two processes (gloo), in the two steps before an odd row goes to both of them."""
     folder, data = checkpoint
@@ -228,7 +230,7 @@ def test_two_processes_lose_what_one_does(checkpoint, tmp_path, mode):
     assert losses_of(tmp_path / "two")[:2] == pytest.approx(losses_of(tmp_path / "one")[:2], rel=1e-4)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", slow_but({signal.SIGTERM}, (signal.SIGTERM, signal.SIGINT)))
 def test_a_signal_saves_the_step_and_ends_the_run(checkpoint, tmp_path, signal_number):
     folder, data = checkpoint
     common = {"rank": 4, "batch_size": 2, "save_steps": 100, "max_steps": 8}

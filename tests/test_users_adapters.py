@@ -122,7 +122,8 @@ def test_a_users_adapter_and_ours_in_any_order_write_the_users_text(folder, user
     model.set_adapter(names if "then" not in order else names[::-1])
     logits = stock(prompts).logits
     assert torch.equal(model(prompts).logits, logits)
-    drafted_as(expected, model.generate, WAYS if order == "user ours" else ("all", "auto"), input_ids=prompts)
+    ways = set(WAYS) - ({"compiled"} if user in ("rsLoRA", "aLoRA of one token") else set())
+    drafted_as(expected, model.generate, ways if order == "user ours" else ("all", "auto"), input_ids=prompts)
     assert torch.equal(model(prompts).logits, logits)
 
 
@@ -242,7 +243,7 @@ def test_what_is_done_to_a_users_adapter_is_followed(folder, state):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 @pytest.mark.parametrize("trains", [False, True])
-@pytest.mark.parametrize("way", ["all", "packed", "compiled", "plain"])
+@pytest.mark.parametrize("way", slow_but(("all", "packed", "plain"), ("all", "packed", "compiled", "plain")))
 def test_a_copy_of_a_gated_model_writes_its_text(folder, copied, trains, way):
     prompts = random_prompts(2, 6)
     model = TiDARForCausalLM.from_pretrained(folder / "model")
