@@ -1,6 +1,7 @@
 """Drafts copied from the text: they change the number of forwards and never the text."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from wavedraft.generation.drafting import copied_drafts, decode_tidar
 from wavedraft.generation.drafting.copied_drafts import LONGEST, Repeats, with_copies
 from wavedraft.generation.drafting.draft_planner import Acceptance, DraftPlanner, StepTimes
 from wavedraft.generation.drafting.draft_step import PLAIN, Plan, StepState
+from wavedraft.training.trainer_tidar import measure_drafting
 
 LONG = {"max_new_tokens": 40, "do_sample": False, "draft_copies": True, "return_dict_in_generate": True}
 
@@ -238,6 +240,26 @@ def test_auto_hands_the_planner_no_copy_as_a_draft_of_the_masks(monkeypatch):
     model.generate(prompt, **LONG)
     assert copied
     assert seen.count([0]) == len(copied)
+
+
+def test_an_evaluation_measures_masks_alone(monkeypatch):
+    model, copied = tiny_tidar(), copies_made(monkeypatch)
+    model.generation_config.draft_copies = True
+    model.generate(random_prompts(1, 7), max_new_tokens=40)
+    assert copied
+    copied.clear()
+    measure_drafting(model, [random_prompts(1, 7)[0]], 40)
+    assert not copied
+
+
+def test_a_gain_has_an_interval_over_prompts(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from drafting import Decoded, gain
+
+    without = [Decoded(60, 30, 0, True)] * 4
+    assert gain(without, [Decoded(60, 20, 0, True)] * 4) == (1.5, 1.5, 1.5)
+    mean, low, high = gain(without, [Decoded(60, 20, 0, True), Decoded(60, 30, 0, True)] * 2)
+    assert low == 1 and mean == pytest.approx(1.2) and high == 1.5
 
 
 @pytest.mark.parametrize("given", [1, "yes", 0])
