@@ -2,12 +2,16 @@
 
 python benchmarks/drafting.py models/SmolLM2-135M-Instruct-TiDAR --adapter adapters/smollm2-135m-instruct-gated
 
-With `--exact tie-safe --dtype bfloat16` each prompt is decoded in that mode as well.
+With `--exact tie-safe --dtype bfloat16` each prompt is decoded in that mode as well. With `--copies` each is decoded
+with and without drafts copied from the text; their ratio has a 95 % interval by a bootstrap over prompts:
+
+python benchmarks/drafting.py MODEL --adapter ADAPTER --copies --prompts benchmarks/prompts_repeats.jsonl
 """
 
 import argparse
 import json
 import platform
+import random
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,6 +26,9 @@ from transformers import AutoTokenizer
 from wavedraft import TiDARForCausalLM
 from wavedraft.training import Row, prompt_ids, read_prompts
 
+NUM_DRAWS = 2000  # of the bootstrap
+COPIES = "with copies"
+
 
 @dataclass
 class Decoded:
@@ -34,7 +41,8 @@ class Decoded:
 
 
 def decode(model: Any, ids: torch.Tensor, plain: torch.Tensor, **options: Any) -> Decoded:
-    options |= {"do_sample": False, "num_branches": "all", "return_dict_in_generate": True}
+    options = {"draft_copies": False, "do_sample": False, "num_branches": "all"} | options
+    options["return_dict_in_generate"] = True
     output = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
     is_identical = torch.equal(output.sequences, plain)
     num_tokens = output.sequences.shape[1] - ids.shape[1] - 1
@@ -55,6 +63,18 @@ def merged(runs: list[Decoded]) -> dict[str, float]:
     }
 
 
+def gain(without: list[Decoded], with_copies: list[Decoded]) -> tuple[float, float, float]:
+    """Tokens per forward with copies over those without: of all prompts, and the ends of the 95 % interval."""
+
+    def ratio(pairs: list[tuple[Decoded, Decoded]]) -> float:
+        before, after = (merged(list(runs))["tokens_per_forward"] for runs in zip(*pairs, strict=True))
+        return after / before
+
+    pairs, draw = list(zip(without, with_copies, strict=True)), random.Random(0)
+    ratios = sorted(ratio(draw.choices(pairs, k=len(pairs))) for _ in range(NUM_DRAWS))
+    return ratio(pairs), ratios[NUM_DRAWS // 40], ratios[-1 - NUM_DRAWS // 40]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
@@ -64,6 +84,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--draft-length", type=int, help="by default the checkpoint's")
     parser.add_argument("--exact", choices=["tie-safe"], help="decode in this mode as well")
+    parser.add_argument("--copies", action="store_true", help="decode with copied drafts as well")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--output", help="write the figures here as JSON")
     arguments = parser.parse_args()
@@ -81,6 +102,7 @@ def main() -> None:
     modes: dict[str, dict[str, Any]] = {"": {}} | (
         {arguments.exact: {"exact": arguments.exact}} if arguments.exact else {}
     )
+    modes |= {COPIES: {"draft_copies": True}} if arguments.copies else {}
     runs: dict[str, dict[str, list[Decoded]]] = {mode: {kind: [] for kind in kinds} for mode in modes}
     for kind, prompt in track(chosen, description="Decoding"):
         ids = prompt_ids(prompt, tokenizer)[None].to(model.device)
@@ -99,6 +121,12 @@ def main() -> None:
         cells = [row[name] for name in ("prompts", "tokens", "forwards", "tie_forwards")]
         table.add_row(kind, *map(str, cells), f"{row['tokens_per_forward']:.2f}", f"{row['identical']:.0%}")
     Console().print(table)
+    for kind in (*kinds, "all") if arguments.copies else ():
+        without, copied = ([run for name, of_kind in runs[mode].items() if kind in (name, "all") for run in of_kind]
+                           for mode in ("", COPIES))  # fmt: skip
+        mean, low, high = gain(without, copied)
+        figures[f"{kind} {COPIES}"] |= {"gain": mean, "low": low, "high": high}
+        print(f"{kind}: copies bring {mean:.2f} times the tokens per forward ({low:.2f} to {high:.2f})")
     worst = min(kinds, key=lambda kind: figures[kind]["tokens_per_forward"])
     print(f"worst: {worst}, {figures[worst]['tokens_per_forward']:.2f} tokens per forward")
     if arguments.output:

@@ -201,7 +201,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": False, "eos_token_id": None}
     contenders = {"plain": Contender("plain", stock)}
     for length, branches in plans:
-        keywords = {"draft_length": length, "num_branches": branches}
+        keywords = {"draft_length": length, "num_branches": branches, "draft_copies": False}
         contenders[f"{length}, {branches}"] = Contender("drafting", model, keywords)
     for contender in contenders.values():  # warms up
         timed(contender, prompts[0], torch.ones_like(prompts[0]), options | {"max_new_tokens": 4})
@@ -219,10 +219,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             seconds[name] += whole - first
             num_forwards[name] += len(counts.num_queries) - 1
     accepted = torch.zeros(longest)
+    options |= {"return_dict_in_generate": True, "pad_token_id": 0, "draft_copies": False}
     for ids in prompts:
-        output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, pad_token_id=0, **options
-        )
+        output = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
         accepted += output.accepted_lengths[0]
     num_decided = len(prompts) * (arguments.max_new_tokens - 1)
     reached = accepted.flip(0).cumsum(0).flip(0)

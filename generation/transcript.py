@@ -54,6 +54,7 @@ class Transcript:
     Attributes:
         ids: [B, L] the prompt and the decided tokens; columns after a row's length are undecided.
         lengths: columns in use in each row, a host list.
+        new_ids: decided tokens on the host, for a reader that takes them out.
         active: the A rows still being written, in order.
     """
 
@@ -71,6 +72,7 @@ class Transcript:
         self.max_length = max(self.max_length, self.prompt_length + 1)  # criteria run after a token
         self.ids = torch.nn.functional.pad(input_ids.long(), (0, self.max_length - self.prompt_length + draft_length))
         self.lengths = [self.prompt_length] * batch_size
+        self.new_ids: list[list[int]] = [[] for _ in range(batch_size)]
         self.active = list(range(batch_size))
         self.pad_token_id = pad_token_id
         self.token_scores = token_scores
@@ -148,6 +150,7 @@ class Transcript:
         """Adds a row's tokens to its length, up to its end."""
         for token in tokens:
             self.lengths[row] += 1
+            self.new_ids[row].append(token)
             if token in self.eos_token_ids or self.lengths[row] >= self.max_length:
                 self._end(row)
                 break

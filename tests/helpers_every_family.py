@@ -79,6 +79,7 @@ def changes_of(model_type: str, shape: Shape) -> dict[str, Any]:
     """What one family alone needs."""
     all_heads = {"num_key_value_heads": shape.heads}
     hybrid = {"num_hidden_layers": 3, "layer_types": LINEAR}
+    convolutions = {"layer_types": (["conv", "full_attention"] * 2)[: shape.layers]}
     shared_cache = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": BOTH_KINDS * 2}
     changes: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note_text"), all_heads),
@@ -107,9 +108,8 @@ def changes_of(model_type: str, shape: Shape) -> dict[str, Any]:
             "window_size": shape.window,
         },
         "gptj": {"rotary_dim": 4},
-        "lfm2_moe": {
-            "layer_types": ["conv", "full_attention", "conv", "full_attention"][: shape.layers], "num_dense_layers": 1,
-        },
+        "lfm2_moe": convolutions | {"num_dense_layers": 1},
+        "lfm3": convolutions,
         "longcat_flash": all_heads | {"head_dim": 8},  # that of its rotary part
         "mamba2": {"num_heads": 4, "head_dim": shape.hidden // 2},
         "mimo_v2_flash": {"num_key_value_heads": min(shape.kv_heads, shape.heads // 2)},  # doubled in window layers
@@ -123,7 +123,8 @@ def changes_of(model_type: str, shape: Shape) -> dict[str, Any]:
         | dict.fromkeys(("pronunciation_embed_dim", "shape_embed_dim"), 8),
         "zaya": {"num_experts_per_tok": 1},
         **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "granitemoehybrid"), hybrid),
-        **dict.fromkeys(("kimi_linear", "bailing_hybrid"), hybrid | all_heads),
+        "bailing_hybrid": hybrid | all_heads,
+        "kimi_linear": hybrid | all_heads | {"linear_num_heads": 4, "linear_head_dim": 8},
         "qwen4_exp_text": {
             "num_hidden_layers": 3, "layer_types": [LINEAR[0], "indexed_attention", LINEAR[0]], "indexer_budget": 32,
             "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_compress_ratio": 4,

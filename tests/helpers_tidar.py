@@ -35,7 +35,7 @@ FAMILIES: dict[str, tuple[type[PretrainedConfig], dict]] = {
 
 def tiny_tidar(family: str = "llama", draft_length: int = 4, seed: int = 0, **changes):
     """A drafting model with random weights, in float32 and evaluation mode. By default it decodes in the paper's form,
-    with every branch, so that the forwards of a text are known."""
+    with every branch and no copies, so that the forwards of a text are known."""
     torch.manual_seed(seed)
     config_class, extra = FAMILIES[family]
     config = config_class(**{**SHAPE, **extra, **changes})
@@ -45,7 +45,7 @@ def tiny_tidar(family: str = "llama", draft_length: int = 4, seed: int = 0, **ch
         "mask_embedding_id": 3,
     }
     model = TiDARForCausalLM.from_config(config).eval()
-    model.generation_config.num_branches = "all"
+    model.generation_config.num_branches, model.generation_config.draft_copies = "all", False
     return model
 
 

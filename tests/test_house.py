@@ -22,6 +22,7 @@ INTERFACE = {
 # Constructors that an interface makes long, each with the reason.
 MAY_HAVE_MANY_PARAMETERS = {
     "FinetuneArguments": "a dataclass over transformers' TrainingArguments: a field is an option of the command line",
+    "TiDAROptions": "a dataclass of all keywords of `generate` that drafts read",
 }
 
 

@@ -49,6 +49,18 @@ def test_recorded_steps_write_the_same_text(recorded, family, num_branches):
     assert recorded.num_recorded == 2 and recorded.num_replays > 12
 
 
+def test_a_recorded_step_verifies_copies(recorded):
+    model, prompt = tiny_tidar("llama", draft_length=4), random_prompts(1, 7)
+    keywords = {"max_new_tokens": 40, "num_branches": 1, "return_dict_in_generate": True}
+    for how in ({"do_sample": False}, {"do_sample": True, "seed": 3, "temperature": 0.02}):
+        without, expected = (model.generate(prompt, **keywords, **how, draft_copies=on) for on in (False, True))
+        assert expected.accepted_lengths.tolist() != without.accepted_lengths.tolist()
+        found = model.generate(prompt, **keywords, **how, **COMPILED, draft_copies=True)
+        assert found.sequences.tolist() == expected.sequences.tolist()
+        assert found.accepted_lengths.tolist() == expected.accepted_lengths.tolist()
+    assert recorded.num_replays
+
+
 @pytest.mark.parametrize("num_branches", ["all", 2, "auto"])
 def test_a_recorded_step_writes_the_draft_a_head_would_write(recorded, num_branches, monkeypatch):
     calls = []

@@ -41,13 +41,14 @@ def measure_drafting(
     **generate_kwargs: Any,
 ) -> DraftingReport:
     """Decodes prompts [P] one by one, and counts tokens and forwards. By default it decodes greedily, with every branch
-    (the paper's form)."""
+    (the paper's form). What is measured is the masks: nothing is copied."""
     was_training = model.training
     model.eval()
     histogram = torch.zeros(0)
     num_tokens = num_identical = 0
     for ids in tqdm(prompt_ids, "Decoding held-out prompts", unit="prompt", leave=False, disable=None):  # on a terminal
-        arguments = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_branches": "all", **generate_kwargs}
+        arguments = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_branches": "all", "draft_copies": False}
+        arguments |= generate_kwargs
         ids = ids[None].to(model.device)
         output = model.generate(ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, **arguments)
         counts = output.accepted_lengths.sum(dim=0)

@@ -28,6 +28,7 @@ def tidar(
     packed_weights: bool | None = None,
     draft_head: str | bool | None = None,
     trust: float | None = None,
+    draft_copies: bool | None = None,
     streamer: Any = None,
     synced_gpus: bool | None = None,
     **model_kwargs: Any,
@@ -41,17 +42,16 @@ def tidar(
     `stopping_criteria=[StopStringCriteria(tokenizer, ["stop"])]`.
 
     Args:
-        draft_length, num_branches, seed, exact, tie_margin, packed_weights, draft_head, trust: as in `generate` of our
-            own classes.
         mask_embedding_id: the row of the embedding table that masks read.
         streamer: as of `decode_tidar`; it gets the prompt first.
         synced_gpus: whether ranks share the model, which is refused; where absent, told by the model. False where each
             rank has gathered all of it.
+        others: as in `generate` of our own classes.
     """
     refuse_undraftable(type(model), model.config, model)
     given: dict[str, Any] = {"draft_length": draft_length, "num_branches": num_branches, "seed": seed}
     given |= {"exact": exact, "tie_margin": tie_margin, "mask_embedding_id": mask_embedding_id}
-    given |= {"packed_weights": packed_weights, "draft_head": draft_head, "trust": trust}
+    given |= {"packed_weights": packed_weights, "draft_head": draft_head, "trust": trust, "draft_copies": draft_copies}
     for name, value in given.items():
         if value is not None:
             setattr(generation_config, name, value)

@@ -22,6 +22,7 @@ from ..processed_scores import ProcessedScores
 from ..stock_model import CACHE, device_of, has_causal_blocks, is_users_cache, num_cache_layers, taught_of
 from ..transcript import TokenScores, Transcript, pad_token_of
 from .choice import Greedy, InOrder, Sampled, TieSafeGreedy
+from .copied_drafts import CopiedDrafts
 from .draft_cache import DraftCache, DraftRows, StaticDraftCache, num_slots_for
 from .draft_head import chosen_head
 from .draft_network import DraftNetwork
@@ -173,23 +174,24 @@ def write_texts(
     state, decided = begin(run, transcript, options, position_ids)
     _, drafted = choice.join(decided, state.num_drafted)
     planner = planner_of(run, len(transcript.lengths), options)
+    copies = CopiedDrafts(transcript, network.rows.is_real_in_prompt, options)
     while places := transcript.drop_ended():
         # 2. Ended rows leave the forward.
         state, drafted = network.rows.keep(state, places), [drafted[place] for place in places]
         choice.keep_rows(places)
-        # 3. The plan: how much is read of the draft at hand, and how much is drafted next.
+        # 3. The plan: how much is read of the draft at hand or of a copy, and how much is drafted next.
         plan = planner.choose()
-        state = state.with_length(num_read(plan, state, drafted, options))
+        state, drafted, of_masks = copies.offer(state, transcript.active, drafted, plan, planner)
+        state = state.with_length(num_read(plan, state, drafted, of_masks, options))
         num_tokens = state.draft_ids.shape[1]
         if num_tokens > 1 and max(drafted) > 1:
             transcript.show_draft(state.draft_ids[:, : max(drafted)])
         # 4. One forward verifies the draft, and drafts after each token that is likely to be the last accepted.
         state, decided = run(plan, state)
         # 5. Accepted tokens join the text and stay in the cache; the rest is overwritten.
-        before = drafted
         counts, drafted = choice.join(decided, state.num_drafted)
         network.rows.advance(counts)
-        planner.saw(plan, before, num_tokens, counts)
+        planner.saw(plan, of_masks, num_tokens, counts)
         record.add_forward(plan, transcript.active, counts)
     return state
 
@@ -215,12 +217,13 @@ def begin(
     return StepState(*draft, next_positions, cached_lengths), decided
 
 
-def num_read(plan: Plan, state: StepState, drafted: list[int], options: TiDAROptions) -> int:
-    """N of the next step: tokens of the draft at hand that are read. A static step reads K."""
-    if plan == PLAIN:
-        return 1
+def num_read(plan: Plan, state: StepState, drafted: list[int], of_masks: list[int], options: TiDAROptions) -> int:
+    """N of the next step: tokens of the draft at hand that are read. A plain step reads copies alone, a static one
+    K."""
     if options.is_static:
-        return plan.draft_length
+        return max(plan.draft_length, 1)
+    if plan == PLAIN:
+        return max([1, *(length for length, masked in zip(drafted, of_masks, strict=True) if not masked)])
     return state.draft_ids.shape[1] if max(drafted) > 1 else 1
 
 

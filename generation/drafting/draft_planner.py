@@ -5,8 +5,9 @@ A rows, K tokens drafted at a time, B branches, N tokens of a draft.
 
 import time
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import log
+from operator import mul
 
 import torch
 from torch import distributed
@@ -41,7 +42,7 @@ class Acceptance:
 
     def see(self, drafts: list[tuple[int, int]]) -> None:
         """Takes in each row's draft: how many tokens counted, and how many of them stood."""
-        if max(length for length, _ in drafts) == 1:
+        if max((length for length, _ in drafts), default=1) == 1:
             self.num_plain += 1
             return
         self.num_plain = 0
@@ -201,15 +202,25 @@ class DraftPlanner:
             num_steps += stops[stop]
         return tokens / num_steps, seconds / num_steps
 
+    def num_copied(self, plan: Plan, chances: list[float]) -> int:
+        """How many tokens of a copy are read: as many as bring the most tokens a second."""
+        if self.is_static or self.shared_on is not None or self.unseen():
+            return max(plan.draft_length - 1, 0)
+        tokens = accumulate(accumulate(chances, mul, initial=1.0))
+        rates = [num / self.times.of(plan, length) for length, num in enumerate(tokens, start=1)]
+        return rates.index(max(rates))
+
     def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int]) -> None:
-        """Takes in a step that read N tokens: how many of each row's draft counted, and how many of those stood."""
+        """Takes in a step that read N tokens: how many of each row's draft counted, 0 of a copy, and how many of
+        those stood."""
         now = time.perf_counter()
         if len(counts) == self.num_rows:
             self.times.see(plan, num_tokens, now - self.began)
         self.began = now
-        if plan != PLAIN and self.unseen() is None:
-            self.usual.see_tokens(plan, sum(counts) / len(counts), self.expected(plan, self.chances())[0])
-        drafts = [(min(length, num_tokens), count) for length, count in zip(num_drafted, counts, strict=True)]
+        drafts = [(min(length, num_tokens), n) for length, n in zip(num_drafted, counts, strict=True) if length]
+        if drafts and plan != PLAIN and self.unseen() is None:
+            num_new = sum(count for _, count in drafts) / len(drafts)
+            self.usual.see_tokens(plan, num_new, self.expected(plan, self.chances())[0])
         self.usual.see(drafts)
         self.own.see(drafts)
 
@@ -222,6 +233,9 @@ class OnePlan:
 
     def choose(self) -> Plan:
         return self.plan
+
+    def num_copied(self, plan: Plan, chances: list[float]) -> int:
+        return max(plan.draft_length - 1, 0)
 
     def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int]) -> None:
         """Nothing is learnt."""
@@ -241,6 +255,13 @@ def plans_up_to(draft_length: int, is_wide: bool, is_static: bool) -> list[Plan]
     return sorted(plans, key=lambda plan: (num_queries(plan, plan.draft_length), plan))
 
 
+def slot_chances(options: TiDAROptions) -> list[float]:
+    """For each slot after the first, its chance to stand after those before it, by the checkpoint's record."""
+    num_slots = options.draft_length - 1
+    record = [*(options.draft_acceptance or ())][:num_slots]
+    return record + [PRIOR_CHANCE] * (num_slots - len(record))
+
+
 def planner_of(run: StepRunner, num_rows: int, options: TiDAROptions) -> DraftPlanner | OnePlan:
     """The planner of one call for a batch of `num_rows`."""
     network, form, device = run.network, run.network.form, run.network.rows.cache.device
@@ -255,9 +276,8 @@ def planner_of(run: StepRunner, num_rows: int, options: TiDAROptions) -> DraftPl
     known = kept_with(network.model).step_times
     how = network.model.dtype, device, form.implementation, form.is_token_by_token, form.is_packed
     key = *how, options.is_static, form.compiled is not None, network.head is not None, num_rows
-    num_slots = options.draft_length - 1
-    prior = [*(options.draft_acceptance or ())][:num_slots]
-    prior += [PRIOR_CHANCE] * (num_slots - len(prior))
+    prior = slot_chances(options)
+    num_slots = len(prior)
     usual = known.setdefault(num_slots, Acceptance([0.0] * num_slots, [0.0] * num_slots))
     times = known.setdefault(key, StepTimes())
     return DraftPlanner(times, plans, prior, usual, options.is_static, num_rows, device if num_ranks > 1 else None)

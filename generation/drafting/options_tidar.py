@@ -12,7 +12,7 @@ from transformers.utils import logging
 from ..execution.gated_linear import told_by_row
 from ..processed_scores import PURE
 from ..stock_model import CACHE, CACHE_NAMES, has_states, is_composite, longest_in_rotary_table, num_columns_of
-from .quantized_layers import reason_of_layers
+from .draftable import reason_of_layers
 
 logger = logging.get_logger(__name__)
 ACCEPTANCE = "draft_acceptance"  # of a generation config: what an evaluation found
@@ -62,6 +62,8 @@ class TiDAROptions:
             trust * A + (1 - trust) * D (the beta of arXiv 2511.08923). D are the logits of the first mask of the block
             that saw the same tokens, so every branch is drafted: `num_branches` is "all". Greedy decoding only. The
             first token after a prompt is decided by A alone. Below 1 the text is not plain decoding's. By default 1.
+        draft_copies: True (the default): where a text repeats itself, what followed there is the draft if more of it is
+            expected to stand than of the masks'. False drafts by masks alone.
     """
 
     draft_length: int
@@ -76,6 +78,7 @@ class TiDAROptions:
     draft_head: str | bool | None = None
     draft_acceptance: tuple[float, ...] | None = None
     trust: float = 1.0
+    draft_copies: bool = True
 
     KEYWORDS = (
         "draft_length",
@@ -87,6 +90,7 @@ class TiDAROptions:
         "packed_weights",
         "draft_head",
         "trust",
+        "draft_copies",
     )
 
     @classmethod
@@ -111,7 +115,8 @@ class TiDAROptions:
             _check_static(is_static, given["exact"], generation_config)
             if not _is_integer(size := generation_config.prefill_chunk_size or 1, 1, 2**31):
                 raise ValueError(f"`prefill_chunk_size` must be an integer of 1 or more, but is {size!r}.")
-        _check_weights_and_head(given["packed_weights"], given["draft_head"])
+        given["draft_copies"] = True if given["draft_copies"] is None else given["draft_copies"]
+        _check_weights_and_drafts(given["packed_weights"], given["draft_head"], given["draft_copies"])
         return cls(
             **given | {"draft_length": draft_length},
             excluded_id=token if is_inside and token < vocab_size else None,
@@ -234,9 +239,10 @@ def _check_static(is_static: bool, exact: Any, generation_config: Any) -> None:
         )
 
 
-def _check_weights_and_head(packed_weights: Any, head: Any) -> None:
-    if not isinstance(packed_weights or False, bool):
-        raise ValueError(f"`packed_weights` must be True or False, but is {packed_weights!r}.")
+def _check_weights_and_drafts(packed_weights: Any, head: Any, copies: Any) -> None:
+    for name, given in (("packed_weights", packed_weights or False), ("draft_copies", copies)):
+        if not isinstance(given, bool):
+            raise ValueError(f"`{name}` must be True or False, but is {given!r}.")
     if head is not None and head is not False and not (isinstance(head, str) and head):
         raise ValueError(f"`draft_head` must be a folder or Hub repository that has one, or False, but is {head!r}.")
 

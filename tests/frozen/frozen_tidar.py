@@ -133,7 +133,7 @@ def on_stock(adapter: str = "bare", **keywords: Any) -> dict[str, Any]:
         stock = AutoModelForCausalLM.from_pretrained(folder).eval()
     if adapter == "gated":
         stock = gated(stock)
-    return ran(stock, custom_generate=tidar, **inputs("one"), **keywords)
+    return ran(stock, custom_generate=tidar, draft_copies=False, **inputs("one"), **keywords)
 
 
 def saved_and_loaded(**keywords: Any) -> dict[str, Any]:
