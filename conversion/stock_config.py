@@ -57,6 +57,8 @@ def load_config(values: dict[str, Any], origin: Path) -> PreTrainedConfig:
         )
         if not isinstance(config.dtype, torch.dtype | None):
             raise ValueError(f"`dtype` must name a dtype of torch, such as 'bfloat16', but is {config.dtype!r}")
+        if not isinstance(text := config.get_text_config(), PreTrainedConfig):
+            raise ValueError(f"`text_config` must be an object, but is {text!r}")
         return config
     except Exception as error:  # config classes raise errors of any type
         if refused := reason_in_class(causal_class_of(config_class), config_class):

@@ -141,6 +141,7 @@ def test_a_draft_length_out_of_range_is_refused(stock, tmp_path, draft_length):
 
 HOSTILE = [
     ("config.json", {"dtype": 0}, "`dtype` must name a dtype"),
+    ("config.json", {"text_config": -1}, "`text_config` must be an object, but is -1"),
     ("config.json", {"pad_token_id": "x"}, "pad_token_id"),
     ("config.json", {"model_type": [1, 2]}, r"`model_type` \[1, 2\]"),
     ("config.json", {"vocab_size": 0}, "cannot be built as config.json says"),

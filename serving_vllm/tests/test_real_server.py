@@ -73,16 +73,23 @@ def plain_texts(questions):
 
 
 def with_causal_blocks(folder):
-    """Model and adapter whose masks see only those before them, as in vLLM; their other files are links."""
+    """Model and adapter whose masks see only those before them, and no copies, as in vLLM; other files are links."""
     model, adapter = folder / "model", folder / "adapter"
-    for made, stock, name in ((model, MODEL, "config.json"), (adapter, ADAPTER, "generation_config.json")):
+    causal = {"block_attention": "causal"}
+    changed = {
+        model: {"config.json": {"tidar_config": causal}, "generation_config.json": {"draft_copies": False}},
+        adapter: {"generation_config.json": causal},
+    }
+    for made, stock in ((model, MODEL), (adapter, ADAPTER)):
         made.mkdir()
         for file in stock.iterdir():
-            if file.name != name:
+            if file.name not in changed[made]:
                 (made / file.name).symlink_to(file)
-        values = json.loads((stock / name).read_text())
-        values.get("tidar_config", values)["block_attention"] = "causal"
-        (made / name).write_text(json.dumps(values))
+        for name, changes in changed[made].items():
+            values = json.loads((stock / name).read_text())
+            for key, change in changes.items():
+                values[key] = values[key] | change if isinstance(change, dict) else change
+            (made / name).write_text(json.dumps(values))
     return model, adapter
 
 
