@@ -62,25 +62,20 @@ def has_packed_products(dtype: torch.dtype) -> bool:
 
 def check_packable(model: nn.Module, exact: str | None = None) -> None:
     """Raises ValueError if packed weights cannot be used, or `exact` needs other products."""
-    problem = None
     if model.device.type != "cpu" or model.dtype not in PACKABLE:
-        problem = (
-            f"for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 and torch.float32 on a CPU. "
-            "Leave it out, or load the model with one of these `dtype`s"
+        raise ValueError(
+            f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
+            "and torch.float32 on a CPU. Leave it out, or load the model with one of these `dtype`s."
         )
-    elif not has_plain_linears(model):
-        problem = (
-            f"for this {type(model).__name__}: oneDNN reads plain weights, but its linear layers are quantized or "
-            "replaced. Leave it out"
+    if not has_plain_linears(model):
+        raise ValueError(
+            f"`packed_weights` must be False for this {type(model).__name__}: oneDNN reads plain weights, but its "
+            "linear layers are quantized or replaced. Leave it out."
         )
-    elif not has_packed_products(model.dtype):
+    if not has_packed_products(model.dtype):
+        why = f"this CPU, or this build of PyTorch, has no oneDNN products of {model.dtype}"
         instead = ", or load the model with `dtype=torch.float32`" if has_packed_products(torch.float32) else ""
-        problem = (
-            f"on this machine: this CPU, or this build of PyTorch, has no oneDNN products of {model.dtype}. Leave it "
-            f"out{instead}"
-        )
-    if problem:
-        raise ValueError(f"`packed_weights` must be False {problem}.")
+        raise ValueError(f"`packed_weights` must be False on this machine: {why}. Leave it out{instead}.")
     if exact:
         raise ValueError(
             f"`exact={exact!r}` must round like the stock model's own products, but `packed_weights` uses oneDNN "

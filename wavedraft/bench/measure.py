@@ -275,13 +275,14 @@ def _sampling_keywords(temperature: float) -> dict[str, Any]:
 
 @contextmanager
 def texts_of_one_length(models: list[PreTrainedModel]) -> Iterator[None]:
-    """Puts transformers' own defaults in place of the models' generation configs: no end token, no penalties. The
-    record of how often drafts stand is kept, since the planner begins with it."""
+    """Puts transformers' own defaults in place of the models' generation configs: no end token, no penalties. What
+    drafts go by is kept: the record of how often they stand, and whether they may be copied."""
     originals = [model.generation_config for model in models]
     for model, original in zip(models, originals, strict=True):
         model.generation_config = GenerationConfig()
-        if (record := getattr(original, ACCEPTANCE, None)) is not None:
-            setattr(model.generation_config, ACCEPTANCE, record)
+        for name in (ACCEPTANCE, "draft_copies"):
+            if (kept := getattr(original, name, None)) is not None:
+                setattr(model.generation_config, name, kept)
     try:
         yield
     finally:
