@@ -71,6 +71,7 @@ REFUSED = [
     (["generate", HUB, "w1", "--trust", "0.5", "--temperature", "1"], "--trust 0.5 is for greedy decoding"),
     (["chat", HUB, "--trust", "0.5", "--draft-length", "0"], "--draft-length 0 drafts nothing"),
     (["audit", TIDAR, "--prompts", "{prompts}", "--trust", "0", "--num-branches", "auto"], "needs every branch"),
+    (["generate", TIDAR, "w1", "--trust", "0.5", "--num-branches", "1"], "needs every branch, but --num-branches is 1"),
     (["generate", DEPTH, "w1", "--trust", "0.5"], "--trust is TiDAR's"),
     (["bench", TIDAR, "--trust", "0.5", "--temperatures", "0,1"], "--trust is for greedy decoding"),
     (["generate", HUB, "w1", "--num-branches", "many"], "--num-branches must be auto, all or a number"),

@@ -232,3 +232,15 @@ def test_logits_of_all_masks_read_at_once_draft_what_those_read_later_do(num_bra
         assert found.accepted_lengths.tolist() == expected.accepted_lengths.tolist()
         assert expected.accepted_lengths[:, 1:].sum() > 0 or how["do_sample"]
     assert max(at_once) > 1
+
+
+@pytest.mark.parametrize(("num_branches", "reads_again"), [(1, False), (2, False), (3, True)])
+def test_a_cpu_reads_the_lm_head_again_only_where_many_masks_would_be_read_in_vain(num_branches, reads_again):
+    model, calls = tiny_tidar(draft_length=4), []
+    hook = model.lm_head.register_forward_hook(lambda *about: calls.append(about))
+    given = {"max_new_tokens": 20, "do_sample": False, "packed_weights": False, "return_dict_in_generate": True}
+    found = model.generate(random_prompts(1, 6), num_branches=num_branches, **given)
+    hook.remove()
+    # The step that ends the text needs no drafts, so it never reads the masks again.
+    masks_alone = found.num_forwards - 1 if reads_again else 0
+    assert len(calls) == found.num_prefill_forwards + found.num_forwards + masks_alone

@@ -161,7 +161,7 @@ class DraftPlanner:
         chances = self.chances()
         best = max(self.plans, key=lambda plan: self.tokens_per_second(plan, chances))
         gain = self.tokens_per_second(best, chances) * self.times.of(PLAIN, 1)
-        # A text's first drafts say what it is like. At 0.75 three of them cost a text of 64 tokens some 2%.
+        # A text's first drafts say what it is like. At 0.75 three of them cost a text of 64 tokens at most 3%.
         is_first = self.own.reached[0] < RECORD_WEIGHT
         if gain > 1 or (gain > 0.75 and is_first):
             return best

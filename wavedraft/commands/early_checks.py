@@ -226,6 +226,9 @@ def _check_draft_length(given: dict[str, Any], trained: int | None) -> None:
             f"--num-branches must be auto, all or between 1 and {longest}, the tokens drafted at a time, but is "
             f"{branches}."
         )
+    is_part = branches not in (None, "auto", "all") and int(branches) < longest
+    if is_part and (trust := given.get("trust")) not in (None, 1):
+        raise ValueError(f"--trust {trust} needs every branch, but --num-branches is {branches}. Leave one out.")
 
 
 def read_list(text: str, option: str, number: Callable[[str], Any], words: tuple[str, ...] = ()) -> tuple[Any, ...]:
