@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from ..generation.stock_model import BLOCK_ATTENTIONS, CAUSAL
+from ..generation.stock_model import BIDIRECTIONAL, CAUSAL
 from ..hub.model_card import write_card
 from ..modeling_tidar.configuration_tidar import TiDARConfig
 from ..modeling_tidar.modeling_tidar import tidar_class
@@ -119,8 +119,8 @@ def convert(
             disk is too small; or the two models differ. No target is left then.
     """
     _check_draft_length(draft_length)
-    if block_attention not in (None, *BLOCK_ATTENTIONS):
-        raise ValueError(f"`block_attention` must be one of {[*BLOCK_ATTENTIONS]}, but is {block_attention!r}.")
+    if block_attention not in (None, BIDIRECTIONAL, CAUSAL):
+        raise ValueError(f"`block_attention` must be one of {[BIDIRECTIONAL, CAUSAL]}, but is {block_attention!r}.")
     target = Path(os.path.abspath(target))
     with whole_folder(target, overwrite=overwrite) as workplace, ProgressSteps(show_progress) as steps:
         steps.begin("Finding the source")

@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 CACHE_NAMES = ("cache", "past_key_values")
 CACHE = next(name for name in CACHE_NAMES if name in {field.name for field in fields(GenerateDecoderOnlyOutput)})
 
-BIDIRECTIONAL, CAUSAL = BLOCK_ATTENTIONS = ("bidirectional", "causal")
+BIDIRECTIONAL, CAUSAL = "bidirectional", "causal"
 
 # Kinds of layers that keep a state, the last of them keys and values too.
 STATEFUL = {"linear_attention", "conv", "hybrid"}

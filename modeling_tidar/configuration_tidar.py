@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..generation.stock_model import BLOCK_ATTENTIONS
+from ..generation.stock_model import BIDIRECTIONAL, CAUSAL
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class TiDARConfig:
             raise ValueError(
                 f"`tidar_config.draft_head` must be true, false or absent, but is {values['draft_head']!r}."
             )
-        if values["block_attention"] not in (None, *BLOCK_ATTENTIONS):
+        if values["block_attention"] not in (None, BIDIRECTIONAL, CAUSAL):
             raise ValueError(
-                f"`tidar_config.block_attention` must be one of {[*BLOCK_ATTENTIONS]} or absent, but is "
+                f"`tidar_config.block_attention` must be one of {[BIDIRECTIONAL, CAUSAL]} or absent, but is "
                 f"{values['block_attention']!r}."
             )
         return cls(**values)

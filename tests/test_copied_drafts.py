@@ -210,9 +210,17 @@ def timed_planner(seconds_a_query: float) -> DraftPlanner:
 
 
 def test_the_planner_reads_as_much_of_a_copy_as_pays():
-    assert timed_planner(0.01).num_copied(PLAIN, [0.9, 0.9, 0.9]) == 3
-    assert timed_planner(0.3).num_copied(PLAIN, [0.9, 0.05, 0.05]) == 1
-    assert timed_planner(10.0).num_copied(PLAIN, [0.5, 0.5, 0.5]) == 0
+    assert timed_planner(0.01).num_copied(PLAIN, [[0.9, 0.9, 0.9]]) == 3
+    assert timed_planner(0.3).num_copied(PLAIN, [[0.9, 0.05, 0.05]]) == 1
+    assert timed_planner(10.0).num_copied(PLAIN, [[0.5, 0.5, 0.5]]) == 0
+
+
+def test_every_row_pays_for_a_copy_of_one():
+    copy = [0.9, 0.9, 0.9]
+    assert timed_planner(0.3).num_copied(PLAIN, [copy, copy]) == 3
+    assert timed_planner(0.3).num_copied(PLAIN, [copy, []]) == 3
+    assert timed_planner(0.3).num_copied(PLAIN, [copy, [], [], []]) == 0
+    assert timed_planner(0.3).num_copied(PLAIN, [copy, [0.9, 0.9], [], []]) == 2
 
 
 def test_copies_tell_the_planner_nothing_of_masks():

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CompileConfig
 
 from helpers_tidar import random_prompts, tiny_tidar
-from wavedraft.generation.execution.model_form import in_plain_form
+from wavedraft.generation.execution.model_form import ModelForm, in_plain_form
 from wavedraft.generation.execution.packed_linear import PackedLinear, has_packed_products
 from wavedraft.generation.kept_with_model import kept_with
 from wavedraft.training import gated_adapter_config
@@ -31,9 +31,9 @@ def model_in(dtype, **changes):
     return tiny_tidar(draft_length=4, initializer_range=0.6, **changes).to(dtype)
 
 
-def adapted_model_in(dtype, rank):
+def adapted_model_in(dtype, rank, family="llama"):
     """The same with a gated adapter of random numbers."""
-    model = model_in(dtype)
+    model = model_in(dtype, family=family)
     adapter = gated_adapter_config(model, rank=rank)
     adapted = get_peft_model(model, adapter, autocast_adapter_dtype=False).eval().requires_grad_(False)
     torch.manual_seed(1)
@@ -141,3 +141,44 @@ def test_inference_mode_and_weights_loaded_in_it(dtype):
         changed = model.generate(**prompts)
         assert changed.tolist() != expected.tolist()
         assert model.generate(**prompts, packed_weights=True).tolist() == changed.tolist()
+
+
+def masked_logits(model, ids, num_masks, is_packed):
+    form = ModelForm(model, is_packed=is_packed)
+    with form.applied(), form.gate.open(num_masks):
+        return logits_of(model, ids)
+
+
+def test_an_adapter_is_read_with_the_packed_weights(dtype):
+    model, ids = adapted_model_in(dtype, 8, "qwen2"), random_prompts(2, 9)
+    for name, parameter in model.named_parameters():
+        if name.endswith("base_layer.bias"):
+            nn.init.normal_(parameter)
+    near = {"rtol": 0.05, "atol": 0.2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    for num_masks in (1, 4, 9):
+        packed = masked_logits(model, ids, num_masks, True)
+        torch.testing.assert_close(packed, masked_logits(model, ids, num_masks, False), **near)
+        assert (packed - packed_logits(model, ids))[:, -num_masks:].abs().max() > 1
+
+
+def test_one_copy_of_the_weights_serves_drafting_and_plain_decoding(dtype):
+    model, ids = adapted_model_in(dtype, 8, "qwen2"), random_prompts(1, 5)
+    linear = model.model.layers[0].mlp.up_proj.base_layer
+    masked_logits(model, ids, 2, True)
+    copy = kept_with(model).copies[linear]
+    packed_logits(model, ids)
+    masked_logits(model, ids, 2, True)
+    assert kept_with(model).copies[linear] is copy
+
+
+@pytest.mark.parametrize("changed", ["lora_A", "lora_B", "base_layer.bias"])
+def test_a_changed_adapter_is_packed_anew(changed, dtype):
+    model, ids = adapted_model_in(dtype, 8, "qwen2"), random_prompts(1, 5)
+    before = masked_logits(model, ids, 2, True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if changed in name:
+                parameter.add_(1.0)
+    after = masked_logits(model, ids, 2, True)
+    assert (after - before).abs().max() > 1
+    torch.testing.assert_close(after, masked_logits(model, ids, 2, False), rtol=0.05, atol=0.2)

@@ -73,26 +73,37 @@ class CopiedDrafts:
         is_real = torch.ones_like(prompts).bool() if is_real is None else is_real[:, : prompts.shape[1]]
         rows = zip(prompts, is_real, strict=True) if options.draft_copies else ()
         self.texts = [Repeats(ids[real].tolist()) for ids, real in rows]
-        self.of_masks = [0.0, *accumulate(accumulate(slot_chances(options), mul))]  # tokens expected of their drafts
+        self.record = slot_chances(options)
 
     def offer(
         self, state: StepState, rows: list[int], drafted: list[int], plan: Plan, planner: DraftPlanner | OnePlan
     ) -> tuple[StepState, list[int], list[int]]:
         """The state with copies; how many tokens of each draft count; and of `drafted`, by masks, 0 where a copy
         stands."""
-        copies: dict[int, Copy] = {}
-        for place, row in enumerate(rows if self.texts else ()):
-            for token in self.new_ids[row]:
-                self.texts[row].add(token)
-            self.new_ids[row].clear()
-            copy = self.texts[row].copy(self.options.draft_length - 1, self.options.excluded_id)
-            copy = copy[: planner.num_copied(plan, [chance for _, chance in copy])]
-            if sum(accumulate((chance for _, chance in copy), mul)) > self.of_masks[drafted[place] - 1]:
-                copies[place] = copy
+        if not self.texts:
+            return state, drafted, drafted
+        found = [self.copy(row) for row in rows]
+        both = [([chance for _, chance in copy], self.record[: n - 1]) for copy, n in zip(found, drafted, strict=True)]
+        longest = planner.num_copied(plan, [max(masks, copy, key=expected) for copy, masks in both])
+        better = [i for i, (copy, masks) in enumerate(both) if expected(copy[:longest]) > expected(masks)]
+        copies = {i: found[i][:longest] for i in better}
         if not copies:
             return state, drafted, drafted
         lengths = [1 + len(copies[place]) if place in copies else length for place, length in enumerate(drafted)]
         return with_copies(state, copies), lengths, [0 if i in copies else n for i, n in enumerate(drafted)]
+
+    def copy(self, row: int) -> Copy:
+        """What a row's text went on with, where it said its last tokens before."""
+        text = self.texts[row]
+        for token in self.new_ids[row]:
+            text.add(token)
+        self.new_ids[row].clear()
+        return text.copy(self.options.draft_length - 1, self.options.excluded_id)
+
+
+def expected(chances: list[float]) -> float:
+    """How many tokens stand of those that have these chances, each after those before it."""
+    return sum(accumulate(chances, mul))
 
 
 def with_copies(state: StepState, copies: dict[int, Copy]) -> StepState:

@@ -5,7 +5,7 @@ A rows, K tokens drafted at a time, B branches, N tokens of a draft.
 
 import time
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, zip_longest
 from math import log
 from operator import mul
 
@@ -203,11 +203,16 @@ class DraftPlanner:
             num_steps += stops[stop]
         return tokens / num_steps, seconds / num_steps
 
-    def num_copied(self, plan: Plan, chances: list[float]) -> int:
-        """How many tokens of a copy are read: as many as bring the most tokens a second."""
+    def num_copied(self, plan: Plan, drafts: list[list[float]]) -> int:
+        """How many tokens of copies are read: as many as bring the batch the most tokens a second.
+
+        Args:
+            drafts: for each row, the chances of its copy's tokens, each after those before it, or of its draft's.
+        """
         if self.is_static or self.shared_on is not None or self.unseen():
             return max(plan.draft_length - 1, 0)
-        tokens = accumulate(accumulate(chances, mul, initial=1.0))
+        reaches = zip_longest(*(accumulate(chances, mul) for chances in drafts), fillvalue=0.0)
+        tokens = accumulate(map(sum, reaches), initial=float(len(drafts)))
         rates = [num / self.times.of(plan, length) for length, num in enumerate(tokens, start=1)]
         return rates.index(max(rates))
 
@@ -235,7 +240,7 @@ class OnePlan:
     def choose(self) -> Plan:
         return self.plan
 
-    def num_copied(self, plan: Plan, chances: list[float]) -> int:
+    def num_copied(self, plan: Plan, drafts: list[list[float]]) -> int:
         return max(plan.draft_length - 1, 0)
 
     def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int]) -> None:

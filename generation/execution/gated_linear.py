@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..stock_model import mask_token_of
 from ..torch_internals import parts_of, pre_hooks_of, share_hooks
+from .packed_linear import PackedLinear, packed_product, packed_weight
 
 OF_ROWS = ("adapter_names", "alora_offsets")  # what PEFT's hooks tell its layers of each row of a batch
 
@@ -20,9 +21,9 @@ class MaskGate:
     """Replaces PEFT's arithmetic of our gated adapters in every adapted layer of one model.
 
     On disk the adapter is a stock PEFT aLoRA (arXiv 2504.12397), which acts on the last n tokens of a row. Masks are
-    the last queries of a forward, so the gate is n. PEFT's boolean index waits for the GPU in every layer; the gate
-    uses a slice instead. When closed (n = 0), the layer returns the base layer's result, so the autoregressive side
-    equals the base model bit for bit. The gate also stands in layers that PEFT itself cannot gate (HQQ, GPTQ).
+    the last queries of a forward, so the gate is n: a slice, where PEFT's boolean index would wait for the GPU in every
+    layer. When closed (n = 0), the layer returns the base layer's result, so text is read bit for bit as by the base
+    model. The gate also stands in layers that PEFT itself cannot gate (HQQ, GPTQ).
 
     Attributes:
         num_masks: n, the number of last queries in each row that the adapter acts on.
@@ -138,7 +139,7 @@ def told_by_row(model: Any) -> dict[nn.Module, set[str]]:
     return told
 
 
-MOST_SUMMED = 1 << 20  # max. multiplications that a compiled step on an accelerator sums instead of a matmul
+MOST_SUMMED = 1 << 20  # max. multiplications that a compiled step sums instead of a matmul
 
 
 class GatedLinear(nn.Module):
@@ -149,33 +150,38 @@ class GatedLinear(nn.Module):
         name: the name of the adapter.
 
     Attributes:
-        down, up: [D, r] and [r, E]; `up` includes the scaling.
+        down, up: [D, r] and [r, E]; `up` includes the scaling. A packed base layer reads `down` with its own weight.
         state: `state_of` the adapter when they were made.
     """
 
     def __init__(self, adapted: Any, name: str):
         super().__init__()
         self.down, self.up = factors_of(adapted, name)
+        self.packed_up: Tensor | None = None
         self.state = state_of(adapted, name)
         share_hooks(self, adapted)
 
     def forward(self, x: Tensor, **peft: Any) -> Tensor:
         """[B, Q, D] -> [B, Q, E]"""
-        result = self.base(x)
-        num_masks = self.gate.num_masks
-        if num_masks:
-            masks = x[:, -num_masks:].reshape(-1, x.shape[-1]).to(self.down.dtype)
+        num_masks, base = self.gate.num_masks, self.base
+        if not num_masks:
+            return base(x)
+        if self.packed_up is None or x.dtype != base.weight.dtype:
+            result, masks = base(x), x[:, -num_masks:].to(self.down.dtype)
             delta = product(product(masks, self.down), self.up)
-            result[:, -num_masks:] += delta.view(len(x), num_masks, -1)
+        else:
+            both = base.both(x)
+            result, reduced = both[..., : base.out_features], both[:, -num_masks:, base.out_features :]
+            delta = packed_product(reduced, self.packed_up)
+        result[:, -num_masks:].add_(delta)
         return result
 
 
 def product(x: Tensor, matrix: Tensor) -> Tensor:
-    """[n, D] times [D, E]. A compiled sum of a few rows fuses with other work; a matmul cannot."""
-    is_small = len(x) <= 16 if x.device.type == "cpu" else len(x) * matrix.numel() <= MOST_SUMMED
-    if torch.compiler.is_compiling() and is_small:
-        return (x[:, None] * matrix.t()).sum(dim=-1)
-    return torch.mm(x, matrix)
+    """[..., D] times [D, E]. A compiled sum of a few rows fuses with other work; a matmul cannot."""
+    if torch.compiler.is_compiling() and x.numel() * matrix.shape[1] <= MOST_SUMMED:
+        return (x[..., None, :] * matrix.t()).sum(dim=-1)
+    return x @ matrix
 
 
 def sole_adapter(module: Any) -> str | None:
@@ -208,19 +214,27 @@ def sum_of(weight: Tensor) -> int:
 
 
 def gated_linear(adapted: Any, name: str, gate: MaskGate, copies: MutableMapping[nn.Module, Any]) -> GatedLinear:
-    """The layer that replaces PEFT's, kept between decodes until the adapter changes."""
+    """The layer that replaces PEFT's, kept between decodes until the adapter changes. It still lacks its base."""
     layer = copies.get(adapted)
     if layer is None or layer.state != state_of(adapted, name):
         layer = copies[adapted] = GatedLinear(adapted, name)
-    # The adapter may have another base layer since.
-    layer.base, layer.gate, layer.training = adapted.base_layer, gate, adapted.training
+    layer.gate, layer.training = gate, adapted.training
+    return layer
+
+
+def with_base(layer: GatedLinear | None, base: nn.Module) -> nn.Module:
+    """The layer over its base as that is in this decode, perhaps packed; None: the base alone."""
+    if layer is None:
+        return base
+    if not isinstance(base, PackedLinear) or base.reducer is not layer.down:
+        layer.packed_up = None
+    elif layer.packed_up is None:
+        layer.packed_up = packed_weight(layer.up.t().contiguous())
+    layer.base = base
     return layer
 
 
 def factors_of(module: Any, name: str) -> tuple[Tensor, Tensor]:
-    """One adapter's matrices [D, r] and [r, E]; the latter includes the scaling. On a CPU, a small product takes half
-    as long in float32 as in bfloat16."""
+    """One adapter's matrices [D, r] and [r, E]; the latter includes the scaling."""
     lora_a, lora_b = module.lora_A[name].weight.detach(), module.lora_B[name].weight.detach()
-    is_cpu = lora_a.device.type == "cpu"
-    dtype = torch.promote_types(lora_a.dtype, torch.float32) if is_cpu else lora_a.dtype
-    return lora_a.to(dtype).t(), lora_b.to(dtype).t() * module.scaling[name]
+    return lora_a.t(), lora_b.t() * module.scaling[name]

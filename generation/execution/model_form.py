@@ -23,7 +23,15 @@ from .attention_forms import (
     rounding_of,
 )
 from .compiled_layers import CompiledLayers, swapped
-from .gated_linear import OF_ROWS, MaskGate, adapters_of, gated_linear, sole_adapter, told_by_row
+from .gated_linear import (
+    OF_ROWS,
+    MaskGate,
+    adapters_of,
+    gated_linear,
+    sole_adapter,
+    told_by_row,
+    with_base,
+)
 from .packed_linear import check_packable, options_of_compiler, packable_linears, packed_copy
 from .stateful_layers import Reading, reading_twice, stateful_layers
 
@@ -89,16 +97,19 @@ class ModelForm:
                 parts = [vars(module) for module in self.model.modules()]
                 checkpointed = [part for part in parts if part.get(CHECKPOINTING)]
                 stack.enter_context(swapped([(part, CHECKPOINTING, False) for part in checkpointed]))
+            self.gate = MaskGate() if adapters else None
+            stack.enter_context(swapped([(one.variants, one.name, self.gate) for one in adapters]))
+            copies = kept_with(self.model).copies
+            # In plain decoding an adapter acts on no token.
+            acting = [one for one in sole if self.is_drafting or hooks_of(one.layer)]
+            gated = {one.layer: gated_linear(one.layer, one.name, self.gate, copies) for one in acting}
             if self.is_packed:
-                copies = kept_with(self.model).copies
+                reducers = {layer.base_layer: stand_in.down for layer, stand_in in gated.items()}
                 places = packable_linears(self.model)
-                packed = [(siblings, name, packed_copy(linear, copies)) for siblings, name, linear in places]
+                packed = [(parts, name, packed_copy(one, copies, reducers.get(one))) for parts, name, one in places]
                 stack.enter_context(swapped(packed))
-            if adapters:
-                self.gate = MaskGate()
-                stack.enter_context(swapped([(one.variants, one.name, self.gate) for one in adapters]))
-                stand_ins = [(one.siblings, one.place, self._stand_in(one.layer, one.name)) for one in sole]
-                stack.enter_context(swapped(stand_ins))
+            stand_ins = [(parts, place, with_base(gated.get(one), one.base_layer)) for one, parts, place, *_ in sole]
+            stack.enter_context(swapped(stand_ins))
             if self.is_token_by_token:
                 stack.enter_context(products_token_by_token(self.model, self.rounding))
                 stack.enter_context(self._attending_by(TOKEN_BY_TOKEN, attend_token_by_token))
@@ -152,12 +163,6 @@ class ModelForm:
                 more = MANY if self.num_masks_of_prompt is None else self.num_masks_of_prompt
                 told[name] = [offset and offset + more for offset in values]
         return args, kwargs | told
-
-    def _stand_in(self, layer: Any, name: str) -> nn.Module:
-        """The replacement of a layer with one gated adapter. In plain decoding the adapter acts on no token."""
-        if not self.is_drafting and not hooks_of(layer):
-            return layer.base_layer
-        return gated_linear(layer, name, self.gate, kept_with(self.model).copies)
 
     @contextmanager
     def _attending_by(self, name: str, function: Any) -> Iterator[None]:

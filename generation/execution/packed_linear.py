@@ -98,21 +98,23 @@ def pays_to_pack(model: nn.Module) -> bool:
 class PackedLinear(nn.Module):
     """Replaces an `nn.Linear` on a CPU without gradients. It shares the layer's parameters.
 
+    Args:
+        reducer: [D, r], read with the weight in one product; None: nothing is.
+
     Attributes:
-        packed: the weight [E, D] in oneDNN's order. Not a buffer, since it belongs in no checkpoint.
+        packed: the weight and the reducer, [E + r, D] in oneDNN's order. Not a buffer: it belongs in no checkpoint.
     """
 
     has_plain_weight = True  # as the lm_head, it has one row per token
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, reducer: Tensor | None = None):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.train(linear.training)
         self.fingerprint = fingerprint_of(linear.weight)
-        # An inference tensor would not share compiled code with packed weights made outside inference mode.
-        with torch.inference_mode(False), torch.no_grad():
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.reducer, weight = reducer, linear.weight.detach()
+        self.packed = packed_weight(weight if reducer is None else torch.cat([weight, reducer.t()]))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., E]. Uses the plain weight under autocast, where x may have another dtype, and for a
@@ -120,14 +122,36 @@ class PackedLinear(nn.Module):
         is_single = x.dtype == torch.float32 and x.numel() == x.shape[-1]
         if is_single or x.dtype != self.weight.dtype:
             return nn.functional.linear(x, self.weight, self.bias)
-        if torch.compiler.is_compiling():
-            return compilable_product(x.contiguous(), self.packed, self.bias, *NO_EPILOGUE)
-        return torch.ops.mkldnn._linear_pointwise.default(x.contiguous(), self.packed, self.bias, *NO_EPILOGUE)
+        both = self.both(x)
+        return both if self.reducer is None else both[..., : self.out_features]
 
-    def is_of(self, linear: nn.Linear) -> bool:
-        """Whether this was packed from that layer and its parameters have not changed since."""
+    def both(self, x: Tensor) -> Tensor:
+        """What the weight and the reducer make of x [..., D], [..., E + r]."""
+        bias = self.bias
+        if bias is not None and self.reducer is not None:
+            bias = nn.functional.pad(bias, (0, self.reducer.shape[1]))
+        return packed_product(x, self.packed, bias)
+
+    def is_of(self, linear: nn.Linear, reducer: Tensor | None = None) -> bool:
+        """Whether this was packed from that layer, and the reducer if one is needed, and its parameters have not
+        changed since."""
+        if reducer is not None and self.reducer is not reducer:
+            return False
         is_same = self.weight is linear.weight and self.bias is linear.bias
         return is_same and self.fingerprint == fingerprint_of(linear.weight)
+
+
+def packed_weight(weight: Tensor) -> Tensor:
+    """A weight [E, D] in oneDNN's order."""
+    # An inference tensor would not share compiled code with packed weights made outside inference mode.
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
+def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., D] times a packed weight of [E, D], plus the bias: [..., E]"""
+    product = compilable_product if torch.compiler.is_compiling() else torch.ops.mkldnn._linear_pointwise.default
+    return product(x.contiguous(), packed, bias, *NO_EPILOGUE)
 
 
 def fingerprint_of(weight: Tensor) -> tuple[Any, ...]:
@@ -178,9 +202,10 @@ def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
     return is_plain and weight.dtype == dtype and weight.is_contiguous() and is_whole and not has_own_call
 
 
-def packed_copy(linear: nn.Linear, kept: MutableMapping[nn.Module, Any]) -> PackedLinear:
-    """The packed copy of a layer, from `kept` if the layer's parameters are unchanged."""
+def packed_copy(linear: nn.Linear, kept: MutableMapping[nn.Module, Any], reducer: Tensor | None = None) -> PackedLinear:
+    """The packed copy of a layer, from `kept` if the layer's parameters and the reducer are unchanged. Whoever needs no
+    reducer takes any copy."""
     copy = kept.get(linear)
-    if copy is None or not copy.is_of(linear):
-        copy = kept[linear] = PackedLinear(linear)
+    if copy is None or not copy.is_of(linear, reducer):
+        copy = kept[linear] = PackedLinear(linear, reducer)
     return copy
