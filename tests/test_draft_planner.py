@@ -378,3 +378,14 @@ def test_a_plan_that_brings_less_than_it_promised_is_left():
     assert of.usual.share_brought(best) == pytest.approx(0.6, abs=0.05)
     assert of.choose() != best
     assert planner(0.03, 0.8).choose() == best
+
+
+def test_each_row_of_a_batch_is_a_draft_of_its_own():
+    """Eight rows tell as much as eight drafts of one row."""
+    alone, together = nothing_seen(), nothing_seen()
+    drafts = [(4, 1), (4, 3), (4, 4), (3, 2), (2, 1), (2, 2), (4, 4), (4, 1)]
+    together.see(drafts)
+    for draft in drafts:
+        alone.see([draft])
+    assert together.reached == pytest.approx(alone.reached, rel=0.08)
+    assert together.stood == pytest.approx(alone.stood, rel=0.08)

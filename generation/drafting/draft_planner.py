@@ -50,8 +50,8 @@ class Acceptance:
             counts[:] = [FORGETTING * count for count in counts]
         for length, count in drafts:
             for slot in range(min(count, length - 1)):
-                self.reached[slot] += 1 / len(drafts)
-                self.stood[slot] += (count > slot + 1) / len(drafts)
+                self.reached[slot] += 1
+                self.stood[slot] += count > slot + 1
 
     def see_tokens(self, plan: Plan, num_tokens: float, promised: float) -> None:
         old = self.brought.get(plan, (0.0, 0.0))
