@@ -93,6 +93,11 @@ TEXT_ONLY = {
         "image_token_id": IMAGE,
     },
 }  # fmt: skip
+EXPERTS = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
+}  # fmt: skip
+for dense in ("qwen3_vl", "qwen3_5"):
+    COMPOSITES[f"{dense}_moe"] = COMPOSITES[dense] | {"text_config": COMPOSITES[dense]["text_config"] | EXPERTS}
 QUICK = {"gemma3", "qwen2_5_vl"}  # the others are of the slow tests
 EVERY_COMPOSITE = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in COMPOSITES]
 QWEN = {name for name, values in COMPOSITES.items() if "video_token_id" in values}

@@ -389,3 +389,10 @@ def test_each_row_of_a_batch_is_a_draft_of_its_own():
         alone.see([draft])
     assert together.reached == pytest.approx(alone.reached, rel=0.08)
     assert together.stood == pytest.approx(alone.stood, rel=0.08)
+
+
+def test_a_lucky_text_does_not_hold_its_plan():
+    of = planner(0.03, 0.65)
+    for _ in range(30):
+        of.usual.see_tokens(Plan(2, 1), 2.0, 1.4)
+    assert of.usual.share_brought(Plan(2, 1)) == of.usual.share_brought(Plan(8, 1)) == 1

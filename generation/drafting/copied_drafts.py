@@ -85,8 +85,8 @@ class CopiedDrafts:
         found = [self.copy(row) for row in rows]
         both = [([chance for _, chance in copy], self.record[: n - 1]) for copy, n in zip(found, drafted, strict=True)]
         longest = planner.num_copied(plan, [max(masks, copy, key=expected) for copy, masks in both])
-        better = [i for i, (copy, masks) in enumerate(both) if expected(copy[:longest]) > expected(masks)]
-        copies = {i: found[i][:longest] for i in better}
+        gains = [expected(copy[:longest]) - expected(masks) for copy, masks in both]
+        copies = {i: found[i][:longest] for i, gain in enumerate(gains) if gain > 0}
         if not copies:
             return state, drafted, drafted
         lengths = [1 + len(copies[place]) if place in copies else length for place, length in enumerate(drafted)]

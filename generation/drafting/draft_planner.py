@@ -58,9 +58,10 @@ class Acceptance:
         self.brought[plan] = FORGETTING * old[0] + num_tokens, FORGETTING * old[1] + promised
 
     def share_brought(self, plan: Plan) -> float:
-        """What a plan brings of its promise, as much of it as `USUAL_WEIGHT` tokens do not outweigh."""
+        """What a plan brings of its promise, as much of it as `USUAL_WEIGHT` tokens do not outweigh. A lucky text says
+        nothing for its plan, so at most 1."""
         brought, promised = self.brought.get(plan, (0.0, 0.0))
-        return (brought + USUAL_WEIGHT) / (promised + USUAL_WEIGHT)
+        return min(1, (brought + USUAL_WEIGHT) / (promised + USUAL_WEIGHT))
 
     def chance(self, slot: int, prior: float, weight: float) -> float:
         """That a slot stands after those before it: the posterior's mean, its prior worth `weight` drafts."""
@@ -211,8 +212,8 @@ class DraftPlanner:
         """
         if self.is_static or self.shared_on is not None or self.unseen():
             return max(plan.draft_length - 1, 0)
-        reaches = zip_longest(*(accumulate(chances, mul) for chances in drafts), fillvalue=0.0)
-        tokens = accumulate(map(sum, reaches), initial=float(len(drafts)))
+        reaches = zip_longest(*(accumulate(chances, mul) for chances in drafts), fillvalue=0)
+        tokens = accumulate(map(sum, reaches), initial=len(drafts))
         rates = [num / self.times.of(plan, length) for length, num in enumerate(tokens, start=1)]
         return rates.index(max(rates))
 

@@ -15,6 +15,7 @@ from .structured_mask import WINDOWED, attention_windows
 ARGUMENTS = {"attention_mask", "position_ids", CACHE, "logits_to_keep"}
 DRAFTABLE_LAYERS = {*WINDOWED, *STATEFUL, "moe", "mlp"}
 COMPOSITES = {"gemma3", "internvl", "llava", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"}
+COMPOSITES |= {"qwen3_vl_moe", "qwen3_5_moe"}
 SUPPORTED = (
     "Supported: decoder-only language models such as Llama, Qwen3, Gemma or GPT-2, and hybrids such as Qwen3-Next or "
     "LFM2. Decode others with transformers."

@@ -32,7 +32,7 @@ def compile_config_of(model: Any, generation_config: GenerationConfig) -> Compil
         return None
     devices = set(map(str, getattr(model, "hf_device_map", {}).values()))
     if "disk" in devices or ("cpu" in devices and len(devices) > 1):
-        logger.warning_once("`compile_config` is left aside: layers with offloaded weights cannot be compiled.")
+        logger.warning_once("`compile_config` is left aside: offloaded layers cannot be compiled.")
         return None
     return config or CompileConfig(dynamic=False)
 
