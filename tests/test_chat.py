@@ -12,7 +12,7 @@ from helpers_tokenizers import save_tokenizer
 from wavedraft.chat import Chat, read_messages
 from wavedraft.cli import main
 
-# Answers stand in the template as they were written; or behind a word of its own, which the cache does not have.
+# Answers stand in the template as they were written; or after a word of its own, which the cache does not have.
 TEMPLATES = {
     "faithful": "{% for m in messages %}{{ '<tool> ' if m.role == 'user' else ' ' }}{{ m.content }} {% endfor %}",
     "rewriting": "{% for m in messages %}{{ '<tool> ' if m.role == 'user' else ' w0 ' }}{{ m.content }} {% endfor %}",

@@ -52,7 +52,7 @@ def test_text_alone_is_the_stock_models(family, num_branches, monkeypatch):
 
 @pytest.mark.parametrize("num_branches", [1, "all"])
 @pytest.mark.parametrize("family", EVERY_COMPOSITE)
-def test_behind_an_image_drafting_goes_on(family, num_branches, monkeypatch):
+def test_after_an_image_drafting_goes_on(family, num_branches, monkeypatch):
     stock, model = tiny_composite(family)
     given = with_image(family)
     expected = stock.generate(**given, **PLAIN)

@@ -368,7 +368,7 @@ def test_streamers_get_the_text_and_draft_aware_ones_the_wavefront(policy):
     assert torch.cat(pieces).tolist() == expected.tolist()
     assert all(draft.shape[0] == 1 and draft.shape[1] > 0 for _, draft in recorder.drafts)
     later = [(num, draft[0].tolist()) for num, draft in recorder.drafts if num < 12]
-    assert any(draft[0] == expected[num] for num, draft in later), "a draft stands behind the text streamed before it"
+    assert any(draft[0] == expected[num] for num, draft in later), "a draft stands after the text streamed before it"
     assert max(len(draft) for _, draft in later) > 1
 
     iterator = TextIteratorStreamer(LetterTokenizer(), skip_prompt=True)

@@ -121,7 +121,7 @@ def test_an_end_inside_an_accepted_run_ends_the_text_there(monkeypatch):
         assert output[0].tolist() == expected[:stop]
 
 
-def test_rows_end_on_their_own_and_are_padded_behind_their_end():
+def test_rows_end_on_their_own_and_are_padded_after_their_end():
     model = tiny_tidar(draft_length=4)
     prompt_ids = random_prompts(6, 5)
     texts = [plain_greedy_loop(model, row, num_new=30) for row in prompt_ids]

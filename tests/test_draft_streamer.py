@@ -25,7 +25,7 @@ def shown(printed: str) -> tuple[str, list[str]]:
     for part in PARTS.split(printed):
         if part == "\0337":  # save the cursor
             cursor = len(screen)
-        elif part == "\0338":  # back to it; what stands behind it is cleared next
+        elif part == "\0338":  # back to it; what stands after it is cleared next
             screen = screen[:cursor]
         elif part in ("\033[33m", "\033[0m"):
             is_yellow = part == "\033[33m"

@@ -204,7 +204,7 @@ def test_diffusion_forcing_agrees_with_plain_decoding_where_states_settle(kind):
     output = model.generate(ids, max_new_tokens=24, init_scale=0.0, return_dict_in_generate=True, **options)
 
     assert output.sequences[0, len(PROMPT) :].tolist() == expected
-    assert output.num_core_passes < 16 * 23  # what plain decoding needs behind its prefill
+    assert output.num_core_passes < 16 * 23  # what plain decoding needs after its prefill
 
 
 def test_diffusion_forcing_is_refused_where_no_input_is_injected():

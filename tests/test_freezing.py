@@ -37,19 +37,19 @@ NO, YES = False, True
 CASES = {
     "all settled, all drafts stand": ("abcd", "bcde", [YES] * 4, [NO] * 4, 3),
     "a draft that has just changed does not freeze": ("abcd", "bxde", [YES] * 4, [NO] * 4, 1),
-    "an unsettled position holds back those behind it": ("abcd", "bcde", [YES, NO, YES, YES], [NO] * 4, 0),
+    "an unsettled position holds back those after it": ("abcd", "bcde", [YES, NO, YES, YES], [NO] * 4, 0),
     "a token needs its own state settled": ("abcd", "bcde", [YES, YES, NO, NO], [NO] * 4, 1),
     "an unsettled last frozen token holds back all": ("abcd", "bcde", [NO, YES, YES, YES], [NO] * 4, 0),
     "an exhausted position is not waited for": ("abcd", "bcde", [YES, NO, YES, NO], [NO, YES, NO, NO], 1),
     "but what it predicts is": ("abcd", "bcde", [NO] * 4, [YES] * 4, 0),
-    "the token behind the wavefront waits for its own state": ("a", "b", [YES], [NO], 0),
+    "the token after the wavefront waits for its own state": ("a", "b", [YES], [NO], 0),
 }
 FINAL_CASES = {
     "a final position freezes what it predicts": ("abcd", "xcde", [YES, NO, NO, NO], 1),
-    "behind frozen tokens only": ("abcd", "bcde", [NO, YES, YES, YES], 0),
+    "after frozen tokens only": ("abcd", "bcde", [NO, YES, YES, YES], 0),
     "what follows a changed token is not frozen with it": ("abcd", "xcde", [YES] * 4, 1),
     "all are": ("abcd", "bcde", [YES] * 4, 4),
-    "no position behind it is needed": ("a", "b", [YES], 1),
+    "no position after it is needed": ("a", "b", [YES], 1),
 }
 
 
@@ -74,7 +74,7 @@ def test_only_a_wavefront_of_one_position_freezes_a_token_without_a_state_of_its
     assert count_frozen([1, 2], [2, 3], [YES, NO], [NO, NO], [NO, NO], max_wavefront=2) == 0
 
 
-def test_a_position_rests_when_it_has_settled_and_has_no_news_for_the_one_behind_it():
+def test_a_position_rests_when_it_has_settled_and_has_no_news_for_the_one_after_it():
     assert is_resting(*letters("ab", "bc"), [YES, NO], 0)
     assert not is_resting(*letters("ab", "xc"), [YES, NO], 0)
     assert not is_resting(*letters("ab", "bc"), [YES, NO], 1)

@@ -17,7 +17,7 @@ from wavedraft.generation.execution.stateful_layers import KeptState, LayerCall
 
 
 def played(chances, draft_length, num_branches, seconds, num_steps=20_000):
-    """Tokens a second of drafting, by playing it: drafts behind the likeliest numbers of accepted tokens."""
+    """Tokens a second of drafting, by playing it: drafts after the likeliest numbers of accepted tokens."""
     reaches = torch.tensor([1.0, *chances[: draft_length - 1], 0.0]).cumprod(0)
     likeliest = set((reaches[:-1] - reaches[1:]).topk(num_branches).indices.add(1).tolist())
     draws = torch.rand(num_steps, draft_length, generator=torch.Generator().manual_seed(0))

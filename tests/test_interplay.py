@@ -48,7 +48,7 @@ def recurrent():
 
 
 def completions(model, texts, **options):
-    """What the text-generation pipeline writes behind each text."""
+    """What the text-generation pipeline writes after each text."""
     generator = pipeline("text-generation", model, tokenizer=letter_tokenizer())
     return [one["generated_text"] for [one] in generator(texts, return_full_text=False, **{**GREEDY, **options})]
 

@@ -77,7 +77,7 @@ def test_a_late_block_drafts_with_the_masks_that_stand_where_the_next_tokens_do(
             )
         for num_accepted in range(1, draft_length + 1):
             block = max((i for i, length in enumerate(lengths) if length <= num_accepted), default=None)
-            # Mask j = 1..K of a block behind `length` tokens predicts token `length` + j of what this forward began.
+            # Mask j = 1..K of a block after `length` tokens predicts token `length` + j of what this forward began.
             wanted = range(num_accepted + 2, num_accepted + 1 + draft_length)
             places = [] if block is None else [target - lengths[block] for target in wanted]
             masks = [block * draft_length + j - 1 for j in places if j <= draft_length]
@@ -91,7 +91,7 @@ def test_a_late_block_drafts_with_the_masks_that_stand_where_the_next_tokens_do(
 
 
 def test_late_blocks_save_forwards(monkeypatch):
-    """Unsure drafts, of which two tokens always stand: the block behind the first token is two tokens late."""
+    """Unsure drafts, of which two tokens always stand: the block after the first token is two tokens late."""
     model, prompt_ids = tiny_tidar("llama", 8), random_prompts(1, 7)
     text = plain_greedy_loop(model, prompt_ids[0], num_new=42)
     script_drafts(monkeypatch, text, is_right=True, num_right=2)
@@ -101,7 +101,7 @@ def test_late_blocks_save_forwards(monkeypatch):
 
 
 @pytest.mark.parametrize("is_static", [False, True])
-def test_on_a_cpu_only_the_paper_s_own_form_reads_masks_behind_the_prompt(is_static):
+def test_on_a_cpu_only_the_paper_s_own_form_reads_masks_after_the_prompt(is_static):
     model, prompt_ids = tiny_tidar("llama", 4), random_prompts(1, 7)
     options = {"cache_implementation": "static"} if is_static else {}
     for num_branches, num_first in ((4, 7 + 4), (3, 7), (1, 7), ("auto", 7)):

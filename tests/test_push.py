@@ -73,7 +73,7 @@ def adapter(tidar):
 
 
 def commits(server, repo_id, branch="main"):
-    """How many commits a branch has behind the one every new repository begins with."""
+    """How many commits a branch has after the one every new repository begins with."""
     return len(server.repositories[repo_id].branches[branch]) - 1
 
 

@@ -148,7 +148,7 @@ def test_plans_that_change_are_recorded_once_each(recorded):
     expected = model.generate(**keywords)
     for _ in range(3):
         assert model.generate(**keywords, num_branches="auto", **COMPILED).tolist() == expected.tolist()
-    assert recorded.num_recorded == 3  # plain, and drafts behind one and behind two numbers of accepted tokens
+    assert recorded.num_recorded == 3  # plain, and drafts after one and after two numbers of accepted tokens
 
 
 def test_plans_that_change_all_the_time_leave_the_text_alone(recorded, monkeypatch):

@@ -86,7 +86,7 @@ def test_decode_mask_with_some_branches_only(branch_lengths):
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_rows_may_draft_behind_different_tokens(window):
+def test_rows_may_draft_after_different_tokens(window):
     draft_length, branch_lengths, cached_lengths = 4, torch.tensor([[1, 3], [2, 4], [1, 1]]), torch.tensor([5, 2, 7])
     num_queries, num_slots = draft_length * 3, 7 + draft_length * 3
     structure = draft_mask_function(draft_length, draft_length, branch_lengths, cached_lengths, sliding_window=window)
@@ -112,7 +112,7 @@ def test_rows_may_draft_behind_different_tokens(window):
                 assert found[row, query, slot] == (visible and near)
 
 
-def test_positions_start_behind_what_a_branch_sees():
+def test_positions_start_after_what_a_branch_sees():
     assert draft_positions(3, 3, torch.tensor([1, 2, 3])).tolist() == [0, 1, 2, 1, 2, 3, 2, 3, 4, 3, 4, 5]
     assert mask_positions(3, training_branch_lengths(7, 3)).tolist() == [*range(7), 7, 8]
     assert mask_positions(3, torch.tensor([[1, 4], [3, 6]])).tolist() == [[1, 2, 3, 4, 5, 6], [3, 4, 5, 6, 7, 8]]

@@ -56,7 +56,7 @@ def test_a_step_and_its_accepted_tokens_are_the_text(drafting):
     answers = texts(drafting, prompts(4, seed=15), greedy(13, ignore_eos=True))
     grown = growth(before, metrics_of(drafting))
     num_tokens = sum(len(one[0]) for one in answers)
-    # a draft that stands behind the last token asked for is counted, and cut off
+    # a draft that stands after the last token asked for is counted, and cut off
     assert 0 <= grown["steps_total"] + grown["accepted_tokens_total"] - (num_tokens - 4) <= 4 * (DRAFT_LENGTH - 1)
 
 

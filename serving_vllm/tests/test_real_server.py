@@ -1,7 +1,7 @@
-"""SmolLM2 with the shipped adapter, behind the real OpenAI server: eight chats at once.
+"""SmolLM2 with the shipped adapter, served by the real OpenAI server: eight chats at once.
 
 Eight texts are plain vLLM's and `generate`'s. Some fewer tokens are written in a forward than by `generate` with one
-branch and causal blocks, which also reads drafts behind its branch: consecutive positions have no place for them.
+branch and causal blocks, which also reads drafts after its branch: consecutive positions have no place for them.
 """
 
 import json

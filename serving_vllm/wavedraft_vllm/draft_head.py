@@ -1,4 +1,4 @@
-"""The next draft, from what the masks behind the decided tokens say: slot after slot, each knowing the one before.
+"""The next draft, from what the masks say: slot after slot, each knowing the one before.
 
 R requests, N = K - 1 slots, D channels, C candidates, V vocabulary.
 """
@@ -38,7 +38,7 @@ class DraftHead(nn.Module):
 def draft_chain(
     model: Any, head: DraftHead | None, states: Tensor, logits: Tensor, places: Tensor, previous: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What is drafted behind the tokens `previous` [R], and each token's confidence.
+    """What is drafted after the tokens `previous` [R], and each token's confidence.
 
     Args:
         states, logits: [n, D] and [n, V] of all rows that the sampler sees.

@@ -91,7 +91,7 @@ class DraftSampler:
     def _write_drafts(
         self, logits: Tensor, states: Tensor, slots: Tensor, first_mask: Tensor, all_stand: Tensor, decided: Tensor
     ) -> None:
-        """Of requests whose drafts all stand, the next draft behind the token `decided` [R]; else masks only.
+        """Of requests whose drafts all stand, the next draft after the token `decided` [R]; else masks only.
 
         Args:
             first_mask: [R] the row of each request's first mask. Its own prediction is never read: what the network
@@ -104,7 +104,7 @@ class DraftSampler:
         )
         is_kept = (confidences.cumprod(dim=1) > state.settings.keep) & all_stand[:, None]
         num_kept = is_kept.sum(dim=1, dtype=torch.int32)
-        # the drafts, K masks right behind them, and fillers
+        # the drafts, K masks right after them, and fillers
         place = torch.arange(state.settings.num_extra, device=logits.device) - num_kept[:, None]  # [R, S]
         extra = state.only_masks[place.clamp(min=0)]
         extra[:, :num_slots] = torch.where(is_kept, ids, extra[:, :num_slots])

@@ -27,7 +27,7 @@ class DraftModelState(DefaultModelState):
     """
     Attributes:
         gate: [n] 1 at the masks of the coming forward.
-        num_drafts: [slots] of each request, how many drafts its next step verifies. Masks stand right behind them.
+        num_drafts: [slots] of each request, how many drafts its next step verifies. Masks stand right after them.
         only_masks: [2K - 1] the extra tokens of a request without drafts.
         draft_tokens: [slots, 2K - 1] vLLM's own table of extra tokens; None where nothing is sampled.
     """

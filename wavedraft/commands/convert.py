@@ -114,7 +114,7 @@ def print_conversion(result: Any, verify: bool) -> None:
     if tidar is not None:
         is_causal = tidar.block_attention == "causal"
         is_inside = tidar.mask_embedding_id == tidar.mask_token_id
-        place = "of the vocabulary, never generated" if is_inside else "behind the vocabulary"
+        place = "of the vocabulary, never generated" if is_inside else "after the vocabulary"
         print(f"masks: id {tidar.mask_token_id}, {place}; drafts of {tidar.draft_length}{', causal' * is_causal}")
         print(f"masks read embedding row {tidar.mask_embedding_id}: {result.mask_reason}")
     if (depth_one := result.depth_one) is not None:

@@ -17,7 +17,7 @@ from .options import Adapter
 Served = Annotated[str, typer.Argument(help="The TiDAR checkpoint, or an adapter's base: a folder, or ORG/NAME.")]
 ToVllm = Annotated[
     list[str] | None,
-    typer.Argument(metavar="-- OPTIONS OF VLLM", help="All behind -- goes to vLLM, as -- --port 8001."),
+    typer.Argument(metavar="-- OPTIONS OF VLLM", help="All after -- goes to vLLM, as -- --port 8001."),
 ]
 DraftLength = Annotated[int | None, typer.Option(min=2, help="Draft with this many masks; by default as was taught.")]
 DraftKeep = Annotated[
@@ -72,7 +72,7 @@ def serve(
 
 
 def command_line(model: str, given: dict[str, Any], to_vllm: list[str]) -> list[str]:
-    """The words behind `vllm`.
+    """The words after `vllm`.
 
     Args:
         given: of the plugin's `wavedraft` settings.
