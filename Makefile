@@ -99,7 +99,7 @@ publish: package
 LLAMA_CPP := build/llama_cpp
 beside-llama-cpp: $(TIDAR)/config.json $(LLAMA_CPP)/node_modules/node-llama-cpp
 	$(BIN)/python benchmarks/beside_llama_cpp.py $(TIDAR) --gguf $(GGUF) --adapter $(ADAPTER) \
-	    --llama-cpp $(LLAMA_CPP) --output $(LLAMA_CPP)/figures.json --page docs/bench.md
+	    --llama-cpp $(LLAMA_CPP) --repeats 1 --output $(LLAMA_CPP)/figures.json --page docs/bench.md
 
 $(LLAMA_CPP)/node_modules/node-llama-cpp:
 	npm install --prefix $(LLAMA_CPP) --no-save --omit=optional --ignore-scripts --no-audit --no-fund \
