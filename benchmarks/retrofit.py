@@ -1,11 +1,12 @@
 """A stock model is given a recurrence and healed: perplexity by depth before and after, and what each policy brings.
 
-    python benchmarks/retrofit.py models/SmolLM2-135M-Instruct-TiDAR --layouts 8,14,8 8,8,8 --minutes 10 \
-        --page docs/recurrent.md
+    python benchmarks/retrofit.py models/SmolLM2-135M-Instruct-TiDAR --layouts 8,14,8@1e-4 8,8,8@4e-4 \
+        --minutes 10 --page docs/recurrent.md
 
-Healing is `wavedraft train --mode full` on answers that the source wrote. Some of these are held out, for perplexity
-and as prompts. The minutes are of one layout's healing: a step is timed first, and they become steps. What is measured
-stands in `figures.json` of the folder: the same command goes on where it was stopped.
+A layout is the layers of prelude, core and coda, and a learning rate. Healing is `wavedraft train --mode full` on
+answers that the source wrote. Some of these are held out, for perplexity and as prompts. The minutes are of one
+layout's healing: a step is timed first, and they become steps. What is measured stands in `figures.json` of the folder:
+the same command goes on where it was stopped.
 """
 
 import argparse
@@ -128,15 +129,16 @@ def seconds_of_step(folder: Path, batch_size: int, max_length: int) -> float:
     return seconds
 
 
-def heal(converted: Path, healing: Path, healed: Path, max_steps: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def heal(
+    converted: Path, healing: Path, healed: Path, max_steps: int, learning_rate: float, arguments: argparse.Namespace
+) -> dict[str, Any]:
     """`wavedraft train --mode full`, from the last checkpoint if the run was stopped. Returns steps and seconds."""
-    is_begun = last_whole_checkpoint(healed) is not None
-    if healed.is_dir() and not is_begun:
-        shutil.rmtree(healed)  # stopped before its first checkpoint
+    if not (is_begun := last_whole_checkpoint(healed) is not None):
+        shutil.rmtree(healed, ignore_errors=True)  # stopped before its first checkpoint
     start = time.perf_counter()
     report = finetune(
         converted, healing, healed, mode="full", max_steps=max_steps, batch_size=arguments.batch_size,
-        max_length=arguments.max_length, learning_rate=arguments.learning_rate, save_steps=max(1, max_steps // 2),
+        max_length=arguments.max_length, learning_rate=learning_rate, save_steps=max(1, max_steps // 2),
         save_total_limit=1, bf16=multiplies_bfloat16(), resume=is_begun,
     )  # fmt: skip
     for checkpoint in healed.glob("checkpoint-*"):
@@ -145,10 +147,11 @@ def heal(converted: Path, healing: Path, healed: Path, max_steps: int, arguments
 
 
 def of_layout(
-    name: str, stock: Path, rows: list[dict[str, list[int]]], prompts: list[torch.Tensor], figures: Figures,
+    layout: str, stock: Path, rows: list[dict[str, list[int]]], prompts: list[torch.Tensor], figures: Figures,
     arguments: argparse.Namespace,
 ) -> None:  # fmt: skip
     """Converts, measures, heals and measures again. What stands in the figures is not done again."""
+    name, _, rate = layout.partition("@")
     folder, source_ids = arguments.folder / name, figures.found["source"]["likeliest"]
     converted, healed = folder / "converted", folder / "healed"
     if not converted.is_dir():
@@ -157,29 +160,29 @@ def of_layout(
     figures.part(f"{name} converted", partial(depths, converted))
     timed = partial(seconds_of_step, converted, arguments.batch_size, arguments.max_length)
     steps = max(1, round(60 * arguments.minutes / figures.part(f"{name} step", timed)))
-    figures.part(f"{name} healing", partial(heal, converted, arguments.folder / HEALING, healed, steps, arguments))
+    healing = partial(heal, converted, arguments.folder / HEALING, healed, steps, float(rate), arguments)
+    figures.part(f"{name} healing", healing)
     figures.part(f"{name} healed", partial(depths, healed))
-    few = prompts[: arguments.num_prompts]
-    figures.part(f"{name} policies", partial(by_each_policy, healed, few, arguments.max_new_tokens))
+    figures.part(f"{name} policies", partial(by_each_policy, healed, prompts, arguments.max_new_tokens))
 
 
 def measured(arguments: argparse.Namespace) -> Figures:
     """All figures: of the source, and of each layout as it was converted and as it was healed."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    names = ("minutes", "dtype", "num_rows", "num_prompts", "max_new_tokens", "max_length", "learning_rate")
-    about = {name: getattr(arguments, name) for name in (*names, "batch_size")}
+    about = {name: value for name, value in vars(arguments).items() if isinstance(value, int | float | str)}
     figures = Figures(arguments.folder / "figures.json", about | {"source": arguments.source.name})
     stock = stock_copy(arguments.source, arguments.folder / "stock")
     tokenizer = AutoTokenizer.from_pretrained(stock)
-    rows, prompts = split_rows(
-        arguments.data, tokenizer, arguments.folder / HEALING, arguments.num_rows, arguments.max_length
-    )
+    sizes = arguments.num_rows, arguments.max_length
+    rows, prompts = split_rows(arguments.data, tokenizer, arguments.folder / HEALING, *sizes)
     figures.part("num_layers", lambda: AutoConfig.from_pretrained(stock).num_hidden_layers)
     load = partial(AutoModelForCausalLM.from_pretrained, stock, dtype=arguments.dtype)
     figures.part("source", lambda: read_answers(load().eval(), rows))
     figures.part("held out", lambda: len(rows))
-    for name in arguments.layouts:
-        of_layout(name, stock, rows, prompts, figures, arguments)
+    host = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {date.today().isoformat()}"
+    figures.part("made on", lambda: host)
+    for layout in arguments.layouts:
+        of_layout(layout, stock, rows, prompts[: arguments.num_prompts], figures, arguments)
     return figures
 
 
@@ -191,26 +194,25 @@ def as_table(rows: list[list[str]]) -> str:
 
 def tables_of(figures: Figures, layouts: list[str]) -> list[str]:
     """What it was measured with, perplexity by depth, and a table of policies for each layout."""
-    found, about = figures.found, figures.found["about"]
-    source, minutes = found["source"], about["minutes"]
+    found, about, source = figures.found, figures.found["about"], figures.found["source"]
     head = (
-        f"`make retrofit`: {about['source']} without its drafting, {processor()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, {date.today().isoformat()}. Healed for {minutes:g} minutes at a learning rate of "
-        f"{about['learning_rate']:g}, {about['batch_size']} rows of at most {about['max_length']} tokens a step. "
+        f"`make retrofit`: {about['source']} without its drafting, {found['made on']}. Healed for "
+        f"{about['minutes']:g} minutes, {about['batch_size']} rows of at most {about['max_length']} tokens a step. "
         f"Perplexity of {found['held out']} held-out answers ({len(source['likeliest'])} tokens), read in "
-        f"{about['dtype']}; in brackets the share of likeliest next tokens that are the source's. The source's "
-        f"perplexity is {source['perplexity']:.2f}."
+        f"{about['dtype']}, and in brackets the share of likeliest next tokens that are the source's. The source's "
+        f"perplexity is {source['perplexity']:.2f}. Texts are of {about['max_new_tokens']} tokens, in float32."
     )
+    pairs = [layout.split("@") for layout in layouts]
     rows = [["layers of prelude, core, coda", *(f"depth {depth}" for depth in DEPTHS)]]
-    for name in layouts:
+    for name, rate in pairs:
         num_dropped = found["num_layers"] - sum(map(int, name.split(",")))
-        steps = found[f"{name} healing"]["steps"]
-        for moment, told in (("converted", f"{num_dropped} dropped"), ("healed", f"{steps} steps")):
+        steps = f"{found[f'{name} healing']['steps']} steps at {rate}"
+        for moment, told in (("converted", f"{num_dropped} dropped"), ("healed", steps)):
             line = found[f"{name} {moment}"]
             cells = [f"{one:.4g} ({same:.0%})" for one, same in zip(line["perplexity"], line["same"], strict=True)]
             rows.append([f"{name}, {moment}, {told}", *cells])
     tables = [textwrap.fill(head, 120), as_table(rows)]
-    for name in layouts:
+    for name, _ in pairs:
         lines = found[f"{name} policies"]
         rows = [[f"{name}, healed", "core passes a token", "tokens per forward", "equal texts", "equal tokens"]]
         rows += [
@@ -225,10 +227,9 @@ def main() -> None:
     """Measure, print the tables, and write them to the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a stock Llama-form checkpoint, or a TiDAR one made from it")
-    parser.add_argument("--layouts", nargs="+", default=["8,14,8", "8,8,8"], help="layers of prelude, core and coda")
+    parser.add_argument("--layouts", nargs="+", default=["8,14,8@1e-4", "8,8,8@4e-4"])
     parser.add_argument("--data", type=Path, default=SELF_WRITTEN, help="rows of prompt and answer")
     parser.add_argument("--minutes", type=float, default=10, help="of each layout's healing")
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a row, the rest is cut off")
     parser.add_argument("--num-rows", type=int, default=16, help="rows to hold out")

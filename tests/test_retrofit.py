@@ -131,8 +131,8 @@ def test_the_benchmark_measures_heals_and_fills_its_page_and_goes_on_with_what_i
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- retrofit -->\n<!-- end of retrofit -->\nafter\n")
-    options = ["--layouts", "1,3,1", "1,2,1", "--minutes", 0.001, "--num-rows", 2, "--num-prompts", 2, "--dtype",
-               "float32", "--max-new-tokens", 6, "--max-length", 64, "--learning-rate", 5e-3]  # fmt: skip
+    options = ["--layouts", "1,3,1@5e-3", "1,2,1@5e-3", "--minutes", 0.001, "--num-rows", 2, "--num-prompts", 2,
+               "--dtype", "float32", "--max-new-tokens", 6, "--max-length", 64]  # fmt: skip
     places = ["--data", tmp_path / "rows.jsonl", "--folder", tmp_path / "run", "--page", page]
     monkeypatch.setattr(sys, "argv", ["retrofit.py", *map(str, [tmp_path / "source", *options, *places])])
     timed = retrofit.seconds_of_step
