@@ -132,7 +132,7 @@ def seconds_of_step(folder: Path, batch_size: int, max_length: int) -> float:
 def heal(
     converted: Path, healing: Path, healed: Path, max_steps: int, learning_rate: float, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """`wavedraft train --mode full`, from the last checkpoint if the run was stopped. Returns steps and seconds."""
+    """`wavedraft train --mode full`, going on where it was stopped. Returns its steps and seconds of this call."""
     if not (is_begun := last_whole_checkpoint(healed) is not None):
         shutil.rmtree(healed, ignore_errors=True)  # stopped before its first checkpoint
     start = time.perf_counter()
@@ -143,13 +143,12 @@ def heal(
     )  # fmt: skip
     for checkpoint in healed.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    return {"steps": report["steps"], "seconds": time.perf_counter() - start, "is_resumed": is_begun}
+    return {"steps": report["steps"], "seconds": time.perf_counter() - start}
 
 
 def of_layout(
-    layout: str, stock: Path, rows: list[dict[str, list[int]]], prompts: list[torch.Tensor], figures: Figures,
-    arguments: argparse.Namespace,
-) -> None:  # fmt: skip
+    layout: str, stock: Path, rows: list[Any], prompts: list[torch.Tensor], figures: Figures, arguments: Any
+) -> None:
     """Converts, measures, heals and measures again. What stands in the figures is not done again."""
     name, _, rate = layout.partition("@")
     folder, source_ids = arguments.folder / name, figures.found["source"]["likeliest"]
@@ -196,8 +195,8 @@ def tables_of(figures: Figures, layouts: list[str]) -> list[str]:
     """What it was measured with, perplexity by depth, and a table of policies for each layout."""
     found, about, source = figures.found, figures.found["about"], figures.found["source"]
     head = (
-        f"`make retrofit`: {about['source']} without its drafting, {found['made on']}. Healed for "
-        f"{about['minutes']:g} minutes, {about['batch_size']} rows of at most {about['max_length']} tokens a step. "
+        f"`make retrofit`: {about['source']} without its drafting, {found['made on']}. Healed by "
+        f"{about['batch_size']} rows of at most {about['max_length']} tokens a step. "
         f"Perplexity of {found['held out']} held-out answers ({len(source['likeliest'])} tokens), read in "
         f"{about['dtype']}, and in brackets the share of likeliest next tokens that are the source's. The source's "
         f"perplexity is {source['perplexity']:.2f}. Texts are of {about['max_new_tokens']} tokens, in float32."
@@ -206,7 +205,8 @@ def tables_of(figures: Figures, layouts: list[str]) -> list[str]:
     rows = [["layers of prelude, core, coda", *(f"depth {depth}" for depth in DEPTHS)]]
     for name, rate in pairs:
         num_dropped = found["num_layers"] - sum(map(int, name.split(",")))
-        steps = f"{found[f'{name} healing']['steps']} steps at {rate}"
+        healing = found[f"{name} healing"]
+        steps = f"{healing['steps']} steps at {rate}, {healing['seconds'] / 60:.0f} minutes"
         for moment, told in (("converted", f"{num_dropped} dropped"), ("healed", steps)):
             line = found[f"{name} {moment}"]
             cells = [f"{one:.4g} ({same:.0%})" for one, same in zip(line["perplexity"], line["same"], strict=True)]
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a row, the rest is cut off")
     parser.add_argument("--num-rows", type=int, default=16, help="rows to hold out")
-    parser.add_argument("--num-prompts", type=int, default=4, help="of held-out rows, to decode")
+    parser.add_argument("--num-prompts", type=int, default=8, help="of held-out rows, to decode")
     parser.add_argument("--max-new-tokens", type=int, default=24)
     parser.add_argument("--dtype", default="bfloat16" if multiplies_bfloat16() else "float32")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "retrofit")
