@@ -11,8 +11,8 @@ ADAPTER := adapters/smollm2-135m-instruct-gated
 DTYPE ?= $(shell $(BIN)/python -c \
     "from wavedraft.commands.cli_checks import multiplies_bfloat16 as f; print('bfloat16' if f() else 'float32')")
 
-.PHONY: demo bench bench-more bench-recurrent bench-depth standard-prompts beside-llama-cpp bfloat16-share costs growth \
-    pictures docs package publish test test-slow test-others test-quantized test-serving test-serving-dear lint setup clean
+.PHONY: demo bench bench-more bench-recurrent bench-depth retrofit standard-prompts beside-llama-cpp bfloat16-share costs \
+    growth pictures docs package publish test test-slow test-others test-quantized test-serving test-serving-dear lint setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype $(DTYPE) --max-new-tokens 64 --compare \
@@ -61,6 +61,13 @@ bench-depth: setup
 	$(BIN)/python benchmarks/bench_depth.py --num-alone 40 --json build/depth/table.json \
 	    --plot docs/pictures/depth.png --page docs/recurrent.md
 	$(BIN)/python benchmarks/bench_depth.py --ablation --num 100 --json build/depth/ablation.json
+
+# The demo's model with a recurrence, before and after it is healed: docs/recurrent.md. Half an hour of a core; the same
+# command goes on where it was stopped, and `make retrofit MINUTES=60` heals longer, in a folder of its own.
+MINUTES := 10
+retrofit: $(TIDAR)/config.json
+	$(BIN)/python benchmarks/retrofit.py $(TIDAR) --layouts 8,14,8@1e-4 8,8,8@4e-4 --minutes $(MINUTES) \
+	    --folder build/retrofit/$(MINUTES) --page docs/recurrent.md
 
 # What converting and teaching the demo's model take: seconds, tokens a second, peak memory.
 costs: $(TIDAR)/config.json

@@ -1,7 +1,9 @@
 """A stock model becomes a recurrent-depth one: at depth 1 it is the source, and training teaches it to recur."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Olmo2Config, Olmo2ForCau
 from wavedraft import RecurrentDepthForCausalLM, convert
 from wavedraft.cli import main
 from wavedraft.training import finetune
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import retrofit
 
 SIZES = {"vocab_size": 37, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5, "num_attention_heads": 4,
          "max_position_embeddings": 128, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
@@ -117,3 +122,40 @@ def test_another_form_is_refused(tmp_path):
     Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8)).save_pretrained(tmp_path / "source")
     with pytest.raises(ValueError, match="'qwen3' model: layers of llama, mistral, olmo2"):
         convert(tmp_path / "source", tmp_path / "ours", recurrent=(1, 3, 1))
+
+
+@pytest.mark.parametrize("source", ["tinyllama"], indirect=True)
+def test_the_benchmark_measures_heals_and_fills_its_page_and_goes_on_with_what_it_has(source, tmp_path, monkeypatch):
+    answer = "sat on a mat and slept all day on the mat and slept on a cat and a mat on the cat"
+    rows = [{"prompt": "the " * n + "cat", "answer": answer} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- retrofit -->\n<!-- end of retrofit -->\nafter\n")
+    options = ["--layouts", "1,3,1@5e-3", "1,2,1@5e-3", "--minutes", 0.001, "--num-rows", 2, "--num-prompts", 2,
+               "--dtype", "float32", "--max-new-tokens", 6, "--max-length", 64]  # fmt: skip
+    places = ["--data", tmp_path / "rows.jsonl", "--folder", tmp_path / "run", "--page", page]
+    monkeypatch.setattr(sys, "argv", ["retrofit.py", *map(str, [tmp_path / "source", *options, *places])])
+    timed = retrofit.seconds_of_step
+    monkeypatch.setattr(retrofit, "seconds_of_step", lambda *given: 0.01 if timed(*given) > 0 else None)
+    retrofit.main()
+    found = json.loads((tmp_path / "run" / "figures.json").read_text())
+    healing = (tmp_path / "run" / "healing.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in healing] == rows[1:4] + rows[5:] and found["held out"] == 2
+    perplexity = found["source"]["perplexity"]
+    assert found["1,3,1 converted"]["perplexity"] == pytest.approx([perplexity] * 8, rel=1e-3)
+    assert found["1,3,1 healing"]["steps"] == 6 and found["1,3,1 converted"]["same"] == [1.0] * 8
+    assert found["1,2,1 converted"]["perplexity"] != pytest.approx([perplexity] * 8, rel=1e-3)
+    for layout in ("1,3,1", "1,2,1"):
+        assert found[f"{layout} healed"]["perplexity"][7] < found[f"{layout} converted"]["perplexity"][7]
+        policies = found[f"{layout} policies"]
+        assert policies["full depth"]["passes"] == 8 and policies["depth 2"]["per_forward"] == 4
+        for name in ("full depth", "exact", "self-speculative"):
+            assert policies[name]["texts"] == 2 and policies[name]["tokens"] == 1
+    text = page.read_text()
+    assert text.startswith("before\n<!-- retrofit -->\n`make retrofit`") and text.endswith("retrofit -->\nafter\n")
+    assert re.search(r"\| 1,2,1, converted, 1 dropped \|( [\d.e+]+ \(\d+%\) \|){8}\n", text)
+    for name in ("heal", "at_each_depth", "by_each_policy", "seconds_of_step", "read_answers"):
+        monkeypatch.setattr(retrofit, name, lambda *given, **keywords: pytest.fail("it measures again"))
+    page.write_text("<!-- retrofit -->\n<!-- end of retrofit -->")
+    retrofit.main()
+    assert page.read_text() in text
