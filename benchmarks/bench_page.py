@@ -17,6 +17,7 @@ from wavedraft.bench.tables import line, markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
 README, FIGURES = Path(__file__).parents[1] / "README.md", "figures"
+TAUGHT = "where", "tokens_per_forward", "speed_up", "equal_texts"
 
 
 def filled(page: str, name: str, tables: list[str]) -> str:
@@ -35,17 +36,19 @@ def put_between_marks(path: Path, name: str, tables: list[str]) -> None:
 
 
 def readme_table(results: dict[str, Any]) -> str:
-    """README's three rows: what `generate` without keywords brought here at batch 1, and what else can be measured."""
+    """README's three rows: what `generate` without keywords brought here at batch 1, a GPU, and what `teach` brought
+    (`taught.json`, by hand from its last lines)."""
     about, cell = results["about"], next(cell for cell in results["cells"] if cell["batch_size"] == 1)
     default = next(one for one in cell["contenders"] if one["name"] == DEFAULT)
     _, _, _, speed, per_forward, _, equal, *_ = line(default)
     size = f"{about['num_parameters'] / 1e6:.0f}M"
+    taught = json.loads(Path(__file__).with_name("taught.json").read_text(encoding="utf-8"))
     rows = [
         ("where", "tokens per forward", "times the stock model's speed", "equal texts", "command"),
         ("---",) * 5,
         (f"{about['device']}, {size}, {about['dtype']}, batch 1", per_forward, speed, equal, "`make bench`"),
         ("a GPU", "", "not measured", "", "`wavedraft bench MODEL --adapter ADAPTER --dtype bfloat16 --compile`"),
-        ("your model, after N hours", "", "`teach` says it", "", "`wavedraft teach SOURCE runs/mine --hours N`"),
+        (*(taught[name] for name in TAUGHT), f"`{taught['command']}`"),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

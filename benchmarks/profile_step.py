@@ -67,9 +67,12 @@ def timers(model: Any, stopwatch: Stopwatch, is_packed: bool, is_compiled: bool)
             (draft_cache.DraftCacheLayer, "update", "cache"),
             (nn.functional, "scaled_dot_product_attention", "products"),
             (gated_linear, "product", "adapter"),
+            (gated_linear, "packed_product", "adapter"),
         ]
     kept = [(place, name, getattr(place, name)) for place, name, _ in places]
-    kept += [(linear, "forward", linear.forward) for linear in (nn.Linear, PackedLinear)]
+    # A packed layer reads a single token in float32 by its plain weight, which counts as rest.
+    products = [(nn.Linear, "forward"), (PackedLinear, "both")]
+    kept += [(linear, name, getattr(linear, name)) for linear, name in products]
     for place, name, called in places:
         setattr(place, name, stopwatch.timed(called, getattr(place, name)))
     starts: list[float] = []
@@ -78,8 +81,9 @@ def timers(model: Any, stopwatch: Stopwatch, is_packed: bool, is_compiled: bool)
         head.register_forward_hook(lambda *args: stopwatch.add("head", stopwatch.now() - starts.pop())),
     ]
     if not is_compiled:
-        for linear in (nn.Linear, PackedLinear):
-            linear.forward = without(head, linear.forward, stopwatch.timed("products", linear.forward))
+        for linear, name in products:
+            plain = getattr(linear, name)
+            setattr(linear, name, without(head, plain, stopwatch.timed("products", plain)))
     try:
         yield
     finally:
@@ -90,7 +94,7 @@ def timers(model: Any, stopwatch: Stopwatch, is_packed: bool, is_compiled: bool)
 
 
 def without(head: nn.Module, plain: Any, timed: Any) -> Any:
-    """The timed forward of every layer but the lm_head."""
+    """The timed product of every layer but the lm_head."""
     return lambda self, x: plain(self, x) if self is head else timed(self, x)
 
 

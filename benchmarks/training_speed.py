@@ -42,6 +42,7 @@ def train(way: str, arguments: argparse.Namespace, answer: Any) -> None:
     encode = RowEncoder(tokenizer, max_length=320, draft_length=8)
     chosen = list(open_rows(arguments.rows)())[:: arguments.every]
     rows = [row for written in chosen for row in encode(written)]
+    model.has_objective = mode is not None
     if mode == "gated":
         model = get_peft_model(model, gated_adapter_config(model, arguments.rank))
     model.train()

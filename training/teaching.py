@@ -152,7 +152,9 @@ def seconds_of_token(write: Callable[[int], None]) -> float:
 
 def seconds_of_step(arguments: FinetuneArguments, length: int) -> tuple[float, int]:
     """Seconds of a training step on rows of `length` tokens, after a first one, and bytes of what it trains."""
-    trained = with_adapter(load_model(arguments).to(arguments.device), arguments).train()
+    model = load_model(arguments).to(arguments.device)
+    model.has_objective = True  # of every step below
+    trained = with_adapter(model, arguments).train()
     weights = [weight for weight in trained.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.0)
     ids = torch.randint(0, trained.config.vocab_size, (arguments.batch_size, length), device=arguments.device)

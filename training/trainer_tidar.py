@@ -55,7 +55,7 @@ def measure_drafting(
         histogram = counts if not len(histogram) else histogram + counts
         num_tokens += output.sequences.shape[1] - ids.shape[1] - 1
         if compare_with_plain:
-            arguments |= {"draft_length": 0, "num_branches": None}
+            arguments |= {"draft_length": 0, "num_branches": None, "draft_copies": None}
             plain = model.generate(ids, attention_mask=torch.ones_like(ids), **arguments)
             num_identical += torch.equal(plain, output.sequences)
     model.train(was_training)
