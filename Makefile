@@ -12,7 +12,8 @@ DTYPE ?= $(shell $(BIN)/python -c \
     "from wavedraft.commands.cli_checks import multiplies_bfloat16 as f; print('bfloat16' if f() else 'float32')")
 
 .PHONY: demo bench bench-more bench-recurrent bench-depth retrofit standard-prompts beside-llama-cpp bfloat16-share costs \
-    growth pictures docs package publish test test-slow test-others test-quantized test-serving test-serving-dear lint setup clean
+    growth pictures docs package publish test test-slow test-others test-quantized test-serving test-serving-dear lint \
+    setup clean
 
 demo: $(TIDAR)/config.json
 	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype $(DTYPE) --max-new-tokens 64 --compare \

@@ -23,15 +23,7 @@ from .attention_forms import (
     rounding_of,
 )
 from .compiled_layers import CompiledLayers, swapped
-from .gated_linear import (
-    OF_ROWS,
-    MaskGate,
-    adapters_of,
-    gated_linear,
-    sole_adapter,
-    told_by_row,
-    with_base,
-)
+from .gated_linear import OF_ROWS, MaskGate, adapters_of, gated_linear, sole_adapter, told_by_row, with_base
 from .packed_linear import check_packable, options_of_compiler, packable_linears, packed_copy
 from .stateful_layers import Reading, reading_twice, stateful_layers
 

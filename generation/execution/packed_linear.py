@@ -132,9 +132,8 @@ class PackedLinear(nn.Module):
             bias = nn.functional.pad(bias, (0, self.reducer.shape[1]))
         return packed_product(x, self.packed, bias)
 
-    def is_of(self, linear: nn.Linear, reducer: Tensor | None = None) -> bool:
-        """Whether this was packed from that layer, and the reducer if one is needed, and its parameters have not
-        changed since."""
+    def is_of(self, linear: nn.Linear, reducer: Tensor | None) -> bool:
+        """Whether this holds that layer's weight as it is now, and the reducer where one is needed."""
         if reducer is not None and self.reducer is not reducer:
             return False
         is_same = self.weight is linear.weight and self.bias is linear.bias
