@@ -45,16 +45,11 @@ else:
     Stock = object
 
 logger = logging.get_logger(__name__)
+# Calls of loops and products are themselves compiled, and do not check sizes, which are those they were compiled for.
+CALLS_ON_CPU = {"size_asserts": False, "cpp_wrapper": True, "triton.cudagraphs": False}
 # For single tokens: matrix products become loops, fused with the operations around them. A value that a loop reads
-# repeatedly is stored, not recomputed. Sizes are constant, so calls do not check them. The calls of loops and products
-# are themselves compiled.
-LOOPS_ON_CPU = {
-    "post_grad_fusion_options": {"decompose_mm_pass": {}},
-    "realize_reads_threshold": 1,
-    "size_asserts": False,
-    "cpp_wrapper": True,
-    "triton.cudagraphs": False,
-}
+# repeatedly is stored, not recomputed. Loops of several tokens compile for minutes, and gain nothing.
+LOOPS_ON_CPU = {"post_grad_fusion_options": {"decompose_mm_pass": {}}, "realize_reads_threshold": 1}
 READ_KEYWORDS = {
     "input_ids",
     "attention_mask",
@@ -312,14 +307,12 @@ def compiled_parts(model: PreTrainedModel, generation_config: GenerationConfig) 
         return None
     config = config or CompileConfig()
     keywords: dict[str, Any] = {"backend": config.backend, "fullgraph": True, "dynamic": False}
-    if config.backend == "inductor":
-        options = config.options
-        if options is None:
-            options = compiler_options_of(config.mode)
-            if is_on_cpu:
-                options = {**options, **LOOPS_ON_CPU}
-        keywords["options"] = options
-    return CompiledParts(model, keywords)
+    if config.backend != "inductor":
+        return CompiledParts(model, keywords)
+    if config.options is not None or not is_on_cpu:
+        options = compiler_options_of(config.mode) if config.options is None else config.options
+        return CompiledParts(model, keywords | {"options": options})
+    return CompiledParts(model, keywords | {"options": compiler_options_of(config.mode) | CALLS_ON_CPU}, LOOPS_ON_CPU)
 
 
 def refuse_everywhere(generation_config: GenerationConfig) -> None:

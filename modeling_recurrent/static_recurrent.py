@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..generation.kept_with_model import compiled_for
+from ..generation.recurrent.wavefront import wavefront_step
 from ..generation.stock_model import attention_of, device_of
 from .cache_recurrent import RecurrentCache, Window
 
@@ -138,11 +139,15 @@ class CompiledParts:
 
     At each call torch checks that the model is as it was compiled, which takes a tenth of the time of a small model's
     parts of one token. A decode does not change its model: their first calls are checked, and later calls are not.
+
+    Args:
+        options: keywords of `torch.compile`.
+        of_single: inductor options of parts of one token, in addition to those.
     """
 
-    def __init__(self, model: nn.Module, options: dict[str, Any]):
+    def __init__(self, model: nn.Module, options: dict[str, Any], of_single: dict[str, Any] | None = None):
         self.model = model
-        self.options = options
+        self.options = options | ({"options": options["options"] | of_single} if of_single else {})
         self.options_of_any_width = options | {"dynamic": None}
         self.checked: dict[Any, Callable[..., Any]] = {}
         self.without_checks = torch.compiler.set_stance(skip_guard_eval_unsafe=True)
@@ -242,6 +247,22 @@ class StaticParts:
         """fp32 logits [A, T, V], of all tokens."""
         return wanted(self._run(run_coda, [1], window, window.seen, latent_states), window)
 
+    def wavefront_step(
+        self,
+        input_ids: torch.Tensor,
+        latent_states: torch.Tensor,
+        window: StaticWindow,
+        earlier: tuple[torch.Tensor, torch.Tensor],
+        num_steps: int,
+    ) -> tuple[torch.Tensor, ...]:
+        """`generation.recurrent.wavefront.wavefront_step`; of up to `STEPS_A_CALL` core steps, one compiled call."""
+        if self.compiled is None or num_steps > STEPS_A_CALL:
+            return wavefront_step(self, input_ids, latent_states, window, earlier, num_steps)
+        place = window.position_ids, window.is_padding
+        tensors = self.model.get_input_embeddings()(input_ids), latent_states, *earlier
+        found = self._run(run_wavefront_step, range(1, num_steps + 1), window, place, *tensors)
+        return tuple(wanted(one, window) for one in found)
+
     def _run(
         self, part: Callable, recurrences: Sequence[int], window: StaticWindow, seen: tuple, *tensors: torch.Tensor
     ) -> Any:
@@ -291,6 +312,15 @@ def run_core_steps(model, attention, planes, rows, columns, mask, rotary, states
     for keys, values in planes:
         states = model.core_step(states, embeds, window_of(attention, keys, values, rows, columns, mask, rotary))
     return states
+
+
+def run_wavefront_step(model, attention, planes, rows, columns, position_ids, is_padding, embeds, states, *earlier):
+    """A step of [R, T, E] states: `wavefront_step`, from token embeddings on."""
+    places = planes[:1], rows, columns
+    embeds, mask, rotary = run_prelude(model, attention, *places, position_ids, is_padding, embeds)
+    embeds = torch.lerp(embeds, *earlier)
+    states = run_core_steps(model, attention, planes, rows, columns, mask, rotary, states, embeds)
+    return embeds, states, run_coda(model, attention, *places, mask, rotary, states)
 
 
 def run_coda(model, attention, planes, rows, columns, mask, rotary, states):

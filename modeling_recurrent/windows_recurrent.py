@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function, create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..generation.recurrent.wavefront import wavefront_step
 from ..generation.stock_model import attend_by, attention_of, device_of
 from .cache_recurrent import Packing, RecurrentCache, Window
 
@@ -89,6 +90,10 @@ class RecurrentWindows(nn.Module):
         for recurrence in range(1, num_steps + 1):
             latent_states = self.core_step(latent_states, input_embeds, window, recurrence)  # type: ignore[operator]
         return latent_states
+
+    def wavefront_step(self, *args: Any) -> tuple[torch.Tensor, ...]:
+        """`generation.recurrent.wavefront.wavefront_step`."""
+        return wavefront_step(self, *args)
 
     def padded_width(self, width: int) -> int:
         """The width a wavefront is computed at: the next power of two on an accelerator, where repeating shapes are

@@ -455,7 +455,8 @@ def step_of(wavefront, num_frozen, predicted_ids, headway=1):
     """One decode step: states that begin are 0 and count recurrences of two at a time, embeddings average by half."""
     width = wavefront.add_headway(headway, [8] * len(wavefront.starts))
     wavefront.fit(width, lambda rows, positions: torch.zeros(len(rows), 1), None)
-    embeds = wavefront.average_embeds(wavefront.ids(width)[..., None].float(), 0.5)[..., 0].tolist()
+    wavefront.embeds = torch.lerp(wavefront.ids(width)[..., None].float(), *wavefront.earlier_embeds(0.5))
+    embeds = wavefront.embeds[..., 0].tolist()
     wavefront.states = wavefront.states + 2
     wavefront.add_recurrences(2)
     states = wavefront.states[..., 0].tolist()
@@ -499,9 +500,10 @@ def test_a_wavefront_narrows_when_its_widest_row_leaves():
     wavefront.add_headway(2, [3, 1])
     assert wavefront.widths == [3, 1]
     wavefront.fit(3, lambda rows, positions: torch.ones(len(rows), 8), None)
-    wavefront.average_embeds(torch.ones(2, 3, 8), 0.1)
+    wavefront.embeds = torch.lerp(torch.ones(2, 3, 8), *wavefront.earlier_embeds(0.1))
     wavefront.advance([0, 0], [[7, 8, 9], [1]])
     wavefront.keep_rows([1])
     width = wavefront.add_headway(1, [2])
     wavefront.fit(width, lambda rows, positions: torch.zeros(len(rows), 8), None)
-    assert wavefront.average_embeds(torch.zeros(1, width, 8), 0.1).shape == wavefront.states.shape == (1, 2, 8)
+    wavefront.embeds = torch.lerp(torch.zeros(1, width, 8), *wavefront.earlier_embeds(0.1))
+    assert wavefront.embeds.shape == wavefront.states.shape == (1, 2, 8)

@@ -68,7 +68,7 @@ def test_shapes_do_not_change_with_the_text_so_nothing_is_compiled_twice(decode)
     torch._dynamo.reset()
     counters.clear()
     model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=20, **options, **compiling)
-    assert counters["stats"]["unique_graphs"] >= 3  # each part
+    assert counters["stats"]["unique_graphs"] >= (1 if "preset" in options else 3)  # a whole step, or each part
     counters.clear()
 
     for prompt, num_new in ((PROMPTS[0], 24), (PROMPTS[1], 31), (PROMPTS[0] * 5, 40)):
@@ -160,7 +160,7 @@ def test_several_core_steps_of_a_call_are_those_steps_one_by_one(num_recurrences
 
 
 @pytest.mark.slow
-def test_a_wavefront_compiles_each_part_for_its_first_width_and_for_any():
+def test_a_wavefront_compiles_its_step_for_its_first_width_and_for_any():
     model = exact_model(2)
     options = {"preset": "diffusion-forcing-r2", "num_recurrences": 24, "exit_threshold": 1e-9, "headway": 3}
     ids, options = torch.tensor([PROMPTS[0]]), options | {"max_new_tokens": 60, "return_dict_in_generate": True}
@@ -168,7 +168,7 @@ def test_a_wavefront_compiles_each_part_for_its_first_width_and_for_any():
     counters.clear()
     output = model.generate(ids, **options, **compiling_eagerly())
     assert output.num_positions > 16 * output.num_core_passes, "wavefronts of several widths"
-    assert counters["stats"]["unique_graphs"] == 2 * 3
+    assert counters["stats"]["unique_graphs"] == 2
     assert output.sequences.tolist() == model.generate(ids, **options).sequences.tolist()
 
 

@@ -48,21 +48,24 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         widest = wavefront.add_headway(options.headway, [min(options.max_wavefront, columns) for columns in room])
         width = session.parts.padded_width(widest)
         wavefront.fit(width, session.draw_states, draw_noise)
-        # 2. Embed, averaging with the previous step.
+        # 2. Embed, averaging with the previous step; recur; decode.
         window = parts.filled_window(wavefront.starts, width, session.cache)
-        embeds = wavefront.average_embeds(parts.prelude(wavefront.ids(width), window), options.embedding_ema)
-        # 3. Recur.
         previous, states = wavefront.states, add_noise(wavefront, session)
-        wavefront.states = parts.core_steps(states, embeds, window, options.inner_recurrence)
+        wavefront.embeds, wavefront.states, logits = parts.wavefront_step(
+            wavefront.ids(width),
+            states,
+            window,
+            wavefront.earlier_embeds(options.embedding_ema),
+            options.inner_recurrence,
+        )
         for _ in range(options.inner_recurrence):
             costs.add_core_pass(sum(wavefront.widths), session.rows)
         wavefront.add_recurrences(options.inner_recurrence)
-        # 4. Decode.
-        logits = parts.coda(wavefront.states, window)
+        # 3. Predict a token for each position.
         scores, predicted = choose(session, wavefront, logits)
         change = measure_change(wavefront, previous, options.freeze_criterion)
         costs.add_step()
-        # 5. Freeze. The only host sync.
+        # 4. Freeze. The only host sync.
         predicted_ids, changes = to_host(predicted, change, wavefront.widths)
         num_frozen, at_rest = freeze(wavefront, session, predicted_ids, changes)
         waiting = decide_in_order(session, wavefront, logits, predicted_ids, num_frozen) if is_in_order else []

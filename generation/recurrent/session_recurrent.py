@@ -10,7 +10,7 @@ import torch
 from ..processed_scores import ProcessedScores, refuse_none_allowed
 from ..stock_model import CACHE
 from ..transcript import Transcript
-from .draws_recurrent import STATE, Draws, state_hashes
+from .draws_recurrent import STATE, Draws, hash_of
 from .freezing import latent_difference
 from .options_recurrent import RecurrentOptions, check
 from .outputs_recurrent import Costs, RecurrentGenerateOutput
@@ -92,9 +92,11 @@ class Session:
         """
         if not self.options.init_scale:
             return self.model.initial_states(embeds, 0.0)
-        position_ids = torch.tensor(starts)[:, None] + torch.arange(embeds.shape[1])
-        seeds = self.draws.seeds if seeds is None else seeds
-        hashes = state_hashes(torch.tensor(seeds), position_ids).to(self.device)
+        seeds, places = self.draws.seeds if seeds is None else seeds, range(embeds.shape[1])
+        rows = zip(seeds, starts, strict=True)
+        # A few numbers are hashed sooner one by one than as tensors.
+        hashed = [[hash_of(seed, STATE, start + place, 0) for place in places] for seed, start in rows]
+        hashes = torch.tensor(hashed, device=self.device)
         return self.model.initial_states(embeds, self.options.init_scale, hashes=hashes)
 
     def packed_states(

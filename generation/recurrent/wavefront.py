@@ -4,6 +4,7 @@ A rows, W wavefront positions (of the widest row; narrower rows are padded), E c
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -101,13 +102,11 @@ class Wavefront:
         rows = [row + [0] * (width - len(row)) for row in numbers]
         return torch.tensor(rows, device=self.device, dtype=dtype)
 
-    def average_embeds(self, embeds: torch.Tensor, share: float) -> torch.Tensor:
-        """Averages [A, W, E] prelude outputs with the previous step's, at the positions that continue from it."""
-        if share and self.embeds is not None:
-            old = of_width(self.embeds, embeds.shape[1])
-            embeds = torch.lerp(embeds, torch.where(self.is_continued[..., None], old, embeds), share)
-        self.embeds = embeds
-        return embeds
+    def earlier_embeds(self, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The previous step's embeddings [A, W, E], and their weights [A, W, 1]: `share` where a position continues."""
+        assert self.states is not None
+        old = torch.zeros_like(self.states) if self.embeds is None else of_width(self.embeds, self.states.shape[1])
+        return old, (share * self.is_continued[..., None]).to(old.dtype)
 
     def add_recurrences(self, num: int) -> None:
         """Adds `num` recurrences to every position's counts."""
@@ -166,6 +165,30 @@ class Wavefront:
         for name in TENSORS:
             if (tensor := getattr(before, name)) is not None:
                 getattr(self, name)[rows] = of_width(tensor, getattr(self, name).shape[1])[rows]
+
+
+def wavefront_step(
+    parts: Any,
+    input_ids: torch.Tensor,
+    latent_states: torch.Tensor,
+    window: Any,
+    earlier: tuple[torch.Tensor, torch.Tensor],
+    num_steps: int,
+) -> tuple[torch.Tensor, ...]:
+    """Embeds tokens, averages with earlier embeddings, recurs and decodes.
+
+    Args:
+        parts: a model, or `StaticParts`.
+        input_ids: [A, T].
+        latent_states: [A, T, E].
+        earlier: embeddings [A, T, E] of the step before, and their weights [A, T, 1].
+
+    Returns:
+        averaged embeddings [A, T, E], states [A, T, E] after `num_steps` core steps, their fp32 logits [A, T, V].
+    """
+    embeds = torch.lerp(parts.prelude(input_ids, window), *earlier)
+    states = parts.core_steps(latent_states, embeds, window, num_steps)
+    return embeds, states, parts.coda(states, window)
 
 
 def of_width(tensor: torch.Tensor, width: int) -> torch.Tensor:
