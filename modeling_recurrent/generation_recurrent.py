@@ -23,6 +23,7 @@ from ..generation.recurrent.decode_self_speculative import decode_self_speculati
 from ..generation.recurrent.options_recurrent import RecurrentOptions
 from ..generation.recurrent.outputs_recurrent import Costs, RecurrentGenerateOutput
 from ..generation.recurrent.session_recurrent import Prompts, Session, check_cache
+from ..generation.step_graph import LAYER_MODES, StepGraphs
 from ..generation.stock_model import (
     CACHE,
     CACHE_NAMES,
@@ -306,13 +307,21 @@ def compiled_parts(model: PreTrainedModel, generation_config: GenerationConfig) 
         logger.warning_once("`compile_config` is ignored: layers with offloaded weights cannot be compiled.")
         return None
     config = config or CompileConfig()
+    graphs = StepGraphs(None) if is_captured(model, config) else None
     keywords: dict[str, Any] = {"backend": config.backend, "fullgraph": True, "dynamic": False}
     if config.backend != "inductor":
-        return CompiledParts(model, keywords)
-    if config.options is not None or not is_on_cpu:
-        options = compiler_options_of(config.mode) if config.options is None else config.options
-        return CompiledParts(model, keywords | {"options": options})
-    return CompiledParts(model, keywords | {"options": compiler_options_of(config.mode) | CALLS_ON_CPU}, LOOPS_ON_CPU)
+        return CompiledParts(model, keywords, graphs=graphs)
+    if config.options is not None:
+        return CompiledParts(model, keywords | {"options": config.options})
+    options = compiler_options_of(config.mode if graphs is None else LAYER_MODES[config.mode])
+    if is_on_cpu:
+        return CompiledParts(model, keywords | {"options": options | CALLS_ON_CPU}, LOOPS_ON_CPU)
+    return CompiledParts(model, keywords | {"options": options}, graphs=graphs)
+
+
+def is_captured(model: PreTrainedModel, config: CompileConfig) -> bool:
+    """Whether compiled calls become CUDA graphs: on a GPU in one of `LAYER_MODES`."""
+    return device_of(model).type == "cuda" and config.options is None and config.mode in LAYER_MODES
 
 
 def refuse_everywhere(generation_config: GenerationConfig) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..generation.kept_with_model import compiled_for
 from ..generation.recurrent.wavefront import wavefront_step
+from ..generation.step_graph import StepGraphs
 from ..generation.stock_model import attention_of, device_of
 from .cache_recurrent import RecurrentCache, Window
 
@@ -143,10 +144,18 @@ class CompiledParts:
     Args:
         options: keywords of `torch.compile`.
         of_single: inductor options of parts of one token, in addition to those.
+        graphs: records each call as a CUDA graph, which later calls replay; None: nothing is recorded.
     """
 
-    def __init__(self, model: nn.Module, options: dict[str, Any], of_single: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        options: dict[str, Any],
+        of_single: dict[str, Any] | None = None,
+        graphs: StepGraphs | None = None,
+    ):
         self.model = model
+        self.graphs = graphs
         self.options = options | ({"options": options["options"] | of_single} if of_single else {})
         self.options_of_any_width = options | {"dynamic": None}
         self.checked: dict[Any, Callable[..., Any]] = {}
@@ -154,12 +163,30 @@ class CompiledParts:
         with self.without_checks:  # torch takes a new stance when it is made: leaving it restores the one before
             pass
 
-    def run(self, function: Callable[..., Any], shape: tuple[int, ...], kind: tuple, *arguments: Any) -> Any:
+    def run(
+        self, function: Callable[..., Any], shape: tuple[int, ...], kind: tuple, about: tuple, tensors: tuple
+    ) -> Any:
         """Calls the function as it is compiled for this shape, (R, T, S), and kind of arguments.
 
-        Widths T above 1 share a function: torch compiles it for the first, and at the second for any. It takes much
-        longer than its checks, so it is always checked.
+        Args:
+            about: the arguments that stay in the next calls: model, attention function, keys and values.
+            tensors: those that change, or None.
         """
+        if self.graphs is None:
+            return self._call(function, shape, kind, *about, *tensors)
+        given, is_given = tuple(t for t in tensors if t is not None), [t is not None for t in tensors]
+
+        def step(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            rest = iter(inputs)
+            found = self._call(function, shape, kind, *about, *(next(rest) if is_one else None for is_one in is_given))
+            return found if isinstance(found, tuple) else (found,)
+
+        outputs = self.graphs.run((function, shape, kind, *map(id, about[-1])), step, given, about)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def _call(self, function: Callable[..., Any], shape: tuple[int, ...], kind: tuple, *arguments: Any) -> Any:
+        """Widths T above 1 share a function: torch compiles it for the first, and at the second for any. It takes much
+        longer than its checks, so it is always checked."""
         if shape[1] > 1:
             shape_but_width = shape[0], "any", shape[2], *kind
             return compiled_for(self.model, function, shape_but_width, self.options_of_any_width)(*arguments)
@@ -272,12 +299,12 @@ class StaticParts:
         if missing:
             tensors = tuple(torch.cat([t, t.new_zeros(missing, *t.shape[1:])]) for t in tensors)
         attention = self._attention_of(window.columns.shape[1], window.cache.dtype)
-        arguments = (self.model, attention, planes, window.rows, window.columns, *seen, *tensors)
+        about, tensors = (self.model, attention, planes), (window.rows, window.columns, *seen, *tensors)
         if self.compiled is None:
-            return part(*arguments)
+            return part(*about, *tensors)
         # A part compiled without padding would not look for it.
         kind = len(planes), window.cache.stored_recurrences, *(tensor is None for tensor in seen)
-        return self.compiled.run(part, window.shape(), kind, *arguments)
+        return self.compiled.run(part, window.shape(), kind, about, tensors)
 
     def _attention_of(self, num_tokens: int, dtype: torch.dtype) -> Callable:
         """What is quickest for windows of so many tokens."""

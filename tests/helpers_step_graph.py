@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wavedraft.generation.execution.step_graph import StepGraph, buffers_like
+from wavedraft.generation.step_graph import StepGraph, buffers_like
 
 
 class Kernels(TorchDispatchMode):

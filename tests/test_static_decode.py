@@ -21,8 +21,8 @@ from wavedraft.generation.drafting import options_tidar
 from wavedraft.generation.drafting.draft_cache import num_slots_for
 from wavedraft.generation.drafting.draft_planner import StepTimes
 from wavedraft.generation.drafting.draft_step import PLAIN
-from wavedraft.generation.execution.step_graph import what_a_step_reads
 from wavedraft.generation.kept_with_model import kept_with
+from wavedraft.generation.step_graph import what_a_step_reads
 from wavedraft.generation.stock_model import CACHE
 from wavedraft.modeling_tidar.generation_tidar import drafting_view, generate
 

@@ -12,9 +12,11 @@ from transformers import CompileConfig
 
 from helpers_marks import slow_but
 from helpers_recurrent import PROMPTS, left_padded, random_model
+from helpers_step_graph import Recording
 from wavedraft.generation.kept_with_model import kept_with
+from wavedraft.generation.step_graph import StepGraphs
 from wavedraft.generation.stock_model import CACHE
-from wavedraft.modeling_recurrent import generation_recurrent
+from wavedraft.modeling_recurrent import generation_recurrent, static_recurrent
 from wavedraft.modeling_recurrent.static_recurrent import (
     STEPS_A_CALL,
     CompiledParts,
@@ -77,6 +79,25 @@ def test_shapes_do_not_change_with_the_text_so_nothing_is_compiled_twice(decode)
         assert model.generate(ids, max_new_tokens=num_new, **options, **compiling).tolist() == expected.tolist()
 
     assert counters["stats"]["unique_graphs"] == 0 and not counters["recompiles"]
+
+
+@pytest.mark.parametrize("decode", slow_but({"plain", "diffusion forcing"}, DECODES))
+def test_recorded_calls_write_the_same_text_and_a_wavefronts_step_is_one_graph(decode, monkeypatch):
+    monkeypatch.setattr(generation_recurrent, "is_captured", lambda model, config: True)
+    monkeypatch.setattr(StepGraphs, "record", Recording)
+    monkeypatch.setattr(static_recurrent, "compiled_for", lambda model, function, shape, options: function)
+    model = exact_model(3, n_layers_in_prelude=1, n_layers_in_recurrent_block=1, n_layers_in_coda=1)
+    for inputs in ({"input_ids": torch.tensor([PROMPTS[0]])}, left_padded(PROMPTS)):
+        options = {**inputs, "max_new_tokens": 20, "eos_token_id": 3, "seed": 1, "max_wavefront": 8, **DECODES[decode]}
+        if "preset" not in options:
+            options.pop("max_wavefront")
+        expected = model.generate(**options)
+        Recording.num_recorded = Recording.num_replays = 0
+        output = model.generate(**options, return_dict_in_generate=True, **compiling_eagerly())
+        assert output.sequences.tolist() == expected.tolist()
+        assert Recording.num_replays > 4
+        if decode == "diffusion forcing":  # one graph for each number of rows, since all wavefronts have one width
+            assert Recording.num_recorded <= len(inputs["input_ids"])
 
 
 @pytest.mark.slow

@@ -12,10 +12,9 @@ from helpers_step_graph import Recording
 from helpers_tidar import gated, ragged, random_prompts, tiny_tidar, with_random_head
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation.drafting.step_runner import StepRunner
-from wavedraft.generation.execution.compiled_layers import is_captured
-from wavedraft.generation.execution.step_graph import (
+from wavedraft.generation.execution.compiled_layers import is_captured, reason_not_to_record
+from wavedraft.generation.step_graph import (
     StepGraphs,
-    reason_not_to_record,
     what_a_step_reads,
 )
 

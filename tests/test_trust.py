@@ -16,7 +16,7 @@ from helpers_without_wavedraft import run_alone
 from wavedraft import TiDARForCausalLM, convert
 from wavedraft.generation import tidar as tidar_decode
 from wavedraft.generation.execution.gated_linear import mask_gate_of
-from wavedraft.generation.execution.step_graph import StepGraphs
+from wavedraft.generation.step_graph import StepGraphs
 
 MASK_ROW = 3  # of the embedding table, in all tiny models
 DECODER = sys.modules["wavedraft.generation.drafting.decode_tidar"]  # the package names its function so

@@ -16,9 +16,9 @@ from transformers.utils import logging
 from ..execution.compiled_layers import compile_config_of, is_captured
 from ..execution.model_form import ModelForm
 from ..execution.packed_linear import pays_to_pack
-from ..execution.step_graph import StepGraphs
 from ..kept_with_model import one_thread_at_a_time
 from ..processed_scores import ProcessedScores
+from ..step_graph import StepGraphs
 from ..stock_model import CACHE, device_of, has_causal_blocks, is_users_cache, num_cache_layers, taught_of
 from ..transcript import TokenScores, Transcript, pad_token_of
 from .choice import Greedy, InOrder, Sampled, TieSafeGreedy

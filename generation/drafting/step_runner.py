@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..execution.step_graph import Step, StepGraphs
+from ..step_graph import Step, StepGraphs
 from .choice import Greedy, Sampled
 from .draft_network import DraftNetwork
 from .draft_step import Decided, DraftInputs, Plan, StepState, step

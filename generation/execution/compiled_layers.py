@@ -10,15 +10,12 @@ from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
 from ..kept_with_model import compiled_for, kept_with
-from ..stock_model import decoder_layers
-from ..torch_internals import compiler_options_of
+from ..step_graph import LAYER_MODES
+from ..stock_model import can_choose_experts, decoder_layers
+from ..torch_internals import compiler_options_of, hooks_of
 from .gated_linear import told_by_row
-from .step_graph import reason_not_to_record
 
 logger = logging.get_logger(__name__)
-# Modes in which torch captures a CUDA graph of each layer. Here layers are compiled without graphs, and the whole step
-# is captured.
-LAYER_MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 def compile_config_of(model: Any, generation_config: GenerationConfig) -> CompileConfig | None:
@@ -162,3 +159,25 @@ def swapped(places: list[tuple[dict[str, Any], str, Any]]) -> Iterator[None]:
             siblings[name] = part
             if part is None:
                 del siblings[name]
+
+
+def reason_not_to_record(model: nn.Module) -> str | None:
+    """Why a forward may wait for the GPU or run more than kernels, according to transformers' flags, or None."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return "its weights are on several devices"
+    if not getattr(model, "_can_compile_fullgraph", False):
+        return "transformers does not mark it as compilable as a whole"
+    experts = getattr(model.config.get_text_config(), "_experts_implementation", None)
+    if can_choose_experts(model) and experts == "eager":
+        return "its experts run one by one, as the tokens choose them (`experts_implementation='eager'`)"
+    if quantizer is not None and not quantizer.is_compileable:
+        return "transformers does not mark its quantization as compilable"
+    for name, module in model.named_modules():
+        rope_type = module.__dict__.get("rope_type", "")
+        rope_types = rope_type.values() if isinstance(rope_type, dict) else [rope_type]
+        if any("dynamic" in str(one) or one == "longrope" for one in rope_types):
+            return f"its rotary embedding depends on the length of the text ({rope_type})"
+        if hooks_of(module):
+            return f"{name or 'the model'} has forward hooks, which a graph would skip"
+    return None

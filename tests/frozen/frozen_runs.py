@@ -36,7 +36,7 @@ AXES: dict[str, tuple] = {
 @contextmanager
 def recording_on_cpu() -> Iterator[None]:
     """Records steps on a CPU as CUDA graphs do. The one place here that reaches into the package."""
-    from wavedraft.generation.execution.step_graph import StepGraphs
+    from wavedraft.generation.step_graph import StepGraphs
 
     decoder = sys.modules["wavedraft.generation.drafting.decode_tidar"]
     kept = decoder.is_captured, StepGraphs.record

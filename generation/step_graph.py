@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kept_with_model import kept_with
-from ..stock_model import attention_of, can_choose_experts
-from ..torch_internals import hooks_of, tensors_of, times_written
+from .kept_with_model import kept_with
+from .stock_model import attention_of
+from .torch_internals import hooks_of, tensors_of, times_written
 
 PLAIN_TYPES = {bool, int, float, str, type(None), torch.dtype}
+# Modes in which torch captures CUDA graphs, and the same without. Here the whole step is captured.
+LAYER_MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 OF_PEFT = {"_active_adapter", "merged_adapters", "scaling"}  # lists and dictionaries of an adapted layer
 Step = Callable[..., tuple[Tensor, ...]]
 
@@ -125,25 +127,3 @@ def what_a_step_reads(model: nn.Module) -> list[Any]:
         seen += [(name, value) for name, value in attributes.items() if type(value) in PLAIN_TYPES]
         seen += [(name, repr(attributes[name])) for name in OF_PEFT & attributes.keys()]
     return [*seen, model.training]
-
-
-def reason_not_to_record(model: nn.Module) -> str | None:
-    """Why a forward may wait for the GPU or run more than kernels, according to transformers' flags, or None."""
-    quantizer = getattr(model, "hf_quantizer", None)
-    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
-        return "its weights are on several devices"
-    if not getattr(model, "_can_compile_fullgraph", False):
-        return "transformers does not mark it as compilable as a whole"
-    experts = getattr(model.config.get_text_config(), "_experts_implementation", None)
-    if can_choose_experts(model) and experts == "eager":
-        return "its experts run one by one, as the tokens choose them (`experts_implementation='eager'`)"
-    if quantizer is not None and not quantizer.is_compileable:
-        return "transformers does not mark its quantization as compilable"
-    for name, module in model.named_modules():
-        rope_type = module.__dict__.get("rope_type", "")
-        rope_types = rope_type.values() if isinstance(rope_type, dict) else [rope_type]
-        if any("dynamic" in str(one) or one == "longrope" for one in rope_types):
-            return f"its rotary embedding depends on the length of the text ({rope_type})"
-        if hooks_of(module):
-            return f"{name or 'the model'} has forward hooks, which a graph would skip"
-    return None
