@@ -37,7 +37,7 @@ def decode_adaptive(session: Session) -> RecurrentGenerateOutput:
 
 def recur_in_one_shape(session: Session, embeds: torch.Tensor, starts: list[int], window: Any) -> torch.Tensor:
     """[A, 1, E] states of the tokens at `starts`. Settled rows are still computed; their results are discarded."""
-    states = session.initial_states(embeds, starts)
+    states = session.states.of(embeds, starts)
     moving, is_settled = list(range(len(starts))), None
     for recurrence in range(1, session.options.num_recurrences + 1):
         after = session.parts.core_step(states, embeds, window, recurrence)
@@ -64,7 +64,7 @@ def count_recurrence(session: Session, moving: list[int], starts: list[int]) -> 
 def recur_while_moving(session: Session, embeds: torch.Tensor, starts: list[int], window: Any) -> torch.Tensor:
     """[A, 1, E] states of the tokens at `starts`. Settled rows are no longer computed."""
     options = session.options
-    states = session.initial_states(embeds, starts)
+    states = session.states.of(embeds, starts)
     moving, window = list(range(len(starts))), None
     for recurrence in range(1, options.num_recurrences + 1):
         if window is None:

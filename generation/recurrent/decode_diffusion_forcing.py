@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import torch
 
-from .draws_recurrent import STATE_NOISE
 from .freezing import (
     count_frozen,
     fixed_recurrences,
@@ -47,7 +46,7 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         room = [transcript.max_length - pad - start for pad, start in zip(session.pads, wavefront.starts, strict=True)]
         widest = wavefront.add_headway(options.headway, [min(options.max_wavefront, columns) for columns in room])
         width = session.parts.padded_width(widest)
-        wavefront.fit(width, session.draw_states, draw_noise)
+        wavefront.fit(width, session.states.at, draw_noise)
         # 2. Embed, averaging with the previous step; recur; decode.
         window = parts.filled_window(wavefront.starts, width, session.cache)
         previous, states = wavefront.states, add_noise(wavefront, session)
@@ -97,7 +96,7 @@ def add_noise(wavefront: Wavefront, session: Session) -> torch.Tensor:
     positions = [wavefront.starts[row] + place for row, place in live]
     noise = torch.zeros_like(states)
     times = [wavefront.counts[row][place] for row, place in live]
-    noise[rows, places] = session.draw_states(rows, positions, STATE_NOISE, times)
+    noise[rows, places] = session.states.noise(rows, positions, times)
     return kept * states + fresh * noise
 
 

@@ -73,7 +73,7 @@ class Chains:
             ids = torch.tensor([[branch.token] for _, branch in begun], device=self.session.device)
             embeds = self.session.model.prelude(ids, window)
             rows, positions = [row for row, _ in begun], [branch.position for _, branch in begun]
-            states = self.session.packed_states(embeds, rows, positions)
+            states = self.session.states.packed(embeds, rows, positions)
             self.embeds, self.states = torch.cat([self.embeds, embeds]), torch.cat([self.states, states])
         if index != list(range(len(self.states))):
             self.embeds, self.states = self.embeds[index], self.states[index]

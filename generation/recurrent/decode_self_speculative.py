@@ -64,7 +64,7 @@ def recur(session: Session, ids: torch.Tensor, starts: list[int], num_recurrence
     parts = session.parts
     window = parts.window_at(starts, ids.shape[1], session.cache)
     embeds = parts.prelude(ids, window)
-    states = parts.core_steps(session.initial_states(embeds, starts), embeds, window, num_recurrences)
+    states = parts.core_steps(session.states.of(embeds, starts), embeds, window, num_recurrences)
     for _ in range(num_recurrences):
         session.costs.add_core_pass(ids.numel(), session.rows)
     for row, start in enumerate(starts):

@@ -10,8 +10,9 @@ import torch
 from ..processed_scores import ProcessedScores, refuse_none_allowed
 from ..stock_model import CACHE
 from ..transcript import Transcript
-from .draws_recurrent import STATE, Draws, hash_of
+from .draws_recurrent import Draws
 from .freezing import latent_difference
+from .initial_states import InitialStates
 from .options_recurrent import RecurrentOptions, check
 from .outputs_recurrent import Costs, RecurrentGenerateOutput
 
@@ -51,6 +52,7 @@ class Session:
         pads: padding columns of each of these rows.
         cache, draws: cache and random draws of these rows.
         seeds: one per row of the batch.
+        states: draws initial states of these rows.
         set_aside: cache contents of the rows that have ended, if the cache is returned.
         steps: logits and scores of each token, if the caller requested them.
     """
@@ -82,36 +84,9 @@ class Session:
         self.num_cached = self._take_over(cache)
         self.seeds = options.seeds(len(prompts.ids), do_sample)
         self.draws = Draws(self.seeds, self.device)
+        self.states = InitialStates(model, options.init_scale, self.draws, self.dtype)
         self.costs = Costs(len(prompts.ids), options.num_recurrences)
         prompts.check_length(transcript.max_length, model.config.block_size)
-
-    def initial_states(self, embeds: torch.Tensor, starts: list[int], seeds: list[int] | None = None) -> torch.Tensor:
-        """[A, T, E] initial states of the tokens from the positions `starts` on, with prelude outputs `embeds`.
-
-        `seeds` defaults to those of the rows still being written.
-        """
-        if not self.options.init_scale:
-            return self.model.initial_states(embeds, 0.0)
-        seeds, places = self.draws.seeds if seeds is None else seeds, range(embeds.shape[1])
-        rows = zip(seeds, starts, strict=True)
-        # A few numbers are hashed sooner one by one than as tensors.
-        hashed = [[hash_of(seed, STATE, start + place, 0) for place in places] for seed, start in rows]
-        hashes = torch.tensor(hashed, device=self.device)
-        return self.model.initial_states(embeds, self.options.init_scale, hashes=hashes)
-
-    def packed_states(
-        self,
-        embeds: torch.Tensor,
-        rows: list[int],
-        positions: list[int],
-        purpose: int = STATE,
-        times: list[int] | None = None,
-    ) -> torch.Tensor:
-        """[n, 1, E] initial states of single tokens with prelude outputs `embeds`."""
-        if not self.options.init_scale:
-            return self.model.initial_states(embeds, 0.0)
-        hashes = self.draws.hashes(purpose, rows, positions, times)[:, None]
-        return self.model.initial_states(embeds, self.options.init_scale, hashes=hashes)
 
     def _take_over(self, cache: Any) -> list[int]:
         """The number of cached tokens of each prompt. Removes padding from the cache, as decoding uses none."""
@@ -138,7 +113,7 @@ class Session:
         ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in unread], device=self.device)
         window = (self.model.filled_window if is_filled else self.model.window_at)(starts, longest, self.cache)
         embeds = self.model.prelude(ids, window)
-        states = self.initial_states(embeds, starts)
+        states = self.states.of(embeds, starts)
         for recurrence in range(1, self.options.num_recurrences + 1):
             before, states = states, self.model.core_step(states, embeds, window, recurrence)
             if exit_threshold and latent_difference(states, before).mean().item() < exit_threshold:
@@ -168,13 +143,6 @@ class Session:
         """Writes a drafted token into the prefix that processors read."""
         if not self.is_prefix_free:
             self.transcript.ids[self.transcript.active[row], position + self.pads[row]] = token
-
-    def draw_states(
-        self, rows: list[int], positions: list[int], purpose: int = STATE, times: list[int] | None = None
-    ) -> torch.Tensor:
-        """[n, E] initial states of positions, whatever their input token."""
-        like = torch.empty(len(rows), 1, self.model.config.n_embd, dtype=self.dtype, device=self.device)
-        return self.packed_states(like, rows, positions, purpose, times)[:, 0]
 
     def draw_gumbel(self, rows: list[int], positions: list[int]) -> torch.Tensor:
         """[n, V] Gumbel noise for sampling the token after each position."""
@@ -295,7 +263,7 @@ def with_last_tokens(
     ids = session.transcript.ids[torch.tensor(rows), torch.tensor(ends)][:, None]
     window = model.window_at(starts, 1, cache)
     embeds = model.prelude(ids, window)
-    states = session.initial_states(embeds, starts, [session.seeds[row] for row in rows])
+    states = session.states.of(embeds, starts, [session.seeds[row] for row in rows])
     is_shallow = cache.stored_recurrences > options.cached_depth  # deeper planes have only the prompts
     depth = options.cached_depth if is_shallow else options.num_recurrences
     model.coda(model.core_steps(states, embeds, window, depth), window)
