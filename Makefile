@@ -102,12 +102,12 @@ package: setup
 publish: package
 	$(BIN)/python -m twine upload build/package/*
 
-# llama.cpp beside this package, on the same weights: some ten minutes. It needs node and npm.
+# llama.cpp beside this package, compiled and not, on the same weights: some ten minutes. It needs node and npm.
 # npm's own choice would also bring the builds for GPUs and other processors, 700 MB; --omit=optional leaves them out.
 LLAMA_CPP := build/llama_cpp
 beside-llama-cpp: $(TIDAR)/config.json $(LLAMA_CPP)/node_modules/node-llama-cpp
 	$(BIN)/python benchmarks/beside_llama_cpp.py $(TIDAR) --gguf $(GGUF) --adapter $(ADAPTER) \
-	    --llama-cpp $(LLAMA_CPP) --repeats 1 --output $(LLAMA_CPP)/figures.json --page docs/bench.md
+	    --llama-cpp $(LLAMA_CPP) --compile --repeats 1 --output $(LLAMA_CPP)/figures.json --page docs/bench.md
 
 $(LLAMA_CPP)/node_modules/node-llama-cpp:
 	npm install --prefix $(LLAMA_CPP) --no-save --omit=optional --ignore-scripts --no-audit --no-fund \
