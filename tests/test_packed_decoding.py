@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
+from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from helpers_tidar import random_prompts, tiny_tidar
@@ -103,7 +104,8 @@ def test_packed_copies_are_kept_from_one_decode_to_the_next_and_die_with_the_lay
 
 
 def test_compiled_layers_read_packed_weights_too(dtype):
-    """In float32 by the real compiler: it alone turns packed products into calls from C."""
+    """In float32 by the real compiler: it alone turns packed products into calls from C, and keeps them on disk."""
+    counters.clear()
     packed_backend = "inductor" if dtype == torch.float32 and shutil.which("g++") else "aot_eager"
     model = model_in(dtype)
     keywords = {"input_ids": random_prompts(1, 7), "max_new_tokens": 12, "do_sample": False, "num_branches": 1}
@@ -112,6 +114,7 @@ def test_compiled_layers_read_packed_weights_too(dtype):
         config = CompileConfig(backend=backend, mode="default", dynamic=False, fullgraph=True)
         keywords |= {"cache_implementation": "static", "compile_config": config, "packed_weights": is_packed}
         assert model.generate(**keywords).tolist() == expected.tolist()
+    assert not counters["inductor"]["fxgraph_cache_bypass"]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ PACKABLE = (torch.bfloat16, torch.float32)
 PRIVATE_OPERATORS = "_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise"
 NO_EPILOGUE: tuple[str, list[Any], str] = ("none", [], "")  # no activation after the product
 
-# torch's compiler accepts `mkldnn::_linear_pointwise` only with a constant weight. It accepts the same product under
-# a name of ours with the weight as an argument, so all layers share one compiled function.
+# torch's compiler accepts `mkldnn::_linear_pointwise` only with a constant weight. Under a name of ours it accepts a
+# weight as an argument, so all layers share one compiled function.
 if not hasattr(torch.ops.wavedraft, "_linear_pointwise"):  # the package and a checkpoint's copy of it share one process
     torch.library.define(
         "wavedraft::_linear_pointwise",
@@ -36,9 +36,10 @@ if not hasattr(torch.ops.wavedraft, "_linear_pointwise"):  # the package and a c
 
 
 compilable_product: Any = torch.ops.wavedraft._linear_pointwise.default
+# The compiler's cache on disk pickles its options.
+compilable_product.__reduce_ex__ = lambda protocol: (str, (str(compilable_product),))
 
-# The C function of torch that computes `mkldnn::_linear_pointwise`. Compiled code calls `aoti_torch_cpu_` plus the
-# operator's name without its namespace: for our operator, torch's own function.
+# Compiled code calls `aoti_torch_cpu_` plus an operator's name without its namespace: for ours, torch's own function.
 SHIMS_OPTION = "aot_inductor.custom_ops_to_c_shims"
 C_FUNCTION = (
     "AOTITorchError aoti_torch_cpu__linear_pointwise(AtenTensorHandle X, AtenTensorHandle W, AtenTensorHandle* B, "
