@@ -77,9 +77,9 @@ def refuse_what_cannot_draft(vllm_config: "VllmConfig") -> None:
 def say_how_it_drafts(settings: DraftSettings) -> None:
     """Logs the settings, and what a checkpoint loses here."""
     logger.info(
-        "wavedraft: drafting %d tokens a step, keeping those above a confidence of %.2f, in steps of at most %d "
-        "requests.",
-        settings.draft_length - 1,
+        "wavedraft: drafting at most %d tokens a step, keeping those above a confidence of %.2f, in steps of at most "
+        "%d requests.",
+        settings.longest_draft,
         settings.keep,
         settings.max_batch,
     )

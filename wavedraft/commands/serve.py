@@ -22,7 +22,7 @@ ToVllm = Annotated[
 DraftLength = Annotated[int | None, typer.Option(min=2, help="Draft with this many masks; by default as was taught.")]
 DraftKeep = Annotated[
     float | None,
-    typer.Option(min=0.0, max=0.99, help="A draft ends where its confidence falls below this; by default 0.2."),
+    typer.Option(min=0.0, max=0.99, help="A draft ends where its confidence falls below this; by default 0.08."),
 ]
 DraftMaxBatch = Annotated[
     int | None,
