@@ -29,15 +29,25 @@ from helpers_tiny import tiny_adapter, tiny_checkpoint  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def what_the_interpreter_cannot_do():
-    """Triton 3.9's interpreter refuses masks that are no booleans (grammars), and vLLM's kernel for top-k and top-p."""
-    from triton.runtime.interpreter import InterpreterBuilder
+    """Triton 3.9's interpreter refuses masks that are no booleans (grammars), and vLLM's kernel for top-k and top-p.
+
+    It also searches all of Triton's language at each call of a function: a third of its time, spent once here.
+    """
+    from triton import language
+    from triton.runtime import interpreter
     from vllm.v1.sample.ops import topk_topp_sampler
 
-    def store(self, ptrs, value, mask, policy, stock=InterpreterBuilder.create_masked_store):
+    def store(self, ptrs, value, mask, policy, stock=interpreter.InterpreterBuilder.create_masked_store):
         mask.data = mask.data.astype(bool)
         return stock(self, ptrs, value, mask, policy)
 
-    InterpreterBuilder.create_masked_store = store
+    def patch(function, stock=interpreter._patch_lang):
+        seen = [one for one in (language, language.core) if one in function.__globals__.values()]
+        is_new = not seen or any(language.core.is_builtin(one.load) for one in seen)
+        return stock(function) if is_new else interpreter._LangPatchScope()
+
+    interpreter.InterpreterBuilder.create_masked_store = store
+    interpreter._patch_lang = patch
     topk_topp_sampler.HAS_TRITON = False
 
 

@@ -46,6 +46,7 @@ class Counted:
     def __init__(self, llm: LLM):
         self.scheduler = core_of(llm).scheduler
         self.num_steps = self.num_scheduled = self.num_preempted = self.num_verified = self.num_accepted = 0
+        self.most_accepted = 0  # of one request in one step
 
     def __enter__(self) -> "Counted":
         self.schedule, self.stats = self.scheduler.schedule, self.scheduler.make_spec_decoding_stats
@@ -59,6 +60,7 @@ class Counted:
         def stats(*args: Any, **kwargs: Any) -> Any:
             self.num_verified += 1
             self.num_accepted += kwargs["num_accepted_tokens"]
+            self.most_accepted = max(self.most_accepted, kwargs["num_accepted_tokens"])
             return self.stats(*args, **kwargs)
 
         preempt = self.scheduler._preempt_request

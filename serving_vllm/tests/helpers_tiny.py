@@ -68,8 +68,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_adapter(checkpoint: Path, folder: Path, has_head: bool = True, seed: int = 1, scale: float = 0.1) -> Path:
-    """A random gated adapter on all linear layers of a checkpoint outside of its experts, and a draft head."""
+def tiny_adapter(
+    checkpoint: Path, folder: Path, has_head: bool = True, seed: int = 1, scale: float = 0.1, mask_row: int = 16
+) -> Path:
+    """A random gated adapter on all linear layers of a checkpoint outside of its experts, and a draft head.
+
+    Args:
+        scale: of what the adapter changes.
+        mask_row: the row of the embedding table that masks read: some guess better than others.
+    """
     torch.manual_seed(seed)
     stored = transformers.AutoConfig.from_pretrained(checkpoint)
     attention = {"q_proj": (CHANNELS, HEADS), "k_proj": (CHANNELS, KV_HEADS), "v_proj": (CHANNELS, KV_HEADS)}
@@ -95,7 +102,7 @@ def tiny_adapter(checkpoint: Path, folder: Path, has_head: bool = True, seed: in
         "target_modules": sorted({name.split(".")[1] for name in shapes}),
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    options = {"draft_length": DRAFT_LENGTH, "mask_embedding_id": 16, "draft_keep": 0.02}
+    options = {"draft_length": DRAFT_LENGTH, "mask_embedding_id": mask_row, "draft_keep": 0.02}
     (folder / "generation_config.json").write_text(json.dumps(options))
     if has_head:
         head = {"input_weight": (8, 2 * CHANNELS), "input_bias": (8,), "output_weight": (CHANNELS, 8)}

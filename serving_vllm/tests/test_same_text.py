@@ -61,10 +61,13 @@ def test_texts_that_fill_the_context(plain, drafting):
 
 
 def test_without_a_head_and_with_fewer_drafts(folders, plain, tmp_path):
+    """Of a step's four tokens three may be masks, so that a draft has two places and leaves room for one mask."""
     asked = prompts(4, seed=5)
     want = texts(plain, asked, greedy(12))
-    without = tiny_adapter(folders[0], tmp_path, has_head=False)
-    assert texts(engine(folders[0], without, {"draft_length": 2, "keep": 0.0}), asked, greedy(12)) == want
+    without = tiny_adapter(folders[0], tmp_path, has_head=False, scale=0.02, mask_row=0)
+    with Counted(narrow := engine(folders[0], without, {"draft_length": 2, "keep": 0.0})) as counted:
+        assert texts(narrow, asked, greedy(12)) == want
+    assert counted.most_accepted == 2
 
 
 @pytest.mark.parametrize("keeps_prefixes", [False, True])

@@ -37,13 +37,14 @@ def test_the_folder_says_how_to_draft(adapter):
     found = settings(adapter)
     assert (found.draft_length, found.mask_embedding_id, found.excluded_id) == (DRAFT_LENGTH, 16, None)
     assert found.keep == 0.02 and found.draft_head.endswith("draft_head.safetensors")
-    assert found.max_batch == 32 and found.num_extra == 7
+    assert (found.max_batch, found.num_extra, found.num_masks, found.longest_draft) == (32, 7, 4, 3)
     assert DraftSettings.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
 def test_what_the_user_gives_goes_before(adapter):
     found = settings(adapter, draft_length=3, keep=0.5, max_batch=4)
     assert (found.draft_length, found.keep, found.max_batch) == (3, 0.5, 4)
+    assert settings(adapter, draft_length=2).num_masks == 3, "four tokens a step, of which one is decided"
 
 
 def test_a_mask_token_of_the_vocabulary_is_never_written(adapter):

@@ -11,8 +11,8 @@ def test_two_ranks_write_the_text_of_one(family, tmp_path):
     """And as many drafts stand: a rank with the wrong share of the adapter would draft worse."""
     checkpoint = tiny_checkpoint(family, tmp_path)
     (tmp_path / "adapter").mkdir()
-    adapter = tiny_adapter(checkpoint, tmp_path / "adapter", scale=0.2)
-    asked = prompts(4, seed=12)
+    adapter = tiny_adapter(checkpoint, tmp_path / "adapter", mask_row=0)
+    asked = prompts(8, seed=12)
     want = texts(engine(checkpoint), asked, greedy(14))
     one = engine(checkpoint, adapter)
     with Counted(one) as alone:

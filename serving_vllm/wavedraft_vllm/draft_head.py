@@ -1,6 +1,6 @@
 """The next draft, from what the masks say: slot after slot, each knowing the one before.
 
-R requests, N = K - 1 slots, D channels, C candidates, V vocabulary.
+R requests, N slots, D channels, C candidates, V vocabulary.
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ def draft_chain(
 
     Args:
         states, logits: [n, D] and [n, V] of all rows that the sampler sees.
-        places: [R, N] the rows of each request's masks 2..K.
+        places: [R, N] the rows of each request's masks after the first.
 
     Returns:
         ids [R, N] and confidences [R, N].

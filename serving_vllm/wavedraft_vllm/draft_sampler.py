@@ -84,27 +84,29 @@ class DraftSampler:
         last = (num_sampled.long() - 1).clamp(min=0)
         decided = output.sampled_token_ids.gather(1, last[:, None])[:, 0].long()
         first_mask = first + num_drafts + 1
-        all_stand = (num_sampled == num_drafts + 1) & (num_extra - num_drafts >= state.settings.draft_length)
-        self._write_drafts(logits, states, slots, first_mask, all_stand, decided)
+        num_masks = (num_extra - num_drafts) * (num_sampled == num_drafts + 1)  # that speak of what follows
+        self._write_drafts(logits, states, slots, first_mask, num_masks, decided)
         return output
 
     def _write_drafts(
-        self, logits: Tensor, states: Tensor, slots: Tensor, first_mask: Tensor, all_stand: Tensor, decided: Tensor
+        self, logits: Tensor, states: Tensor, slots: Tensor, first_mask: Tensor, num_masks: Tensor, decided: Tensor
     ) -> None:
-        """Of requests whose drafts all stand, the next draft after the token `decided` [R]; else masks only.
+        """The next draft after the token `decided` [R], and masks right after it.
 
         Args:
             first_mask: [R] the row of each request's first mask. Its own prediction is never read: what the network
                 decided stands there.
+            num_masks: [R] from there on; 0 of requests whose drafts did not all stand, which get masks only.
         """
-        state, num_slots = self.state, self.state.settings.draft_length - 1
+        state, num_slots = self.state, self.state.settings.longest_draft
         places = first_mask.long()[:, None] + torch.arange(1, num_slots + 1, device=logits.device)
         ids, confidences = draft_chain(
             state.model, state.head, states, logits, places.clamp(max=len(logits) - 1), decided
         )
-        is_kept = (confidences.cumprod(dim=1) > state.settings.keep) & all_stand[:, None]
+        is_read = torch.arange(1, num_slots + 1, device=logits.device) < num_masks[:, None]
+        is_kept = (confidences.cumprod(dim=1) > state.settings.keep) & is_read
         num_kept = is_kept.sum(dim=1, dtype=torch.int32)
-        # the drafts, K masks right after them, and fillers
+        # the drafts, masks right after them, and fillers
         place = torch.arange(state.settings.num_extra, device=logits.device) - num_kept[:, None]  # [R, S]
         extra = state.only_masks[place.clamp(min=0)]
         extra[:, :num_slots] = torch.where(is_kept, ids, extra[:, :num_slots])

@@ -2,10 +2,11 @@
 
 The query of a decoding request, at consecutive positions and attended causally by any backend:
 
-    t0 | d_1 .. d_b | m_1 .. m_K | fillers        t0 is decided, b at most K - 1, in all 2K tokens
+    t0 | d_1 .. d_b | m_1 .. m_n | fillers        t0 is decided, in all 2K tokens
 
 t0 and the drafts are verified. The masks predict what follows d_b; where all drafts stand, they are the next draft.
-Of other outcomes nothing is left, and the next step has masks only.
+Of other outcomes nothing is left, and the next step has masks only. n is as much as there is room for, and at most the
+length of a block that was taught. A long draft leaves room for few masks, hence a short draft after it.
 """
 
 from pathlib import Path
@@ -39,7 +40,7 @@ class DraftModelState(DefaultModelState):
         self.gate = torch.zeros(self.max_num_tokens, device=device)
         self.num_drafts = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
         self.only_masks = torch.full((settings.num_extra,), FILLER, device=device)
-        self.only_masks[: settings.draft_length] = MASK
+        self.only_masks[: settings.num_masks] = MASK
         self.draft_tokens: Tensor | None = None
         self.head = None
         if settings.adapter:

@@ -77,14 +77,14 @@ def refuse_what_cannot_draft(vllm_config: "VllmConfig") -> None:
 def say_how_it_drafts(settings: DraftSettings) -> None:
     """Logs the settings, and what a checkpoint loses here."""
     logger.info(
-        "wavedraft: drafting %d tokens a step, keeping those above a confidence of %.2f, in steps of at most %d "
-        "requests.",
-        settings.draft_length - 1,
+        "wavedraft: drafting at most %d tokens a step, keeping those above a confidence of %.2f, in steps of at most "
+        "%d requests.",
+        settings.longest_draft,
         settings.keep,
         settings.max_batch,
     )
     if settings.block_attention != "causal":
         logger.info(
             "wavedraft: this checkpoint was taught with masks that see each other in both directions. Here each sees "
-            "those before it, and drafts are a little worse (some 3%% fewer tokens a step with the shipped adapter)."
+            "those before it, and drafts are a little worse (some 3% fewer tokens a step with the shipped adapter)."
         )

@@ -13,7 +13,7 @@ class DraftMetrics(StatLoggerBase):
     """Nothing is counted for models that do not draft.
 
     `wavedraft:steps_total` counts a request's steps with masks, `wavedraft:accepted_tokens_total` the drafted tokens
-    that stood in them, and `wavedraft:draft_places_total` the K - 1 places a draft has, whether they were filled or
+    that stood in them, and `wavedraft:draft_places_total` the places of the longest draft, whether they were filled or
     not. Tokens per forward are 1 + accepted / steps. `wavedraft:is_drafting` is 1 while masks ride along.
     """
 
@@ -27,7 +27,7 @@ class DraftMetrics(StatLoggerBase):
             for name, (kind, text) in {
                 "steps": (Counter, "Steps of a request in which a draft could stand."),
                 "accepted_tokens": (Counter, "Drafted tokens that stood."),
-                "draft_places": (Counter, "Places for drafted tokens, K - 1 a step."),
+                "draft_places": (Counter, "Places for drafted tokens, filled or not."),
                 "is_drafting": (Gauge, "1 while masks ride along, 0 where the batch is too large."),
             }.items()
         }

@@ -36,10 +36,10 @@ class DraftScheduler(AsyncScheduler):
         num_invalid_spec_tokens: dict[str, int] | None,
         request_id: str,
     ) -> SpecDecodingStats | None:
-        """Counts the K - 1 places of a draft: a mask is no rejected draft."""
+        """Counts the places of the longest draft: a mask is no rejected one."""
         return super().make_spec_decoding_stats(
             spec_decoding_stats,
-            min(num_draft_tokens, self.settings.draft_length - 1),
+            min(num_draft_tokens, self.settings.longest_draft),
             num_accepted_tokens,
             num_invalid_spec_tokens,
             request_id,

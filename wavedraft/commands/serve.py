@@ -19,10 +19,12 @@ ToVllm = Annotated[
     list[str] | None,
     typer.Argument(metavar="-- OPTIONS OF VLLM", help="All after -- goes to vLLM, as -- --port 8001."),
 ]
-DraftLength = Annotated[int | None, typer.Option(min=2, help="Draft with this many masks; by default as was taught.")]
+DraftLength = Annotated[
+    int | None, typer.Option(min=2, help="K, at most and by default as was taught: a step reads 2K tokens.")
+]
 DraftKeep = Annotated[
     float | None,
-    typer.Option(min=0.0, max=0.99, help="A draft ends where its confidence falls below this; by default 0.2."),
+    typer.Option(min=0.0, max=0.99, help="A draft ends where its confidence falls below this; by default 0.08."),
 ]
 DraftMaxBatch = Annotated[
     int | None,
