@@ -10,8 +10,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from .stock_model import decoder_of
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -63,6 +66,10 @@ def compiled_for(
         assert isinstance(function, FunctionType)
         code = function.__code__.replace(co_name=f"{function.__name__}_{len(functions)}")
         functions[key] = torch.compile(FunctionType(code, function.__globals__), **options)
+        logger.warning(
+            f"Compiling decode steps of a new shape ({len(functions)} so far): up to a minute, once on this machine. "
+            "Later texts of about this length do not wait."
+        )
     return functions[key]
 
 

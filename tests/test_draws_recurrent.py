@@ -16,6 +16,7 @@ from wavedraft.generation.recurrent.draws_recurrent import (
     state_hashes,
     uniform_at,
 )
+from wavedraft.generation.recurrent.initial_states import AHEAD, InitialStates
 
 POLICIES = ["adaptive", "self-speculative", "diffusion-forcing", "exact"]
 
@@ -146,6 +147,17 @@ def test_random_initial_states_keep_the_text_of_plain_decoding(policy):
     assert model.generate(**batch, max_new_tokens=16, policy=policy, seed=9).tolist() == seeded.tolist()
     assert seeded.tolist() != plain.tolist(), "the initial states matter to this model"
     assert torch.equal(torch.get_rng_state(), before), "greedy decoding draws nothing"
+
+
+def test_states_drawn_ahead_are_those_drawn_one_by_one():
+    model = random_model(25)
+    states = InitialStates(model, 1.0, Draws([3, 4], torch.device("cpu")), model.dtype)
+    like = torch.empty(1, 1, model.config.n_embd)
+    for row, position in ((0, 5), (1, 5), (0, 5 + AHEAD - 1), (0, 5 + AHEAD), (0, 4), (1, 100), (1, 6)):
+        alone = states.packed(like, [row], [position])[0]
+        assert torch.equal(states.at([row], [position]), alone), (row, position)
+        assert torch.equal(states.of(like.expand(2, 1, -1), [position] * 2)[row], alone)
+    assert not torch.equal(states.at([0], [5]), states.at([1], [5]))
 
 
 def test_a_seed_for_each_sequence_returned():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
-from ..kept_with_model import compiled_for, kept_with
+from ..kept_with_model import compiled_for
 from ..step_graph import LAYER_MODES
 from ..stock_model import can_choose_experts, decoder_layers
 from ..torch_internals import compiler_options_of, hooks_of
@@ -86,15 +86,7 @@ class CompiledLayers:
 
     def compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
         """The function, compiled at its first call for one shape of step."""
-        functions = kept_with(self.model).compiled
-        num_before = len(functions)
-        result = compiled_for(self.model, function, shape, self.options)
-        if len(functions) > num_before:
-            logger.warning(
-                f"Compiling the layers for decode steps of a new shape ({len(functions)} so far): up to a minute, once "
-                "on this machine. Later texts of about this length do not wait."
-            )
-        return result
+        return compiled_for(self.model, function, shape, self.options)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
