@@ -162,9 +162,10 @@ class DraftPlanner:
         chances = self.chances()
         best = max(self.plans, key=lambda plan: self.tokens_per_second(plan, chances))
         gain = self.tokens_per_second(best, chances) * self.times.of(PLAIN, 1)
-        # A text's first drafts say what it is like. At 0.75 three of them cost a text of 64 tokens at most 3%.
+        # A text's first drafts say what it is like. At 0.75 three of them cost a text of 64 tokens at most 3%. Batches
+        # differ less from each other than texts do, by the root of their rows.
         is_first = self.own.reached[0] < RECORD_WEIGHT
-        if gain > 1 or (gain > 0.75 and is_first):
+        if gain > 1 - 0.25 * is_first / self.num_rows**0.5:
             return best
         return self.plans[0] if self.usual.num_plain >= RETRY else PLAIN
 
