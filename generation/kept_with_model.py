@@ -13,6 +13,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .stock_model import decoder_of
+from .torch_internals import check_processor_meanwhile
 
 logger = logging.get_logger(__name__)
 
@@ -63,6 +64,8 @@ def compiled_for(
     functions = kept_with(model).compiled
     key = function.__name__, shape, repr(sorted(options.items()))
     if key not in functions:
+        if model.device.type == "cpu" and options.get("backend", "inductor") == "inductor":
+            check_processor_meanwhile()
         assert isinstance(function, FunctionType)
         code = function.__code__.replace(co_name=f"{function.__name__}_{len(functions)}")
         functions[key] = torch.compile(FunctionType(code, function.__globals__), **options)

@@ -3,6 +3,7 @@
 torch's public functions take microseconds per module, and a decode reads a thousand modules.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -46,6 +47,14 @@ def share_hooks(module: nn.Module, other: nn.Module) -> None:
 def times_written(tensor: torch.Tensor) -> int | None:
     """The number of in-place writes to a tensor; None for an inference tensor, which does not count them."""
     return None if tensor.is_inference() else tensor._version
+
+
+def check_processor_meanwhile() -> None:
+    """Lets the compiler's checks of a CPU run while functions are traced: seven seconds, once on a machine. Where they
+    fail, the compiler fails alike, and says so."""
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    ThreadPoolExecutor(1).submit(pick_vec_isa)
 
 
 def compiler_options_of(mode: str | None) -> dict[str, Any]:

@@ -194,6 +194,13 @@ def test_torchs_compiler_has_options_by_mode_and_takes_a_fixed_address():
     torch._dynamo.mark_static_address(torch.zeros(2))
 
 
+def test_torchs_compiler_keeps_its_checks_of_the_processor():
+    from torch._inductor.cpu_vec_isa import pick_vec_isa, valid_vec_isa_list
+
+    pick_vec_isa()
+    assert valid_vec_isa_list.cache_info().currsize == 1
+
+
 # -- transformers and PEFT
 
 

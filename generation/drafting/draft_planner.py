@@ -128,6 +128,7 @@ class DraftPlanner:
         prior: for each slot after the first, the chance that it stands, by the checkpoint's record.
         usual: acceptance in all texts, kept with the model; the prior of a text's own.
         num_rows: rows of the batch. Steps are timed while none has ended.
+        began: when the step under way did. It takes all that is done between two calls of `saw`.
         shared_on: the device for messages of ranks that run one model together. Rank 0 chooses for all.
     """
 
@@ -140,7 +141,7 @@ class DraftPlanner:
     shared_on: torch.device | None = None
 
     def __post_init__(self) -> None:
-        self.began = time.perf_counter()  # a step takes all that is done between two calls of `saw`
+        self.began = time.perf_counter()
         self.own = Acceptance([0.0] * len(self.prior), [0.0] * len(self.prior))
 
     def choose(self) -> Plan:
@@ -159,11 +160,15 @@ class DraftPlanner:
         return next((plan for plan in ends if self.times.num_seen.get(plan, 0) < 2), None)
 
     def best(self) -> Plan:
+        """The plan with the most tokens a second, if it beats plain decoding.
+
+        A text's first drafts say what it is like, so they may promise less: at 0.75 of plain decoding's tokens three of
+        them cost a text of 64 tokens at most 3%. Batches differ less from each other than texts do, by the root of
+        their rows.
+        """
         chances = self.chances()
         best = max(self.plans, key=lambda plan: self.tokens_per_second(plan, chances))
         gain = self.tokens_per_second(best, chances) * self.times.of(PLAIN, 1)
-        # A text's first drafts say what it is like. At 0.75 three of them cost a text of 64 tokens at most 3%. Batches
-        # differ less from each other than texts do, by the root of their rows.
         is_first = self.own.reached[0] < RECORD_WEIGHT
         if gain > 1 - 0.25 * is_first / self.num_rows**0.5:
             return best

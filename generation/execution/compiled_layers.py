@@ -67,6 +67,11 @@ class CompiledLayers:
 
     Args:
         of_inductor: inductor options in addition to those of `config`.
+
+    Attributes:
+        changes: each layer's replaced forwards.
+        runs: current functions of layers, by changes; empty: not compiled.
+        checked: functions called in this decode.
     """
 
     def __init__(self, model: nn.Module, config: CompileConfig, of_inductor: dict[str, Any] | None = None):
@@ -79,10 +84,10 @@ class CompiledLayers:
             # torch takes a mode or options, and a mode is a set of options.
             of_mode = compiler_options_of(self.options.pop("mode", None) or "default")
             self.options["options"] = of_mode | of_inductor | self.options.get("options", {})
-        self.changes: list[Any] = []  # each layer's replaced forwards
-        self.runs: dict[Any, Callable[..., Any]] = {}  # current functions of layers, by changes; empty: not compiled
+        self.changes: list[Any] = []
+        self.runs: dict[Any, Callable[..., Any]] = {}
         self.cache: Any = None
-        self.checked: set[Any] = set()  # functions called in this decode
+        self.checked: set[Any] = set()
 
     def compiled(self, function: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
         """The function, compiled at its first call for one shape of step."""
