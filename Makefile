@@ -15,8 +15,9 @@ DTYPE ?= $(shell $(BIN)/python -c \
     growth pictures docs package publish test test-slow test-others test-quantized test-serving test-serving-dear lint \
     setup clean
 
+# `make demo COMPILE=--compile` compiles both ways first, which takes a minute, once.
 demo: $(TIDAR)/config.json
-	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype $(DTYPE) --max-new-tokens 64 --compare \
+	$(BIN)/wavedraft generate $(TIDAR) --adapter $(ADAPTER) --dtype $(DTYPE) --max-new-tokens 64 --compare $(COMPILE) \
 	    "Why does the moon change its shape over a month?" \
 	    "Write a Python function that counts the vowels in a string." \
 	    "A baker sells 14 loaves in the morning and 23 in the afternoon, at 3 dollars each. What does she earn?" \

@@ -11,10 +11,13 @@ from peft import get_peft_model
 from transformers import CompileConfig
 
 from helpers_stock import save_tiny_stock
+from helpers_tidar import tiny_tidar
 from helpers_tokenizers import save_tokenizer
 from wavedraft import TiDARForCausalLM, convert
 from wavedraft.bench import contenders
 from wavedraft.cli import main
+from wavedraft.commands.timed_runs import why_different
+from wavedraft.commands.written_texts import told_of_identical
 from wavedraft.generation.execution.compiled_layers import CompiledLayers
 from wavedraft.training import gated_adapter_config
 
@@ -260,3 +263,12 @@ def test_compiled_steps_write_the_same_text(run, tidar, monkeypatch):
     code, out, err = run("generate", tidar, *options, "--compile", "--compare")
     assert code == 0 and "identical: yes" in out and calls
     assert err.startswith("Compiling the decode steps")
+
+
+def test_texts_that_differ_are_counted_and_the_reason_is_told():
+    model = tiny_tidar("llama")
+    assert told_of_identical([True, True], why_different(model)) == "identical: yes"
+    assert told_of_identical([True, False], why_different(model)).startswith("identical: 1 of 2. In float32 they must")
+    assert "trust=0.5" in why_different(model, trust=0.5)
+    told = told_of_identical([False], why_different(model.to(torch.bfloat16)))
+    assert told.startswith("identical: 0 of 1. In bfloat16 two tokens can be nearly equal")

@@ -16,7 +16,7 @@ from wavedraft.commands.timed_runs import Run
 from wavedraft.web.drawing import lane, outcome, trace_frame
 from wavedraft.web.lane import Lane, Moment, StoppedRace
 from wavedraft.web.race import ALONE, BESIDE, WARMING, Race
-from wavedraft.web.racer import OF_FLOAT32, Racer
+from wavedraft.web.racer import Racer
 from wavedraft.web.settings import in_the_pages_words, options_of, race_keywords, setting_names
 
 ROOT = Path(__file__).parents[1]
@@ -167,9 +167,9 @@ def test_hostile_text_is_shown_and_not_obeyed():
 def test_an_outcome_says_why_texts_may_differ(racer):
     race = Race(racer.model, racer.tokenizer, None, None)
     race.runs = [Run([1, 2, 3], 1, 2.0), Run([1, 2, 4], 2, 1.0)]
-    told = outcome(race, False, OF_FLOAT32)
+    told = outcome(race, False, "In float32 they must be the same.")
     assert "0.50 times its speed" in told and "The texts differ. In float32" in told and "did not pay" in told
-    assert "differ" not in outcome(race, True, OF_FLOAT32).replace("Sampled texts", "")
+    assert "differ" not in outcome(race, True, "In float32 they must be the same.").replace("Sampled texts", "")
     assert "Stopped" in outcome(Race(racer.model, racer.tokenizer, None, None), False, "")
 
 

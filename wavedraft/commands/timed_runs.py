@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
+
 
 @dataclass(frozen=True)
 class Run:
@@ -71,8 +73,22 @@ def told_of(run: Run) -> str:
     return f"{len(run.new_ids)} tokens, {calls}, {run.tokens_per_forward:.2f} tokens per forward"
 
 
-def is_identical(drafted_runs: list[Run], plain_runs: list[Run]) -> bool:
-    return [run.new_ids for run in drafted_runs] == [run.new_ids for run in plain_runs]
+def why_different(model: Any, trust: float = 1.0) -> str:
+    """Why a text may be another than plain decoding's, in a sentence or two."""
+    if is_recurrent_config(model.config):
+        return "Only the policy exact promises the text of full depth."
+    if trust < 1:
+        return f"With trust={trust:g} a text need not be plain decoding's."
+    if (dtype := str(model.dtype).removeprefix("torch.")) == "float32":
+        return "In float32 they must be the same. Please report it, with the prompt and the settings."
+    return (
+        f"In {dtype} two tokens can be nearly equal, and forwards of several tokens round differently from those of "
+        "one. The mode tie-safe (exact) writes plain decoding's text."
+    )
+
+
+def is_identical(drafted: Run, plain: Run) -> bool:
+    return drafted.new_ids == plain.new_ids
 
 
 def rows_of(prompts: list[str], drafted_runs: list[Run], plain_runs: list[Run]) -> tuple[list[str], list[list[str]]]:

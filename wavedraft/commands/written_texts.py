@@ -23,7 +23,16 @@ from .cli_keywords import both_keywords
 from .decoding_bar import decoding_bar
 from .early_checks import say
 from .loading import load
-from .timed_runs import Run, is_identical, num_calls, print_runs, timed_generate, timed_recurrent, told_of
+from .timed_runs import (
+    Run,
+    is_identical,
+    num_calls,
+    print_runs,
+    timed_generate,
+    timed_recurrent,
+    told_of,
+    why_different,
+)
 
 SAMPLED = "identical: not compared; sampled texts share a distribution, not their tokens"
 NUM_WARM_UP = 16  # tokens, in which each step that is to be compared occurs twice
@@ -108,8 +117,10 @@ def decode_to_text(
     print()
     print_runs(list(map(last_words, prompts)), drafted_runs, plain_runs, Console())
     if plain is not None:
-        answer = "yes" if is_identical(drafted_runs, plain_runs) else "no"
-        print(SAMPLED if plain["do_sample"] else f"identical: {answer}{remark_on(trust_of(model, parallel))}")
+        pairs = zip(drafted_runs, plain_runs, strict=True)
+        same = [is_identical(*pair) for pair in pairs]
+        reason = why_different(model, trust_of(model, parallel))
+        print(SAMPLED if plain["do_sample"] else told_of_identical(same, reason))
 
 
 def decode_to_json(
@@ -134,15 +145,15 @@ def decode_to_json(
             if plain is not None:
                 other = timed(model, inputs, **plain)
                 row |= {"plain_forwards": num_calls(other), "plain_seconds": round(other.seconds, 3)}
-                row["identical"] = None if plain["do_sample"] else is_identical([run], [other])
+                row["identical"] = None if plain["do_sample"] else is_identical(run, other)
             print(json.dumps(row, ensure_ascii=False))
             sys.stdout.flush()
             advance()
 
 
-def remark_on(trust: float) -> str:
-    """What is said of texts that are not meant to be plain decoding's."""
-    return f"; with trust={trust:g} a text need not be plain decoding's" if trust < 1 else ""
+def told_of_identical(same: list[bool], reason: str) -> str:
+    """How many texts are plain decoding's, and why others may not be."""
+    return "identical: yes" if all(same) else f"identical: {sum(same)} of {len(same)}. {reason}"
 
 
 def traced(decode: Callable[..., Run], traces: list[Trace] | None, prompt: Row) -> Callable[..., Run]:

@@ -76,11 +76,11 @@ def failed(message: str) -> str:
     return f'<div class="failed" role="alert">{escaped(message)}</div>'
 
 
-def outcome(race: Race, is_sampled: bool, why_different: str) -> str:
+def outcome(race: Race, is_sampled: bool, reason: str) -> str:
     """How a race ended.
 
     Args:
-        why_different: why the texts of these two decodes may differ.
+        reason: why the texts of these two decodes may differ.
     """
     ours, plain = race.runs
     if ours is None or plain is None:
@@ -89,18 +89,18 @@ def outcome(race: Race, is_sampled: bool, why_different: str) -> str:
     lines = [
         f"Parallel decoding took {ours.seconds:.1f} s, plain decoding {plain.seconds:.1f} s: {ratio:.2f} times its "
         f"speed. {told_of(ours)}.",
-        texts_compared(ours, plain, is_sampled, why_different),
+        texts_compared(ours, plain, is_sampled, reason),
     ]
     if ratio < 1:
         lines.append("It did not pay here. The page Will it pay? of the documentation says when it does.")
     return "".join(map(told, lines))
 
 
-def texts_compared(ours: Run, plain: Run, is_sampled: bool, why_different: str) -> str:
+def texts_compared(ours: Run, plain: Run, is_sampled: bool, reason: str) -> str:
     """Whether both wrote the same text."""
     if is_sampled:
         return SAMPLED
-    return "The texts are identical." if is_identical([ours], [plain]) else f"The texts differ. {why_different}"
+    return "The texts are identical." if is_identical(ours, plain) else f"The texts differ. {reason}"
 
 
 def trace_frame(trace: Trace, tokenizer: Any) -> str:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from ..bench.prompts import encode_prompt
 from ..commands.cli_checks import check_adapter, device_for
 from ..commands.loading import load
+from ..commands.timed_runs import why_different
 from ..conversion.quiet_transformers import quiet_transformers
 from ..generation.execution.packed_linear import check_packable
 from ..modeling_recurrent.checkpoint_recurrent import is_recurrent_config
@@ -21,12 +22,6 @@ from .race import Frame, Race
 from .settings import options_of, race_keywords
 
 Shown = tuple[str, ...]  # what is told, ours, plain decoding, the trace: HTML
-OF_DEPTH = "Only the policy exact promises the text of full depth."
-OF_ROUNDING = (
-    "In {dtype} two tokens can be nearly equal, and forwards of several tokens round differently from those of one. "
-    "Exact: tie-safe writes plain decoding's text."
-)
-OF_FLOAT32 = "In float32 they must be the same. Please report it, with the prompt and the settings."
 
 
 @dataclass
@@ -125,16 +120,10 @@ class Racer:
     def _end(self, race: Race, options: dict[str, Any], frame: Frame | None) -> list[str]:
         if None not in race.runs:
             self.warm.add(steps_of(options))
-        return [outcome(race, bool(options["temperature"]), self._why_different()), *self._lanes(frame)]
+        return [outcome(race, bool(options["temperature"]), why_different(self.model)), *self._lanes(frame)]
 
     def _trace(self, race: Race, prompt: str) -> str:
         return trace_frame(race.trace(prompt), self.tokenizer) if race.recorder.forwards else ""
-
-    def _why_different(self) -> str:
-        if self.is_recurrent:
-            return OF_DEPTH
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        return OF_FLOAT32 if dtype == "float32" else OF_ROUNDING.format(dtype=dtype)
 
 
 def steps_of(options: dict[str, Any]) -> str:
