@@ -7,7 +7,7 @@ A step reads 2K query tokens of each request, and one branch gives fewer tokens 
 
 from growth import H100, H200, MODELS, forward_seconds, has_room
 
-TOKENS_PER_FORWARD = {4: 1.97, 8: 2.12}  # K: of the shipped adapter, its masks seeing those before them
+TOKENS_PER_FORWARD = {4: 2.00, 8: 2.11}  # by K: `NUM_CHATS=40 make test-serving-dear` prints them
 BATCHES, CONTEXT = (1, 8, 16, 32, 64), 2048
 
 

@@ -51,6 +51,12 @@ def test_a_checkpoint_that_cannot_draft_by_itself_needs_an_adapter(checkpoint):
     assert run(checkpoint, "--adapter", ADAPTER, "--print").exit_code == 0
 
 
+@pytest.mark.parametrize("word", ["--hf-overrides", "--hf_overrides={}", "--hf-overrides.rope_theta"])
+def test_overrides_of_your_own_are_refused(checkpoint, word):
+    """vLLM would read them in place of those that make it draft."""
+    assert "add your fields to that JSON" in str(run(checkpoint, "--print", "--", word, "{}").exception)
+
+
 def test_where_vllm_is_missing_it_says_what_to_install(checkpoint, monkeypatch):
     monkeypatch.setenv("PATH", str(checkpoint))
     monkeypatch.setattr("sys.executable", str(checkpoint / "python"))

@@ -4,7 +4,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 from vllm import LLM, SamplingParams
+from vllm.platforms import current_platform
 
 from helpers_tiny import VOCAB
 
@@ -34,6 +36,21 @@ def engine(checkpoint: Path, adapter: Path | None = None, options: dict[str, Any
         }
     ALIVE.append(LLM(model=str(checkpoint), **given))
     return ALIVE[-1]
+
+
+def engine_that_plans_ahead(*args: Any, **given: Any) -> LLM:
+    """An engine that plans a step before it has seen the one before, as on GPUs. vLLM turns that off on CPUs."""
+    with pytest.MonkeyPatch.context() as patch:
+        stock = type(current_platform).check_and_update_config
+
+        def check(vllm_config: Any) -> None:
+            stock(vllm_config)
+            vllm_config.scheduler_config.async_scheduling = True
+
+        patch.setattr(type(current_platform), "check_and_update_config", staticmethod(check))
+        made = engine(*args, **given)
+    assert core_of(made).batch_queue is not None
+    return made
 
 
 def core_of(llm: LLM) -> Any:

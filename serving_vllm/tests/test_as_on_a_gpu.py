@@ -1,27 +1,15 @@
 """What a GPU does by default and a CPU does not: asynchronous scheduling, and the runner's warm-up."""
 
 import pytest
-from vllm.platforms import current_platform
 from vllm.sampling_params import StructuredOutputsParams
 
-from helpers_engines import Counted, core_of, engine, greedy, prompts, texts
+from helpers_engines import Counted, core_of, engine_that_plans_ahead, greedy, prompts, texts
 from helpers_tiny import DRAFT_LENGTH
 
 
 @pytest.fixture(scope="module")
 def asynchronous(folders):
-    """An engine that plans a step before it has seen the one before. vLLM turns that off on CPUs."""
-    with pytest.MonkeyPatch.context() as patch:
-        stock = type(current_platform).check_and_update_config
-
-        def check(vllm_config):
-            stock(vllm_config)
-            vllm_config.scheduler_config.async_scheduling = True
-
-        patch.setattr(type(current_platform), "check_and_update_config", staticmethod(check))
-        made = engine(*folders)
-    assert core_of(made).batch_queue is not None
-    return made
+    return engine_that_plans_ahead(*folders)
 
 
 def test_steps_that_are_planned_ahead_write_the_same_text(plain, asynchronous):
@@ -42,6 +30,7 @@ def test_the_warm_up_of_a_gpus_runner_takes_drafts(drafting, plain):
     """It runs steps with extra tokens that no scheduler of ours planned."""
     from vllm.v1.worker.gpu import warmup
 
+    core_of(drafting).step()  # requests of other tests that ended in the last step give their places back
     worker = core_of(drafting).model_executor.driver_worker.worker
     warmup.warmup_kernels(worker.model_runner, worker.execute_model, worker.sample_tokens)
     assert worker.model_runner.decode_query_len == 2 * DRAFT_LENGTH

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from helpers_engines import MIB, Counted, core_of, engine, greedy, prompts, texts
+from helpers_engines import MIB, Counted, core_of, engine, engine_that_plans_ahead, greedy, prompts, texts
 from helpers_server import ask, metric, served
 
 NUM_REQUESTS, NUM_ABORTED = 32, 8
@@ -29,11 +29,12 @@ def load_of(plain, seed, most=32):
     return asked, given, want, aborted
 
 
-def test_requests_that_come_and_go(folders, plain):
+@pytest.mark.parametrize("made_by", [engine, engine_that_plans_ahead])
+def test_requests_that_come_and_go(folders, plain, made_by):
     """In an engine of few blocks that keeps prefixes, reads prompts in chunks, and drafts in small steps only."""
     asked, given, want, aborted = load_of(plain, seed=31)
     small = {"kv_cache_memory_bytes": MIB // 4, "block_size": 32, "max_num_batched_tokens": 64, "max_num_seqs": 8}
-    busy = engine(*folders, {"max_batch": 3}, **small, max_model_len=128, enable_prefix_caching=True)
+    busy = made_by(*folders, {"max_batch": 3}, **small, max_model_len=128, enable_prefix_caching=True)
     with Counted(busy) as counted:
         written, largest = come_and_go(busy.llm_engine, asked, [greedy(**one) for one in given], aborted)
     for number, text in enumerate(want):

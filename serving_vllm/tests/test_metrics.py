@@ -1,10 +1,10 @@
 """When masks ride along, and what is counted of them."""
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Gauge
 
 from helpers_engines import Counted, core_of, engine, greedy, prompts, texts
 from helpers_tiny import DRAFT_LENGTH
-from wavedraft_vllm.metrics import DraftMetrics
+from wavedraft_vllm.metrics import DraftMetrics, _metric
 
 
 def metrics_of(llm):
@@ -68,3 +68,8 @@ def test_masks_are_not_counted_as_rejected_drafts(drafting):
 
 def test_an_engine_that_does_not_draft_counts_nothing(plain):
     assert DraftMetrics(plain.llm_engine.vllm_config).counters is None
+
+
+def test_of_several_processes_of_a_server_the_last_one_says_whether_masks_ride_along():
+    """With --api-server-count 2 each process writes a file, and by default each would be a series of its own."""
+    assert _metric(Gauge, "wavedraft:of_a_test", "...")._multiprocess_mode == "mostrecent"

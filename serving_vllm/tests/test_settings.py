@@ -70,10 +70,17 @@ def test_a_bad_option_is_refused(adapter, given, message):
         settings(adapter, **given)
 
 
-@pytest.mark.parametrize("sizes", [{"hidden_size": 2 * CHANNELS}, {"num_hidden_layers": LAYERS - 1}])
+@pytest.mark.parametrize(
+    "sizes", [{"hidden_size": 2 * CHANNELS}, {"num_hidden_layers": LAYERS - 1}, {"num_hidden_layers": LAYERS + 1}]
+)
 def test_an_adapter_of_another_base_is_refused(adapter, sizes):
     with pytest.raises(ValueError, match="taught on another model"):
         settings(adapter, config_of(**sizes))
+
+
+def test_an_adapter_of_some_layers_says_so(adapter):
+    change(adapter / "adapter_config.json", layers_to_transform=[0, 1])
+    assert settings(adapter, config_of(num_hidden_layers=LAYERS + 1)).adapter == str(adapter)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +88,7 @@ def test_an_adapter_of_another_base_is_refused(adapter, sizes):
     [
         ("adapter_config.json", {"alora_invocation_tokens": None}, "names no mask token"),
         ("adapter_config.json", {"use_dora": True}, "`use_dora`"),
+        ("adapter_config.json", {"r": None}, "must have numbers as `r` and `lora_alpha`"),
         ("generation_config.json", {"mask_embedding_id": VOCAB}, "must be a number and read a row"),
         ("generation_config.json", {"draft_length": None}, "`draft_length` of .* must be an integer"),
         ("generation_config.json", {"block_attention": "sideways"}, "'bidirectional' or 'causal'"),

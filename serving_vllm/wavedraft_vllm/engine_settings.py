@@ -58,6 +58,7 @@ def refuse_what_cannot_draft(vllm_config: "VllmConfig") -> None:
         "batch-sharded sampling, which shows the sampler only a part of the states": bool(
             getattr(parallel, "enable_batch_sharded_sampling", False)
         ),
+        "--enable-dbo or --ubatch-size above 1: half a step would read the gate of the other": parallel.use_ubatching,
         "--enable-prompt-embeds: masks are tokens": vllm_config.model_config.enable_prompt_embeds,
         "--enable-trace-replay: a text that is given needs no drafts": vllm_config.model_config.enable_trace_replay,
         "--enable-lora: adapters of your own beside the drafting one are untried on GPUs": (
@@ -86,5 +87,5 @@ def say_how_it_drafts(settings: DraftSettings) -> None:
     if settings.block_attention != "causal":
         logger.info(
             "wavedraft: this checkpoint was taught with masks that see each other in both directions. Here each sees "
-            "those before it, and drafts are a little worse (some 3% fewer tokens a step with the shipped adapter)."
+            "those before it, and drafts are a little worse (some 2% fewer tokens a step with the shipped adapter)."
         )

@@ -92,8 +92,7 @@ def _gate_layer(name: str, layer: LinearBase, tensors: dict[str, Tensor], scale:
             downs.append(None)
             ups.append(size.stop - size.start)
             continue
-        if up.shape[0] < size.stop:
-            raise ValueError(f"The adapter's {part} has {up.shape[0]} channels, but the model's has more.")
+        _check_channels(part, down, up, layer.input_size, _num_outputs(layer, place))
         downs.append(down)
         ups.append(up[size] * scale)
     down = torch.cat([one for one in downs if one is not None])
@@ -107,6 +106,16 @@ def _gate_layer(name: str, layer: LinearBase, tensors: dict[str, Tensor], scale:
     layer.quant_method = GatedMethod(layer.quant_method)
 
 
+def _check_channels(part: str, down: Tensor, up: Tensor, num_inputs: int, num_outputs: int) -> None:
+    """Also too many channels are refused: a model with fewer heads would otherwise draft by a piece of the adapter."""
+    found, wanted = (down.shape[1], up.shape[0]), (num_inputs, num_outputs)
+    if found != wanted:
+        raise ValueError(
+            f"The adapter's {part} reads {found[0]} channels and writes {found[1]}, but the model's reads {wanted[0]} "
+            f"and writes {wanted[1]}. Serve the model that it was taught on."
+        )
+
+
 def _stacked(ups: list[Tensor | int], num_columns: int) -> Tensor:
     """The parts' [E, r] in a matrix [sum of E, P * r]: each reads its own r columns. A number is E of an absent one."""
     sizes = [up if isinstance(up, int) else up.shape[0] for up in ups]
@@ -118,6 +127,13 @@ def _stacked(ups: list[Tensor | int], num_columns: int) -> Tensor:
             column += up.shape[1]
         row += size
     return whole
+
+
+def _num_outputs(layer: LinearBase, place: int) -> int:
+    """The channels of one part of a layer, of all ranks."""
+    if isinstance(layer, QKVParallelLinear):
+        return (layer.total_num_heads if place == 0 else layer.total_num_kv_heads) * layer.head_size
+    return layer.output_sizes[place] if isinstance(layer, MergedColumnParallelLinear) else layer.output_size
 
 
 def _output_slice(layer: LinearBase, place: int) -> slice:

@@ -51,4 +51,5 @@ class DraftMetrics(StatLoggerBase):
 @cache
 def _metric(kind: Any, name: str, text: str) -> Any:
     """A metric of the process, made once: several engines share it."""
-    return kind(name, text, labelnames=["engine"])
+    how = {"multiprocess_mode": "mostrecent"} if kind is Gauge else {}  # of several processes of the server
+    return kind(name, text, labelnames=["engine"], **how)

@@ -59,6 +59,7 @@ def serve(
     """Serve a checkpoint with vLLM: many requests at once, an OpenAI server, several GPUs."""
     check_folder(model)
     check_adapter_folder(adapter)
+    refuse_other_overrides(to_vllm or [])
     drafting = {"draft_length": draft_length, "keep": draft_keep, "max_batch": draft_max_batch}
     if adapter and Path(adapter).is_dir():
         adapter = str(Path(adapter).resolve())
@@ -85,6 +86,15 @@ def command_line(model: str, given: dict[str, Any], to_vllm: list[str]) -> list[
     architecture = served_architecture(model, bool(given.get("adapter")))
     overrides = json.dumps({"architectures": [f"Wavedraft{architecture}"], "wavedraft": given})
     return ["serve", model, "--hf-overrides", overrides, *to_vllm]
+
+
+def refuse_other_overrides(to_vllm: list[str]) -> None:
+    """Of two --hf-overrides vLLM reads the last, and would serve without drafts, silently."""
+    if any(word.replace("_", "-").startswith("--hf-overrides") for word in to_vllm):
+        raise ValueError(
+            "--hf-overrides is what `wavedraft serve` writes itself. Take its command from --print, and add your "
+            "fields to that JSON."
+        )
 
 
 def served_architecture(model: str, has_adapter: bool) -> str:
