@@ -44,14 +44,15 @@ def accept_block(
         shares.append((shares[-1] * ratio).clamp(max=1))
     share = torch.stack(shares, dim=1)  # [B, K]
     place, longest = torch.arange(1, len(shares) + 1, device=share.device), num_drafted[:, None]
-    covered = nn.functional.pad(draft_probs, (0, 0, 0, 1)).masked_fill((place >= longest)[..., None], 0)
-    left = (share[..., None] * target_probs - covered).clamp(min=0)  # [B, K, V] what longer runs do not bring
-    mass = left.sum(dim=-1)
+    left = share[..., None] * target_probs  # [B, K, V] what longer runs do not bring
+    left[:, :-1] -= draft_probs
+    mass = torch.where(place < longest, left.clamp_(min=0).sum(dim=-1), share)
     stands = nn.functional.pad(uniforms, (1, 0)) < mass / (mass + 1 - share)
     num_accepted = (place * (stands & (place <= longest))).amax(dim=1).clamp(min=1)
-    rows = torch.arange(len(place := num_accepted - 1), device=place.device)
+    rows, last = torch.arange(len(mass), device=share.device), num_accepted - 1
     # Rounding can leave nothing of two equal distributions: then draw from the target.
-    return num_accepted, torch.where(mass[rows, place, None] > 0, left[rows, place], target_probs[rows, place])
+    has_left = (num_accepted < num_drafted) & (mass[rows, last] > 0)
+    return num_accepted, torch.where(has_left[:, None], left[rows, last], target_probs[rows, last])
 
 
 def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
