@@ -1,4 +1,4 @@
-"""How much of a draft is accepted: by equality (greedy) or by rejection sampling (sampled).
+"""How much of a draft is accepted: by equality (greedy) or as a block (sampled).
 
 B sequences, K drafted tokens, V vocabulary.
 """
@@ -18,53 +18,41 @@ def accept_by_equality(draft_ids: Tensor, target_ids: Tensor, num_drafted: Tenso
     Returns:
         [B] the number of accepted tokens, 1 to `num_drafted`.
     """
-    return _num_accepted(draft_ids[:, 1:] == target_ids[:, :-1], num_drafted)
+    num_accepted = 1 + (draft_ids[:, 1:] == target_ids[:, :-1]).long().cumprod(dim=1).sum(dim=1)
+    return num_accepted if num_drafted is None else num_accepted.minimum(num_drafted)
 
 
-def accept_by_rejection(
-    draft_ids: Tensor, target_probs: Tensor, draft_probs: Tensor, uniforms: Tensor, num_drafted: Tensor | None = None
-) -> Tensor:
-    """Accepts draft token d with probability min(1, target(d) / draft(d)), up to the first rejection
-    (Leviathan et al., arXiv 2211.17192, algorithm 1).
+def accept_block(
+    draft_ids: Tensor, target_probs: Tensor, draft_probs: Tensor, uniforms: Tensor, num_drafted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Accepts as much of a draft as any rule can that keeps the target's distribution (block verification, Sun et al.,
+    arXiv 2403.10444). A token likelier to the target than to the drafter makes up for one before it that is not.
 
     Args:
         target_probs: [B, K, V] the autoregressive side after each draft token.
         draft_probs: [B, K - 1, V] the distributions of draft tokens 2..K.
-        uniforms: [B, K - 1] in [0, 1).
-
-    Other arguments and the result are as in `accept_by_equality`.
-    """
-    drawn = draft_ids[:, 1:, None]
-    target = target_probs[:, :-1].gather(2, drawn).squeeze(2)
-    draft = draft_probs.gather(2, drawn).squeeze(2)
-    return _num_accepted(uniforms * draft < target, num_drafted)
-
-
-def _num_accepted(stands: Tensor, num_drafted: Tensor | None) -> Tensor:
-    num_accepted = 1 + stands.long().cumprod(dim=1).sum(dim=1)
-    return num_accepted if num_drafted is None else num_accepted.minimum(num_drafted)
-
-
-def residual_probs(
-    target_probs: Tensor, draft_probs: Tensor, num_accepted: Tensor, num_drafted: Tensor | None = None
-) -> Tensor:
-    """The distribution of the token after the accepted run: the normalised positive part of target - draft after a
-    rejection, else the target itself (arXiv 2211.17192, section 2.3).
+        uniforms: [B, K - 1] in [0, 1). All of them count, so no later draft may be decided by the same.
+        num_drafted: [B] the number of draft tokens in each row, 1 to K.
 
     Returns:
-        [B, V] probabilities. Arguments are as in `accept_by_rejection`.
+        [B] the number of accepted tokens, 1 to `num_drafted`; [B, V] what the next one is drawn from, not normalised.
     """
-    rows = torch.arange(len(num_accepted), device=num_accepted.device)
-    draft_length = target_probs.shape[1]
-    is_rejected = num_accepted < (draft_length if num_drafted is None else num_drafted)
-    target = target_probs[rows, num_accepted - 1]
-    if draft_length == 1:
-        return target
-    draft = draft_probs[rows, (num_accepted - 1).clamp(max=draft_length - 2)]
-    residual = torch.where(is_rejected[:, None], (target - draft).clamp(min=0), target)
-    total = residual.sum(dim=-1, keepdim=True)
-    # Rounding can leave a residual of 0 for two equal distributions: then draw from the target.
-    return torch.where(total > 0, residual / total, target)
+    drawn = draft_ids[:, 1:, None]
+    ratios = (target_probs[:, :-1].gather(2, drawn) / draft_probs.gather(2, drawn)).squeeze(2)
+    shares = [ratios.new_ones(len(ratios))]  # the chance that so many stand or more
+    for ratio in ratios.unbind(dim=1):
+        shares.append((shares[-1] * ratio).clamp(max=1))
+    share = torch.stack(shares, dim=1)  # [B, K]
+    place, longest = torch.arange(1, len(shares) + 1, device=share.device), num_drafted[:, None]
+    left = share[..., None] * target_probs  # [B, K, V] what longer runs do not bring
+    left[:, :-1] -= draft_probs
+    mass = torch.where(place < longest, left.clamp_(min=0).sum(dim=-1), share)
+    stands = nn.functional.pad(uniforms, (1, 0)) < mass / (mass + 1 - share)
+    num_accepted = (place * (stands & (place <= longest))).amax(dim=1).clamp(min=1)
+    rows, last = torch.arange(len(mass), device=share.device), num_accepted - 1
+    # Rounding can leave nothing of two equal distributions: then draw from the target.
+    has_left = (num_accepted < num_drafted) & (mass[rows, last] > 0)
+    return num_accepted, torch.where(has_left[:, None], left[rows, last], target_probs[rows, last])
 
 
 def sample(probs: Tensor, uniforms: Tensor) -> Tensor:

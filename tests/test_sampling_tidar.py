@@ -49,12 +49,12 @@ def test_the_test_would_notice_a_sampler_that_trusts_its_drafts():
     model = tiny_tidar(draft_length=3, vocab_size=SMALL_VOCABULARY, initializer_range=0.12)
     prompt_ids = random_prompts(1, 4) % (SMALL_VOCABULARY - 1) + 1
     joint = exact_joint(model, prompt_ids, 3, top_k=0)
-    honest = choice.accept_by_rejection
-    choice.accept_by_rejection = lambda ids, *probs_and_more: torch.full_like(ids[:, 0], ids.shape[1])
+    honest = choice.accept_block
+    choice.accept_block = lambda ids, probs, *more: (torch.full_like(ids[:, 0], ids.shape[1]), probs[:, -1])
     try:
         counts = draw(model, prompt_ids, 3, NUM_DRAWS, seed=0, top_k=0)
     finally:
-        choice.accept_by_rejection = honest
+        choice.accept_block = honest
     statistic = ((counts - joint * NUM_DRAWS) ** 2 / (joint * NUM_DRAWS)).sum().item()
     assert statistic > 2 * chi_square_bound(joint.numel() - 1)
 

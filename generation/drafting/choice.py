@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..acceptance import accept_by_equality, accept_by_rejection, draft_confidence, residual_probs, sample
+from ..acceptance import accept_block, accept_by_equality, draft_confidence, sample
 from ..processed_scores import ProcessedScores, refuse_none_allowed
 from .draft_step import Decided, Draft, StepState
 from .mask_predictions import SlotPredictions
@@ -203,8 +203,8 @@ class TieSafeGreedy(Greedy):
 
 
 class Sampled(Choice):
-    """Speculative sampling: the autoregressive side is the target, the masks are the drafter (arXiv 2211.17192). Every
-    processor and warper acts on both.
+    """Speculative sampling (arXiv 2211.17192), a draft at a time: the autoregressive side is the target, the masks are
+    the drafter. Every processor and warper acts on both.
 
     Args:
         seeds: one for each row, so that a row's draws do not depend on its batch; None draws from the device's global
@@ -236,12 +236,13 @@ class Sampled(Choice):
         scores = self.target_scores(draft_ids, target_logits)
         target_probs = scores.float().softmax(dim=-1)
         uniforms = self._uniforms(target_logits, self.draft_length)[:, : draft_ids.shape[1]]
-        num_accepted = accept_by_rejection(draft_ids, target_probs, state.draft_probs, uniforms[:, 1:], num_drafted)
+        if self.scores.depend_on_prefix:  # a draft ends where no token may follow
+            goes_on = scores.isfinite().any(dim=-1)[:, :-1].long().cumprod(dim=1)
+            num_drafted = num_drafted.minimum(1 + goes_on.sum(dim=1))
+        num_accepted, left = accept_block(draft_ids, target_probs, state.draft_probs, uniforms[:, 1:], num_drafted)
         if self.scores.depend_on_prefix:
-            rows = torch.arange(len(scores), device=scores.device)
-            refuse_none_allowed(scores[rows, num_accepted - 1], self.scores)
-        residual = residual_probs(target_probs, state.draft_probs, num_accepted, num_drafted)
-        ids = decided_run(draft_ids, num_accepted, sample(residual, uniforms[:, 0]))
+            refuse_none_allowed(left, self.scores)
+        ids = decided_run(draft_ids, num_accepted, sample(left, uniforms[:, 0]))
         return Decided(ids, num_accepted, (target_logits, scores))
 
     def draft(self, decided: Decided, slots: SlotPredictions) -> Draft:

@@ -61,7 +61,7 @@ class CopiedDrafts:
     """Puts a copy in the place of each draft of which fewer tokens are expected.
 
     A row goes by its text and the checkpoint's record, never by what was drawn for its draft: its text does not depend
-    on its batch, and rejection sampling stays exact.
+    on its batch, and sampling stays exact.
 
     Args:
         is_real: [B, P or more] false for padding, or None.

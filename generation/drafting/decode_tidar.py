@@ -129,7 +129,7 @@ def decode_tidar(
     """Writes the text plain decoding would write, in fewer forwards.
 
     Greedy decoding gives the same tokens, unless `options.trust` is below 1; sampling draws from the same distribution
-    (arXiv 2211.17192).
+    (arXiv 2403.10444).
 
     Args:
         input_ids: [B, P] prompts, left-padded.

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from ..acceptance import accept_by_rejection, residual_probs, sample
+from ..acceptance import sample
 from ..processed_scores import refuse_none_allowed
 from .draws_recurrent import ACCEPTANCE, REPLACEMENT
 from .outputs_recurrent import RecurrentGenerateOutput, WavefrontStep
+from .rejection import accept_by_rejection, residual_probs
 from .session_recurrent import Session, choose_first
 
 

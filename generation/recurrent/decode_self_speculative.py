@@ -5,9 +5,10 @@ A rows, T tokens, K drafted tokens, V vocabulary.
 
 import torch
 
-from ..acceptance import accept_by_equality, accept_by_rejection, residual_probs, sample
+from ..acceptance import accept_by_equality, sample
 from .draws_recurrent import ACCEPTANCE, DRAFT, REPLACEMENT
 from .outputs_recurrent import RecurrentGenerateOutput
+from .rejection import accept_by_rejection, residual_probs
 from .session_recurrent import Session, choose_first, with_noise, write_in_order
 
 
