@@ -358,6 +358,16 @@ def test_the_first_drafts_of_a_text_may_cost_a_little_and_those_after_them_must_
     assert planner(1.0, losing, usual=tried_just_now()).choose() == PLAIN  # far from paying
 
 
+@pytest.mark.parametrize("num_rows", [4, 16])
+def test_the_first_drafts_of_a_batch_may_cost_less_the_more_rows_it_has(num_rows):
+    limit = 1 - 0.25 / num_rows**0.5
+    worst = min(p / 200 for p in range(200) if expected_gain(0.06, p / 200) > limit)
+    for chance, is_tried in ((worst, True), (worst - 0.05, False)):
+        of = planner(0.06, chance, usual=tried_just_now())
+        of.num_rows = num_rows
+        assert (of.choose() != PLAIN) == is_tried
+
+
 def expected_gain(each_query, chance):
     of = planner(each_query, chance)
     return max(of.tokens_per_second(plan, of.chances()) for plan in of.plans) * of.times.of(PLAIN, 1)

@@ -17,6 +17,7 @@ from helpers_tidar import (
     random_prompts,
     tiny_tidar,
 )
+from wavedraft.generation import kept_with_model
 from wavedraft.generation.drafting import options_tidar
 from wavedraft.generation.drafting.draft_cache import num_slots_for
 from wavedraft.generation.drafting.draft_planner import StepTimes
@@ -214,3 +215,18 @@ def test_what_is_known_of_a_model_outlives_the_view_that_custom_generate_takes_o
     assert (
         what_a_step_reads(drafting_view(stock)) == what_a_step_reads(drafting_view(stock)) == what_a_step_reads(stock)
     )
+
+
+def test_the_processor_is_checked_while_functions_are_traced(monkeypatch):
+    calls = []
+    monkeypatch.setattr(kept_with_model, "check_processor_meanwhile", lambda: calls.append(1))
+    model = tiny_tidar()
+
+    def function():
+        return None
+
+    kept_with_model.compiled_for(model, function, (1,), {"backend": "eager"})
+    assert not calls, "another compiler asks for nothing"
+    for _ in range(2):
+        kept_with_model.compiled_for(model, function, (2,), {})
+    assert len(calls) == 1

@@ -228,7 +228,7 @@ def check_adapter(adapter: Path, config: Any, model: str) -> None:
     is_of_all = stored.get("layers_to_transform") is None and not isinstance(stored.get("target_modules"), str)
     num_layers, other_width = max(layers, default=-1) + 1, widths - {config.hidden_size}
     other_depth = num_layers != config.num_hidden_layers if is_of_all else num_layers > config.num_hidden_layers
-    if other_depth or other_width:
+    if other_depth or other_width or not shapes:
         base = stored.get("base_model_name_or_path")
         raise ValueError(
             f"The adapter {adapter} was taught on another model ({base}): it has {num_layers} layers "
