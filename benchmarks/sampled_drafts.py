@@ -13,6 +13,7 @@ n tokens of a text, K drafted tokens.
 import argparse
 import json
 import random
+import textwrap
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -155,7 +156,8 @@ def main() -> None:
     )
     titles = ["K", "temperature", "prompts", TOKEN, BLOCK, "gain (95% interval)"]
     rows = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
-    table = "\n".join([head, "", *rows, *(line_of(runs[length, t], t, length) for length, t in settings)])
+    rows += [line_of(runs[length, t], t, length) for length, t in settings]
+    table = "\n".join([textwrap.fill(head, 120), "", *rows])
     print(table)
     if arguments.output:
         arguments.output.write_text(json.dumps({f"{k} {t:g}": some for (k, t), some in runs.items()}, indent=1) + "\n")
