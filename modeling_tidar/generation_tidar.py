@@ -67,7 +67,7 @@ class TiDARGenerationMixin(Stock):
             setattr(generation_config, name, value)
         options = TiDAROptions.of(generation_config, self.config, self.taught)
         if options.packed_weights:
-            check_packable(self, options.exact)
+            check_packable(self)
         chosen_head(self, options.draft_head)
         say_what_is_idle(given, options, generation_config.do_sample)
         if options.is_untaught and getattr(self, "peft_config", None):

@@ -215,12 +215,12 @@ def test_the_planner_reads_as_much_of_a_copy_as_pays():
     assert timed_planner(10.0).num_copied(PLAIN, [[0.5, 0.5, 0.5]]) == 0
 
 
-def test_every_row_pays_for_a_copy_of_one():
+def test_copies_are_read_as_far_as_they_help_the_slowest_row():
     copy = [0.9, 0.9, 0.9]
     assert timed_planner(0.3).num_copied(PLAIN, [copy, copy]) == 3
-    assert timed_planner(0.3).num_copied(PLAIN, [copy, []]) == 3
-    assert timed_planner(0.3).num_copied(PLAIN, [copy, [], [], []]) == 0
-    assert timed_planner(0.3).num_copied(PLAIN, [copy, [0.9, 0.9], [], []]) == 2
+    assert timed_planner(0.3).num_copied(PLAIN, [copy, [0.9, 0.9]]) == 2
+    assert timed_planner(0.3).num_copied(PLAIN, [copy, [0.05, 0.9]]) == 0
+    assert timed_planner(0.0).num_copied(PLAIN, [copy, []]) == 0
 
 
 def test_copies_tell_the_planner_nothing_of_masks():

@@ -122,11 +122,6 @@ def test_compiled_layers_read_packed_weights_too(dtype):
     [
         (torch.float16, {"packed_weights": True}, "must be False for a model in torch.float16 on cpu"),
         (torch.bfloat16, {"packed_weights": "yes"}, "`packed_weights` must be True or False, but is 'yes'"),
-        (
-            torch.float32,
-            {"packed_weights": True, "exact": "tie-safe"},
-            "round torch.float32 differently. Leave one of them",
-        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(given, keywords, message):

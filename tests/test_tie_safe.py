@@ -5,11 +5,16 @@ import torch
 from transformers import DynamicCache
 
 from helpers_marks import slow_but
-from helpers_tidar import CountedForwards, random_prompts, tiny_tidar
+from helpers_tidar import CountedForwards, gated, random_prompts, tiny_tidar
 from wavedraft.generation.drafting.draft_network import new_network
 from wavedraft.generation.drafting.draft_step import with_masks
 from wavedraft.generation.execution.attention_forms import NUM_BELIEVED, rounding_of
+from wavedraft.generation.execution.packed_linear import has_packed_products, pays_to_pack
 from wavedraft.generation.stock_model import CACHE
+
+needs_packed_products = pytest.mark.skipif(
+    not has_packed_products(torch.bfloat16), reason="this CPU has no oneDNN products of bfloat16"
+)
 
 
 def half(family="llama", implementation="sdpa"):
@@ -61,6 +66,18 @@ def test_processors_decide_what_a_tie_is():
         assert texts(model, prompts, exact="tie-safe", **keywords) == plain
 
 
+@needs_packed_products
+@pytest.mark.parametrize("adapted", [False, True])
+def test_packed_weights_too_write_plain_decodings_text(adapted):
+    model = half()
+    if adapted:
+        gated(model)
+    prompts = random_prompts(2, 12)
+    plain = texts(model, prompts, draft_length=0)
+    for branches in (1, "all"):
+        assert texts(model, prompts, exact="tie-safe", packed_weights=True, num_branches=branches) == plain
+
+
 def logits_of_draft(network, prompt_ids, draft_ids):
     """Logits after each token of a draft that is read with every block of masks."""
     length = draft_ids.shape[1]
@@ -71,11 +88,12 @@ def logits_of_draft(network, prompt_ids, draft_ids):
         return network(with_masks(draft_ids, positions, every, cached, length, length, network.masks))[0][0]
 
 
-def test_clean_tokens_leave_bit_for_bit_what_plain_decoding_leaves():
+@pytest.mark.parametrize("is_packed", [False, pytest.param(True, marks=needs_packed_products)])
+def test_clean_tokens_leave_bit_for_bit_what_plain_decoding_leaves(is_packed):
     model = half()
     prompt_ids, draft_ids = random_prompts(1, 21), random_prompts(1, 8, seed=5)
-    network = new_network(model, 1, mask_embedding_id=3, is_tie_safe=True)
-    usual = new_network(model, 1, mask_embedding_id=3)
+    network = new_network(model, 1, mask_embedding_id=3, is_tie_safe=True, is_packed=is_packed)
+    usual = new_network(model, 1, mask_embedding_id=3, is_packed=is_packed)
     cache = DynamicCache()
     with torch.no_grad():
         model(prompt_ids, **{CACHE: cache}, logits_to_keep=1)
@@ -110,7 +128,7 @@ def test_a_forward_of_one_token_decides_every_position_where_all_are_ties():
     plain = model.generate(prompts, draft_length=0, **keywords)
     output = model.generate(prompts, exact="tie-safe", tie_margin=1e9, **keywords)
     assert output.sequences.tolist() == plain.sequences.tolist()
-    if not rounding_of(model).is_believed:
+    if not rounding_of(model, pays_to_pack(model)).is_believed:
         assert output.num_tie_forwards >= 2 * 19
 
 
@@ -118,7 +136,7 @@ def test_a_wide_forward_that_was_always_right_is_asked_no_more():
     model = half()
     keywords = {"max_new_tokens": 40, "do_sample": False, "return_dict_in_generate": True}
     first = model.generate(random_prompts(1, 7), exact="tie-safe", tie_margin=1e9, **keywords)
-    if not rounding_of(model).is_believed:
+    if not rounding_of(model, pays_to_pack(model)).is_believed:
         pytest.skip("this processor rounds wide forwards otherwise, whatever is called token by token")
     assert first.num_tie_forwards == NUM_BELIEVED
     assert model.generate(random_prompts(1, 9), exact="tie-safe", **keywords).num_tie_forwards == 0

@@ -282,7 +282,7 @@ def network_of(
 
 def packs_weights(model: Any, options: TiDAROptions) -> bool:
     """Whether packed weights are read: as the caller says, or where they cost nothing but memory."""
-    return pays_to_pack(model) and not options.exact if options.packed_weights is None else options.packed_weights
+    return pays_to_pack(model) if options.packed_weights is None else options.packed_weights
 
 
 def handed_back(given: Any, cache: DynamicCache) -> Any:

@@ -85,11 +85,15 @@ class Line:
         new = 1, num_queries, seconds, num_queries**2, num_queries * seconds
         self.sums = [FORGETTING * old + one for old, one in zip(self.sums, new, strict=True)]
 
-    def at(self, num_queries: int) -> float:
-        """The expected seconds. More queries never take less, and the line begins at 0 or above."""
+    def at(self, num_queries: int, first: float | None = None) -> float:
+        """The expected seconds. More queries never take less, and the line begins at 0 or above. Where all steps seen
+        had one width, it begins at `first`, seconds of a step of one query; None: it is flat."""
         weight, *sums = self.sums
         queries, seconds, squares, products = (one / weight for one in sums)
-        slope = (products - queries * seconds) / max(squares - queries**2, 1e-9)
+        rise, run = products - queries * seconds, squares - queries**2
+        if run < 1e-6:
+            rise, run = seconds - (seconds if first is None else first), queries - 1
+        slope = rise / max(run, 1e-6)
         return seconds + min(max(slope, 0.0), seconds / queries) * (num_queries - queries)
 
 
@@ -113,7 +117,8 @@ class StepTimes:
             self.line_of(plan).see(num_queries(plan, num_tokens), seconds)
 
     def of(self, plan: Plan, num_tokens: int) -> float:
-        return self.line_of(plan).at(num_queries(plan, num_tokens))
+        first = None if plan == PLAIN else self.plain.at(1)
+        return self.line_of(plan).at(num_queries(plan, num_tokens), first)
 
     def line_of(self, plan: Plan) -> Line:
         return self.plain if plan == PLAIN else self.drafting
@@ -155,9 +160,9 @@ class DraftPlanner:
         return plan
 
     def unseen(self) -> Plan | None:
-        """A plan that has to be timed before others can be compared: none, the narrowest and the widest, twice each."""
-        ends = (PLAIN, self.plans[0], self.plans[-1])
-        return next((plan for plan in ends if self.times.num_seen.get(plan, 0) < 2), None)
+        """A plan that has to be timed before others can be compared: none and the narrowest, twice each."""
+        narrow = (PLAIN, self.plans[0])
+        return next((plan for plan in narrow if self.times.num_seen.get(plan, 0) < 2), None)
 
     def best(self) -> Plan:
         """The plan with the most tokens a second, if it beats plain decoding.
@@ -211,16 +216,17 @@ class DraftPlanner:
         return tokens / num_steps, seconds / num_steps
 
     def num_copied(self, plan: Plan, drafts: list[list[float]]) -> int:
-        """How many tokens of copies are read: as many as bring the batch the most tokens a second.
+        """How many tokens of copies are read: as many as bring the slowest row the most tokens a second. The batch ends
+        with that row, and a row fewer makes its steps little faster.
 
         Args:
             drafts: for each row, the chances of its copy's tokens, each after those before it, or of its draft's.
         """
         if self.is_static or self.shared_on is not None or self.unseen():
             return max(plan.draft_length - 1, 0)
-        reaches = zip_longest(*(accumulate(chances, mul) for chances in drafts), fillvalue=0)
-        tokens = accumulate(map(sum, reaches), initial=len(drafts))
-        rates = [num / self.times.of(plan, length) for length, num in enumerate(tokens, start=1)]
+        reaches = zip_longest(*(accumulate(chances, mul, initial=1.0) for chances in drafts), fillvalue=0.0)
+        of_rows = zip(*(accumulate(row) for row in zip(*reaches, strict=True)), strict=True)  # by length, each row's
+        rates = [min(tokens) / self.times.of(plan, length) for length, tokens in enumerate(of_rows, start=1)]
         return rates.index(max(rates))
 
     def saw(self, plan: Plan, num_drafted: list[int], num_tokens: int, counts: list[int]) -> None:

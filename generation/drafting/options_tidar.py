@@ -52,8 +52,7 @@ class TiDAROptions:
             config's `mode` has none.
         packed_weights: for bfloat16 or float32 on a CPU: linear layers read a second copy of their weights, in oneDNN's
             order. Their products round differently from a stock model's (in float32 only for several tokens). By
-            default drafting reads them where the CPU has such products, the weights fit eight times into memory, and
-            `exact` is not asked for.
+            default drafting reads them where the CPU has such products and the weights fit eight times into memory.
         draft_acceptance: how often each slot after the first stood after those before it in an evaluation: what "auto"
             expects at first. In generation_config.json: {"chances": [...], "num_prompts": ...}.
         draft_head: a folder or Hub repository with a stock model's draft head, read once; False drafts without. By

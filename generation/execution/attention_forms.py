@@ -3,7 +3,7 @@
 A sequences, Q queries, S slots, H heads, G heads per key head, D channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,6 +16,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..kept_with_model import kept_with
 from ..stock_model import attention_of
+from .compiled_layers import swapped
+from .packed_linear import PackedLinear
 
 TILE, FEW_TILES = 64, 96  # queries per tile; up to 96 tiles, products are no slower on an H200
 LEFT_TO_SDPA = ("position_bias", "cache", "softcap")  # arguments that only transformers' sdpa handles
@@ -128,7 +130,7 @@ _spans: ContextVar[Spans | None] = ContextVar("spans", default=None)
 def attend_token_by_token(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa, once for each clean token and once for all masks: [A, Q, H, D]."""
+    """transformers' sdpa for each clean token, and `attend_grouped` for all masks: [A, Q, H, D]."""
     spans = _spans.get()
     if spans is None:  # the forward of a prompt or another thread
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -152,7 +154,7 @@ def attend_token_by_token(
     states = torch.cat(tokens, dim=1).view(len(spans.cached), spans.num_clean, *tokens[0].shape[2:])
     if query.shape[2] > spans.num_clean:
         masks, mask = query[:, :, spans.num_clean :], attention_mask[:, :, spans.num_clean :]
-        states = torch.cat([states, sdpa_attention_forward(module, masks, key, value, mask, **kwargs)[0]], dim=1)
+        states = torch.cat([states, attend_grouped(module, masks, key, value, mask, **kwargs)[0]], dim=1)
     return states, None
 
 
@@ -161,11 +163,12 @@ class Rounding:
     """The rounding of one model on one device in one dtype, measured once.
 
     Attributes:
-        dependent: shapes of linear layers whose result for a token depends on the other tokens.
+        dependent: shapes of linear layers whose result for a token depends on the other tokens; and whether it is the
+            stock layer's, for a token alone and for many.
         num_equal: tokens whose single forward gave the wide forward's bits; None after a difference.
     """
 
-    dependent: set[torch.Size] = field(default_factory=set)
+    dependent: dict[torch.Size, bool] = field(default_factory=dict)
     num_equal: int | None = 0
 
     def compare(self, alone: Tensor, wide: Tensor) -> None:
@@ -177,51 +180,78 @@ class Rounding:
         return (self.num_equal or 0) >= NUM_BELIEVED
 
 
-def rounding_of(model: Any) -> Rounding:
-    """Tests each shape of linear layer on random tokens once. Only on a CPU in half precision: elsewhere most shapes
-    depend on width, and products token by token cost more than plain decoding."""
-    key = model.dtype, model.device, attention_of(model.config)
+def rounding_of(model: Any, is_packed: bool = False) -> Rounding:
+    """Tests each shape of linear layer on random tokens once, in the form that the model has now. Only on a CPU in half
+    precision: elsewhere most shapes depend on width, and products token by token cost more than plain decoding."""
+    key = model.dtype, model.device, attention_of(model.config), is_packed
     roundings = kept_with(model).roundings
     if key not in roundings:
         roundings[key] = Rounding()
         if model.device.type == "cpu" and model.dtype in (torch.bfloat16, torch.float16):
             layers = {layer.weight.shape: layer for layer in linear_layers(model)}
-            roundings[key].dependent = {shape for shape, layer in layers.items() if depends_on_width(layer)}
+            found = {shape: rounds_as_stock(layer) for shape, layer in layers.items()}
+            roundings[key].dependent = {shape: is_stock for shape, is_stock in found.items() if is_stock is not None}
     return roundings[key]
 
 
-def linear_layers(model: nn.Module) -> list[nn.Linear]:
+def linear_layers(model: nn.Module) -> list[nn.Linear | PackedLinear]:
     """The linear layers that clean tokens pass through, without an adapter's layers, which see only masks."""
     named = model.named_modules()
-    return [module for name, module in named if isinstance(module, nn.Linear) and ".lora_" not in name]
+    return [module for name, module in named if isinstance(module, nn.Linear | PackedLinear) and ".lora_" not in name]
 
 
 @torch.no_grad()
-def depends_on_width(layer: nn.Linear) -> bool:
+def rounds_as_stock(layer: nn.Linear | PackedLinear) -> bool | None:
+    """Whether a layer's results for one token, and for many, are the stock layer's. None: all four are the same."""
     num_tokens = 64 if layer.weight.numel() < 2**22 else 16
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(num_tokens, layer.in_features, generator=generator).to(layer.weight.dtype)
-    alone = [functional.linear(tokens[i : i + 1], layer.weight, layer.bias) for i in range(num_tokens)]
-    return not torch.equal(functional.linear(tokens, layer.weight, layer.bias), torch.cat(alone))
+    alone, together = (
+        torch.cat([stock_product(layer, token) for token in tokens.split(1)]),
+        stock_product(layer, tokens),
+    )
+    mine = torch.cat([layer.forward(token) for token in tokens.split(1)])
+    is_stock = torch.equal(mine, alone) and torch.equal(layer.forward(tokens), together)
+    return None if is_stock and torch.equal(alone, together) else is_stock
+
+
+def stock_product(layer: nn.Linear | PackedLinear, x: Tensor) -> Tensor:
+    """[..., D] -> [..., E], as `nn.Linear` multiplies, which takes ten times as long for a slice [B, 1, D]."""
+    of_rows = functional.linear(x.flatten(0, -2), layer.weight, layer.bias)
+    return of_rows.unflatten(0, x.shape[:-1])
 
 
 @contextmanager
 def products_token_by_token(model: nn.Module, rounding: Rounding) -> Iterator[None]:
     """Makes linear layers that depend on width compute each clean token separately, inside the context."""
-
-    def correct(layer: Any, args: Any, output: Tensor) -> Tensor:
-        spans = _spans.get()
-        for i in range(0 if spans is None else spans.num_clean):  # all rows at once, as in plain decoding
-            output[:, i : i + 1] = functional.linear(args[0][:, i : i + 1], layer.weight, layer.bias)
-        return output
-
-    layers = [layer for layer in linear_layers(model) if layer.weight.shape in rounding.dependent]
-    handles = [layer.register_forward_hook(correct) for layer in layers]
-    try:
+    known = [(layer, rounding.dependent.get(layer.weight.shape)) for layer in linear_layers(model)]
+    dependent = [(layer, is_stock) for layer, is_stock in known if is_stock is not None]
+    with swapped([(layer.__dict__, *token_by_token(layer, is_stock)) for layer, is_stock in dependent]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def token_by_token(layer: nn.Linear | PackedLinear, is_stock: bool) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """The name of a layer's product [B, Q, D] -> [B, Q, E], and one that reads prompts, and token i of all rows, with
+    the stock layer's rounding. `is_stock`: `rounds_as_stock`."""
+    is_packed, reducer = isinstance(layer, PackedLinear), getattr(layer, "reducer", None)
+    name = "both" if is_packed else "forward"  # a gated layer calls `both` of its packed base
+    product = getattr(layer, name)
+    num_reduced = 0 if reducer is None else reducer.shape[1]  # columns that are read of masks alone
+
+    def of_clean(x: Tensor) -> Tensor:
+        if is_packed and is_stock:
+            return product(x)
+        return functional.pad(stock_product(layer, x), (0, num_reduced))
+
+    def separate(x: Tensor) -> Tensor:
+        spans = _spans.get()
+        if spans is None:  # the forward of a prompt or another thread
+            return of_clean(x)
+        clean, masks = x[:, : spans.num_clean], x[:, spans.num_clean :]
+        tokens = [of_clean(token) for token in clean.split(1, dim=1)]
+        return torch.cat([*tokens, product(masks)] if masks.shape[1] else tokens, dim=1)
+
+    return name, separate
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ..kept_with_model import kept_with
 from ..stock_model import attend_by, attention_of, decoder_of
 from ..torch_internals import hooks_of
 from .attention_forms import (
+    Rounding,
     Spans,
     attend,
     attend_token_by_token,
@@ -44,6 +45,7 @@ class ModelForm:
         gate: of gated adapters; None without such.
         implementation: of attention, which masks are made for.
         is_grouped: whether attention is `attend`, which takes short and grouped masks.
+        rounding: of this model, with `is_tie_safe`, while the form is applied.
         reading: what the forward under way reads, for layers with states.
         last_states: [A, Q, D] input of the lm_head in the last forward.
     """
@@ -63,7 +65,8 @@ class ModelForm:
         has_interface = self.implementation == "sdpa" and getattr(model, "_supports_attention_backend", False)
         self.is_token_by_token = has_interface and is_tie_safe and is_drafting
         self.is_grouped = has_interface and is_drafting and not is_tie_safe
-        self.rounding = rounding_of(model) if is_tie_safe else None
+        self.is_tie_safe = is_tie_safe
+        self.rounding: Rounding | None = None
         self.gate: MaskGate | None = None
         self.rows: Sequence[int] | None = None
         self.num_masks_of_prompt: int | None = None
@@ -102,6 +105,8 @@ class ModelForm:
                 stack.enter_context(swapped(packed))
             stand_ins = [(parts, place, with_base(gated.get(one), one.base_layer)) for one, parts, place, *_ in sole]
             stack.enter_context(swapped(stand_ins))
+            if self.is_tie_safe:
+                self.rounding = rounding_of(self.model, self.is_packed)
             if self.is_token_by_token:
                 stack.enter_context(products_token_by_token(self.model, self.rounding))
                 stack.enter_context(self._attending_by(TOKEN_BY_TOKEN, attend_token_by_token))

@@ -61,8 +61,8 @@ def has_packed_products(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def check_packable(model: nn.Module, exact: str | None = None) -> None:
-    """Raises ValueError if packed weights cannot be used, or `exact` needs other products."""
+def check_packable(model: nn.Module) -> None:
+    """Raises ValueError if packed weights cannot be used."""
     if model.device.type != "cpu" or model.dtype not in PACKABLE:
         raise ValueError(
             f"`packed_weights` must be False for a model in {model.dtype} on {model.device}: it is for torch.bfloat16 "
@@ -77,11 +77,6 @@ def check_packable(model: nn.Module, exact: str | None = None) -> None:
         why = f"this CPU, or this build of PyTorch, has no oneDNN products of {model.dtype}"
         instead = ", or load the model with `dtype=torch.float32`" if has_packed_products(torch.float32) else ""
         raise ValueError(f"`packed_weights` must be False on this machine: {why}. Leave it out{instead}.")
-    if exact:
-        raise ValueError(
-            f"`exact={exact!r}` must round like the stock model's own products, but `packed_weights` uses oneDNN "
-            f"products, which round {model.dtype} differently. Leave one of them out."
-        )
 
 
 def pays_to_pack(model: nn.Module) -> bool:

@@ -95,7 +95,6 @@ TIDAR: dict[str, dict[str, Any]] = {
     "exact unknown": {"exact": "always"},
     "exact sampled": {"exact": "tie-safe", "do_sample": True},
     "exact static": {"exact": "tie-safe", **STATIC},
-    "exact packed": {"exact": "tie-safe", "packed_weights": True},
     "margin alone": {"tie_margin": 0.5},
     "margin negative": {"exact": "tie-safe", "tie_margin": -1},
     "mask row": {"mask_embedding_id": 61},

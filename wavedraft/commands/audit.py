@@ -83,7 +83,7 @@ def audit(
         check_fit(AutoConfig.from_pretrained(model), zip(texts, map(len, prompt_ids), strict=True), max_new_tokens)
         loaded = load(model, dtype, device := device_for(device), adapter)
         if packed_weights:
-            check_packable(loaded, exact)
+            check_packable(loaded)
         with decoding_bar(len(texts)) as advance:
             sizes = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
             result = audit_texts(loaded, prompt_ids, plain=plain, parallel=parallel, on_prompt=advance, **sizes)

@@ -79,7 +79,7 @@ def chat(
         tokenizer = AutoTokenizer.from_pretrained(model)
         loaded = load(model, dtype, device, adapter)
         if packed_weights:
-            check_packable(loaded, exact)
+            check_packable(loaded)
         turns = Turns(Chat(loaded, tokenizer, system, **options))
         commands = ChatCommands(turns, chat, given, turn_keywords)
         next_line = line_reader()

@@ -58,7 +58,7 @@ def write_texts(given: dict[str, Any]) -> None:
         check_fit(AutoConfig.from_pretrained(model), zip(prompts, lengths, strict=True), given["max_new_tokens"])
         loaded = load(model, given["dtype"], device, given["adapter"])
         if given["packed_weights"]:
-            check_packable(loaded, given["exact"])
+            check_packable(loaded)
         encoded = [inputs.to(loaded.device) for inputs in encoded]
         longest = max(encoded, key=lambda inputs: inputs["input_ids"].shape[1])
         if "compile_config" in parallel:

@@ -55,7 +55,7 @@ class Racer:
             tokenizer = AutoTokenizer.from_pretrained(fixed["model"])
             model = load(fixed["model"], fixed["dtype"], device, fixed["adapter"])
             if fixed["packed_weights"]:
-                check_packable(model, None)
+                check_packable(model)
         return cls(model, tokenizer, fixed)
 
     @property
