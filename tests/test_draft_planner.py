@@ -194,18 +194,19 @@ def test_times_lie_on_a_line_through_the_steps_seen():
     times = times_of(0.05)
     for plan in (PLAIN, Plan(2, 1), Plan(4, 2), Plan(8, 1), Plan(8, 8)):
         for num_tokens in {1, plan.draft_length or 1}:
-            assert times.of(plan, num_tokens) == pytest.approx(seconds_of(plan, num_tokens, 0.05))
+            assert times.of(plan, num_tokens) == pytest.approx(seconds_of(plan, num_tokens, 0.05), rel=0.02)
 
 
-def test_wider_steps_are_guessed_from_plain_and_narrow_ones_until_two_widths_are_seen():
+def test_wider_steps_are_guessed_from_plain_and_narrow_ones_until_they_are_seen():
     times = StepTimes()
     for plan, num_tokens, seconds in ((PLAIN, 1, 1.0), (Plan(2, 1), 2, 1.6)):  # 1 and 4 queries
         times.see(plan, num_tokens, 30.0)
         times.see(plan, num_tokens, seconds)
-    assert times.of(Plan(8, 1), 8) == pytest.approx(1.6 + 12 * 0.2)  # 16 queries
-    for _ in range(2):
+    assert times.of(Plan(8, 1), 8) == pytest.approx(1.6 + 12 * 0.2, rel=0.01)  # 16 queries
+    for _ in range(20):
+        times.see(Plan(2, 1), 2, 1.6)
         times.see(Plan(4, 1), 4, 1.8)
-    assert times.of(Plan(8, 1), 8) == pytest.approx(1.8 + 8 * 0.05)
+    assert times.of(Plan(8, 1), 8) == pytest.approx(1.8 + 8 * 0.05, rel=0.05)
 
 
 def test_more_queries_never_take_less_and_no_step_takes_nothing():
@@ -230,11 +231,15 @@ def test_an_interrupted_step_counts_for_two_and_a_slower_machine_is_noticed():
     assert times.of(Plan(8, 1), 8) == pytest.approx(3 * expected, rel=0.2)
 
 
-def test_the_first_step_of_a_plan_may_compile_and_is_not_counted():
-    times = StepTimes()
-    for plan, seconds in ((PLAIN, 30.0), (PLAIN, 1.0), (Plan(4, 1), 60.0), (Plan(4, 1), 2.0)):
+@pytest.mark.parametrize("is_static", [False, True])
+def test_a_first_step_may_compile_and_is_not_counted(is_static):
+    times = StepTimes(is_static)
+    first_of_a_plan = [(Plan(2, 1), 60.0)] * is_static
+    for plan, seconds in ((PLAIN, 30.0), (PLAIN, 1.0), (Plan(4, 1), 60.0), (Plan(4, 1), 2.0), *first_of_a_plan):
         times.see(plan, 1, seconds)
-    assert (times.of(PLAIN, 1), times.of(Plan(4, 1), 1)) == (1.0, 2.0)
+    assert (times.of(PLAIN, 1), times.of(Plan(4, 1), 1)) == (1.0, pytest.approx(2.0, rel=0.01))
+    times.see(Plan(2, 1), 1, 1.5)
+    assert times.of(Plan(2, 1), 1) == pytest.approx(1.5, rel=0.02)
 
 
 @pytest.mark.parametrize("each_query", [0.0, 0.02, 10.0])

@@ -85,15 +85,11 @@ class Line:
         new = 1, num_queries, seconds, num_queries**2, num_queries * seconds
         self.sums = [FORGETTING * old + one for old, one in zip(self.sums, new, strict=True)]
 
-    def at(self, num_queries: int, first: float | None = None) -> float:
-        """The expected seconds. More queries never take less, and the line begins at 0 or above. Where all steps seen
-        had one width, it begins at `first`, seconds of a step of one query; None: it is flat."""
+    def at(self, num_queries: int) -> float:
+        """The expected seconds. More queries never take less, and the line begins at 0 or above."""
         weight, *sums = self.sums
         queries, seconds, squares, products = (one / weight for one in sums)
-        rise, run = products - queries * seconds, squares - queries**2
-        if run < 1e-6:
-            rise, run = seconds - (seconds if first is None else first), queries - 1
-        slope = rise / max(run, 1e-6)
+        slope = (products - queries * seconds) / max(squares - queries**2, 1e-9)
         return seconds + min(max(slope, 0.0), seconds / queries) * (num_queries - queries)
 
 
@@ -102,23 +98,28 @@ class StepTimes:
     """What steps take, by the real steps of one model, device, dtype and number of rows.
 
     Attributes:
+        is_static: whether each plan's first step compiles or is captured.
         plain, drafting: seconds of steps without and with masks.
         num_seen: steps of each plan.
     """
 
+    is_static: bool = False
     plain: Line = field(default_factory=Line)
     drafting: Line = field(default_factory=Line)
     num_seen: dict[Plan, int] = field(default_factory=dict)
 
     def see(self, plan: Plan, num_tokens: int, seconds: float) -> None:
-        """Takes in a step. The first of each plan may compile, capture or allocate, and is not counted."""
+        """Takes in a step. Not the first of each line, which may allocate. What wider drafts take is at first guessed
+        from the narrowest and from plain steps: with one of these the line of drafting steps begins."""
         self.num_seen[plan] = self.num_seen.get(plan, 0) + 1
-        if self.num_seen[plan] > 1:
-            self.line_of(plan).see(num_queries(plan, num_tokens), seconds)
+        line = self.line_of(plan)
+        if self.num_seen[plan] > 1 or (line.sums[0] and not self.is_static):
+            if plan != PLAIN and self.plain.sums[0] and not line.sums[0]:
+                line.see(1, self.plain.at(1))
+            line.see(num_queries(plan, num_tokens), seconds)
 
     def of(self, plan: Plan, num_tokens: int) -> float:
-        first = None if plan == PLAIN else self.plain.at(1)
-        return self.line_of(plan).at(num_queries(plan, num_tokens), first)
+        return self.line_of(plan).at(num_queries(plan, num_tokens))
 
     def line_of(self, plan: Plan) -> Line:
         return self.plain if plan == PLAIN else self.drafting
@@ -298,5 +299,5 @@ def planner_of(run: StepRunner, num_rows: int, options: TiDAROptions) -> DraftPl
     prior = slot_chances(options)
     num_slots = len(prior)
     usual = known.setdefault(num_slots, Acceptance([0.0] * num_slots, [0.0] * num_slots))
-    times = known.setdefault(key, StepTimes())
+    times = known.setdefault(key, StepTimes(options.is_static))
     return DraftPlanner(times, plans, prior, usual, options.is_static, num_rows, device if num_ranks > 1 else None)
