@@ -12,8 +12,8 @@ DTYPE ?= $(shell $(BIN)/python -c \
     "from wavedraft.commands.cli_checks import multiplies_bfloat16 as f; print('bfloat16' if f() else 'float32')")
 
 .PHONY: demo bench bench-more bench-recurrent bench-depth retrofit standard-prompts beside-llama-cpp bfloat16-share costs \
-    growth pictures docs package publish test test-slow test-others test-quantized test-serving test-serving-dear lint \
-    setup clean
+    learning growth pictures docs package publish test test-slow test-others test-quantized test-serving \
+    test-serving-dear lint setup clean
 
 # `make demo COMPILE=--compile` compiles both ways first, which takes a minute, once.
 demo: $(TIDAR)/config.json
@@ -76,6 +76,14 @@ costs: $(TIDAR)/config.json
 	$(BIN)/python benchmarks/costs.py $(BIN)/wavedraft convert $(TIDAR) build/costs/stock --to-ar --overwrite
 	$(BIN)/python benchmarks/costs.py $(BIN)/wavedraft convert build/costs/stock build/costs/tidar --overwrite
 	$(BIN)/python benchmarks/training_speed.py $(TIDAR) --steps 2
+
+# Tokens per forward against text learned: docs/teach.md. Hours of a core for each run; the same command goes on where it
+# was stopped. `make learning CURVES='KL TV' TOKENS=400000` teaches these.
+CURVES := cross-entropy LK
+TOKENS := 400000
+learning: $(TIDAR)/config.json
+	$(BIN)/python benchmarks/learning_curves.py $(TIDAR) --runs $(CURVES) --tokens $(TOKENS) \
+	    --page docs/teach.md --picture docs/pictures/learning.png
 
 # The tables of docs/growth.md, and the prediction of docs/serving.md.
 growth: setup

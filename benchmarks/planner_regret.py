@@ -13,6 +13,7 @@ import json
 import platform
 import time
 from datetime import date
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,8 @@ from transformers import AutoTokenizer
 
 from wavedraft import TiDARForCausalLM
 from wavedraft.generation.drafting import draft_planner
-from wavedraft.generation.drafting.draft_planner import StepTimes, plans_up_to
+from wavedraft.generation.drafting.draft_planner import DraftPlanner, StepTimes, plans_up_to
+from wavedraft.generation.drafting.draft_step import PLAIN
 from wavedraft.generation.execution.gated_linear import active_adapters
 from wavedraft.generation.kept_with_model import kept_with
 from wavedraft.modeling_tidar.modeling_tidar import acceptance_of, record_acceptance
@@ -48,11 +50,12 @@ class Clock:
 
 def step_times(model: Any, prompts: list[torch.Tensor], options: dict[str, Any]) -> StepTimes:
     """What steps take here, from the real clock, every plan in turn."""
+    turn = cycle([PLAIN, *plans_up_to(model.tidar_config.draft_length, False, False)])
+    choose = DraftPlanner.choose
+    DraftPlanner.choose = lambda planner: next(turn)  # type: ignore[method-assign]
     for ids in prompts:
         model.generate(ids[None], **options, num_branches="auto")
-        for plan in plans_up_to(model.tidar_config.draft_length, False, False):
-            seen = next(times for times in kept_with(model).step_times.values() if isinstance(times, StepTimes))
-            seen.num_seen.pop(plan, None)
+    DraftPlanner.choose = choose  # type: ignore[method-assign]
     return next(times for times in kept_with(model).step_times.values() if isinstance(times, StepTimes))
 
 

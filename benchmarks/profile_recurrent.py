@@ -29,7 +29,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from wavedraft.modeling_recurrent import RecurrentDepthForCausalLM
 
-POLICIES = ("full-depth AR, shared cache", "full-depth AR", "diffusion forcing, r'=4", "exact")
+POLICIES = (
+    "full-depth AR, shared cache",
+    "full-depth AR",
+    "diffusion forcing, r'=2",
+    "diffusion forcing, r'=4",
+    "exact",
+)
 
 
 def time_layers(model: nn.Module, stopwatch: Stopwatch) -> None:

@@ -1,4 +1,4 @@
-"""Prompts of five kinds (chat, code, maths, summary, json), made from a seed: what a draft is trained on and judged by.
+"""Prompts of eleven kinds, made from a seed: what a draft is trained on, and judged by on others like them.
 
     apt-get download wordnet-base r-cran-janeaustenr && for deb in *.deb; do dpkg-deb -x $deb sources; done
     pip install reasoning-gym==0.1.25
@@ -25,6 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import reasoning_gym
+from prompt_kinds import (
+    DIALOGUES,
+    LISTS,
+    PUZZLES,
+    REWRITING,
+    SQL,
+    TRANSLATION,
+    dialogue,
+    list_prompt,
+    puzzle_prompt,
+    rewriting_prompt,
+    sql_prompt,
+    translation_prompt,
+)
 from prompt_words import (
     CHAT,
     CLOSED_CLASSES,
@@ -40,6 +54,7 @@ from prompt_words import (
 )
 
 KINDS = ("chat", "code", "maths", "summary", "json")
+MORE_KINDS = ("translation", "rewriting", "list", "sql", "dialogue", "puzzle")
 HELD_OUT_NOVELS = {"Persuasion"}
 # WordNet's files of nouns that make natural topics, by number
 NOUN_FILES = {
@@ -236,6 +251,25 @@ def json_prompt(words: Words, rng: random.Random) -> str:
     return fill(rng.choice(words.forms(JSON_FORMS)), words, rng)
 
 
+def further_prompt(kind: str, words: Words, rng: random.Random) -> str | list[dict[str, str]]:
+    """A prompt of `MORE_KINDS`; messages of a dialogue."""
+
+    def fill_in(template: str) -> str:
+        return fill(template, words, rng)
+
+    if kind == "puzzle":
+        return puzzle_prompt(rng, words.forms(PUZZLES), words.is_heldout)
+    if kind == "dialogue":
+        return dialogue(fill_in, rng, words.forms(DIALOGUES))
+    maker, forms = {
+        "translation": (translation_prompt, TRANSLATION),
+        "rewriting": (rewriting_prompt, REWRITING),
+        "list": (list_prompt, LISTS),
+        "sql": (sql_prompt, SQL),
+    }[kind]
+    return maker(fill_in, rng, words.forms(forms)).strip()
+
+
 MAKERS: dict[str, Callable[[Words, random.Random], str]] = {
     "chat": chat_prompt,
     "code": code_prompt,
@@ -248,7 +282,7 @@ MAKERS: dict[str, Callable[[Words, random.Random], str]] = {
 def make_prompts(
     words: Words, num_each: int, seed: int, taken: Collection[str] = (), max_words: int = 190
 ) -> list[dict[str, str]]:
-    """`num_each` different prompts of each kind, none of them `taken`, shuffled together."""
+    """`num_each` different prompts of each of `KINDS`, none of them `taken`, shuffled together."""
     rng = random.Random(seed)
     rows = []
     for kind in KINDS:
@@ -259,6 +293,21 @@ def make_prompts(
             if prompt not in seen and prompt not in taken and len(prompt.split()) <= longest:
                 seen.add(prompt)
                 rows.append({"kind": kind, "prompt": prompt})
+    rng.shuffle(rows)
+    return rows
+
+
+def more_prompts(words: Words, num_each: int, seed: int, taken: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The same of `MORE_KINDS`, with `messages` in place of `prompt` where there are several turns."""
+    rng, rows = random.Random(seed), []
+    for kind in MORE_KINDS:
+        seen: set[str] = set()
+        while len(seen) < num_each:
+            made = further_prompt(kind, words, rng)
+            text = json.dumps(made)
+            if text not in seen and text not in taken and len(text.split()) <= 95:
+                seen.add(text)
+                rows.append({"kind": kind, "prompt" if isinstance(made, str) else "messages": made})
     rng.shuffle(rows)
     return rows
 
@@ -274,18 +323,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder of both files; by default each goes where it is kept")
     parser.add_argument("--num-train", type=int, default=4000)
     parser.add_argument("--num-heldout", type=int, default=100)
+    parser.add_argument("--num-more", type=int, default=1800, help="train prompts of the further kinds; held out: 120")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     taken: set[str] = set()
-    for split, count in (("train", arguments.num_train), ("heldout", arguments.num_heldout)):
+    counts = {"train": (arguments.num_train, arguments.num_more), "heldout": (arguments.num_heldout, 120)}
+    for split, (count, count_more) in counts.items():
         is_heldout = split == "heldout"
-        words = read_words(arguments.sources, is_heldout)
-        rows = make_prompts(words, count // len(KINDS), seed=2 * arguments.seed + is_heldout, taken=taken)
-        taken |= {row["prompt"] for row in rows}
+        words, seed = read_words(arguments.sources, is_heldout), 2 * arguments.seed + is_heldout
+        rows = make_prompts(words, count // len(KINDS), seed, taken)
+        more = more_prompts(words, count_more // len(MORE_KINDS), seed, taken)
+        taken |= {row["prompt"] for row in rows} | {json.dumps(row.get("prompt", row.get("messages"))) for row in more}
         folder = arguments.output or HOME[split]
-        path = folder / f"prompts_{split}.jsonl"
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        print(f"{path}: {len(rows)} prompts")
+        files = {f"prompts_{split}.jsonl": rows, f"prompts_{split}_more.jsonl": more}
+        if not is_heldout:  # `wavedraft teach` takes the first: of all kinds
+            random.Random(seed).shuffle(rows := rows + more)
+            files = {f"prompts_{split}.jsonl": rows}
+        for name, some in files.items():
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
+            (folder / name).write_text(text, encoding="utf-8")
+            print(f"{folder / name}: {len(some)} prompts")
 
 
 if __name__ == "__main__":

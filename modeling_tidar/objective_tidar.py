@@ -43,10 +43,18 @@ def total_variation(draft_logits: Tensor, token_ids: Tensor, target_logits: Tens
     return (target_logits.float().softmax(dim=-1) - draft_logits.float().softmax(dim=-1)).abs().sum(dim=-1) / 2
 
 
+def negative_log_acceptance(draft_logits: Tensor, token_ids: Tensor, target_logits: Tensor) -> Tensor:
+    """-log of the probability that a sampled draft token is accepted, [T] (arXiv 2602.23881). Where drafts are poor,
+    its gradient does not vanish as that of `total_variation` does."""
+    shared = torch.minimum(target_logits.float().softmax(dim=-1), draft_logits.float().softmax(dim=-1)).sum(dim=-1)
+    return -shared.clamp(min=torch.finfo(shared.dtype).tiny).log()
+
+
 DRAFT_LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "kl": kl_divergence,
     "tv": total_variation,
+    "lk": negative_log_acceptance,
 }
 
 
@@ -73,7 +81,7 @@ class DraftObjective:
         mode: "joint" trains every token of the doubled sequence, as the paper does. "gated" runs the clean half
             without gradient and the adapter on the masks only. "head" trains only the draft head, which never predicts
             a block's first slot.
-        draft_loss: "cross_entropy" on the tokens; "kl" or "tv" against the autoregressive side's distribution.
+        draft_loss: "cross_entropy" on the tokens; "kl", "tv" or "lk" against the autoregressive side's distribution.
         alpha: weight of the autoregressive loss in joint mode (arXiv 2511.08923, equation 3).
         slot_decay: weight of each slot of a block relative to the slot before it, in (0, 1]; 1 in the paper. Tokens
             after a rejected one are discarded, so the first slots matter most.

@@ -7,6 +7,7 @@ from helpers_recurrent import random_model, settling_model
 from wavedraft.generation.recurrent.draws_recurrent import (
     CHOICE,
     STATE,
+    STATE_NOISE,
     Draws,
     gumbel_at,
     hash_of,
@@ -158,6 +159,18 @@ def test_states_drawn_ahead_are_those_drawn_one_by_one():
         assert torch.equal(states.at([row], [position]), alone), (row, position)
         assert torch.equal(states.of(like.expand(2, 1, -1), [position] * 2)[row], alone)
     assert not torch.equal(states.at([0], [5]), states.at([1], [5]))
+
+
+def test_noise_drawn_ahead_is_that_of_its_row_position_and_time():
+    model, draws = random_model(25), Draws([3, 4], torch.device("cpu"))
+    states = InitialStates(model, 1.0, draws, model.dtype)
+    like, seen = torch.empty(1, 1, model.config.n_embd), []
+    for row, position, time in ((0, 5, 0), (0, 5, 2), (1, 5, 2), (0, 5 + AHEAD, 2), (0, 4, 2), (0, 6, 0)):
+        hashes = draws.hashes(STATE_NOISE, [row], [position], [time])[:, None]
+        noise = states.noise([row], [position], [time])
+        assert torch.equal(noise, model.initial_states(like, 1.0, hashes=hashes)[:, 0]), (row, position, time)
+        assert not any(torch.equal(noise, other) for other in seen)
+        seen.append(noise)
 
 
 def test_a_seed_for_each_sequence_returned():

@@ -1,6 +1,7 @@
 """Fine-tuning with Trainer and PEFT: learning, resuming, and measuring by decoding."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,7 +16,12 @@ from transformers import AutoModelForCausalLM
 from helpers_marks import slow_but
 from helpers_tidar import random_prompts, tiny_tidar
 from wavedraft.modeling_tidar import DraftObjective, TiDARForCausalLM
-from wavedraft.modeling_tidar.objective_tidar import cross_entropy, kl_divergence, total_variation
+from wavedraft.modeling_tidar.objective_tidar import (
+    cross_entropy,
+    kl_divergence,
+    negative_log_acceptance,
+    total_variation,
+)
 from wavedraft.training import finetune, gated_adapter_config, measure_drafting
 from wavedraft.training.dialogue import IGNORED, PaddingCollator, encode_row, pack_rows
 from wavedraft.training.row_forms import row_of
@@ -99,6 +105,7 @@ def test_draft_losses_against_their_definitions():
         assert cross_entropy(draft, ids, target)[row].item() == pytest.approx(-float(q[row, ids[row]].log()), abs=1e-5)
         assert kl_divergence(draft, ids, target)[row].item() == pytest.approx(kl, abs=1e-5)
         assert total_variation(draft, ids, target)[row].item() == pytest.approx(1 - overlap, abs=1e-5)
+        assert negative_log_acceptance(draft, ids, target)[row].item() == pytest.approx(-math.log(overlap), abs=1e-4)
 
 
 def test_measuring_agrees_with_generate():
@@ -132,7 +139,7 @@ def fluent_checkpoint(checkpoint, tokenizer):
 
 @pytest.mark.parametrize(
     ("draft_loss", "max_steps", "least"),
-    [("cross_entropy", 100, 3), ("kl", 100, 3), pytest.param("tv", 250, 1.7, marks=pytest.mark.slow)],
+    [("cross_entropy", 100, 3), ("kl", 100, 3), ("lk", 100, 3), pytest.param("tv", 250, 1.7, marks=pytest.mark.slow)],
 )
 def test_gated_training_makes_drafts_stand_and_leaves_the_text_alone(
     fluent_checkpoint, tmp_path, draft_loss, max_steps, least

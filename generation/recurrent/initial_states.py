@@ -18,13 +18,13 @@ class InitialStates:
 
     Attributes:
         like: [1, 1, E], of the device and dtype of states.
-        ahead: by seed, a position and the states [AHEAD, E] from there on.
+        ahead: by seed, purpose and time of a draw, a position and the states [AHEAD, E] from there on.
     """
 
     def __init__(self, model: Any, init_scale: float, draws: Draws, dtype: torch.dtype):
         self.model, self.init_scale, self.draws = model, init_scale, draws
         self.like = torch.empty(1, 1, model.config.n_embd, dtype=dtype, device=draws.device)
-        self.ahead: dict[int, tuple[int, Sequence[torch.Tensor]]] = {}
+        self.ahead: dict[tuple[int, int, int], tuple[int, Sequence[torch.Tensor]]] = {}
 
     def of(self, embeds: torch.Tensor, starts: list[int], seeds: list[int] | None = None) -> torch.Tensor:
         """[A, T, E] states of the tokens from the positions `starts` on, with prelude outputs `embeds`.
@@ -46,21 +46,24 @@ class InitialStates:
 
     def at(self, rows: Sequence[int], positions: list[int]) -> torch.Tensor:
         """[n, E] states of positions, whatever their input token (for models that read tokens at each recurrence)."""
+        return self._drawn(STATE, rows, positions, [0] * len(positions))
+
+    def noise(self, rows: Sequence[int], positions: list[int], times: list[int]) -> torch.Tensor:
+        """[n, E] fresh states to mix with those of positions, others each time."""
+        return self._drawn(STATE_NOISE, rows, positions, times)
+
+    def _drawn(self, purpose: int, rows: Sequence[int], positions: list[int], times: list[int]) -> torch.Tensor:
         states = []
-        for row, position in zip(rows, positions, strict=True):
-            first, drawn = self.ahead.get(seed := self.draws.seeds[row], (0, ()))
+        for row, position, time in zip(rows, positions, times, strict=True):
+            key = seed, _, _ = self.draws.seeds[row], purpose, time
+            first, drawn = self.ahead.get(key, (0, ()))
             if not first <= position < first + len(drawn):
                 first, like = position, self.like.expand(1, AHEAD, -1)
-                hashes = self._on_device([[hash_of(seed, STATE, first + i, 0) for i in range(AHEAD)]])
+                hashes = self._on_device([[hash_of(seed, purpose, first + i, time) for i in range(AHEAD)]])
                 (drawn,) = self.model.initial_states(like, self.init_scale, hashes=hashes)
-                self.ahead[seed] = first, drawn
+                self.ahead[key] = first, drawn
             states.append(drawn[position - first])
         return torch.stack(states)
-
-    def noise(self, rows: list[int], positions: list[int], times: list[int]) -> torch.Tensor:
-        """[n, E] fresh states to mix with those of positions, others each time."""
-        hashes = self.draws.hashes(STATE_NOISE, rows, positions, times)[:, None]
-        return self.model.initial_states(self.like.expand(len(rows), 1, -1), self.init_scale, hashes=hashes)[:, 0]
 
     def _on_device(self, hashed: list[list[int]]) -> torch.Tensor:
         return torch.tensor(hashed, device=self.draws.device)

@@ -23,7 +23,7 @@ Source = Annotated[str, typer.Argument(help="The stock checkpoint: a folder, ORG
 Output = Annotated[Path, typer.Argument(help="The folder to write. An unfinished one is gone on with.")]
 Prompts = Annotated[
     Path | None,
-    typer.Option(help=f"Teach on answers to this file: {PROMPT_ROWS}. By default 4,000 prompts of five kinds."),
+    typer.Option(help=f"Teach on answers to this file: {PROMPT_ROWS}. By default 5,800 prompts of eleven kinds."),
 ]
 Hours = Annotated[float | None, typer.Option(min=0.0, help="Take at most this long; by default an hour.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Take this many training steps instead.")]

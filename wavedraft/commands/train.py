@@ -13,7 +13,7 @@ from .early_checks import check_choice, check_file, flag, load_library, say
 from .options import Columns
 
 MODES = ("gated", "joint", "full", "head", "lora")
-DRAFT_LOSSES = ("cross_entropy", "kl", "tv")
+DRAFT_LOSSES = ("cross_entropy", "kl", "tv", "lk")
 
 Checkpoint = Annotated[Path, typer.Argument(help="The TiDAR or recurrent-depth checkpoint folder to teach.")]
 Data = Annotated[
