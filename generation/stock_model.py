@@ -127,8 +127,9 @@ def can_choose_experts(model: Any) -> bool:
 
 def device_of(model: nn.Module) -> torch.device:
     """The device that a model computes on. Its weights may be offloaded elsewhere by accelerate."""
-    if model.device.type != "meta":
-        return model.device
+    device = model.device  # a search through the parameters
+    if device.type != "meta":
+        return device
     return next(torch.device(hook.execution_device) for hook in _placing_hooks(model))
 
 

@@ -214,7 +214,7 @@ class StaticParts:
         self.attention_function = model._attention_function()
         self.sums_up = compiled is not None and device_of(model).type == "cpu"
 
-    def padded_width(self, width: int) -> int:
+    def padded_width(self, width: int, device: torch.device) -> int:
         """The width a wavefront is computed at: from `NARROWEST` up, the next power of two or three quarters of it."""
         whole = max(NARROWEST, 1 << (width - 1).bit_length())
         return 3 * whole // 4 if NARROWEST < width <= 3 * whole // 4 else whole

@@ -24,6 +24,10 @@ from .cache_recurrent import Packing, RecurrentCache, Window
 FILL, FILL_KEYS, MANY_KEYS, FILL_MANY_KEYS = 4, 16, 192, 512
 
 
+def filled(width: int) -> int:
+    return -(-width // FILL) * FILL
+
+
 def attend(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: Window, recurrence: int
 ) -> torch.Tensor:
@@ -95,14 +99,14 @@ class RecurrentWindows(nn.Module):
         """`generation.recurrent.wavefront.wavefront_step`."""
         return wavefront_step(self, *args)
 
-    def padded_width(self, width: int) -> int:
+    def padded_width(self, width: int, device: torch.device) -> int:
         """The width a wavefront is computed at: the next power of two on an accelerator, where repeating shapes are
         worth more than the arithmetic; on the CPU, where arithmetic is what costs, `filled_width`."""
-        return self.filled_width(width) if device_of(self).type == "cpu" else 1 << (width - 1).bit_length()
+        return filled(width) if device.type == "cpu" else 1 << (width - 1).bit_length()
 
     def filled_width(self, width: int) -> int:
         """Tokens of a row to compute so that each comes out as it would beside others: see `FILL`."""
-        return -(-width // FILL) * FILL if device_of(self).type == "cpu" else width
+        return filled(width) if device_of(self).type == "cpu" else width
 
     def padded_window(
         self,
@@ -133,7 +137,7 @@ class RecurrentWindows(nn.Module):
     def filled_window(self, starts: list[int], length: int, cache: RecurrentCache) -> Window:
         """`window_at` that reads so many columns that their number does not tell in the result: see `FILL`."""
         kv_length = max(starts) + length
-        if device_of(self).type == "cpu" and attention_of(self.config) in ("sdpa", "eager"):
+        if cache.device.type == "cpu":
             multiple = FILL_KEYS if kv_length <= MANY_KEYS else FILL_MANY_KEYS
             kv_length = -(-kv_length // multiple) * multiple
         return self.window_at(starts, length, cache, kv_length)
@@ -149,12 +153,11 @@ class RecurrentWindows(nn.Module):
         cache.reserve(kv_length)
         rotary = self.rotary_at(position_ids, cache.dtype)
         if min(starts) == max(starts):
-            mask = self._mask(position_ids, kv_length, cache.dtype, starts[0])
-            columns = slice(starts[0], starts[0] + length)
-            return Window(rotary, mask, self._attention_function(), cache, columns, kv_length)
-        mask = self._mask(position_ids, kv_length, cache.dtype)
+            how = self._attention(position_ids, kv_length, cache.dtype, starts[0])
+            return Window(rotary, *how, cache, slice(starts[0], starts[0] + length), kv_length)
         rows = torch.arange(len(starts), device=device)[:, None]
-        return Window(rotary, mask, self._attention_function(), cache, (rows, position_ids), kv_length)
+        how = self._attention(position_ids, kv_length, cache.dtype)
+        return Window(rotary, *how, cache, (rows, position_ids), kv_length)
 
     def packed_window(self, rows: list[int], positions: list[int], cache: RecurrentCache) -> Window:
         """N single tokens, [N, 1] in every call: token n stands at positions[n] of cache row rows[n].
@@ -165,19 +168,31 @@ class RecurrentWindows(nn.Module):
         index = torch.tensor([rows, positions], device=device)[:, :, None]  # [2, N, 1]
         kv_length = max(positions) + 1
         cache.reserve(kv_length)
-        mask = self._mask(index[1], kv_length, cache.dtype) if min(positions) < max(positions) else None
+        how: tuple[Any, Callable] = (None, self._attention_function())
+        if min(positions) < max(positions):
+            how = self._attention(index[1], kv_length, cache.dtype)
         rotary = self.rotary_at(index[1], cache.dtype)
-        packing = Packing.of(rows)
-        return Window(rotary, mask, self._attention_function(), cache, (index[0], index[1]), kv_length, packing)
+        return Window(rotary, *how, cache, (index[0], index[1]), kv_length, Packing.of(rows))
 
     def _attention_function(self) -> Callable:
-        """Looked up once a window: a config takes its time to answer."""
         return ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(self.config), eager_attention)
 
-    def _mask(self, position_ids: torch.Tensor, kv_length: int, dtype: torch.dtype, start: int | None = None) -> Any:
-        """What lets tokens at [B, T] positions see the columns up to their own; `start` where all rows begin there."""
+    def _attention(
+        self, position_ids: torch.Tensor, kv_length: int, dtype: torch.dtype, start: int | None = None
+    ) -> tuple[Any, Callable]:
+        """What lets tokens at [B, T] positions see the columns up to their own, and the function that attends.
+
+        Args:
+            start: where all rows begin there.
+        """
+        implementation = attention_of(self.config)  # a config takes its time to answer
+        mask = self._mask(implementation, position_ids, kv_length, dtype, start)
+        return mask, ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+
+    def _mask(
+        self, implementation: str, position_ids: torch.Tensor, kv_length: int, dtype: torch.dtype, start: int | None
+    ) -> Any:
         num_rows, length = position_ids.shape
-        implementation = attention_of(self.config)
         if "flash" in implementation and start is None:
             raise ValueError(
                 f"`attn_implementation` must be 'sdpa', 'eager' or 'flex_attention' to decode rows of different length "

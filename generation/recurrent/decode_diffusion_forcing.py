@@ -45,7 +45,7 @@ def decode_diffusion_forcing(session: Session) -> RecurrentGenerateOutput:
         # 1. Add headway.
         room = [transcript.max_length - pad - start for pad, start in zip(session.pads, wavefront.starts, strict=True)]
         widest = wavefront.add_headway(options.headway, [min(options.max_wavefront, columns) for columns in room])
-        width = session.parts.padded_width(widest)
+        width = session.parts.padded_width(widest, session.device)
         wavefront.fit(width, session.states.at, draw_noise)
         # 2. Embed, averaging with the previous step; recur; decode.
         window = parts.filled_window(wavefront.starts, width, session.cache)
