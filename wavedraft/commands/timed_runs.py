@@ -83,7 +83,7 @@ def why_different(model: Any, trust: float = 1.0) -> str:
         return "In float32 they must be the same. Please report it, with the prompt and the settings."
     return (
         f"In {dtype} two tokens can be nearly equal, and forwards of several tokens round differently from those of "
-        "one. The mode tie-safe (exact) writes plain decoding's text."
+        "one. The mode tie-safe (exact), which is not compiled, writes plain decoding's text."
     )
 
 
