@@ -56,7 +56,8 @@ def accept_block(
 
 
 def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Draws one id per row by inverting the cumulative distribution.
+    """Draws one id per row by inverting the cumulative distribution: the first whose cumulative probability exceeds a
+    threshold, so never one of probability 0.
 
     Args:
         probs: [..., V], not necessarily normalised.
@@ -67,7 +68,6 @@ def sample(probs: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = probs.double().cumsum(dim=-1)
     threshold = uniforms.double().unsqueeze(-1) * cumulative[..., -1:]
-    # The first id whose cumulative probability exceeds the threshold: never an id of probability 0.
     ids = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
     last_possible = probs.shape[-1] - 1 - (probs.flip(-1) > 0).long().argmax(dim=-1)
     return torch.minimum(ids, last_possible)

@@ -56,6 +56,8 @@ class Transcript:
         lengths: columns in use in each row, a host list.
         new_ids: decided tokens on the host, for a reader that takes them out.
         active: the A rows still being written, in order.
+        rows_end_alone: false without end tokens. Then, as in transformers, every row continues until the last one
+            stops.
     """
 
     def __init__(
@@ -92,7 +94,6 @@ class Transcript:
         self.eos_token_ids = {int(token) for ids in of_eos for token in ids}
         others = [c for c in stopping_criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria)]
         self.criteria = StoppingCriteriaList(others)
-        # As in transformers: without end tokens, every row continues until the last row stops.
         self.rows_end_alone = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         if self.rows_end_alone and batch_size > 1 and pad_token_id is None:
             raise ValueError(

@@ -11,6 +11,7 @@ from helpers_restless_plans import restless_plans
 from helpers_step_graph import Recording
 from helpers_tidar import gated, ragged, random_prompts, tiny_tidar, with_random_head
 from wavedraft import TiDARForCausalLM
+from wavedraft.generation.drafting.draft_step import PLAIN
 from wavedraft.generation.drafting.step_runner import StepRunner
 from wavedraft.generation.execution.compiled_layers import is_captured, reason_not_to_record
 from wavedraft.generation.step_graph import (
@@ -144,10 +145,13 @@ def test_a_cache_of_more_slots_than_a_text_needs_serves_it_too(recorded):
 def test_plans_that_change_are_recorded_once_each(recorded):
     model = tiny_tidar("qwen3", draft_length=4)
     keywords = ragged() | {"max_new_tokens": 24, "do_sample": False}
-    expected = model.generate(**keywords)
+    expected, plans = model.generate(**keywords), set()
     for _ in range(3):
-        assert model.generate(**keywords, num_branches="auto", **COMPILED).tolist() == expected.tolist()
-    assert recorded.num_recorded == 3  # plain, and drafts after one and after two numbers of accepted tokens
+        output = model.generate(**keywords, num_branches="auto", return_dict_in_generate=True, **COMPILED)
+        assert output.sequences.tolist() == expected.tolist()
+        plans |= output.plans.keys()
+    assert {PLAIN, (2, 1)} <= plans
+    assert recorded.num_recorded == len(plans)
 
 
 def test_plans_that_change_all_the_time_leave_the_text_alone(recorded, monkeypatch):

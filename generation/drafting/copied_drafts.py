@@ -11,13 +11,14 @@ from .draft_planner import DraftPlanner, OnePlan, slot_chances
 from .draft_step import Plan, StepState
 from .options_tidar import TiDAROptions
 
-LONGEST = 8  # repeated tokens that are told apart
+LONGEST = 8
 
-Copy = list[tuple[int, float]]  # ids, and the chance of each after those before it
+Copy = list[tuple[int, float]]
 
 
 class Repeats:
-    """Where a text has said its last tokens before, and how surely it goes on as it did there.
+    """Where a text has said its last tokens before, and how surely it goes on as it did there. At most `LONGEST`
+    repeated tokens are told apart. A `Copy` has ids, and the chance of each after those before it.
 
     Attributes:
         places: where the text went on, the last time, after each 2 to `LONGEST` tokens.

@@ -35,7 +35,7 @@ from .structured_mask import (
     structured_attention_mask,
 )
 
-MOST_READ_AT_ONCE = 256  # masks of several blocks whose logits an accelerator reads with the clean tokens'
+MOST_READ_AT_ONCE = 256
 
 
 class DraftNetwork:
@@ -247,7 +247,8 @@ class DraftNetwork:
 
     def reads_all_masks(self, num_rows: int, inputs: DraftInputs) -> bool:
         """Whether every block's logits are read with the clean tokens'. A second pass of the lm_head reads all of its
-        weights again. Where rows are dear, on a CPU, a few rows more cost less than that."""
+        weights again. Where rows are dear, on a CPU, a few rows more cost less than that, up to
+        `MOST_READ_AT_ONCE` masks."""
         num_masks = num_rows * inputs.num_blocks * (inputs.draft_length - 1)
         is_cpu = self.rows.cache.device.type == "cpu"
         return 0 < num_masks <= MOST_READ_AT_ONCE and (inputs.num_blocks <= 2 or not is_cpu)

@@ -226,7 +226,7 @@ class DraftPlanner:
         if self.is_static or self.shared_on is not None or self.unseen():
             return max(plan.draft_length - 1, 0)
         reaches = zip_longest(*(accumulate(chances, mul, initial=1.0) for chances in drafts), fillvalue=0.0)
-        of_rows = zip(*(accumulate(row) for row in zip(*reaches, strict=True)), strict=True)  # by length, each row's
+        of_rows = zip(*(accumulate(row) for row in zip(*reaches, strict=True)), strict=True)
         rates = [min(tokens) / self.times.of(plan, length) for length, tokens in enumerate(of_rows, start=1)]
         return rates.index(max(rates))
 

@@ -21,8 +21,6 @@ ACCEPTANCE = "draft_acceptance"  # of a generation config: what an evaluation fo
 READ_KEYWORDS = {"attention_mask", "position_ids", "use_cache", "logits_to_keep", "tokenizer", *CACHE_NAMES}
 READ_CACHES = {"DynamicCache", "DummyLayer", "DynamicLayer", "DynamicSlidingWindowLayer", "StaticCache", "StaticLayer"}
 READ_CACHES |= {"LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer"}
-# Differences of the two best scores under which wide forwards may order them differently from forwards of one token. In
-# bfloat16 it moved by up to 0.375 at 336 tokens of SmolLM2-135M; the others follow from their rounding.
 TIE_MARGINS = {torch.bfloat16: 0.5, torch.float16: 0.0625, torch.float32: 0.001}
 
 
@@ -135,6 +133,9 @@ class TiDAROptions:
         return self.draft_length * (1 + num_branches)
 
     def tie_margin_of(self, dtype: torch.dtype) -> float:
+        """The difference of the two best scores under which wide forwards may order them differently from forwards of
+        one token. In bfloat16 it moved by up to 0.375 at 336 tokens of SmolLM2-135M; the others follow from their
+        rounding."""
         return TIE_MARGINS.get(dtype, TIE_MARGINS[torch.bfloat16]) if self.tie_margin is None else self.tie_margin
 
     def seeds(self, batch_size: int) -> list[int] | None:

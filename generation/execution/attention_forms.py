@@ -19,7 +19,7 @@ from ..stock_model import attention_of
 from .compiled_layers import swapped
 from .packed_linear import PackedLinear
 
-TILE, FEW_TILES = 64, 96  # queries per tile; up to 96 tiles, products are no slower on an H200
+TILE, FEW_TILES = 64, 96
 LEFT_TO_SDPA = ("position_bias", "cache", "softcap")  # arguments that only transformers' sdpa handles
 
 
@@ -71,8 +71,8 @@ def attend_in_step(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """`attend_grouped` under a mask of `masks_of_step` for groups. A GPU's attention kernel runs each tile of queries
-    on one multiprocessor. With few tiles, two products with a float32 softmax between them are faster
-    (`benchmarks/gpu_attention.py`)."""
+    on one multiprocessor. With few tiles, two products with a float32 softmax between them are faster: with up to 96
+    tiles of 64 queries on an H200 (`benchmarks/gpu_attention.py`)."""
     grouped = query.reshape(len(query), key.shape[1], -1, query.shape[3])
     if is_left_to_sdpa(kwargs) or mask.shape[-2] != grouped.shape[2]:
         return attend_grouped(module, query, key, value, mask[..., : query.shape[2], :], **kwargs)
@@ -107,7 +107,7 @@ def attend_over_prompt(
     return torch.cat([of_tokens, of_masks], dim=1), None
 
 
-NUM_BELIEVED = 8  # tokens whose single forward equals the wide one bit for bit, before the wide forward is trusted
+NUM_BELIEVED = 8
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,10 @@ _spans: ContextVar[Spans | None] = ContextVar("spans", default=None)
 def attend_token_by_token(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa for each clean token, and `attend_grouped` for all masks: [A, Q, H, D]."""
+    """transformers' sdpa for each clean token, and `attend_grouped` for all masks: [A, Q, H, D]. Without spans this is
+    the forward of a prompt, or of another thread."""
     spans = _spans.get()
-    if spans is None:  # the forward of a prompt or another thread
+    if spans is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     window = kwargs.get("sliding_window")
     if spans.has_window and "sliding_window" not in kwargs:
@@ -160,7 +161,8 @@ def attend_token_by_token(
 
 @dataclass
 class Rounding:
-    """The rounding of one model on one device in one dtype, measured once.
+    """The rounding of one model on one device in one dtype, measured once. After `NUM_BELIEVED` tokens whose single
+    forward equals the wide one bit for bit, the wide forward is trusted.
 
     Attributes:
         dependent: shapes of linear layers whose result for a token depends on the other tokens; and whether it is the
@@ -232,11 +234,12 @@ def products_token_by_token(model: nn.Module, rounding: Rounding) -> Iterator[No
 
 def token_by_token(layer: nn.Linear | PackedLinear, is_stock: bool) -> tuple[str, Callable[[Tensor], Tensor]]:
     """The name of a layer's product [B, Q, D] -> [B, Q, E], and one that reads prompts, and token i of all rows, with
-    the stock layer's rounding. `is_stock`: `rounds_as_stock`."""
+    the stock layer's rounding. `is_stock`: `rounds_as_stock`. A gated layer calls `both` of its packed base, and reads
+    the reduced columns of masks alone."""
     is_packed, reducer = isinstance(layer, PackedLinear), getattr(layer, "reducer", None)
-    name = "both" if is_packed else "forward"  # a gated layer calls `both` of its packed base
+    name = "both" if is_packed else "forward"
     product = getattr(layer, name)
-    num_reduced = 0 if reducer is None else reducer.shape[1]  # columns that are read of masks alone
+    num_reduced = 0 if reducer is None else reducer.shape[1]
 
     def of_clean(x: Tensor) -> Tensor:
         if is_packed and is_stock:
@@ -245,7 +248,7 @@ def token_by_token(layer: nn.Linear | PackedLinear, is_stock: bool) -> tuple[str
 
     def separate(x: Tensor) -> Tensor:
         spans = _spans.get()
-        if spans is None:  # the forward of a prompt or another thread
+        if spans is None:
             return of_clean(x)
         clean, masks = x[:, : spans.num_clean], x[:, spans.num_clean :]
         tokens = [of_clean(token) for token in clean.split(1, dim=1)]

@@ -139,7 +139,7 @@ def told_by_row(model: Any) -> dict[nn.Module, set[str]]:
     return told
 
 
-MOST_SUMMED = 1 << 20  # max. multiplications that a compiled step sums instead of a matmul
+MOST_SUMMED = 1 << 20
 
 
 class GatedLinear(nn.Module):
@@ -178,15 +178,17 @@ class GatedLinear(nn.Module):
 
 
 def product(x: Tensor, matrix: Tensor) -> Tensor:
-    """[..., D] times [D, E]. A compiled sum of a few rows fuses with other work; a matmul cannot."""
+    """[..., D] times [D, E]. A compiled sum of a few rows fuses with other work; a matmul cannot. `MOST_SUMMED`
+    multiplications are summed at most."""
     if torch.compiler.is_compiling() and x.numel() * matrix.shape[1] <= MOST_SUMMED:
         return (x[..., None, :] * matrix.t()).sum(dim=-1)
     return x @ matrix
 
 
 def sole_adapter(module: Any) -> str | None:
-    """The only adapter that a PEFT layer adds to its base layer; None if the layer does anything else."""
-    parts = parts_of(module)  # read directly: a thousand attribute look-ups take 2 ms
+    """The only adapter that a PEFT layer adds to its base layer; None if the layer does anything else. Parts are read
+    directly: a thousand attribute look-ups take 2 ms."""
+    parts = parts_of(module)
     adapters = parts_of(parts["lora_A"])
     names = [name for name in module.active_adapters if name in adapters]
     if module.disable_adapters or module.merged or "forward" in module.__dict__ or len(names) != 1:

@@ -80,7 +80,8 @@ class ModelForm:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Puts the model in this form inside the context, and restores the model afterwards."""
+        """Puts the model in this form inside the context, and restores the model afterwards. In plain decoding an
+        adapter acts on no token."""
         with ExitStack() as stack:
             adapters = adapters_of(self.model)
             told = told_by_row(self.model)
@@ -95,7 +96,6 @@ class ModelForm:
             self.gate = MaskGate() if adapters else None
             stack.enter_context(swapped([(one.variants, one.name, self.gate) for one in adapters]))
             copies = kept_with(self.model).copies
-            # In plain decoding an adapter acts on no token.
             acting = [one for one in sole if self.is_drafting or hooks_of(one.layer)]
             gated = {one.layer: gated_linear(one.layer, one.name, self.gate, copies) for one in acting}
             if self.is_packed:

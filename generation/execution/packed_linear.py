@@ -18,8 +18,6 @@ PACKABLE = (torch.bfloat16, torch.float32)
 PRIVATE_OPERATORS = "_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise"
 NO_EPILOGUE: tuple[str, list[Any], str] = ("none", [], "")  # no activation after the product
 
-# torch's compiler accepts `mkldnn::_linear_pointwise` only with a constant weight. Under a name of ours it accepts a
-# weight as an argument, so all layers share one compiled function.
 if not hasattr(torch.ops.wavedraft, "_linear_pointwise"):  # the package and a checkpoint's copy of it share one process
     torch.library.define(
         "wavedraft::_linear_pointwise",
@@ -28,6 +26,8 @@ if not hasattr(torch.ops.wavedraft, "_linear_pointwise"):  # the package and a c
 
     @torch.library.impl("wavedraft::_linear_pointwise", "default")
     def _linear_pointwise(*args: Any) -> Tensor:
+        """torch's compiler accepts `mkldnn::_linear_pointwise` only with a constant weight. Under a name of ours it
+        accepts a weight as an argument, so all layers share one compiled function."""
         return torch.ops.mkldnn._linear_pointwise.default(*args)
 
     @torch.library.register_fake("wavedraft::_linear_pointwise")
@@ -39,7 +39,6 @@ compilable_product: Any = torch.ops.wavedraft._linear_pointwise.default
 # The compiler's cache on disk pickles its options.
 compilable_product.__reduce_ex__ = lambda protocol: (str, (str(compilable_product),))
 
-# Compiled code calls `aoti_torch_cpu_` plus an operator's name without its namespace: for ours, torch's own function.
 SHIMS_OPTION = "aot_inductor.custom_ops_to_c_shims"
 C_FUNCTION = (
     "AOTITorchError aoti_torch_cpu__linear_pointwise(AtenTensorHandle X, AtenTensorHandle W, AtenTensorHandle* B, "
@@ -48,7 +47,8 @@ C_FUNCTION = (
 
 
 def options_of_compiler() -> dict[str, Any]:
-    """Inductor options that let compiled layers call the product without Python, if torch has them."""
+    """Inductor options that let compiled layers call the product without Python, if torch has them. Compiled code calls
+    `aoti_torch_cpu_` plus an operator's name without its namespace: for ours, torch's own function."""
     if has_compiler_option(SHIMS_OPTION):
         return {"cpp_wrapper": True, SHIMS_OPTION: {compilable_product: [C_FUNCTION]}}
     return {"size_asserts": False}  # generated Python would read the strides of a packed weight, which has none
@@ -137,8 +137,8 @@ class PackedLinear(nn.Module):
 
 
 def packed_weight(weight: Tensor) -> Tensor:
-    """A weight [E, D] in oneDNN's order."""
-    # An inference tensor would not share compiled code with packed weights made outside inference mode.
+    """A weight [E, D] in oneDNN's order. An inference tensor would not share compiled code with packed weights made
+    outside inference mode."""
     with torch.inference_mode(False), torch.no_grad():
         return torch.ops.mkldnn._reorder_linear_weight(weight)
 
@@ -188,10 +188,10 @@ def has_plain_linears(model: Any) -> bool:
 
 
 def is_packable(linear: nn.Linear, dtype: torch.dtype) -> bool:
-    """Whether a layer has a weight of the model's dtype, and no replaced forward or hooks, which would be lost."""
+    """Whether a layer has a weight of the model's dtype, and no replaced forward or hooks, which would be lost. The
+    fingerprint reads the weight as 64-bit integers."""
     weight = linear.weight
     has_own_call = "forward" in linear.__dict__ or hooks_of(linear)
-    # The fingerprint reads the weight as 64-bit integers.
     is_whole = weight.numel() > 0 and not weight.numel() % 4 and not weight.storage_offset() % 4
     is_plain = type(weight.data) is Tensor  # quantized weights are classes of their own
     return is_plain and weight.dtype == dtype and weight.is_contiguous() and is_whole and not has_own_call
